@@ -1,0 +1,93 @@
+"""Every exception Rankpress raises on purpose, one class per thing a caller can act on.
+
+RankpressError
+├── BadStream              the bytes are not a stream, or a damaged one
+│   ├── UnsupportedStream  a newer format version or an unknown critical section
+│   └── UnknownModel       made with weights that are not in the store
+├── BadImage               the bytes are not an image file we read
+│   └── TooManyPixels      the picture is larger than the pixel limit
+├── TooManyBytes           the body is larger than the byte limit
+├── BadParameter           a request argument is wrong
+│   ├── RateUnavailable    no weights for that rate in the store
+│   └── TargetUnreachable  no rate meets the size or quality that was asked for
+├── NotAcceptable          no output format that the caller accepts
+├── StoreError             the model store is incomplete or does not match its manifest
+├── Saturated              too much work waits already; try again later
+└── SelfTestFailed         this machine does not reproduce the golden stream
+
+Messages say what was found, what was expected and where. HTTP status codes live in api/errors.py.
+"""
+
+from __future__ import annotations
+
+
+class RankpressError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class BadStream(RankpressError):
+    """The bytes are not a Rankpress stream, or a damaged one."""
+
+
+class UnsupportedStream(BadStream):
+    """The stream is whole but needs a newer decoder."""
+
+
+class UnknownModel(BadStream):
+    """The stream was made with weights that the store does not hold."""
+
+
+class BadImage(RankpressError):
+    """The bytes are not an image file that can be read, or of a kind that is refused."""
+
+
+class TooManyPixels(BadImage):
+    """The picture has more pixels than the limit; refused before it is decoded."""
+
+
+class TooManyBytes(RankpressError):
+    """The body is larger than the byte limit."""
+
+
+class BadParameter(RankpressError):
+    """A request argument is wrong."""
+
+
+class RateUnavailable(BadParameter):
+    """The store holds no weights for the rate.
+
+    Attributes:
+        available: the rates that can be asked for.
+    """
+
+    def __init__(self, message: str, available: tuple[float, ...]) -> None:
+        super().__init__(message)
+        self.available = available
+
+
+class TargetUnreachable(BadParameter):
+    """No rate in the store meets the size or quality that was asked for."""
+
+
+class NotAcceptable(RankpressError):
+    """None of the formats that the caller accepts can be written."""
+
+
+class StoreError(RankpressError):
+    """The model store is incomplete, or a file in it does not match the manifest."""
+
+
+class Saturated(RankpressError):
+    """Too much work waits already.
+
+    Attributes:
+        retry_after_s: a guess at when to try again, in whole seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class SelfTestFailed(RankpressError):
+    """The golden stream did not decode to the recorded symbols on this machine."""
