@@ -1,0 +1,165 @@
+"""Kinds of image file: told apart by their first bytes, opened, and their frames counted.
+
+`Image.open` is passed over on purpose: it would try formats that we refuse, and its limit on
+pixels is one number for the whole process that warns, then raises, whatever the caller's limit is.
+Frames of GIF and TIFF are counted here from the bytes; Pillow would fill a canvas for each.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from service.errors import BadImage
+
+MAX_COUNTED_FRAMES: Final = 1000
+"""Counting stops here; a file with more is refused all the same."""
+
+_HEAD_BYTES: Final = 64
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of image file that is read.
+
+    Attributes:
+        name: as people write it.
+        matches: whether the first bytes are those of such a file.
+        open: reads the header only.
+    """
+
+    name: str
+    matches: Callable[[bytes], bool]
+    open: Callable[[io.BytesIO], ImageFile]
+
+
+def _starts(*prefixes: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head.startswith(prefixes)
+
+
+def _has_brand(*brands: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head[4:8] == b"ftyp" and head[8:12] in brands
+
+
+def _is_avif(head: bytes) -> bool:
+    """By the main brand, or, where that only says HEIF, by the compatible ones."""
+    heif = _has_brand(b"mif1", b"msf1")(head)
+    return _has_brand(b"avif", b"avis")(head) or (heif and b"avi" in head[16:])
+
+
+def _is_webp(head: bytes) -> bool:
+    return head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+
+
+def _is_pnm(head: bytes) -> bool:
+    return head[:1] == b"P" and head[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6")
+
+
+# JPEG is opened as such even where it is MPO: the first of several pictures is the photograph, the
+# others are depth, stereo or gain maps.
+_KINDS: Final = (
+    Kind("PNG", _starts(b"\x89PNG\r\n\x1a\n"), PngImageFile),
+    Kind("JPEG", _starts(b"\xff\xd8\xff"), JpegImageFile),
+    Kind("WebP", _is_webp, WebPImageFile),
+    Kind("AVIF", _is_avif, AvifImageFile),
+    Kind("GIF", _starts(b"GIF87a", b"GIF89a"), GifImageFile),
+    Kind("TIFF", _starts(b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"), TiffImageFile),
+    Kind("BMP", _starts(b"BM"), BmpImageFile),
+    Kind("PPM", _is_pnm, PpmImageFile),
+)
+_REFUSED: Final = (
+    ("HEIC", _has_brand(b"heic", b"heix", b"hevc", b"mif1", b"msf1")),
+    ("JPEG XL", _starts(b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")),
+    ("JPEG 2000", _starts(b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")),
+    ("PDF", _starts(b"%PDF")),
+    ("PostScript", _starts(b"%!PS")),
+    ("Photoshop", _starts(b"8BPS")),
+    ("SVG", _starts(b"<svg", b"<?xml")),
+)
+
+
+def recognise(data: bytes) -> Kind:
+    """Return the kind of file that the first bytes say it is.
+
+    Raises:
+        BadImage: none that is read.
+    """
+    head = bytes(data[:_HEAD_BYTES])
+    for kind in _KINDS:
+        if kind.matches(head):
+            return kind
+    known = ", ".join(kind.name for kind in _KINDS)
+    for name, matches in _REFUSED:
+        if matches(head):
+            raise BadImage(f"{name} files are not read, expected one of {known}")
+    if not head:
+        raise BadImage("the file is empty")
+    raise BadImage(f"not an image file that is read, expected one of {known}")
+
+
+def count_frames(kind: Kind, image: ImageFile, data: bytes) -> int:
+    """Return how many pictures the file holds, at most about `MAX_COUNTED_FRAMES`."""
+    if kind.name == "GIF":
+        return _count_gif_frames(data)
+    if kind.name == "TIFF":
+        return _count_tiff_pages(data)
+    return int(getattr(image, "n_frames", 1))
+
+
+def _count_gif_frames(data: bytes) -> int:
+    """Walk the blocks of a GIF: extensions, pictures, and the chains of sub-blocks in both."""
+    frames, position = 0, 13 + _palette_bytes(data[10])
+    while position < len(data) and frames < MAX_COUNTED_FRAMES:
+        block = data[position]
+        if block == 0x3B:  # trailer
+            break
+        if block == 0x2C:  # picture: nine bytes, palette, code size
+            frames += 1
+            if position + 9 >= len(data):
+                break
+            position += 11 + _palette_bytes(data[position + 9])
+        elif block == 0x21:  # extension: label
+            position += 2
+        else:
+            position += 1
+            continue
+        while position < len(data) and data[position]:
+            position += data[position] + 1
+        position += 1
+    return frames
+
+
+def _palette_bytes(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _count_tiff_pages(data: bytes) -> int:
+    """Follow the chain of directories, each: count, entries, offset of the next."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = 43 in data[2:4]
+    count_format, entry_bytes, next_format = ("Q", 20, "Q") if big else ("H", 12, "I")
+    pages, seen = 0, set[int]()
+    (offset,) = struct.unpack_from(order + next_format, data, 8 if big else 4)
+    while offset and offset not in seen and pages < MAX_COUNTED_FRAMES:
+        seen.add(offset)
+        pages += 1
+        try:
+            (entries,) = struct.unpack_from(order + count_format, data, offset)
+            after = offset + struct.calcsize("=" + count_format) + entry_bytes * entries
+            (offset,) = struct.unpack_from(order + next_format, data, after)
+        except (struct.error, OverflowError):
+            break  # the chain leaves the file; a single damaged page is for the reader to refuse
+    return pages

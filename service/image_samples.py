@@ -1,0 +1,221 @@
+"""From the samples of a file that Pillow opened to 8-bit RGB and alpha, upright.
+
+What has to be done is planned from the header and the profile; then pixels leave Pillow in bands,
+each converted and put where it belongs in the upright picture. So a photograph is held once by
+Pillow and once as an array, whatever its mode and orientation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageCms
+from PIL.Image import Image, fromarray
+from PIL.ImageFile import ImageFile
+
+from service import colour
+from service.errors import BadImage
+from service.picture import U8
+
+_BAND_PIXELS: Final = 1 << 20
+_MODES_16: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_MODES_GREY: Final = _MODES_16 | {"1", "L", "LA", "La"}
+_MODES_COLOUR: Final = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+_WHY_REFUSED: Final[Mapping[str, str]] = {
+    "F": "its samples are floating-point numbers; save it with 8 or 16 bits a sample",
+    "I": "its samples are signed or 32-bit integers; save it with 8 or 16 bits a sample",
+    "LAB": "its colours are CIE Lab; save it as RGB",
+}
+_TIFF_BITS: Final = 258
+_TIFF_PHOTOMETRIC: Final = 262
+_SPACES: Final[Mapping[colour.Mode, str]] = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the samples of a file are.
+
+    Attributes:
+        grey: one colour channel.
+        bits: of a sample in the file, as far as Pillow tells.
+        white: largest value of 16-bit grey samples.
+        inverted: 0 is white, in 16-bit grey samples.
+        alpha: some pixels may be transparent.
+    """
+
+    grey: bool
+    bits: int
+    white: int
+    inverted: bool
+    alpha: bool
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is done to the colours.
+
+    Attributes:
+        mode: of Pillow, for colours without alpha before the transform.
+        transform: to sRGB, None to take colours as they are.
+        icc: the profile that the picture keeps.
+        notes: what a user should know of it.
+    """
+
+    mode: colour.Mode
+    transform: ImageCms.ImageCmsTransform | None = None
+    icc: bytes | None = None
+    notes: tuple[str, ...] = ()
+
+
+def examine(image: ImageFile) -> Samples:
+    """Return what the header says of the samples, before they are decoded.
+
+    Raises:
+        BadImage: samples that have no natural place in 8 bits.
+    """
+    raw_mode, decoder = _raw_mode(image)
+    deep_pnm = image.format == "PPM" and image.mode == "I"
+    if image.format == "PPM" and decoder != "raw":
+        raise BadImage("PPM files are read in binary with 8 bits, or grey with 16, a sample")
+    if image.mode not in _MODES_GREY | _MODES_COLOUR and not deep_pnm:
+        why = _WHY_REFUSED.get(image.mode, f"its samples are of the kind {image.mode}")
+        raise BadImage(f"this {image.format} file is not read: {why}")
+    grey = image.mode in _MODES_GREY or deep_pnm or raw_mode.startswith("LA")
+    bits = _bits(image, raw_mode, deep_pnm)
+    inverted = image.format == "TIFF" and _tiff_tag(image, _TIFF_PHOTOMETRIC) == 0
+    return Samples(grey, bits, (1 << bits) - 1, inverted, image.has_transparency_data)
+
+
+def plan_colours(
+    image: Image, samples: Samples, *, keep: bool, verbatim: bool, max_bytes: int
+) -> Conversion:
+    """Return what to do with the colours of a loaded image and with its profile.
+
+    Args:
+        image: as decoded.
+        samples: as examined.
+        keep: keep a profile that says more than sRGB; else convert to sRGB.
+        verbatim: keep also one that says no more than sRGB.
+        max_bytes: of a profile that is kept; with a larger one, colours are converted.
+    """
+    mode = _colour_mode(image, samples)
+    icc = image.info.get("icc_profile")
+    naive = ("CMYK without a profile converted to RGB",) if mode == "CMYK" else ()
+    if not isinstance(icc, bytes) or not icc:
+        return Conversion(mode, notes=naive)
+    space = colour.space(icc)
+    fits = space == _SPACES[mode]
+    if mode == "L" and space == "RGB":
+        mode = "RGB"
+    transform = colour.to_srgb(icc, mode) if space == _SPACES[mode] else None
+    if transform is None:
+        dropped = "the colour profile is damaged or of another colour space and was left out"
+        return Conversion(mode, notes=(dropped, *naive))
+    if mode == "CMYK":
+        return Conversion(mode, transform, notes=("CMYK converted to sRGB by its profile",))
+    plain = colour.is_srgb(transform, mode)
+    if fits and len(icc) <= max_bytes and (verbatim or (keep and not plain)):
+        return Conversion(mode, icc=icc)
+    if plain:
+        return Conversion(mode)
+    return Conversion(mode, transform, notes=("colours converted to sRGB by the file's profile",))
+
+
+def unpack(
+    image: Image, samples: Samples, conversion: Conversion, orientation: int
+) -> tuple[U8, U8 | None]:
+    """Return the upright colours [H, W, 3] and alpha [H, W] of a loaded image.
+
+    Alpha is None when every pixel is opaque.
+    """
+    width, height = image.size
+    upright = (height, width) if orientation <= 4 else (width, height)
+    rgb = np.empty((*upright, 3), np.uint8)
+    alpha = np.empty(upright, np.uint8) if samples.alpha else None
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        band = image.crop((0, top, width, bottom))
+        channels, transparency = _unpack_band(band, samples, conversion)
+        as_in_file(rgb, orientation)[top:bottom] = channels
+        if alpha is not None and transparency is not None:
+            as_in_file(alpha, orientation)[top:bottom] = transparency
+    return rgb, unless_opaque(alpha)
+
+
+def as_in_file(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return a view of an upright picture that is indexed as the file's rows and columns are.
+
+    Orientations are those of TIFF and Exif: 6 is a file whose first row is the right side.
+    """
+    if orientation in (2, 3, 6, 7):
+        upright = upright[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        upright = upright[::-1]
+    return upright.swapaxes(0, 1) if orientation >= 5 else upright
+
+
+def unless_opaque(alpha: U8 | None) -> U8 | None:
+    """Return alpha, or None when every pixel is opaque."""
+    return None if alpha is None or bool((alpha == 255).all()) else alpha
+
+
+def _unpack_band(
+    band: Image, samples: Samples, conversion: Conversion
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Return colours [h, w, 3], or [h, w, 1] to be repeated, and alpha [h, w]."""
+    alpha: NDArray[np.uint8] | None = None
+    if band.mode in _MODES_16 or band.mode == "I":
+        deep = np.asarray(band)
+        if samples.alpha:
+            alpha = np.where(deep == band.info["transparency"], 0, 255).astype(np.uint8)
+        band = fromarray(_to_8_bits(deep, samples))
+    elif samples.alpha:
+        band = band.convert("LA" if samples.grey else "RGBA")
+        alpha = np.asarray(band.getchannel("A"))
+    if conversion.transform is not None:
+        band = colour.apply(conversion.transform, band.convert(conversion.mode))
+        first = 1 if samples.grey else 0  # green, of three that are equal but for rounding
+        colours = np.asarray(band)
+        return (colours[..., first : first + 1] if samples.grey else colours), alpha
+    colours = np.asarray(band.convert("L" if samples.grey else "RGB"))
+    return colours.reshape(band.height, band.width, -1), alpha
+
+
+def _to_8_bits(deep: NDArray[Any], samples: Samples) -> U8:
+    """Scale 0…white to 0…255, rounding to nearest."""
+    clipped = np.clip(deep, 0, samples.white).astype(np.uint32)
+    reduced: U8 = ((clipped * 255 + samples.white // 2) // samples.white).astype(np.uint8)
+    return ~reduced if samples.inverted else reduced
+
+
+def _colour_mode(image: Image, samples: Samples) -> colour.Mode:
+    if image.mode == "CMYK":
+        return "CMYK"
+    return "L" if samples.grey else "RGB"
+
+
+def _raw_mode(image: ImageFile) -> tuple[str, str]:
+    """Return Pillow's name for the samples in the file, and for what decodes them."""
+    if not image.tile:
+        return image.mode, "raw"
+    tile = image.tile[0]
+    args = tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args
+    return (args if isinstance(args, str) else image.mode), tile.codec_name
+
+
+def _bits(image: ImageFile, raw_mode: str, deep_pnm: bool) -> int:
+    tagged = _tiff_tag(image, _TIFF_BITS) if image.format == "TIFF" else None
+    if isinstance(tagged, int):
+        return tagged
+    return 16 if ";16" in raw_mode or deep_pnm else 8
+
+
+def _tiff_tag(image: ImageFile, tag: int) -> object:
+    """Return the tag's value, of several the first."""
+    value = getattr(image, "tag_v2", {}).get(tag)
+    return value[0] if isinstance(value, tuple) and value else value

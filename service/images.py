@@ -1,0 +1,303 @@
+"""Image files to pictures and back: formats, orientation, alpha, colour profiles, pixel limit.
+
+Nothing is known here of streams or requests. The pixel limit is checked against the header, before
+any pixel is decoded. image_kinds.py tells files apart, image_samples.py takes their pixels, exif.py
+and colour.py read what comes with them. Pillow reports harmless flaws in files through `warnings`;
+a program silences those once, at its start.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+import numpy as np
+from PIL import Image, ImageCms
+from PIL.ImageFile import ImageFile
+
+from service import colour, exif
+from service.errors import BadImage, BadParameter, NotAcceptable, TooManyPixels
+from service.image_kinds import MAX_COUNTED_FRAMES, Kind, count_frames, recognise
+from service.image_samples import Samples, examine, plan_colours, unless_opaque, unpack
+from service.picture import Picture
+
+Metadata = Literal["none", "icc", "all"]
+Format = Literal["png", "webp", "jpeg", "avif"]
+
+MEDIA_TYPES: Final[Mapping[Format, str]] = {
+    "png": "image/png",
+    "webp": "image/webp",
+    "jpeg": "image/jpeg",
+    "avif": "image/avif",
+}
+MAX_METADATA_BYTES: Final = 4 << 20
+"""A larger profile or Exif block is not kept."""
+
+_LONGEST_SIDE: Final[Mapping[Format, int]] = {"webp": 16383, "jpeg": 65500, "avif": 65535}
+_GREY_PROFILE: Final = frozenset({"png", "jpeg"})
+_JPEG_EXIF_BYTES: Final = 65533 - len(exif.PREFIX)
+# Whatever Pillow and the libraries under it raise on damaged bytes.
+_PILLOW_ERRORS: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    Warning,
+    struct.error,
+    zlib.error,
+    ImageCms.PyCMSError,
+)
+
+
+def read_image(data: bytes, *, max_pixels: int, metadata: Metadata = "icc") -> Picture:
+    """Return the picture in an image file: upright, 8 bits a sample, RGB and alpha.
+
+    PNG, JPEG (also CMYK and MPO), WebP, AVIF, GIF, TIFF, BMP and PPM are read. Grey files give
+    three equal channels and `grey`. Deeper samples are reduced to 8 bits and CMYK is converted to
+    sRGB, both noted. A profile that does nothing but say sRGB is not kept except by "all".
+
+    Args:
+        data: the whole file.
+        max_pixels: width x height that is accepted.
+        metadata: "icc" keeps the colour profile; "none" converts to sRGB instead; "all" keeps the
+            profile as it is and the Exif block, its orientation set to upright.
+
+    Raises:
+        TooManyPixels: more than `max_pixels`; nothing was decoded.
+        BadImage: not an image file that is read, damaged, animated, or of samples that have no
+            place in 8 bits. The message says which.
+    """
+    kind = recognise(data)
+    try:
+        with kind.open(io.BytesIO(data)) as image:
+            _check_size(kind, image, max_pixels)
+            _check_frames(kind, image, data)
+            return _read_open(kind, image, metadata)
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(f"the {kind.name} file claims too many pixels to be read") from error
+    except MemoryError as error:
+        raise BadImage(f"the {kind.name} file needs more memory than there is") from error
+    except _PILLOW_ERRORS as error:
+        raise BadImage(
+            f"the {kind.name} file is damaged, cut short, or of a variant that is not read"
+        ) from error
+
+
+def write_image(picture: Picture, format: Format, *, quality: int | None = None) -> bytes:
+    """Return the picture as an image file with its profile and Exif block.
+
+    PNG is lossless, and WebP is unless a quality is given. JPEG (quality 90) and AVIF (quality 80)
+    keep colour at full resolution. JPEG has no alpha: the picture is laid on white. Grey pictures
+    are written as grey in PNG, JPEG and AVIF. A profile or Exif block that the format cannot carry
+    is left out, a grey profile after converting to sRGB.
+
+    Args:
+        picture: what to write.
+        format: "png", "webp", "jpeg" or "avif".
+        quality: 1 (smallest) to 100, for the lossy formats.
+
+    Raises:
+        BadParameter: a quality out of range, or for PNG.
+        NotAcceptable: the picture is wider or higher than the format can be.
+    """
+    _check_writable(picture, format, quality)
+    image, icc = _for_writing(picture, format)
+    options = _options(format, quality)
+    if icc is not None:
+        options["icc_profile"] = icc
+    if picture.exif is not None and _can_carry(picture.exif, format):
+        options["exif"] = exif.PREFIX + picture.exif
+    out = io.BytesIO()
+    image.save(out, format=format.upper(), **options)
+    return out.getvalue()
+
+
+def shrink(picture: Picture, max_size: int) -> Picture:
+    """Return the picture with its longest side at most `max_size` pixels; never larger than it is.
+
+    Lanczos resampling, colours weighted by alpha.
+
+    Raises:
+        BadParameter: max_size is below 1.
+    """
+    if max_size < 1:
+        raise BadParameter(f"max_size is {max_size}, expected at least 1")
+    longest = max(picture.width, picture.height)
+    if longest <= max_size:
+        return picture
+    size = (
+        max(1, round(picture.width * max_size / longest)),
+        max(1, round(picture.height * max_size / longest)),
+    )
+    # Pillow weights LA and RGBA by alpha on its own.
+    small = np.asarray(_to_pillow(picture).resize(size, Image.Resampling.LANCZOS))
+    alpha = small[..., -1] if picture.alpha is not None else None
+    channels = small if picture.alpha is None else small[..., :-1]
+    rgb = np.empty((size[1], size[0], 3), np.uint8)
+    rgb[...] = channels.reshape(size[1], size[0], -1)
+    return replace(picture, rgb=rgb, alpha=unless_opaque(alpha))
+
+
+def _check_size(kind: Kind, image: ImageFile, max_pixels: int) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise BadImage(f"the {kind.name} file says it is {width}x{height} pixels")
+    if width * height > max_pixels:
+        raise TooManyPixels(
+            f"the {kind.name} file has {width}x{height} = {width * height} pixels, "
+            f"the limit is {max_pixels}"
+        )
+
+
+def _check_frames(kind: Kind, image: ImageFile, data: bytes) -> None:
+    frames = count_frames(kind, image, data)
+    if frames < 2:
+        return
+    many = f"{frames} or more" if frames >= MAX_COUNTED_FRAMES else str(frames)
+    what = "pages" if kind.name == "TIFF" else "frames"
+    raise BadImage(f"the {kind.name} file has {many} {what}, expected one; save the one you want")
+
+
+def _read_open(kind: Kind, image: ImageFile, metadata: Metadata) -> Picture:
+    """Decode a file whose header was accepted."""
+    samples = examine(image)
+    image.load()
+    _narrow_transparency(image, samples)
+    conversion = plan_colours(
+        image,
+        samples,
+        keep=metadata != "none",
+        verbatim=metadata == "all",
+        max_bytes=MAX_METADATA_BYTES,
+    )
+    found, orientation = _orientation(kind, image)
+    rgb, alpha = unpack(image, samples, conversion, orientation)
+    kept, notes = _kept_exif(kind, image, found) if metadata == "all" else (None, ())
+    if samples.bits > 8:
+        notes = (f"{samples.bits}-bit samples reduced to 8 bits", *notes)
+    return Picture(rgb, alpha, samples.grey, conversion.icc, kept, conversion.notes + notes)
+
+
+def _narrow_transparency(image: ImageFile, samples: Samples) -> None:
+    """Let the transparent colour of 16-bit RGB follow the reduction that Pillow has made."""
+    colour_16 = image.info.get("transparency")
+    if samples.bits > 8 and image.mode == "RGB" and isinstance(colour_16, tuple):
+        image.info["transparency"] = tuple(sample >> 8 for sample in colour_16)
+
+
+def _orientation(kind: Kind, image: ImageFile) -> tuple[bytes, int]:
+    """Return the Exif block without prefix, and the orientation that is left to apply."""
+    found = image.info.get("exif")
+    if not isinstance(found, bytes) or kind.name == "TIFF":  # Pillow has turned TIFF upright
+        return b"", 1
+    found = found.removeprefix(exif.PREFIX)
+    return found, exif.orientation(found)
+
+
+def _kept_exif(kind: Kind, image: ImageFile, found: bytes) -> tuple[bytes | None, tuple[str, ...]]:
+    """Return the Exif block to keep, if any, and a note if one is left out."""
+    if kind.name == "TIFF":
+        try:
+            found = exif.from_tiff(image) or b""
+        except _PILLOW_ERRORS:
+            return None, ("the Exif tags are damaged and were left out",)
+    if not found:
+        return None, ()
+    if not exif.is_exif(found):
+        return None, ("the Exif block is damaged and was left out",)
+    if len(found) > MAX_METADATA_BYTES:
+        return None, (f"the Exif block of {len(found)} bytes is too large and was left out",)
+    return exif.reset_orientation(found), ()
+
+
+def _to_pillow(picture: Picture) -> Image.Image:
+    """Return the picture as Pillow's L, LA, RGB or RGBA."""
+    channels = picture.rgb[..., :1] if picture.grey else picture.rgb
+    if picture.alpha is not None:
+        channels = np.concatenate([channels, picture.alpha[..., None]], axis=2)
+    if channels.shape[2] == 1:
+        channels = channels[..., 0]
+    return Image.fromarray(np.ascontiguousarray(channels))
+
+
+def _on_white(picture: Picture) -> Picture:
+    """Return the picture laid on white."""
+    if picture.alpha is None:
+        return picture
+    rgb = np.empty_like(picture.rgb)
+    for row in range(picture.height):
+        weight = picture.alpha[row, :, None].astype(np.uint16)
+        rgb[row] = (picture.rgb[row] * weight + 255 * (255 - weight) + 127) // 255
+    return replace(picture, rgb=rgb, alpha=None)
+
+
+def _check_writable(picture: Picture, format: Format, quality: int | None) -> None:
+    if quality is not None and format == "png":
+        raise BadParameter("PNG is lossless: quality is for webp, jpeg and avif")
+    if quality is not None and not 1 <= quality <= 100:
+        raise BadParameter(f"quality is {quality}, expected 1 to 100")
+    longest = _LONGEST_SIDE.get(format)
+    if longest is not None and max(picture.width, picture.height) > longest:
+        raise NotAcceptable(
+            f"{format} holds at most {longest} pixels a side, "
+            f"the picture is {picture.width}x{picture.height}"
+        )
+
+
+def _for_writing(picture: Picture, format: Format) -> tuple[Image.Image, bytes | None]:
+    """Return the pixels as the format has them, and the profile that fits those."""
+    if format == "jpeg":
+        picture = _on_white(picture)
+    image, icc = _to_pillow(picture), picture.icc
+    if icc is None or len(icc) > MAX_METADATA_BYTES:
+        return image, None
+    space = colour.space(icc)
+    if space == ("GRAY" if picture.grey else "RGB") and (space == "RGB" or format in _GREY_PROFILE):
+        return image, icc
+    if picture.grey and space in ("GRAY", "RGB"):
+        return _grey_to_srgb(image, icc, "L" if space == "GRAY" else "RGB"), None
+    return image, None
+
+
+def _grey_to_srgb(image: Image.Image, icc: bytes, mode: colour.Mode) -> Image.Image:
+    """Return a grey picture as grey in sRGB; as it is when the profile is damaged."""
+    transform = colour.to_srgb(icc, mode)
+    if transform is None:
+        return image
+    grey = colour.apply(transform, image.convert(mode)).getchannel("G")
+    return Image.merge("LA", (grey, image.getchannel("A"))) if image.mode == "LA" else grey
+
+
+def _can_carry(block: bytes, format: Format) -> bool:
+    """Whether the format's writer takes the Exif block."""
+    if format == "jpeg":
+        return len(block) <= _JPEG_EXIF_BYTES
+    if format == "avif":  # Pillow parses it on the way
+        try:
+            Image.Exif().load(block)
+        except _PILLOW_ERRORS:
+            return False
+    return True
+
+
+def _options(format: Format, quality: int | None) -> dict[str, Any]:
+    """Return Pillow's options for the format."""
+    if format == "webp" and quality is None:
+        return {"lossless": True, "exact": True, "method": 4}
+    if format == "webp":
+        return {"quality": quality, "exact": True, "method": 4}
+    if format == "jpeg":
+        return {"quality": quality or 90, "subsampling": "4:4:4"}
+    if format == "avif":
+        return {"quality": quality or 80, "subsampling": "4:4:4", "speed": 8}
+    return {}
