@@ -12,6 +12,7 @@ RankpressError
 │   └── TargetUnreachable  no rate meets the size or quality that was asked for
 ├── NotAcceptable          no output format that the caller accepts
 ├── StoreError             the model store is incomplete or does not match its manifest
+├── MissingExtra           the work needs a part of Rankpress that is not installed
 ├── Saturated              too much work waits already; try again later
 └── SelfTestFailed         this machine does not reproduce the golden stream
 
@@ -75,6 +76,10 @@ class NotAcceptable(RankpressError):
 
 class StoreError(RankpressError):
     """The model store is incomplete, or a file in it does not match the manifest."""
+
+
+class MissingExtra(RankpressError):
+    """The work needs packages that the base install leaves out; the message names the extra."""
 
 
 class Saturated(RankpressError):

@@ -1,0 +1,267 @@
+"""z_hat and the y_hat coded so far -> means and scale levels, the same on every machine.
+
+z is coded per channel. h_s turns it into features P; y is then coded in four steps. Step t codes, at
+each position of a 2×2 cell, one quarter of the channels, a different quarter at each of the four
+positions; every later step sees P and what is coded already (quadtree partition: Lu et al. 2022,
+"High-efficiency lossy image coding through adaptive neighborhood information aggregation"; DCVC-DC).
+
+Both directions run the same code: `EntropyModel.run` asks its caller for the symbols of each step, an
+encoder answers by rounding y, a decoder by reading the stream.
+
+Formats: symbols are integers; mu and y_hat are in units of 2^-Y_FRAC; `frac` of the features is per
+channel, chosen at export. Positions are grouped by class p = 2·(row mod 2) + (column mod 2), so that a
+step's last layer runs only for the quarter that is coded and its first only over known channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.codec.fixed_point import (
+    ACTIVATION_MAX,
+    NUMPY,
+    Array,
+    Block,
+    IntLinear,
+    Layer,
+    Numbers,
+    settle,
+    shuffle2,
+)
+from service.codec.sizes import Sizes
+from service.errors import StoreError
+
+Y_FRAC = 5
+"""mu and y_hat are integers in units of 1/32."""
+
+MU_MAX = 2**14 - 1
+"""|mu| is clipped to 511.97."""
+
+SYMBOL_MAX = 511
+"""Symbols are integers in ±511."""
+
+Z_MAX = 127
+"""z enters the networks clipped to ±127."""
+
+LEVELS = 64
+"""Scale levels; level 0 is not coded, its symbol is always 0."""
+
+STEPS = 4
+
+GROUP_AT = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1], [1, 0, 3, 2]])
+"""[step, class]: which channel group (channels g, g+4, g+8, ...) is coded there."""
+
+Symbols = NDArray[np.int32]
+Choose = Callable[[int, NDArray[np.int32], NDArray[np.uint8]], Symbols]
+"""(step, mu, levels) -> symbols, all flat in coding order, per batch item [B, n]."""
+
+
+class EntropyModel:
+    """The integer networks of one model at one rate. Immutable; safe to share between threads."""
+
+    def __init__(
+        self, sizes: Sizes, tensors: Mapping[str, NDArray[Any]], numbers: Numbers = NUMPY
+    ) -> None:
+        """Build from stored tensors.
+
+        Args:
+            sizes: channel counts.
+            tensors: names "h_s.0.weight" and so on, see train/export.py.
+            numbers: array module, float type and device to run on.
+
+        Raises:
+            StoreError: a tensor is missing, of the wrong shape, or could overflow.
+        """
+        self.sizes, self.numbers, self.xp = sizes, numbers, numbers.xp
+
+        def stored(name: str) -> IntLinear:
+            return IntLinear.from_tensors(tensors, name)
+
+        self.up0 = Layer(numbers, stored("h_s.0"), input_max=Z_MAX, name="h_s.0")
+        self.block0 = Block(numbers, tensors, "h_s.1")
+        self.up1 = Layer(numbers, stored("h_s.2"), input_max=ACTIVATION_MAX, name="h_s.2")
+        self.block1 = Block(numbers, tensors, "h_s.3")
+        self.steps = [_Step(sizes, tensors, numbers, t) for t in range(STEPS)]
+        self.context_shift = numbers.carry(
+            np.ldexp(1.0, vector(tensors, "context.frac", sizes.M).astype(np.int64) - Y_FRAC)
+        )
+        self.z_levels = vector(tensors, "z.level", sizes.Cz).astype(np.uint8)
+        if self.z_levels.size and self.z_levels.max() >= LEVELS:
+            raise StoreError(f"z.level holds {self.z_levels.max()}, expected below {LEVELS}")
+        self.z_mean = vector(tensors, "z.mean", sizes.Cz) / 2.0**16
+
+    def features(self, z: NDArray[np.int32]) -> Array:
+        """h_s. z: [B, h, w, Cz] symbols -> P [B, 4h, 4w, cp] integers."""
+        x = self.numbers.carry(np.clip(z, -Z_MAX, Z_MAX))
+        x = self.block0(settle(self.xp, shuffle2(self.up0.accumulate(x))))
+        return self.block1(settle(self.xp, shuffle2(self.up1.accumulate(x))))
+
+    def run(
+        self, z: NDArray[np.int32], height: int, width: int, choose: Choose
+    ) -> NDArray[np.int16]:
+        """Walk the four steps.
+
+        Args:
+            z: [B, ceil(height/4), ceil(width/4), Cz] hyper-latent symbols.
+            height: of the latents.
+            width: of the latents.
+            choose: gives the symbols of each step; see `scatter` for their order.
+
+        Returns:
+            y_hat [B, height, width, M] in units of 2^-Y_FRAC, int16.
+        """
+        features = self.features(z)[:, :height, :width]
+        classes = [_class(p, height, width) for p in range(STEPS)]
+        parts = [features[:, c.rows, c.cols] for c in classes]
+        shared = [self._shared(features, t) for t in range(1, STEPS)]
+        quarter = self.sizes.M // 4
+        y_hat = np.zeros((len(z), height, width, self.sizes.M), np.int16)
+        known: list[list[Array]] = [[] for _ in classes]
+        for t, step in enumerate(self.steps):
+            hidden = parts if t == 0 else step.hidden(shared[t - 1], known, classes)
+            mu, levels = self._parameters(step, hidden)
+            symbols = choose(t, mu, levels)
+            values = np.where(levels == 0, 0, symbols * 2**Y_FRAC) + mu
+            start = 0
+            for p, c in enumerate(classes):
+                count = c.size * quarter
+                value = values[:, start : start + count].reshape(-1, c.height, c.width, quarter)
+                start += count
+                y_hat[:, c.rows, c.cols, GROUP_AT[t, p] :: 4] = value
+                if t < STEPS - 1:
+                    known[p].append(self._context(value, int(GROUP_AT[t, p])))
+        return y_hat
+
+    def _shared(self, features: Array, t: int) -> Array:
+        """The part of step t's first layer that reads P: [B, H, W, cc] multiples of 2^-shift."""
+        return self.steps[t].features.accumulate(features)
+
+    def _context(self, value: NDArray[np.int32], group: int) -> Array:
+        """y_hat values of one channel group as context activations."""
+        scaled = self.numbers.carry(value) * self.context_shift[group::4] + 0.5
+        return settle(self.xp, scaled)
+
+    def _parameters(
+        self, step: _Step, hidden: list[Array]
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """mu and levels of one step, [B, n] each, classes one after another."""
+        quarter, xp = self.sizes.M // 4, self.xp
+        means, levels = [], []
+        for head, h in zip(step.heads, hidden, strict=True):
+            out = head.accumulate(h)
+            xp.floor(out, out=out)
+            flat = out.reshape(len(out), -1, 2 * quarter)
+            means.append(xp.clip(flat[..., :quarter], -MU_MAX, MU_MAX).reshape(len(out), -1))
+            levels.append(xp.clip(flat[..., quarter:], 0, LEVELS - 1).reshape(len(out), -1))
+        mu = self.numbers.integers(xp.concatenate(means, 1))
+        return mu, self.numbers.integers(xp.concatenate(levels, 1)).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Class:
+    """The positions of one class in a latent grid."""
+
+    rows: slice
+    cols: slice
+    height: int
+    width: int
+
+    @property
+    def size(self) -> int:
+        return self.height * self.width
+
+
+def _class(p: int, height: int, width: int) -> _Class:
+    row, col = divmod(p, 2)
+    return _Class(
+        slice(row, None, 2), slice(col, None, 2), (height - row + 1) // 2, (width - col + 1) // 2
+    )
+
+
+class _Step:
+    """One step's network: a linear head for step 0; linear, block, head for the others."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        tensors: Mapping[str, NDArray[Any]],
+        numbers: Numbers,
+        t: int,
+    ) -> None:
+        name = f"step.{t}"
+        head = IntLinear.from_tensors(tensors, f"{name}.head")
+        if head.weight.shape[0] != 2 * sizes.M:
+            raise StoreError(f"{name}.head has {head.weight.shape[0]} rows, expected {2 * sizes.M}")
+        groups = [np.arange(GROUP_AT[t, p], sizes.M, 4) for p in range(STEPS)]
+        self.heads = [
+            Layer(
+                numbers,
+                head.rows(np.concatenate([g, g + sizes.M])),
+                input_max=ACTIVATION_MAX,
+                name=f"{name}.head",
+            )
+            for g in groups
+        ]
+        if t == 0:
+            return
+        first = IntLinear.from_tensors(tensors, f"{name}.first")
+        if first.weight.shape != (sizes.cc, sizes.cp + sizes.M):
+            raise StoreError(
+                f"{name}.first is {first.weight.shape}, expected {(sizes.cc, sizes.cp + sizes.M)}"
+            )
+        # Bound the whole layer: its two halves are added before rounding.
+        Layer(numbers, first, input_max=ACTIVATION_MAX, name=f"{name}.first")
+        reads_p = IntLinear(first.weight[:, : sizes.cp], first.bias, first.shift)
+        self.features = Layer(numbers, reads_p, input_max=ACTIVATION_MAX, name=f"{name}.first")
+        reads_y = first.columns(np.arange(sizes.cp, sizes.cp + sizes.M))
+        self.context = [
+            Layer(
+                numbers,
+                reads_y.columns(
+                    np.concatenate([np.arange(GROUP_AT[s, p], sizes.M, 4) for s in range(t)])
+                ),
+                input_max=ACTIVATION_MAX,
+                name=f"{name}.first",
+            )
+            for p in range(STEPS)
+        ]
+        self.block = Block(numbers, tensors, f"{name}.block")
+
+    def hidden(self, shared: Array, known: list[list[Array]], classes: list[_Class]) -> list[Array]:
+        """First layer and block; returns the block's output at each class of positions."""
+        xp = self.block.pw1.xp
+        for c, layer, values in zip(classes, self.context, known, strict=True):
+            shared[:, c.rows, c.cols] += xp.matmul(xp.concatenate(values, -1), layer.weight)
+        out = self.block(settle(xp, shared))
+        return [out[:, c.rows, c.cols] for c in classes]
+
+
+def gather(values: Array, t: int) -> Array:
+    """Reorder latents [B, H, W, M] into the coding order of step t: [B, n].
+
+    Order: class 0–3; within a class row by row; within a position the group's channels upwards.
+    """
+    batch, height, width, _ = values.shape
+    parts = []
+    for p in range(STEPS):
+        c = _class(p, height, width)
+        parts.append(values[:, c.rows, c.cols, GROUP_AT[t, p] :: 4].reshape(batch, -1))
+    return np.concatenate(parts, 1)
+
+
+def vector(tensors: Mapping[str, NDArray[Any]], name: str, size: int) -> NDArray[Any]:
+    """A stored integer vector of a known length.
+
+    Raises:
+        StoreError: missing, or of another shape or kind.
+    """
+    tensor = tensors.get(name)
+    if tensor is None or tensor.shape != (size,) or not np.issubdtype(tensor.dtype, np.integer):
+        found = "nothing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
+        raise StoreError(f"tensor {name} is {found}, expected {size} integers")
+    return tensor

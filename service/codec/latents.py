@@ -1,0 +1,118 @@
+"""Latents of tiles <-> bytes: the entropy model and the coder joined.
+
+Tiles of equal size are coded together as a batch; each has its own bytes. The order inside a tile is
+z, then the four steps of y. Both directions go through `EntropyModel.run`, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.codec.coder import Decoder, Encoder, Tables
+from service.codec.entropy_model import SYMBOL_MAX, Y_FRAC, Z_MAX, EntropyModel, gather
+from service.codec.tiles import Box, hyper_shape
+
+I32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class CodedTiles:
+    """Tiles after encoding.
+
+    Attributes:
+        data: the bytes of each tile.
+        y_hat: [B, h, w, M] int16 in units of 2^-Y_FRAC, what every decoder will see.
+        ideal_bits: cross-entropy of the symbols under the tables, for all tiles.
+        code_s: seconds spent coding, the networks not counted.
+    """
+
+    data: tuple[bytes, ...]
+    y_hat: NDArray[np.int16]
+    ideal_bits: float
+    code_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedTiles:
+    """Tiles after decoding: y_hat as in CodedTiles, and the seconds spent coding."""
+
+    y_hat: NDArray[np.int16]
+    code_s: float
+
+
+class LatentCoder:
+    """Codes latents with one model at one rate. Immutable; safe to share between threads."""
+
+    def __init__(self, entropy: EntropyModel, tables: Tables) -> None:
+        self.entropy, self.tables = entropy, tables
+
+    def encode(self, y: NDArray[np.float32], z: NDArray[np.float32]) -> CodedTiles:
+        """Quantise and code.
+
+        Args:
+            y: [B, h, w, M] latents of B equal tiles.
+            z: [B, ceil(h/4), ceil(w/4), Cz] hyper-latents.
+        """
+        encoders = [Encoder(self.tables) for _ in y]
+        fixed = np.round(np.clip(y, -1e6, 1e6) * 2**Y_FRAC).astype(np.int32)
+        z_symbols = np.round(z - self.entropy.z_mean).clip(-Z_MAX, Z_MAX).astype(np.int32)
+        z_levels = self._z_levels(z.shape)
+        bits = code_s = 0.0
+
+        def push(symbols: I32, levels: NDArray[np.uint8]) -> None:
+            nonlocal bits, code_s
+            start = perf_counter()
+            bits += self.tables.bits(symbols, levels)
+            for encoder, row, level in zip(encoders, symbols, levels, strict=True):
+                encoder.push(row, level)
+            code_s += perf_counter() - start
+
+        def choose(t: int, mu: I32, levels: NDArray[np.uint8]) -> I32:
+            symbols: I32 = (gather(fixed, t) - mu + 2 ** (Y_FRAC - 1)) >> Y_FRAC
+            symbols = symbols.clip(-SYMBOL_MAX, SYMBOL_MAX)
+            symbols[levels == 0] = 0
+            push(symbols, levels)
+            return symbols
+
+        push(z_symbols.reshape(len(z), -1), np.broadcast_to(z_levels, (len(z), z_levels.size)))
+        y_hat = self.entropy.run(z_symbols, y.shape[1], y.shape[2], choose)
+        start = perf_counter()
+        data = tuple(e.finish() for e in encoders)
+        return CodedTiles(data, y_hat, bits, code_s + perf_counter() - start)
+
+    def decode(self, data: Sequence[bytes], tile: Box) -> DecodedTiles:
+        """Bytes of equal tiles -> their latents.
+
+        Args:
+            data: coded bytes of each tile.
+            tile: any of the tiles; gives the shape.
+
+        Raises:
+            BadStream: the bytes were not made by `encode` with this model.
+        """
+        decoders = [Decoder(self.tables, d) for d in data]
+        rows, cols = hyper_shape(tile)
+        shape = (len(data), rows, cols, self.entropy.sizes.Cz)
+        z_levels = self._z_levels(shape)
+        code_s = 0.0
+
+        def choose(_: int, __: I32, levels: NDArray[np.uint8]) -> I32:
+            nonlocal code_s
+            start = perf_counter()
+            symbols = np.stack([d.pull(row) for d, row in zip(decoders, levels, strict=True)])
+            code_s += perf_counter() - start
+            return symbols
+
+        z = choose(0, np.empty(0, np.int32), np.broadcast_to(z_levels, (len(data), z_levels.size)))
+        y_hat = self.entropy.run(z.reshape(shape), tile.height, tile.width, choose)
+        for decoder in decoders:
+            decoder.finish()
+        return DecodedTiles(y_hat, code_s)
+
+    def _z_levels(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        return np.tile(self.entropy.z_levels, shape[1] * shape[2])

@@ -1,0 +1,54 @@
+"""The sizes of a backbone: data in the store, so that a larger one is a training run, no new code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from service.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Channels and depth.
+
+    Attributes:
+        M: latent channels. Cz: hyper-latent channels. c8: channels at 1/8 resolution.
+        ne8: blocks of g_a at 1/8. ne16: at 1/16. nd8: blocks of g_s at 1/8. nd16: at 1/16.
+        cp: channels of the features P. cc: channels of the step networks.
+    """
+
+    M: int = 256
+    Cz: int = 128
+    c8: int = 192
+    ne8: int = 3
+    ne16: int = 2
+    nd8: int = 3
+    nd16: int = 2
+    cp: int = 192
+    cc: int = 128
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Sizes:
+        """Read sizes from a manifest.
+
+        Raises:
+            StoreError: an unknown or missing field, or a value that is no small positive integer.
+        """
+        expected = set(asdict(cls()))
+        if set(values) != expected:
+            raise StoreError(f"sizes are {sorted(values)}, expected {sorted(expected)}")
+        numbers: dict[str, int] = {}
+        for name, value in values.items():
+            if not isinstance(value, int) or not 1 <= value <= 4096:
+                raise StoreError(f"size {name} is {value!r}, expected a number from 1 to 4096")
+            numbers[name] = value
+        if numbers["M"] % 4:
+            raise StoreError(f"size M is {numbers['M']}, expected a multiple of 4")
+        return cls(**numbers)
+
+    @property
+    def halo(self) -> int:
+        """Latents around a window that g_a or g_s can see: half a latent for a block at 1/8, one
+        for a block at 1/16, rounded up."""
+        return max(-(-self.ne8 // 2) + self.ne16, -(-self.nd8 // 2) + self.nd16)

@@ -1,0 +1,94 @@
+"""How latents are cut for coding, and pictures into windows with halo for the transforms.
+
+Tiles cut the code, not the picture: each TILE×TILE block of latents is coded on its own, so memory is
+bounded and a region decodes alone; g_a and g_s run on a tile's window grown by a halo at least as wide
+as their receptive field, so what they give inside the window equals the whole-picture result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+TILE = 64
+"""Latents along a tile's side: 1024 pixels."""
+
+PATCH = 16
+"""Pixels along the side of one latent."""
+
+Z_CELL = 4
+"""Latents along the side of one hyper-latent."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A half-open rectangle of latents (or pixels): rows top..bottom, columns left..right."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.right - self.left
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Index into an array whose first two axes are rows and columns."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def grown(self, by: int, within: Box) -> Box:
+        """The box with a halo, cut off at the edges of `within`."""
+        return Box(self.top - by, self.left - by, self.bottom + by, self.right + by).cut(within)
+
+    def cut(self, within: Box) -> Box:
+        """The intersection with another box (empty boxes have no area)."""
+        top, left = max(self.top, within.top), max(self.left, within.left)
+        return Box(
+            top, left, max(top, min(self.bottom, within.bottom)),
+            max(left, min(self.right, within.right)),
+        )  # fmt: skip
+
+    def scaled(self, by: int) -> Box:
+        """From latents to pixels."""
+        return Box(self.top * by, self.left * by, self.bottom * by, self.right * by)
+
+    def relative(self, to: Box) -> Box:
+        """The same box counted from the corner of another."""
+        return Box(
+            self.top - to.top, self.left - to.left, self.bottom - to.top, self.right - to.left
+        )
+
+    @property
+    def empty(self) -> bool:
+        """True when it has no area."""
+        return self.height <= 0 or self.width <= 0
+
+
+def latent_box(width: int, height: int) -> Box:
+    """All latents of a picture of that many pixels."""
+    return Box(0, 0, -(-height // PATCH), -(-width // PATCH))
+
+
+def tile_count(box: Box) -> int:
+    """Number of tiles in a grid of latents."""
+    return -(-box.height // TILE) * -(-box.width // TILE)
+
+
+def tiles(box: Box) -> Iterator[Box]:
+    """The tiles of a grid of latents, row by row, in the order in which they are stored."""
+    for top in range(box.top, box.bottom, TILE):
+        for left in range(box.left, box.right, TILE):
+            yield Box(top, left, top + TILE, left + TILE).cut(box)
+
+
+def hyper_shape(tile: Box) -> tuple[int, int]:
+    """Rows and columns of a tile's hyper-latents."""
+    return -(-tile.height // Z_CELL), -(-tile.width // Z_CELL)

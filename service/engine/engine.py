@@ -1,0 +1,264 @@
+"""Engine: pictures <-> streams, with every model of the store resident.
+
+A model is loaded once and never changes; a request names its rate. Pictures are worked through tile by
+tile, so memory beyond the picture itself is bounded by a tile's window. Without torch the engine still
+decompresses (numpy), and `compress` says what to install.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from service.codec import container
+from service.codec.coder import Tables
+from service.codec.entropy_model import EntropyModel
+from service.codec.fixed_point import NUMPY, Numbers
+from service.codec.latents import LatentCoder
+from service.codec.tiles import Box
+from service.engine.pipeline import (
+    Latents,
+    LoadedModel,
+    alpha_plane,
+    decode_latents,
+    encode,
+    paint,
+    painted_tiles,
+)
+from service.engine.synthesis_numpy import NumpySynthesis
+from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Timings
+from service.errors import (
+    BadParameter,
+    MissingExtra,
+    RateUnavailable,
+    SelfTestFailed,
+    TooManyPixels,
+    UnknownModel,
+)
+from service.picture import Picture, Region
+from service.store import StoredModel, load_store
+
+if TYPE_CHECKING:
+    import torch
+
+GOLDEN_TOLERANCE = 6
+"""8-bit steps that a golden pixel may differ by: bfloat16 against float32 synthesis gives 3."""
+
+
+class Engine:
+    """Answers compress and decompress; implements engine.types.Codec."""
+
+    def __init__(
+        self, models: tuple[LoadedModel, ...], *, check: bool = True, max_pixels: int = 10**8
+    ) -> None:
+        """Serve loaded models.
+
+        Args:
+            models: at least one; the first compresses.
+            check: decode every fresh stream, compare its latents and measure its PSNR.
+            max_pixels: larger pictures are refused, in both directions.
+        """
+        self._models, self._check, self._max_pixels = models, check, max_pixels
+        self._by_identity = {m.stored.identity[:4]: m for m in models}
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """What is loaded."""
+        return tuple(_model_info(m.stored) for m in self._models)
+
+    def compress(self, picture: Picture, rate: float) -> Compressed:
+        """A picture as a stream.
+
+        Raises:
+            RateUnavailable: no weights for that rate. BadParameter: no rate at all.
+            TooManyPixels: over the limit. MissingExtra: torch is not installed.
+            SelfTestFailed: the fresh stream did not decode to what was encoded.
+        """
+        model = self._models[0]
+        rate16 = _rate16(rate, model.stored)
+        self._check_pixels(picture.width, picture.height)
+        start = perf_counter()
+        data, latents = encode(model, picture, rate16)
+        encoded = perf_counter()
+        psnr_db = self._verify(data, picture, latents) if self._check else None
+        timings = Timings(
+            net_s=encoded - start - latents.code_s,
+            code_s=latents.code_s,
+            check_s=perf_counter() - encoded,
+        )
+        bpp = 8 * len(data) / (picture.width * picture.height)
+        return Compressed(data, picture.width, picture.height, rate16 / 16, bpp, psnr_db, timings)
+
+    def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
+        """A stream, or a region of it, as a picture.
+
+        Raises:
+            BadStream: damaged. UnsupportedStream: needs a newer decoder.
+            UnknownModel: its weights are not in the store. TooManyPixels: over the limit.
+            BadParameter: the region reaches outside the picture.
+        """
+        header = container.read_header(data)
+        self._check_pixels(header.width, header.height)
+        region = region or Region(0, 0, header.width, header.height)
+        region.check_inside(header.width, header.height)
+        stream = container.read_stream(data)
+        model = self._model_of(header)
+        start = perf_counter()
+        want = Box(region.y, region.x, region.y + region.height, region.x + region.width)
+        latents = decode_latents(model, stream, want)
+        rgb = paint(model, latents, want, bool(header.flags & container.Flags.GREY))
+        timings = Timings(net_s=perf_counter() - start - latents.code_s, code_s=latents.code_s)
+        picture = Picture(
+            rgb,
+            alpha_plane(stream, want),
+            bool(header.flags & container.Flags.GREY),
+            stream.icc,
+            stream.exif,
+        )
+        return Decompressed(picture, header.rate, model.stored.name, timings)
+
+    def self_test(self) -> None:
+        """Decode every model's golden stream: latents bit for bit, pixels within rounding.
+
+        Raises:
+            SelfTestFailed: this machine does not reproduce them.
+        """
+        for model in self._models:
+            golden = model.stored.golden
+            stream = container.read_stream(golden.stream)
+            everything = Box(0, 0, stream.header.height, stream.header.width)
+            latents = decode_latents(model, stream, everything)
+            if not np.array_equal(latents.y_hat, golden.y_hat):
+                raise SelfTestFailed(f"model {model.stored.name}: golden latents differ here")
+            rgb = paint(model, latents, everything, False).astype(np.int16)
+            off = int(np.abs(rgb - golden.rgb).max())
+            if off > GOLDEN_TOLERANCE:
+                raise SelfTestFailed(
+                    f"model {model.stored.name}: a golden pixel is off by {off}, "
+                    f"at most {GOLDEN_TOLERANCE} expected"
+                )
+
+    def _verify(self, data: bytes, picture: Picture, expected: Latents) -> float:
+        """Decode a fresh stream, compare latents exactly, and return its PSNR in dB."""
+        stream = container.read_stream(data)
+        model = self._model_of(stream.header)
+        everything = Box(0, 0, picture.height, picture.width)
+        latents = decode_latents(model, stream, everything)
+        if not np.array_equal(latents.y_hat, expected.y_hat):
+            raise SelfTestFailed("the fresh stream decodes to other latents than were encoded")
+        squared = 0
+        for box, rgb in painted_tiles(model, latents, everything, picture.grey):
+            difference = rgb.astype(np.int16) - picture.rgb[box.slices]
+            squared += int(np.square(difference, dtype=np.int32).sum(dtype=np.int64))
+        mse = squared / picture.rgb.size
+        return 10 * math.log10(255**2 / mse) if mse else math.inf
+
+    def _check_pixels(self, width: int, height: int) -> None:
+        if width * height > self._max_pixels:
+            raise TooManyPixels(
+                f"the picture has {width}x{height} = {width * height} pixels, "
+                f"the limit is {self._max_pixels}"
+            )
+
+    def _model_of(self, header: container.Header) -> LoadedModel:
+        model = self._by_identity.get(header.model)
+        if model is None or header.rate not in _rates(model.stored):
+            known = ", ".join(sorted(i.hex() for i in self._by_identity))
+            raise UnknownModel(
+                f"the stream needs weights {header.model.hex()} at rate {header.rate:g}; "
+                f"the store holds {known}"
+            )
+        return model
+
+
+def open_engine(
+    *,
+    store: Path | None = None,
+    device: str = "auto",
+    check: bool = True,
+    max_pixels: int = 10**8,
+    threads: int = 0,
+) -> Engine:
+    """Load a store and make every model of it resident.
+
+    Args:
+        store: folder of models; None takes the one that comes with Rankpress.
+        device: "auto", "cpu" or "cuda".
+        check: see Engine. max_pixels: see Engine.
+        threads: CPU threads for the networks, 0 leaves torch's own choice.
+
+    Raises:
+        StoreError: the store is incomplete or damaged. BadParameter: no such device.
+    """
+    stored = load_store(store)
+    if importlib.util.find_spec("torch") is None:
+        if device not in ("auto", "cpu"):
+            raise MissingExtra(f"device {device} needs pip install 'rankpress[server]'")
+        models = tuple(LoadedModel(m, _coder(m, NUMPY), NumpySynthesis(m), None) for m in stored)
+    else:
+        models = load_models(stored, device, None, threads)
+    return Engine(models, check=check, max_pixels=max_pixels)
+
+
+def load_models(
+    stored: tuple[StoredModel, ...], device_name: str, dtype: torch.dtype | None, threads: int = 0
+) -> tuple[LoadedModel, ...]:
+    """Make models resident with torch.
+
+    Args:
+        stored: from the store. device_name: "auto", "cpu" or "cuda".
+        dtype: working type of the transforms; None takes the fastest.
+        threads: CPU threads, 0 leaves torch's own choice.
+
+    Raises:
+        BadParameter: no such device.
+    """
+    import torch
+
+    from service.engine.synthesis_torch import TorchTransforms, best_dtype, pick_device
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        device = pick_device(device_name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadParameter(f"device {device_name!r} cannot be used here") from error
+    # float64 on GPUs: float32 products may be rounded to TF32 there.
+    numbers = Numbers(torch, torch.float32 if device.type == "cpu" else torch.float64, device)
+    working = dtype or best_dtype(device)
+    loaded = []
+    for model in stored:
+        transforms = TorchTransforms(model, device, working)
+        loaded.append(LoadedModel(model, _coder(model, numbers), transforms, transforms))
+    return tuple(loaded)
+
+
+def _coder(model: StoredModel, numbers: Numbers) -> LatentCoder:
+    entropy = EntropyModel(model.sizes, model.entropy, numbers)
+    return LatentCoder(entropy, Tables(model.entropy["tables"]))
+
+
+def _rates(model: StoredModel) -> tuple[float, ...]:
+    return tuple(r.rate for r in model.rates)
+
+
+def _rate16(rate: float, model: StoredModel) -> int:
+    """A rate in sixteenths. Raises BadParameter or RateUnavailable."""
+    if not (math.isfinite(rate) and 1 <= rate <= 8):
+        raise BadParameter(f"rate is {rate:g}, expected a number from 1 to 8")
+    available = _rates(model)
+    rounded = round(rate * container.RATE_UNIT)
+    if rounded / container.RATE_UNIT not in available:
+        listed = ", ".join(f"{r:g}" for r in available)
+        raise RateUnavailable(f"rate {rate:g} is not in the store; it holds {listed}", available)
+    return rounded
+
+
+def _model_info(m: StoredModel) -> ModelInfo:
+    rates = tuple(RateInfo(r.rate, r.lmbda, r.kodak_bpp, r.kodak_psnr_db) for r in m.rates)
+    return ModelInfo(m.name, m.sha256, m.parameters, m.file_bytes, rates, dict(m.training))

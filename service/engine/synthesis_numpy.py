@@ -1,0 +1,78 @@
+"""g_s in numpy: what the base install decodes with, and an independent witness of the torch path.
+
+float32 throughout. Rows are processed in one piece; the caller bounds memory by its windows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.codec.entropy_model import Y_FRAC
+from service.codec.fixed_point import LEAK
+from service.store import StoredModel
+
+F32 = NDArray[np.float32]
+
+
+class NumpySynthesis:
+    """g_s of one model. Immutable; safe to share between threads."""
+
+    def __init__(self, model: StoredModel) -> None:
+        self._tensors = {
+            name.removeprefix("g_s."): np.ascontiguousarray(t.astype(np.float32).T)
+            for name, t in model.transforms.items()
+            if name.startswith("g_s.")
+        }
+        self._sizes = model.sizes
+
+    def synthesise(self, y_hat: NDArray[np.int16]) -> NDArray[np.uint8]:
+        """y_hat [h, w, M] in units of 2^-Y_FRAC -> pixels [16h, 16w, 3]."""
+        s = self._sizes
+        x = self._linear("0", y_hat.astype(np.float32) * np.float32(2.0**-Y_FRAC))
+        for i in range(s.nd16):
+            x = self._block(f"{1 + i}", x)
+        x = _shuffle(self._linear(f"{1 + s.nd16}.l", x), 2)
+        for i in range(s.nd8):
+            x = self._block(f"{2 + s.nd16 + i}", x)
+        x = _shuffle(self._linear(f"{2 + s.nd16 + s.nd8}.l", x), 8)
+        x += np.float32(0.5)
+        x *= np.float32(255)
+        return np.clip(np.rint(x, out=x), 0, 255, out=x).astype(np.uint8)
+
+    def _linear(self, name: str, x: F32) -> F32:
+        out: F32 = x @ self._tensors[f"{name}.weight"]
+        out += self._tensors[f"{name}.bias"]
+        return out
+
+    def _block(self, name: str, x: F32) -> F32:
+        t = self._depthwise(f"{name}.dw", _leaky(self._linear(f"{name}.pw1", x)))
+        x = x + self._linear(f"{name}.pw2", t)
+        x += self._linear(f"{name}.f2", _leaky(self._linear(f"{name}.f1", x)))
+        return x
+
+    def _depthwise(self, name: str, x: F32) -> F32:
+        """Zero-padded 3×3; stored taps are [C, 1, 3, 3], transposed here to [3 (x), 3 (y), 1, C]."""
+        taps = self._tensors[f"{name}.weight"]
+        height, width, _ = x.shape
+        padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+        out = np.empty_like(x)
+        out[:] = self._tensors[f"{name}.bias"]
+        for dy in range(3):
+            for dx in range(3):
+                out += padded[dy : dy + height, dx : dx + width] * taps[dx, dy, 0]
+        return out
+
+
+def _leaky(x: F32) -> F32:
+    out: F32 = np.maximum(x, x * np.float32(LEAK), out=x)
+    return out
+
+
+def _shuffle(x: Any, r: int) -> F32:
+    h, w, c = x.shape
+    cells = x.reshape(h, w, r, r, c // (r * r)).swapaxes(1, 2)
+    out: F32 = cells.reshape(h * r, w * r, c // (r * r))
+    return out

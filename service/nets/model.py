@@ -1,0 +1,133 @@
+"""The whole trainable model: transforms, entropy networks, quantisers and the rate they predict.
+
+This is what training optimises and what the integer networks (codec/entropy_model.py) are exported
+from. Rate is predicted on uniform noise in training and on real rounding otherwise; reconstructions
+and contexts use straight-through rounding (Minnen & Singh 2020). Names of weights follow the stores
+and checkpoints: g_a g_s h_a h_s head0 ctx z_mean z_idx.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from service.codec.entropy_model import GROUP_AT, LEVELS, STEPS
+from service.codec.sizes import Sizes
+from service.nets.backbone import (
+    Block,
+    LinearType,
+    ScaledLinear,
+    analysis,
+    hyper_analysis,
+    hyper_synthesis,
+    synthesis,
+)
+
+SIGMA_MIN, SIGMA_MAX = 0.11, 128.0
+LOG_STEP = math.log(SIGMA_MAX / SIGMA_MIN) / (LEVELS - 1)
+"""Scale levels are sigma_k = SIGMA_MIN · exp(k · LOG_STEP)."""
+
+P_MIN = 1e-9
+"""Probabilities are clamped here, so one symbol never costs more than 30 bits in training."""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What one forward pass gives.
+
+    Attributes:
+        x_hat: [B, H, W, 3] float32 in [0, 1] before clipping.
+        bits_y, bits_z: [B] predicted bits.
+        y_hat: [B, h, w, M].
+    """
+
+    x_hat: Tensor
+    bits_y: Tensor
+    bits_z: Tensor
+    y_hat: Tensor
+
+
+class Backbone(nn.Module):
+    """g_a, g_s, h_a, h_s and the step networks of one backbone at its own rate."""
+
+    def __init__(self, sizes: Sizes | None = None, linear: LinearType = ScaledLinear) -> None:
+        super().__init__()
+        s = self.sizes = sizes or Sizes()
+        self.g_a, self.g_s = analysis(s, linear), synthesis(s, linear)
+        self.h_a, self.h_s = hyper_analysis(s, linear), hyper_synthesis(s, linear)
+        self.head0 = linear(s.cp, 2 * s.M)
+        self.ctx = nn.ModuleList(
+            nn.Sequential(linear(s.cp + s.M, s.cc), Block(s.cc), linear(s.cc, 2 * s.M))
+            for _ in range(STEPS - 1)
+        )
+        self.z_mean = nn.Parameter(torch.zeros(s.Cz))
+        self.z_idx = nn.Parameter(torch.full((s.Cz,), math.log(1.5 / SIGMA_MIN) / LOG_STEP / 8))
+
+    def forward(self, x: Tensor, *, noise: bool) -> Estimate:
+        """Predict rate and reconstruction.
+
+        Args:
+            x: [B, H, W, 3] in [0, 1]; H and W multiples of 64.
+            noise: train on additive uniform noise; otherwise round as the codec does.
+        """
+        y = self.g_a(x - 0.5).float()
+        z = self.h_a(y).float() - self.z_mean
+        z_sample = z + torch.rand_like(z) - 0.5 if noise else z.round()
+        bits_z = gaussian_bits(z_sample, sigma(self.z_idx))
+        y_hat, means, idx = self.walk(ste_round(z) + self.z_mean, y)
+        v = y - means
+        if noise:
+            bits_y = gaussian_bits(v + torch.rand_like(v) - 0.5, sigma(idx))
+        else:
+            level = (idx * 8).clamp(0, LEVELS - 1).round()
+            y_hat = torch.where(level == 0, means, y_hat)
+            bits = gaussian_bits(v.round(), sigma(level / 8))
+            bits_y = torch.where(level == 0, torch.zeros_like(bits), bits)
+        x_hat = self.g_s(y_hat).float() + 0.5
+        return Estimate(x_hat, bits_y.sum((1, 2, 3)), bits_z.sum((1, 2, 3)), y_hat)
+
+    def walk(self, z_hat: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The four steps: y_hat, means and level/8 of every latent, each [B, h, w, M]."""
+        features = self.h_s(z_hat)
+        masks = step_masks(y.shape[1], y.shape[2], self.sizes.M, y.device)
+        y_hat, means, idx = (torch.zeros_like(y) for _ in range(3))
+        for t, mask in enumerate(masks):
+            if t == 0:
+                out = self.head0(features).float()
+            else:
+                known = torch.cat([features, y_hat.to(features.dtype)], -1)
+                out = self.ctx[t - 1](known).float()
+            mu, ix = out.chunk(2, -1)
+            y_hat = y_hat + mask * (ste_round(y - mu) + mu)
+            means = means + mask * mu
+            idx = idx + mask * ix
+        return y_hat, means, idx
+
+
+def step_masks(h: int, w: int, M: int, device: torch.device) -> Tensor:
+    """[4, h, w, M] float: 1 where a step codes a channel at a position."""
+    rows, cols = torch.arange(h, device=device)[:, None], torch.arange(w, device=device)[None]
+    position = rows % 2 * 2 + cols % 2
+    group = torch.arange(M, device=device) % 4
+    at = torch.as_tensor(GROUP_AT, device=device)[:, position]
+    return (at[..., None] == group).float()
+
+
+def ste_round(x: Tensor) -> Tensor:
+    """Round with the gradient of the identity."""
+    return x + (x.round() - x).detach()
+
+
+def sigma(idx: Tensor) -> Tensor:
+    """Scale of a level given as level/8 (the networks' unit), clamped to the ladder."""
+    return SIGMA_MIN * torch.exp(LOG_STEP * (idx.float() * 8).clamp(0, LEVELS - 1))
+
+
+def gaussian_bits(v: Tensor, scale: Tensor) -> Tensor:
+    """-log2 of the mass of the unit bin around v under N(0, scale²), elementwise."""
+    v, r = v.abs(), math.sqrt(0.5) / scale
+    mass = 0.5 * (torch.erfc((v - 0.5) * r) - torch.erfc((v + 0.5) * r))
+    return -torch.log2(mass.clamp_min(P_MIN))

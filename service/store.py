@@ -1,0 +1,191 @@
+"""manifest.json -> verified tensors: the only code that touches model_store/.
+
+A model is a folder: `manifest.json` names every file with its size and sha256, and says what each
+rate measured and how the weights were trained. Weights are safetensors (no code can hide in them).
+The identity of the weights that a rate needs is the sha256 over the sha256s of its files, base first;
+streams carry its first four bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_safetensors
+
+from service.codec.sizes import Sizes
+from service.errors import StoreError
+
+Tensors = dict[str, NDArray[Any]]
+
+SCHEMA = 1
+TRANSFORMS = ("g_a.", "g_s.", "h_a.")
+ENTROPY = "entropy."
+
+
+@dataclass(frozen=True)
+class StoredRate:
+    """A rate of the ladder and what it measured on Kodak when it was published."""
+
+    rate: float
+    lmbda: float
+    kodak_bpp: float | None
+    kodak_psnr_db: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """A stream and what it must decode to: y_hat exactly, pixels to within rounding of g_s."""
+
+    stream: bytes
+    y_hat: NDArray[np.int16]
+    rgb: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """A model as read and verified.
+
+    Attributes:
+        name: its folder. sizes: of the backbone. sha256: of the base weights, hex.
+        identity: full 32-byte identity of the weights at the base rate.
+        transforms: g_a, g_s, h_a weights, float16, scales folded in.
+        entropy: integer tensors of codec.EntropyModel, and "tables".
+        rates: what can be asked for. training: record of how the weights were made.
+        file_bytes: all files together.
+    """
+
+    name: str
+    sizes: Sizes
+    sha256: str
+    identity: bytes
+    transforms: Tensors
+    entropy: Tensors
+    rates: tuple[StoredRate, ...]
+    training: Mapping[str, object]
+    golden: Golden
+    file_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights (the coder's tables not counted)."""
+        entropy = sum(t.size for n, t in self.entropy.items() if n != "tables")
+        return entropy + sum(t.size for t in self.transforms.values())
+
+
+def default_path() -> Path:
+    """The store beside the package: inside it when installed, next to it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "model_store"
+    return inside if inside.is_dir() else package.parent / "model_store"
+
+
+def load_store(path: Path | None = None) -> tuple[StoredModel, ...]:
+    """Read and verify every model of a store, in order of name.
+
+    Raises:
+        StoreError: no store, no model in it, or a file that does not match its manifest.
+    """
+    root = path or default_path()
+    manifests = sorted(root.glob("*/manifest.json"))
+    if not manifests:
+        raise StoreError(f"no model in {root}: expected folders with a manifest.json")
+    return tuple(load_model(m.parent) for m in manifests)
+
+
+def load_model(folder: Path) -> StoredModel:
+    """Read and verify one model. Raises StoreError."""
+    manifest = _read_manifest(folder / "manifest.json")
+    files = {name: _verified(folder, name, entry) for name, entry in manifest["files"].items()}
+    for needed in ("base.safetensors", "golden.safetensors"):
+        if needed not in files:
+            raise StoreError(f"{folder / 'manifest.json'} does not list {needed}")
+    base = _tensors(files["base.safetensors"], folder / "base.safetensors")
+    golden = _tensors(files["golden.safetensors"], folder / "golden.safetensors")
+    digest = hashlib.sha256(files["base.safetensors"])
+    return StoredModel(
+        folder.name,
+        Sizes.from_dict(manifest["sizes"]),
+        digest.hexdigest(),
+        identity([digest.digest()]),
+        {n: t for n, t in base.items() if n.startswith(TRANSFORMS)},
+        {n.removeprefix(ENTROPY): t for n, t in base.items() if n.startswith(ENTROPY)},
+        tuple(_rate(entry, folder) for entry in manifest["rates"]),
+        manifest["training"],
+        _golden(golden, folder),
+        sum(len(data) for data in files.values()),
+    )
+
+
+def identity(digests: list[bytes]) -> bytes:
+    """Identity of a set of weight files: sha256 over their sha256s, base first."""
+    return hashlib.sha256(b"".join(digests)).digest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read as JSON: {error}") from error
+    expected = {"schema", "sizes", "files", "rates", "training"}
+    if not isinstance(manifest, dict) or set(manifest) != expected:
+        raise StoreError(f"{path} must be an object with the keys {sorted(expected)}")
+    if manifest["schema"] != SCHEMA:
+        raise StoreError(f"{path} has schema {manifest['schema']!r}, expected {SCHEMA}")
+    for key, kind in (("sizes", dict), ("files", dict), ("rates", list), ("training", dict)):
+        if not isinstance(manifest[key], kind):
+            raise StoreError(f"{path}: {key} must be a {kind.__name__}")
+    return manifest
+
+
+def _verified(folder: Path, name: str, entry: object) -> bytes:
+    """The bytes of a file that matches its manifest entry."""
+    if not re.fullmatch(r"(?:[a-z0-9_-]+/)?[a-z0-9_.-]+\.safetensors", name) or ".." in name:
+        raise StoreError(f"{folder}: {name!r} is no plain name of a safetensors file")
+    if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
+        raise StoreError(f"{folder}: the entry of {name} must have bytes and sha256")
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise StoreError(f"{folder / name} is in the manifest but cannot be read") from error
+    found = hashlib.sha256(data).hexdigest()
+    if len(data) != entry["bytes"] or found != entry["sha256"]:
+        raise StoreError(
+            f"{folder / name} has {len(data)} bytes, sha256 {found}; "
+            f"the manifest says {entry['bytes']} bytes, {entry['sha256']}"
+        )
+    return data
+
+
+def _tensors(data: bytes, path: Path) -> Tensors:
+    try:
+        return load_safetensors(data)
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise StoreError(f"{path} is not a safetensors file we can read: {error}") from error
+
+
+def _rate(entry: object, folder: Path) -> StoredRate:
+    keys = {"rate", "lmbda", "kodak_bpp", "kodak_psnr_db"}
+    if not isinstance(entry, dict) or set(entry) != keys:
+        raise StoreError(f"{folder}: a rate must have the keys {sorted(keys)}, found {entry!r}")
+    numbers = (entry["rate"], entry["lmbda"])
+    if not all(isinstance(v, (int, float)) for v in numbers) or not 1 <= entry["rate"] <= 8:
+        raise StoreError(f"{folder}: rate {entry['rate']!r}, expected a number from 1 to 8")
+    return StoredRate(**entry)
+
+
+def _golden(tensors: Tensors, folder: Path) -> Golden:
+    expected = {"stream": (np.uint8, 1), "y_hat": (np.int16, 3), "rgb": (np.uint8, 3)}
+    for name, (dtype, ndim) in expected.items():
+        tensor = tensors.get(name)
+        if tensor is None or tensor.dtype != dtype or tensor.ndim != ndim:
+            raise StoreError(f"{folder}: golden tensor {name} is missing or of the wrong kind")
+    return Golden(tensors["stream"].tobytes(), tensors["y_hat"], tensors["rgb"])

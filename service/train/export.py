@@ -1,0 +1,249 @@
+"""A trained backbone -> a model in the store: folded, quantised, verified, measured, written.
+
+    python -m service.train.export WEIGHTS OUT --calibrate DIR --measure DIR --record record.json
+
+WEIGHTS is a safetensors state dict of nets.model.Backbone (float32, scale vectors included). The model
+is written only if the exact codec agrees with the float model on every measured picture: real bytes
+within 0.5 % of the float estimate and PSNR within 0.02 dB, on average.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save as save_safetensors
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from service.codec.container import read_stream
+from service.codec.sizes import Sizes
+from service.codec.tiles import Box, latent_box
+from service.engine.engine import Engine, load_models
+from service.errors import RankpressError
+from service.images import read_image
+from service.nets.backbone import folded
+from service.nets.model import Backbone
+from service.picture import Picture
+from service.store import (
+    ENTROPY,
+    SCHEMA,
+    TRANSFORMS,
+    Golden,
+    StoredModel,
+    StoredRate,
+    Tensors,
+    identity,
+)
+from service.train.quantise import calibrate, quantise
+
+BASE_RATE = 4
+BASE_LMBDA = 0.013
+"""R + lmbda · 255² · MSE, the middle of the ladder."""
+MAX_RATE_EXCESS = 0.005
+MAX_PSNR_LOSS_DB = 0.02
+
+
+class ExportFailed(RankpressError):
+    """The exported model does not reproduce the float model closely enough."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Averages over the measured pictures, float model against exact codec."""
+
+    pictures: int
+    estimated_bpp: float
+    real_bpp: float
+    float_psnr_db: float
+    real_psnr_db: float
+
+    def check(self) -> None:
+        """Raise ExportFailed when outside the limits."""
+        excess = self.real_bpp / self.estimated_bpp - 1
+        loss = self.float_psnr_db - self.real_psnr_db
+        if abs(excess) > MAX_RATE_EXCESS or abs(loss) > MAX_PSNR_LOSS_DB:
+            raise ExportFailed(
+                f"real size is {excess:+.2%} off the estimate (limit {MAX_RATE_EXCESS:.1%}), "
+                f"PSNR {-loss:+.3f} dB (limit {MAX_PSNR_LOSS_DB} dB)"
+            )
+
+
+def load_backbone(weights: Path, sizes: Sizes) -> Backbone:
+    """A float model with its scales folded in, ready to evaluate."""
+    model = Backbone(sizes, nn.Linear)
+    model.load_state_dict(folded(load_file(weights)))
+    return model.eval().requires_grad_(False)
+
+
+def stored_model(
+    name: str, model: Backbone, pictures: list[Tensor], training: Mapping[str, object]
+) -> tuple[StoredModel, bytes]:
+    """Quantise a folded model.
+
+    Args:
+        name: of the model's folder.
+        model: from `load_backbone`.
+        pictures: [1, H, W, 3] in [0, 1], sides multiples of 64, to calibrate ranges on.
+        training: record of how the weights were made, plain JSON values.
+
+    Returns:
+        The model (its golden stream made by itself) and the bytes of base.safetensors.
+    """
+    entropy: Tensors = dict(quantise(model, calibrate(model, pictures)))
+    transforms: Tensors = {
+        n: _float16(n, t) for n, t in model.state_dict().items() if n.startswith(TRANSFORMS)
+    }
+    tensors = transforms | {ENTROPY + n: t for n, t in entropy.items()}
+    base = save_safetensors(tensors, {"sizes": json.dumps(asdict(model.sizes))})
+    digest = hashlib.sha256(base)
+    unmeasured = StoredModel(
+        name,
+        model.sizes,
+        digest.hexdigest(),
+        identity([digest.digest()]),
+        transforms,
+        entropy,
+        (StoredRate(BASE_RATE, BASE_LMBDA, None, None),),
+        training,
+        Golden(b"", np.zeros((0, 0, 0), np.int16), np.zeros((0, 0, 3), np.uint8)),
+        len(base),
+    )
+    return replace(unmeasured, golden=make_golden(unmeasured)), base
+
+
+def make_golden(model: StoredModel) -> Golden:
+    """A small generated picture as a stream, its latents, and its float32 pixels."""
+    (loaded,) = load_models((model,), "cpu", torch.float32)
+    engine = Engine((loaded,))
+    picture = Picture(golden_picture(50, 75))
+    data = engine.compress(picture, BASE_RATE).data
+    box = latent_box(picture.width, picture.height)
+    decoded = loaded.coder.decode(read_stream(data).tiles, Box(0, 0, box.height, box.width))
+    return Golden(data, decoded.y_hat[0], engine.decompress(data).picture.rgb)
+
+
+def golden_picture(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Smooth gradients, an edge and texture, [height, width, 3]."""
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    texture = 20 * np.sin(x * 1.3) * np.cos(y * 0.9)
+    edge = 60.0 * (x + y > (height + width) / 2)
+    channels = [40 + 1.5 * x + texture, 60 + 2 * y + edge, 200 - x - y + texture]
+    return np.stack(channels, -1).round().clip(0, 255).astype(np.uint8)
+
+
+def measure(engine: Engine, model: Backbone, folder: Path) -> Agreement:
+    """Real files against the float model's estimates, averaged over a folder of pictures."""
+    rows = []
+    for path, picture in pictures_in(folder):
+        x = as_tensor(picture)
+        with torch.inference_mode():
+            estimate = model(x, noise=False)
+        pixels = picture.width * picture.height
+        bits = float(estimate.bits_y + estimate.bits_z)
+        rounded = (estimate.x_hat.clamp(0, 1) * 255).round() / 255
+        float_psnr = -10 * math.log10(float((rounded - x).square().mean()))
+        real = engine.compress(picture, BASE_RATE)
+        if real.psnr_db is None:
+            raise ExportFailed("the engine must check its streams to measure PSNR")
+        rows.append((bits / pixels, real.bpp, float_psnr, real.psnr_db))
+        print(path.name, " ".join(f"{v:.4f}" for v in rows[-1]), flush=True)  # noqa: T201
+    if not rows:
+        raise ExportFailed(f"no pictures in {folder}")
+    mean = np.mean(rows, 0).tolist()
+    return Agreement(len(rows), *mean)
+
+
+def pictures_in(folder: Path) -> Iterator[tuple[Path, Picture]]:
+    """Every picture of a folder whose sides are multiples of 64, cut to them, sorted by name."""
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        picture = read_image(path.read_bytes(), max_pixels=10**8, metadata="none")
+        height, width = picture.height // 64 * 64, picture.width // 64 * 64
+        if height and width:
+            yield path, Picture(np.ascontiguousarray(picture.rgb[:height, :width]))
+
+
+def as_tensor(picture: Picture) -> Tensor:
+    """[1, H, W, 3] float32 in [0, 1]."""
+    return torch.from_numpy(picture.rgb).float()[None] / 255
+
+
+def write(out: Path, model: StoredModel, base: bytes) -> None:
+    """Write a model's folder: weights, golden stream, manifest last."""
+    golden = save_safetensors(
+        {
+            "stream": np.frombuffer(model.golden.stream, np.uint8),
+            "y_hat": model.golden.y_hat,
+            "rgb": np.ascontiguousarray(model.golden.rgb),
+        }
+    )
+    files = {"base.safetensors": base, "golden.safetensors": golden}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (out / name).write_bytes(data)
+    manifest = {
+        "schema": SCHEMA,
+        "sizes": asdict(model.sizes),
+        "files": {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in files.items()
+        },
+        "rates": [asdict(r) for r in model.rates],
+        "training": dict(model.training),
+    }
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def export(weights: Path, out: Path, calibration: Path, test: Path, record: Path) -> Agreement:
+    """The whole way from a state dict to a folder of the store.
+
+    Raises:
+        ExportFailed: the exact codec strays too far from the float model; nothing is written.
+    """
+    model = load_backbone(weights, Sizes())
+    pictures = [as_tensor(p) for _, p in pictures_in(calibration)]
+    training = json.loads(record.read_text())
+    stored, base = stored_model(
+        out.name, model, pictures[:: max(1, len(pictures) // 100)], training
+    )
+    agreement = measure(Engine(load_models((stored,), "cpu", None)), model, test)
+    agreement.check()
+    measured = StoredRate(
+        BASE_RATE, BASE_LMBDA, round(agreement.real_bpp, 4), round(agreement.real_psnr_db, 3)
+    )
+    write(out, replace(stored, rates=(measured,)), base)
+    return agreement
+
+
+def _float16(name: str, tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+    """A weight in float16; refuses what does not fit its range."""
+    half = tensor.to(torch.float16)
+    if not torch.isfinite(half).all():
+        raise ExportFailed(f"{name} reaches {float(tensor.abs().max()):g}, beyond float16")
+    out: np.ndarray[tuple[int, ...], np.dtype[np.float16]] = half.numpy()
+    return out
+
+
+def main() -> None:
+    """Parse arguments, export, and print the agreement as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--calibrate", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--measure", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--record", type=Path, required=True, help="JSON: how it was trained")
+    a = parser.parse_args()
+    agreement = export(a.weights, a.out, a.calibrate, a.measure, a.record)
+    json.dump(asdict(agreement), sys.stdout, indent=2)
+
+
+if __name__ == "__main__":
+    main()

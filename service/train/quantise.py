@@ -1,0 +1,232 @@
+"""Float entropy networks -> the integer layers of codec/entropy_model.py.
+
+Post-training quantisation: each activation gets a power-of-two scale per channel from the largest
+value seen on calibration pictures, each output channel the largest weight shift whose accumulator
+bound stays below LIMIT. The bound is proved from the integers themselves, not sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from service.codec.coder import TOTAL_BITS
+from service.codec.entropy_model import LEVELS, STEPS, SYMBOL_MAX, Y_FRAC
+from service.codec.fixed_point import ACTIVATION_MAX, LEAK, IntLinear
+from service.nets.backbone import Block, Up
+from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone, step_masks
+
+F64 = NDArray[np.float64]
+
+LIMIT = 2**23
+"""Half of what float32 carries exactly: the other half is left to rate adapters."""
+
+MARGIN = 1.25
+"""Activations may exceed the largest value seen in calibration by this factor before they clip."""
+
+
+@dataclass
+class Ranges:
+    """Largest |activation| per channel at every point where the integer networks round."""
+
+    largest: dict[str, Tensor] = field(default_factory=lambda: defaultdict(lambda: torch.zeros(1)))
+
+    def see(self, name: str, x: Tensor) -> Tensor:
+        """Record x ([..., C]) and return it."""
+        self.largest[name] = torch.maximum(
+            self.largest[name], x.abs().reshape(-1, x.shape[-1]).amax(0)
+        )
+        return x
+
+    def frac(self, name: str) -> NDArray[np.int64]:
+        """Fractional bits per channel, such that MARGIN · largest fits ±ACTIVATION_MAX."""
+        largest = self.largest[name].double().numpy().clip(2.0**-12)
+        return np.floor(np.log2(ACTIVATION_MAX / (MARGIN * largest))).astype(np.int64)
+
+
+@torch.inference_mode()
+def calibrate(model: Backbone, pictures: list[Tensor]) -> Ranges:
+    """Run the float entropy networks on pictures ([B, H, W, 3] in [0, 1]) and record ranges.
+
+    The model has plain Linear layers (folded); rounding is real.
+    """
+    ranges = Ranges()
+    for x in pictures:
+        y = model.g_a(x - 0.5)
+        z = (model.h_a(y) - model.z_mean).round() + model.z_mean
+        p = _see_up_block(model.h_s[0], model.h_s[1], z, ranges, "h_s.0", "h_s.1")
+        p = _see_up_block(model.h_s[2], model.h_s[3], p, ranges, "h_s.2", "h_s.3")
+        y_hat = torch.zeros_like(y)
+        for t, mask in enumerate(step_masks(y.shape[1], y.shape[2], y.shape[3], y.device)):
+            if t == 0:
+                out = model.head0(p)
+            else:
+                first, block, head = model.ctx[t - 1]
+                h = ranges.see(f"step.{t}.first", first(torch.cat([p, y_hat], -1)))
+                out = head(_see_block(block, h, ranges, f"step.{t}.block"))
+            mu = out.chunk(2, -1)[0]
+            y_hat = y_hat + mask * ((y - mu).round() + mu)
+        ranges.see("context", y_hat)
+    return ranges
+
+
+def _see_up_block(
+    up: nn.Module, block: nn.Module, x: Tensor, ranges: Ranges, up_name: str, block_name: str
+) -> Tensor:
+    return _see_block(block, ranges.see(up_name, up(x)), ranges, block_name)
+
+
+def _see_block(block: nn.Module, x: Tensor, ranges: Ranges, name: str) -> Tensor:
+    """Block.forward with every rounding point recorded; x and both sums share one format."""
+    assert isinstance(block, Block)
+    t = ranges.see(f"{name}.pw1", F.leaky_relu(block.pw1(x), LEAK))
+    t = ranges.see(f"{name}.dw", block.dw(t.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+    x = x + block.pw2(t)
+    hidden = ranges.see(f"{name}.f1", F.leaky_relu(block.f1(x), LEAK))
+    ranges.see(f"{name}.sum", x)
+    return ranges.see(f"{name}.sum", x + block.f2(hidden))
+
+
+def quantise(model: Backbone, ranges: Ranges) -> dict[str, NDArray[np.generic]]:
+    """The integer tensors of a folded model, named as EntropyModel expects them."""
+    out: dict[str, NDArray[np.generic]] = {}
+    s = model.sizes
+    z_frac = np.zeros(s.Cz, np.int64)
+    p_frac = _up_block(out, model, 0, z_frac, ranges, bias_input=model.z_mean)
+    p_frac = _up_block(out, model, 2, p_frac, ranges, bias_input=None)
+    context_frac = ranges.frac("context")
+    for t in range(STEPS):
+        if t == 0:
+            head, frac = model.head0, p_frac
+        else:
+            first, block, head = model.ctx[t - 1]
+            frac = _joint_frac(ranges, f"step.{t}.first", f"step.{t}.block.sum")
+            inputs = np.concatenate([p_frac, context_frac])
+            _put(out, f"step.{t}.first", *_linear(first), inputs, frac)
+            _block(out, block, f"step.{t}.block", frac, ranges)
+        weight, bias = _linear(head)
+        weight[s.M :] *= 8  # the networks give level / 8
+        bias[s.M :] *= 8
+        head_frac = np.concatenate([np.full(s.M, Y_FRAC), np.zeros(s.M, np.int64)])
+        _put(out, f"step.{t}.head", weight, bias, frac, head_frac)
+    out["context.frac"] = context_frac.astype(np.int8)
+    levels = (model.z_idx.detach().double().numpy() * 8).round().clip(1, LEVELS - 1)
+    out["z.level"] = levels.astype(np.uint8)
+    out["z.mean"] = np.round(_f64(model.z_mean) * 2**16).astype(np.int32)
+    out["tables"] = gaussian_tables().astype(np.int32)
+    return out
+
+
+def gaussian_tables() -> NDArray[np.int64]:
+    """[LEVELS, SYMBOL_MAX + 1]: mass of 0, ±1, ±2, ... in 1/2^24, each at least 1, sums exact."""
+    symbols = 2 * SYMBOL_MAX + 1
+    out = np.ones((LEVELS, SYMBOL_MAX + 1), np.int64)
+    for k in range(LEVELS):
+        r = math.sqrt(0.5) / (SIGMA_MIN * math.exp(LOG_STEP * k))
+        edges = np.array([math.erfc((i - 0.5) * r) for i in range(SYMBOL_MAX + 2)])
+        p = 0.5 * (edges[:-1] - edges[1:])
+        p /= p[0] + 2 * p[1:].sum()
+        out[k] += np.floor(p * (2**TOTAL_BITS - symbols)).astype(np.int64)
+        out[k, 0] += 2**TOTAL_BITS - out[k, 0] - 2 * out[k, 1:].sum()
+    return out
+
+
+def quantise_linear(
+    weight: F64, bias: F64, in_frac: NDArray[np.int64], out_frac: NDArray[np.int64], name: str
+) -> IntLinear:
+    """Integers whose floor((Wq + b) / 2^shift) best follows a float layer.
+
+    Args:
+        weight: [N, K]. bias: [N]. in_frac: [K]. out_frac: [N]. name: for the error message.
+
+    Raises:
+        ValueError: even shift 0 breaks the accumulator bound.
+    """
+    scaled = weight * np.exp2(out_frac)[:, None] * np.exp2(-in_frac)[None]
+    offset = bias * np.exp2(out_frac) + 0.5
+    shift = np.full(len(weight), -1, np.int64)
+    for s in range(24):
+        total = np.abs(np.round(scaled * 2.0**s)).sum(1) * ACTIVATION_MAX
+        fits = total + np.abs(np.round(offset * 2.0**s)) < LIMIT
+        shift = np.where(fits, s, shift)
+    if (shift < 0).any():
+        raise ValueError(f"layer {name}: weights too large for the exact range at shift 0")
+    return IntLinear(
+        np.round(scaled * np.exp2(shift)[:, None]).astype(np.int32),
+        np.round(offset * np.exp2(shift)).astype(np.int64),
+        shift.astype(np.int32),
+    )
+
+
+def _up_block(
+    out: dict[str, NDArray[np.generic]],
+    model: Backbone,
+    index: int,
+    in_frac: NDArray[np.int64],
+    ranges: Ranges,
+    bias_input: Tensor | None,
+) -> NDArray[np.int64]:
+    """h_s[index] (Up 2) and the block after it; returns the block's format."""
+    up, block = model.h_s[index], model.h_s[index + 1]
+    assert isinstance(up, Up)
+    frac = _joint_frac(ranges, f"h_s.{index}", f"h_s.{index + 1}.sum")
+    weight, bias = _linear(up.l)
+    if bias_input is not None:
+        bias = bias + weight @ _f64(bias_input)
+    _put(out, f"h_s.{index}", weight, bias, in_frac, np.tile(frac, 4))
+    _block(out, block, f"h_s.{index + 1}", frac, ranges)
+    return frac
+
+
+def _block(
+    out: dict[str, NDArray[np.generic]],
+    block: nn.Module,
+    name: str,
+    frac: NDArray[np.int64],
+    ranges: Ranges,
+) -> None:
+    assert isinstance(block, Block) and block.dw.bias is not None
+    pw1, dw, f1 = (ranges.frac(f"{name}.{part}") for part in ("pw1", "dw", "f1"))
+    _put(out, f"{name}.pw1", *_linear(block.pw1), frac, pw1)
+    # A depthwise output channel reads one input channel: fold the input format into the taps.
+    taps = _f64(block.dw.weight).reshape(-1, 9) * np.exp2(-pw1)[:, None]
+    _put(out, f"{name}.dw", taps, _f64(block.dw.bias), np.zeros(9, np.int64), dw)
+    _put(out, f"{name}.pw2", *_linear(block.pw2), dw, frac)
+    _put(out, f"{name}.f1", *_linear(block.f1), frac, f1)
+    _put(out, f"{name}.f2", *_linear(block.f2), f1, frac)
+
+
+def _put(
+    out: dict[str, NDArray[np.generic]],
+    name: str,
+    weight: F64,
+    bias: F64,
+    in_frac: NDArray[np.int64],
+    out_frac: NDArray[np.int64],
+) -> None:
+    layer = quantise_linear(weight, bias, in_frac, out_frac, name)
+    out[f"{name}.weight"] = layer.weight.astype(np.int16)
+    out[f"{name}.bias"] = layer.bias.astype(np.int32)
+    out[f"{name}.shift"] = layer.shift.astype(np.int8)
+
+
+def _joint_frac(ranges: Ranges, *names: str) -> NDArray[np.int64]:
+    fracs: NDArray[np.int64] = np.minimum.reduce([ranges.frac(n) for n in names])
+    return fracs
+
+
+def _linear(layer: nn.Module) -> tuple[F64, F64]:
+    assert isinstance(layer, nn.Linear)
+    return _f64(layer.weight), _f64(layer.bias)
+
+
+def _f64(tensor: Tensor) -> F64:
+    values: F64 = tensor.detach().double().cpu().numpy()
+    return values.copy()
