@@ -66,7 +66,6 @@ def from_tiff(image: Image.Image) -> bytes | None:
     for directory in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
         entries = own.get_ifd(directory)
         if entries:
-            kept.get_ifd(directory).update(entries)
             kept[directory] = dict(entries)
     return kept.tobytes().removeprefix(PREFIX) if len(kept) else None
 

@@ -42,8 +42,8 @@ class Samples:
     Attributes:
         grey: one colour channel.
         bits: of a sample in the file, as far as Pillow tells.
-        white: largest value of 16-bit grey samples.
-        inverted: 0 is white, in 16-bit grey samples.
+        white: largest value of a sample in the file.
+        inverted: 0 is white, in grey samples of more than 8 bits.
         alpha: some pixels may be transparent.
     """
 
@@ -88,6 +88,14 @@ def examine(image: ImageFile) -> Samples:
     bits = _bits(image, raw_mode, deep_pnm)
     inverted = image.format == "TIFF" and _tiff_tag(image, _TIFF_PHOTOMETRIC) == 0
     return Samples(grey, bits, (1 << bits) - 1, inverted, image.has_transparency_data)
+
+
+def has_grey_palette(image: Image) -> bool:
+    """Whether a loaded image has a palette of nothing but greys."""
+    if image.mode != "P":
+        return False
+    entries = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    return bool((entries == entries[:, :1]).all())
 
 
 def plan_colours(
@@ -212,7 +220,9 @@ def _bits(image: ImageFile, raw_mode: str, deep_pnm: bool) -> int:
     tagged = _tiff_tag(image, _TIFF_BITS) if image.format == "TIFF" else None
     if isinstance(tagged, int):
         return tagged
-    return 16 if ";16" in raw_mode or deep_pnm else 8
+    if ";16" in raw_mode or deep_pnm:
+        return 16
+    return {"L;2": 2, "L;4": 4}.get(raw_mode, 8)
 
 
 def _tiff_tag(image: ImageFile, tag: int) -> object:

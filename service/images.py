@@ -22,7 +22,14 @@ from PIL.ImageFile import ImageFile
 from service import colour, exif
 from service.errors import BadImage, BadParameter, NotAcceptable, TooManyPixels
 from service.image_kinds import MAX_COUNTED_FRAMES, Kind, count_frames, recognise
-from service.image_samples import Samples, examine, plan_colours, unless_opaque, unpack
+from service.image_samples import (
+    Samples,
+    examine,
+    has_grey_palette,
+    plan_colours,
+    unless_opaque,
+    unpack,
+)
 from service.picture import Picture
 
 Metadata = Literal["none", "icc", "all"]
@@ -84,7 +91,9 @@ def read_image(data: bytes, *, max_pixels: int, metadata: Metadata = "icc") -> P
             _check_frames(kind, image, data)
             return _read_open(kind, image, metadata)
     except Image.DecompressionBombError as error:
-        raise TooManyPixels(f"the {kind.name} file claims too many pixels to be read") from error
+        raise TooManyPixels(
+            f"the {kind.name} file has more pixels, or larger tiles, than are read of its kind"
+        ) from error
     except MemoryError as error:
         raise BadImage(f"the {kind.name} file needs more memory than there is") from error
     except _PILLOW_ERRORS as error:
@@ -172,7 +181,9 @@ def _read_open(kind: Kind, image: ImageFile, metadata: Metadata) -> Picture:
     """Decode a file whose header was accepted."""
     samples = examine(image)
     image.load()
-    _narrow_transparency(image, samples)
+    if has_grey_palette(image):
+        samples = replace(samples, grey=True)
+    _match_transparency(image, samples)
     conversion = plan_colours(
         image,
         samples,
@@ -188,11 +199,13 @@ def _read_open(kind: Kind, image: ImageFile, metadata: Metadata) -> Picture:
     return Picture(rgb, alpha, samples.grey, conversion.icc, kept, conversion.notes + notes)
 
 
-def _narrow_transparency(image: ImageFile, samples: Samples) -> None:
-    """Let the transparent colour of 16-bit RGB follow the reduction that Pillow has made."""
-    colour_16 = image.info.get("transparency")
-    if samples.bits > 8 and image.mode == "RGB" and isinstance(colour_16, tuple):
-        image.info["transparency"] = tuple(sample >> 8 for sample in colour_16)
+def _match_transparency(image: ImageFile, samples: Samples) -> None:
+    """Bring the transparent colour of a PNG to the 8 bits that Pillow has made of its samples."""
+    transparent = image.info.get("transparency")
+    if image.mode == "RGB" and samples.bits > 8 and isinstance(transparent, tuple):
+        image.info["transparency"] = tuple(sample >> 8 for sample in transparent)
+    elif image.mode == "L" and samples.bits < 8 and isinstance(transparent, int):
+        image.info["transparency"] = transparent * 255 // samples.white
 
 
 def _orientation(kind: Kind, image: ImageFile) -> tuple[bytes, int]:

@@ -1,0 +1,91 @@
+"""The FastAPI app: puts codec, admission, routes, errors and middleware together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.api import errors, openapi, routes
+from service.api.metrics import Metrics
+from service.api.middleware import RequestMiddleware
+from service.engine.batching import Admission
+from service.engine.types import Codec
+from service.errors import RankpressError
+from service.settings import Settings
+
+DESCRIPTION = """A neural image codec: image files go in, short bitstreams come out, and back.
+
+Errors are `application/problem+json` (RFC 9457); program against their `type`."""
+
+log = structlog.get_logger("rankpress.api")
+
+
+def create_app(codec: Codec, settings: Settings) -> FastAPI:
+    """An app that serves one codec.
+
+    Its lifespan must run: that starts the self-test, and work waits until the test has passed.
+    `app.state.service` is the `routes.Service` behind the endpoints.
+    """
+    admission = Admission(
+        workers=settings.workers,
+        max_waiting=settings.max_waiting,
+        max_waiting_bytes=settings.max_waiting_bytes,
+    )
+    metrics = Metrics(admission)
+    app = FastAPI(
+        title="Rankpress",
+        version=_version(),
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        redoc_url=None,
+    )
+    app.state.service = routes.Service(codec, settings, admission, metrics, codec.models())
+    for router in (routes.images, routes.about, routes.operations):
+        app.include_router(router)
+    app.add_exception_handler(RankpressError, errors.on_rankpress_error)
+    app.add_exception_handler(HTTPException, errors.on_http_exception)
+    app.add_exception_handler(RequestValidationError, errors.on_validation_error)
+    app.add_middleware(
+        RequestMiddleware,
+        admission=admission,
+        metrics=metrics,
+        stall_timeout_s=settings.stall_timeout_s,
+    )
+    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("rankpress")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+source"
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: routes.Service = app.state.service
+    service.admission.start()
+    test = asyncio.create_task(_self_test(service))
+    try:
+        yield
+    finally:
+        test.cancel()
+        await asyncio.gather(test, return_exceptions=True)
+        service.admission.close()
+
+
+async def _self_test(service: routes.Service) -> None:
+    try:
+        await service.admission.open_after(service.codec.self_test)
+    except Exception:
+        log.exception("self-test failed: no request will be answered")
+    else:
+        log.info("self-test passed")

@@ -1,0 +1,196 @@
+"""Errors as RFC 9457 problem documents: the one place that knows HTTP status codes.
+
+Every answer that is not a success is `application/problem+json` with a `type` from `KINDS` below;
+types are stable names to program against, titles and details are for people. Details come from our
+own exceptions only; what a library or a bug raises is logged and never shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from fastapi import Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from service import errors
+from service.api.record import record_of
+from service.api.schemas import InvalidParameter, Problem
+
+MEDIA_TYPE = "application/problem+json"
+MAX_DETAIL_CHARS = 500
+MAX_INVALID = 10
+"""Wrong parameters that one problem lists."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of problem: the end of its type URI, its status and its title."""
+
+    slug: str
+    status: int
+    title: str
+
+    @property
+    def type(self) -> str:
+        """The stable URI that names the kind."""
+        return f"urn:rankpress:problem:{self.slug}"
+
+
+BAD_REQUEST = Kind("bad-request", 400, "The request body is malformed")
+BAD_STREAM = Kind("bad-stream", 400, "The bytes are not a whole Rankpress stream")
+NOT_FOUND = Kind("not-found", 404, "There is nothing at this path")
+METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The path does not take this method")
+NOT_ACCEPTABLE = Kind("not-acceptable", 406, "No format that the client accepts can be written")
+BODY_TIMEOUT = Kind("body-timeout", 408, "The body did not arrive in time")
+TOO_MANY_BYTES = Kind("too-many-bytes", 413, "The body is larger than the byte limit")
+BAD_IMAGE = Kind("bad-image", 415, "The bytes are not an image file that can be read")
+UNSUPPORTED_ENCODING = Kind("unsupported-encoding", 415, "The body has a content coding")
+BAD_PARAMETER = Kind("bad-parameter", 422, "A parameter is wrong")
+RATE_UNAVAILABLE = Kind("rate-unavailable", 422, "There are no weights for this rate")
+TARGET_UNREACHABLE = Kind("target-unreachable", 422, "No rate meets the target")
+TOO_MANY_PIXELS = Kind("too-many-pixels", 422, "The picture is larger than the pixel limit")
+UNSUPPORTED_STREAM = Kind("unsupported-stream", 422, "The stream needs a newer decoder")
+UNKNOWN_MODEL = Kind("unknown-model", 422, "The stream was made with weights not loaded here")
+INTERNAL = Kind("internal", 500, "The server failed")
+NOT_AVAILABLE_YET = Kind("not-available-yet", 501, "This part of the interface is not built yet")
+SATURATED = Kind("saturated", 503, "The server has too much to do or is shutting down")
+NOT_READY = Kind("not-ready", 503, "The server has not passed its self-test")
+
+KINDS = (
+    BAD_REQUEST,
+    BAD_STREAM,
+    NOT_FOUND,
+    METHOD_NOT_ALLOWED,
+    NOT_ACCEPTABLE,
+    BODY_TIMEOUT,
+    TOO_MANY_BYTES,
+    BAD_IMAGE,
+    UNSUPPORTED_ENCODING,
+    BAD_PARAMETER,
+    RATE_UNAVAILABLE,
+    TARGET_UNREACHABLE,
+    TOO_MANY_PIXELS,
+    UNSUPPORTED_STREAM,
+    UNKNOWN_MODEL,
+    INTERNAL,
+    NOT_AVAILABLE_YET,
+    SATURATED,
+    NOT_READY,
+)
+
+_BY_ERROR: Mapping[type[Exception], Kind] = {
+    errors.BadStream: BAD_STREAM,
+    errors.UnsupportedStream: UNSUPPORTED_STREAM,
+    errors.UnknownModel: UNKNOWN_MODEL,
+    errors.BadImage: BAD_IMAGE,
+    errors.TooManyPixels: TOO_MANY_PIXELS,
+    errors.TooManyBytes: TOO_MANY_BYTES,
+    errors.BadParameter: BAD_PARAMETER,
+    errors.RateUnavailable: RATE_UNAVAILABLE,
+    errors.TargetUnreachable: TARGET_UNREACHABLE,
+    errors.NotAcceptable: NOT_ACCEPTABLE,
+    errors.Saturated: SATURATED,
+    errors.SelfTestFailed: NOT_READY,
+}
+
+_BY_STATUS: Mapping[int, Kind] = {
+    400: BAD_REQUEST,
+    404: NOT_FOUND,
+    405: METHOD_NOT_ALLOWED,
+    408: BODY_TIMEOUT,
+    413: TOO_MANY_BYTES,
+    415: UNSUPPORTED_ENCODING,
+    501: NOT_AVAILABLE_YET,
+}
+
+
+def problem(
+    request: Request,
+    kind: Kind,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    available: tuple[float, ...] | None = None,
+    invalid: tuple[InvalidParameter, ...] | None = None,
+) -> Response:
+    """The answer for one problem; also notes its kind for the log line and the metrics."""
+    record = record_of(request.scope)
+    record.problem = kind.slug
+    document = Problem(
+        type=kind.type,
+        title=kind.title,
+        status=kind.status,
+        detail=detail[:MAX_DETAIL_CHARS],
+        instance=f"urn:rankpress:request:{record.id}",
+        available=available,
+        invalid=invalid,
+    )
+    content = jsonable_encoder(document, exclude_none=True)
+    all_headers = {"Cache-Control": "no-store", **(headers or {})}
+    return JSONResponse(content, kind.status, all_headers, media_type=MEDIA_TYPE)
+
+
+def internal_problem(request: Request) -> Response:
+    """The answer to a bug: says nothing but where to look in the log."""
+    return problem(request, INTERNAL, "An unexpected error was logged under this request's id.")
+
+
+async def on_rankpress_error(request: Request, error: Exception) -> Response:
+    """Answer an exception of our own tree; one that is no client's business becomes a 500."""
+    kind = next((_BY_ERROR[c] for c in type(error).__mro__ if c in _BY_ERROR), None)
+    if kind is None:
+        raise error
+    headers = {}
+    if isinstance(error, errors.Saturated):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if kind is NOT_ACCEPTABLE:
+        headers["Vary"] = "Accept"
+    available = error.available if isinstance(error, errors.RateUnavailable) else None
+    return problem(request, kind, str(error), headers=headers, available=available)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer the framework's own errors, and OPTIONS on a known path."""
+    assert isinstance(error, HTTPException)  # registered for nothing else
+    headers = dict(error.headers or {})
+    allowed = headers.get("Allow")
+    if error.status_code == 405 and allowed is not None:
+        headers["Allow"] = _all_methods(allowed)
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+    kind = _BY_STATUS.get(error.status_code) or _plain_kind(error.status_code)
+    return problem(request, kind, str(error.detail), headers=headers)
+
+
+async def on_validation_error(request: Request, error: Exception) -> Response:
+    """Answer parameters that do not fit their declaration, naming each."""
+    assert isinstance(error, RequestValidationError)  # registered for nothing else
+    invalid = tuple(
+        InvalidParameter(parameter=".".join(map(str, e["loc"][1:]))[:100], reason=_reason(e))
+        for e in error.errors()[:MAX_INVALID]
+    )
+    detail = "; ".join(f"{i.parameter}: {i.reason}" for i in invalid)
+    return problem(request, BAD_PARAMETER, detail, invalid=invalid)
+
+
+def _reason(error: Mapping[str, object]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such parameter"
+    return str(error["msg"])
+
+
+def _all_methods(allowed: str) -> str:
+    methods = {method.strip() for method in allowed.split(",")} | {"OPTIONS"}
+    if "GET" in methods:
+        methods.add("HEAD")
+    return ", ".join(sorted(methods))
+
+
+def _plain_kind(status: int) -> Kind:
+    phrase = HTTPStatus(status).phrase
+    return Kind(phrase.lower().replace(" ", "-"), status, phrase)

@@ -1,0 +1,142 @@
+"""What FastAPI cannot derive of the OpenAPI document: binary bodies, headers, problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.api.errors import KINDS, MEDIA_TYPE
+from service.api.schemas import Problem
+from service.images import MEDIA_TYPES
+
+Json = dict[str, Any]
+
+_BINARY: Json = {"type": "string", "format": "binary"}
+_REQUEST_ID: Json = {
+    "X-Request-Id": {
+        "description": "The id of the request in the log: the one sent, or a new one.",
+        "schema": {"type": "string"},
+    }
+}
+TAGS = [
+    {"name": "images", "description": "Image files to streams and back."},
+    {"name": "models", "description": "What is loaded, and which rates it offers."},
+    {"name": "operations", "description": "Health and metrics; they never wait behind images."},
+]
+
+
+def problems(*statuses: int) -> dict[int | str, Json]:
+    """OpenAPI responses for these statuses, with an example of every problem type of each."""
+    return {status: _problem_response(status) for status in (*statuses, 500)}
+
+
+def _problem_response(status: int) -> Json:
+    kinds = [kind for kind in KINDS if kind.status == status]
+    examples = {
+        kind.slug: {"value": {"type": kind.type, "title": kind.title, "status": kind.status}}
+        for kind in kinds
+    }
+    schema = {"$ref": "#/components/schemas/Problem"}
+    headers = dict(_REQUEST_ID)
+    if status == 503:
+        headers |= _header("Retry-After", "Seconds after which to try again.", "integer")
+    return {
+        "description": "; ".join(kind.title for kind in kinds),
+        "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}},
+        "headers": headers,
+    }
+
+
+def _header(name: str, description: str, kind: str = "string") -> Json:
+    return {name: {"description": description, "schema": {"type": kind}}}
+
+
+def _body(media_types: tuple[str, ...], description: str) -> Json:
+    part = {**_BINARY, "description": description}
+    form = {
+        "type": "object",
+        "properties": {"file": part},
+        "required": ["file"],
+        "additionalProperties": False,
+    }
+    content: Json = {media_type: {"schema": _BINARY} for media_type in media_types}
+    content["multipart/form-data"] = {"schema": form}
+    return {"requestBody": {"required": True, "description": description, "content": content}}
+
+
+_TIMING = _header("Server-Timing", "Milliseconds: queue, swap, net, code and file work.")
+_RATE = _header("X-Rankpress-Rate", "The rate of the stream.", "number")
+
+_STREAM_RESPONSE: Json = {
+    "description": "The stream.",
+    "content": {"application/vnd.rankpress": {"schema": _BINARY}},
+    "headers": {
+        **_header("ETag", "SHA-256 of the stream, in hex and quotes."),
+        **_RATE,
+        **_header("X-Rankpress-Bpp", "Bits of the stream per pixel.", "number"),
+        **_header("X-Rankpress-Psnr", "PSNR in dB of the 8-bit picture; inf when exact."),
+        **_header("X-Rankpress-Notes", "What reading the file changed, if anything."),
+        **_TIMING,
+        **_REQUEST_ID,
+    },
+}
+
+_IMAGE_RESPONSE: Json = {
+    "description": "The picture as an image file.",
+    "content": {media_type: {"schema": _BINARY} for media_type in MEDIA_TYPES.values()},
+    "headers": {
+        **_header("Vary", "Always Accept."),
+        **_RATE,
+        **_header("X-Rankpress-Model", "The model that made the stream."),
+        **_TIMING,
+        **_REQUEST_ID,
+    },
+}
+
+COMPRESS: Json = {
+    "summary": "Compress an image file",
+    "responses": {
+        200: _STREAM_RESPONSE,
+        **problems(400, 408, 413, 415, 422, 501, 503),
+    },
+    "openapi_extra": _body(
+        ("application/octet-stream", "image/*"),
+        "An image file; what it is shows in its first bytes, the Content-Type does not matter.",
+    ),
+}
+
+DECOMPRESS: Json = {
+    "summary": "Decompress a stream",
+    "responses": {
+        200: _IMAGE_RESPONSE,
+        **problems(400, 406, 408, 413, 415, 422, 503),
+    },
+    "openapi_extra": _body(
+        ("application/vnd.rankpress", "application/octet-stream"), "A Rankpress stream."
+    ),
+}
+
+METRICS: dict[int | str, Json] = {
+    200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+
+
+def document(app: FastAPI) -> Json:
+    """The whole OpenAPI document of the app; made once, then kept on the app."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            tags=TAGS,
+        )
+        reference = "#/components/schemas/{model}"
+        model = Problem.model_json_schema(ref_template=reference)
+        definitions = model.pop("$defs")
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(definitions, Problem=model)
+        app.openapi_schema = schema
+    return app.openapi_schema

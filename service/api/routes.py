@@ -1,0 +1,260 @@
+"""The endpoints: each reads its request, asks for work, and words the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from service.api import openapi
+from service.api.bodies import read_body
+from service.api.errors import NOT_READY, problem
+from service.api.metrics import Metrics
+from service.api.negotiate import choose_format
+from service.api.record import record_of
+from service.api.schemas import (
+    LOSSLESS_ONLY,
+    CompressQuery,
+    DecompressQuery,
+    Health,
+    Model,
+    ModelRate,
+    Models,
+    Rates,
+)
+from service.api.work import ImageFile, Stream, View, compress_file, decompress_file
+from service.engine.batching import Admission, Done, Phase
+from service.engine.types import Codec, ModelInfo, Timings
+from service.errors import BadParameter, Saturated
+from service.images import MEDIA_TYPES
+from service.settings import Settings
+
+T = TypeVar("T")
+
+STREAM_TYPE = "application/vnd.rankpress"
+MAX_NOTES_CHARS = 1000
+
+
+@dataclass(frozen=True)
+class Service:
+    """What every endpoint may use."""
+
+    codec: Codec
+    settings: Settings
+    admission: Admission
+    metrics: Metrics
+    models: tuple[ModelInfo, ...]
+
+
+def service_of(request: Request) -> Service:
+    """The service behind the app that took the request."""
+    service = request.app.state.service
+    assert isinstance(service, Service)  # create_app sets it
+    return service
+
+
+ServiceArg = Annotated[Service, Depends(service_of)]
+
+
+def refuse_repeats(request: Request) -> None:
+    """Raise BadParameter for a parameter given twice: one of the two would be ignored."""
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    repeated = [name[:100] for name, count in counts.items() if count > 1]
+    if repeated:
+        raise BadParameter(f"given more than once: {', '.join(repeated[:10])}")
+
+
+def refuse_query(request: Request) -> None:
+    """Raise BadParameter for any parameter, on paths that take none."""
+    names = [name[:100] for name in request.query_params]
+    if names:
+        raise BadParameter(f"this path takes no parameters, found {', '.join(names[:10])}")
+
+
+images = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
+about = APIRouter(tags=["models"], dependencies=[Depends(refuse_query)])
+operations = APIRouter(tags=["operations"])
+
+
+@images.post("/compress", response_class=Response, **openapi.COMPRESS)
+async def compress(
+    request: Request, service: ServiceArg, query: Annotated[CompressQuery, Query()]
+) -> Response:
+    """Turn an image file into a Rankpress stream."""
+    if query.targets:
+        names = ", ".join(query.targets)
+        raise HTTPException(501, f"{names}: not available yet, ask for a rate")
+    record = record_of(request.scope)
+    record.rate = query.rate
+    body = await read_body(request, service.admission, record.hold, service.settings)
+    limit = service.settings.max_pixels
+    work = partial(compress_file, service.codec, body, query.rate, query.metadata, limit)
+    done = await _run(request, service, work)
+    compressed = done.value.compressed
+    record.rate, record.bpp = compressed.rate, compressed.bpp
+    record.pixels = compressed.width * compressed.height
+    service.metrics.observe_work(done.queue_s, compressed.timings, done.value.read_s)
+    return Response(compressed.data, 200, _stream_headers(done), media_type=STREAM_TYPE)
+
+
+@images.post("/decompress", response_class=Response, **openapi.DECOMPRESS)
+async def decompress(
+    request: Request, service: ServiceArg, query: Annotated[DecompressQuery, Query()]
+) -> Response:
+    """Turn a Rankpress stream into an image file."""
+    view = _view(query, ",".join(request.headers.getlist("accept")))
+    record = record_of(request.scope)
+    body = await read_body(request, service.admission, record.hold, service.settings)
+    done = await _run(request, service, partial(decompress_file, service.codec, body, view))
+    image = done.value
+    record.rate, record.model = image.rate, image.model
+    record.pixels = image.width * image.height
+    service.metrics.observe_work(done.queue_s, image.timings, image.write_s)
+    media_type = MEDIA_TYPES[view.format]
+    return Response(image.data, 200, _image_headers(done), media_type=media_type)
+
+
+@about.get("/models", summary="What is loaded", responses=openapi.problems(422))
+async def models(service: ServiceArg) -> Models:
+    """Every model with its hash, its rates and how it was trained."""
+    return Models(models=tuple(Model.model_validate(model) for model in service.models))
+
+
+@about.get("/rates", summary="Rates that can be asked for", responses=openapi.problems(422))
+async def rates(service: ServiceArg) -> Rates:
+    """Every rate with the bits per pixel and PSNR measured over Kodak."""
+    offered = [
+        ModelRate(
+            model=model.name,
+            rate=rate.rate,
+            lmbda=rate.lmbda,
+            kodak_bpp=rate.kodak_bpp,
+            kodak_psnr_db=rate.kodak_psnr_db,
+        )
+        for model in service.models
+        for rate in model.rates
+    ]
+    return Rates(rates=tuple(sorted(offered, key=lambda rate: rate.rate)))
+
+
+@operations.get("/livez", summary="Is the process alive")
+async def livez(response: Response) -> Health:
+    """200 for as long as the event loop turns, also while draining."""
+    response.headers["Cache-Control"] = "no-store"
+    return Health(status="alive")
+
+
+@operations.get(
+    "/readyz",
+    summary="Should requests be sent here",
+    response_model=Health,
+    responses=openapi.problems(503),
+)
+async def readyz(request: Request, response: Response, service: ServiceArg) -> Health | Response:
+    """200 once the golden streams decoded to the recorded symbols, until shutdown begins."""
+    phase = service.admission.phase
+    if phase is not Phase.OPEN:
+        return problem(request, NOT_READY, f"the server is {phase.value}")
+    response.headers["Cache-Control"] = "no-store"
+    return Health(status="ready")
+
+
+@operations.get(
+    "/metrics", summary="Prometheus metrics", response_class=Response, responses=openapi.METRICS
+)
+async def metrics(service: ServiceArg) -> Response:
+    """Counts, bytes and seconds in Prometheus' text format."""
+    return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _view(query: DecompressQuery, accept: str) -> View:
+    name = query.format or choose_format(accept)
+    if query.quality is not None and name in LOSSLESS_ONLY:
+        raise BadParameter(f"quality is {query.quality}, but {name} is lossless: ask for a format")
+    return View(name, query.parsed_region(), query.max_size, query.quality)
+
+
+async def _run(request: Request, service: Service, work: Callable[[], T]) -> Done[T]:
+    """Wait for the work, but not longer than the client does.
+
+    Raises:
+        ClientDisconnect: the client left; work that still waited is not done.
+        Saturated: not finished within the request timeout.
+    """
+    running = asyncio.ensure_future(service.admission.run(work))
+    leaving = asyncio.ensure_future(_disconnected(request))
+    timeout_s = service.settings.request_timeout_s
+    try:
+        await asyncio.wait(
+            {running, leaving}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if running.done():
+            done = running.result()
+            record_of(request.scope).queue_s = done.queue_s
+            return done
+        if leaving.done():
+            raise ClientDisconnect
+        raise Saturated(f"not finished within {timeout_s:g} s", service.admission.retry_after_s)
+    finally:
+        running.cancel()
+        leaving.cancel()
+        await asyncio.gather(running, leaving, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _stream_headers(done: Done[Stream]) -> dict[str, str]:
+    stream = done.value
+    compressed = stream.compressed
+    headers = {
+        "ETag": f'"{stream.sha256}"',
+        "X-Rankpress-Rate": f"{compressed.rate:g}",
+        "X-Rankpress-Bpp": f"{compressed.bpp:.4f}",
+        "Server-Timing": _server_timing(
+            done.queue_s, compressed.timings, check=compressed.timings.check_s, read=stream.read_s
+        ),
+        "X-Content-Type-Options": "nosniff",
+    }
+    if compressed.psnr_db is not None:
+        headers["X-Rankpress-Psnr"] = f"{compressed.psnr_db:.3f}"
+    if stream.notes:
+        headers["X-Rankpress-Notes"] = _header_text("; ".join(stream.notes))[:MAX_NOTES_CHARS]
+    return headers
+
+
+def _image_headers(done: Done[ImageFile]) -> dict[str, str]:
+    image = done.value
+    return {
+        "Vary": "Accept",
+        "X-Rankpress-Rate": f"{image.rate:g}",
+        "X-Rankpress-Model": _header_text(image.model),
+        "Server-Timing": _server_timing(done.queue_s, image.timings, write=image.write_s),
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def _server_timing(queue_s: float, timings: Timings, **others_s: float) -> str:
+    seconds = {
+        "queue": queue_s,
+        "swap": timings.swap_s,
+        "net": timings.net_s,
+        "code": timings.code_s,
+        **others_s,
+    }
+    return ", ".join(f"{name};dur={value * 1000:.2f}" for name, value in seconds.items())
+
+
+def _header_text(text: str) -> str:
+    """Printable ASCII only, so that no text can end or split a header."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)

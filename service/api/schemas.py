@@ -1,0 +1,172 @@
+"""What goes over the wire as query parameters and JSON, with the words that OpenAPI shows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.images import Format, Metadata
+from service.picture import Region
+
+DEFAULT_RATE = 4.0
+LOSSLESS_ONLY: frozenset[Format] = frozenset({"png"})
+"""Formats that have no quality."""
+
+
+class _Query(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, from_attributes=True)
+
+
+class CompressQuery(_Query):
+    """Parameters of `POST /compress`."""
+
+    rate: float = Field(default=DEFAULT_RATE, ge=1, le=8, allow_inf_nan=False)
+    """Quality and size, from 1 (smallest) to 8 (best); fractions lie between. See `/rates`."""
+
+    metadata: Metadata = "icc"
+    """What the stream keeps besides the pixels: the colour profile (`icc`), also Exif (`all`), or
+    nothing (`none`). Orientation is always applied to the pixels."""
+
+    target_bpp: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Bits per pixel to aim at, in place of `rate`. Not available yet: answered 501."""
+
+    max_bytes: int | None = Field(default=None, gt=0)
+    """Largest stream in bytes, in place of `rate`. Not available yet: answered 501."""
+
+    target_psnr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """PSNR in dB to reach, in place of `rate`. Not available yet: answered 501."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the targets that were given."""
+        names = ("target_bpp", "max_bytes", "target_psnr")
+        return tuple(name for name in names if getattr(self, name) is not None)
+
+
+class DecompressQuery(_Query):
+    """Parameters of `POST /decompress`."""
+
+    format: Format | None = None
+    """Image format of the answer; wins over the Accept header."""
+
+    region: str | None = Field(default=None, max_length=100, examples=["0,0,256,256"])
+    """Decode only this rectangle: left, top, width and height in pixels, as `x,y,w,h`."""
+
+    max_size: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Shrink the picture (or region) until its longest side has at most this many pixels."""
+
+    quality: int | None = Field(default=None, ge=1, le=100)
+    """Quality of a lossy file: webp, jpeg or avif. Without it webp is lossless."""
+
+    def parsed_region(self) -> Region | None:
+        """The rectangle. Raises BadParameter for anything but four whole numbers."""
+        return None if self.region is None else Region.parse(self.region)
+
+
+class InvalidParameter(_Document):
+    """One parameter that is wrong."""
+
+    parameter: str
+    """Its name."""
+
+    reason: str
+    """What is wrong with it."""
+
+
+class Problem(_Document):
+    """An error (RFC 9457)."""
+
+    type: str
+    """Stable URI of the kind of problem: program against this."""
+
+    title: str
+    """The kind of problem in words."""
+
+    status: int
+    """The HTTP status."""
+
+    detail: str
+    """What happened here: what was found and what was expected."""
+
+    instance: str
+    """Names this request; it ends in the X-Request-Id that the log line carries."""
+
+    available: tuple[float, ...] | None = None
+    """With `rate-unavailable`: the rates that can be asked for."""
+
+    invalid: tuple[InvalidParameter, ...] | None = None
+    """With `bad-parameter`: the parameters that are wrong."""
+
+
+class Rate(_Document):
+    """One rate of a model, with averages over the 24 Kodak pictures recorded at publication."""
+
+    rate: float
+    """What to ask for."""
+
+    lmbda: float
+    """Weight of the distortion it was trained with."""
+
+    kodak_bpp: float | None
+    """Bits per pixel."""
+
+    kodak_psnr_db: float | None
+    """PSNR in dB."""
+
+
+class Model(_Document):
+    """A model that is loaded."""
+
+    name: str
+    """Its name in the store."""
+
+    sha256: str
+    """Hash of its base weights; streams carry the beginning of it."""
+
+    parameters: int
+    """Number of weights."""
+
+    file_bytes: int
+    """Size of its files."""
+
+    rates: tuple[Rate, ...]
+    """What it can be asked for."""
+
+    training: dict[str, object]
+    """How it was trained."""
+
+
+class Models(_Document):
+    """Answer of `GET /models`."""
+
+    models: tuple[Model, ...]
+    """What is loaded."""
+
+
+class ModelRate(Rate):
+    """A rate, and the model it belongs to."""
+
+    model: str
+    """Name of the model."""
+
+
+class Rates(_Document):
+    """Answer of `GET /rates`."""
+
+    default: float = DEFAULT_RATE
+    """The rate of a request that names none."""
+
+    rates: tuple[ModelRate, ...]
+    """What can be asked for, smallest first."""
+
+
+class Health(_Document):
+    """Answer of the health checks."""
+
+    status: Literal["alive", "ready"]
+    """What is true."""

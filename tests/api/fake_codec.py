@@ -1,0 +1,94 @@
+"""A codec for tests of the service: zlib over the pixels, with a gate to hold work up."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+import zlib
+
+import numpy as np
+
+from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Timings
+from service.errors import (
+    BadStream,
+    RateUnavailable,
+    SelfTestFailed,
+    TooManyPixels,
+    UnknownModel,
+    UnsupportedStream,
+)
+from service.picture import Picture, Region
+
+MAGIC = b"fake"
+TIMINGS = Timings(swap_s=0.001, net_s=0.002, code_s=0.003, check_s=0.004)
+
+
+class FakeCodec:
+    """Attributes:
+    gate: work waits in its thread until this is set; it is set at first.
+    golden: what the self-test waits for.
+    calls: units of work that have begun.
+    fault: raised by every piece of work, if any.
+    healthy: whether the self-test passes.
+    """
+
+    def __init__(self, *, healthy: bool = True, max_pixels: int = 10_000) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.golden = threading.Event()
+        self.golden.set()
+        self.calls = 0
+        self.fault: Exception | None = None
+        self.healthy = healthy
+        self.work_s = 0.0
+        self.max_pixels = max_pixels
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        rates = (RateInfo(4.0, 0.013, 0.35, 32.5), RateInfo(2.0, 0.0035, None, None))
+        return (ModelInfo("fake", "ab" * 32, 10, 40, rates, {"steps": 3}),)
+
+    def compress(self, picture: Picture, rate: float) -> Compressed:
+        self._work()
+        if rate not in (2.0, 4.0):
+            raise RateUnavailable(f"rate is {rate:g}, expected one of 2, 4", (2.0, 4.0))
+        head = struct.pack("<4sBII", MAGIC, int(rate * 16), picture.width, picture.height)
+        data = head + zlib.compress(picture.rgb.tobytes())
+        bpp = 8 * len(data) / (picture.width * picture.height)
+        return Compressed(
+            data, picture.width, picture.height, rate, bpp, float("inf"), timings=TIMINGS
+        )
+
+    def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
+        self._work()
+        if data[:4] == b"newr":
+            raise UnsupportedStream("format version is 9, expected at most 1")
+        if data[:4] == b"othr":
+            raise UnknownModel("made with model 01020304, which is not in the store")
+        if len(data) < 13 or data[:4] != MAGIC:
+            raise BadStream("the first four bytes are not those of a stream")
+        _, rate16, width, height = struct.unpack("<4sBII", data[:13])
+        if width * height > self.max_pixels:
+            raise TooManyPixels(f"{width}x{height} pixels, expected at most {self.max_pixels}")
+        try:
+            pixels = zlib.decompress(data[13:])
+        except zlib.error:
+            raise BadStream("the pixels are damaged") from None
+        rgb = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+        if region is not None:
+            region.check_inside(width, height)
+            rows = slice(region.y, region.y + region.height)
+            rgb = rgb[rows, region.x : region.x + region.width]
+        return Decompressed(Picture(np.ascontiguousarray(rgb)), rate16 / 16, "fake", TIMINGS)
+
+    def self_test(self) -> None:
+        assert self.golden.wait(30)
+        if not self.healthy:
+            raise SelfTestFailed("symbol 0 is 1, expected 2")
+
+    def _work(self) -> None:
+        self.calls += 1
+        assert self.gate.wait(30)
+        time.sleep(self.work_s)
+        if self.fault is not None:
+            raise self.fault

@@ -1,0 +1,252 @@
+"""Admission: order, bounds, cancellation, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from service.engine.batching import LONGEST_RETRY_S, Admission, Done, Phase
+from service.errors import Saturated, SelfTestFailed
+
+from .client import until
+
+
+@asynccontextmanager
+async def opened(
+    *, workers: int = 1, max_waiting: int = 8, max_waiting_bytes: int = 100
+) -> AsyncIterator[Admission]:
+    admission = Admission(
+        workers=workers, max_waiting=max_waiting, max_waiting_bytes=max_waiting_bytes
+    )
+    admission.start()
+    await admission.open_after(lambda: None)
+    try:
+        yield admission
+    finally:
+        admission.close()
+
+
+def submit(admission: Admission, work: Callable[[], object]) -> asyncio.Task[Done[object]]:
+    return asyncio.ensure_future(admission.run(work))
+
+
+class Gate:
+    """Work that waits in its thread until it is let through, and the order it began in."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.begun: list[int] = []
+
+    def work(self, number: int) -> Callable[[], int]:
+        def wait() -> int:
+            self.begun.append(number)
+            assert self.event.wait(10)
+            return number
+
+        return wait
+
+
+def test_work_runs_in_order_and_returns_its_value_and_its_wait() -> None:
+    async def law() -> None:
+        gate = Gate()
+        async with opened() as admission:
+            tasks = [submit(admission, gate.work(n)) for n in range(4)]
+            await until(lambda: gate.begun == [0])
+            assert (admission.running, admission.waiting) == (1, 3)
+            await asyncio.sleep(0.05)
+            gate.event.set()
+            done = await asyncio.gather(*tasks)
+        assert [d.value for d in done] == gate.begun == [0, 1, 2, 3]
+        assert done[0].queue_s < 0.05 <= done[1].queue_s
+
+    asyncio.run(law())
+
+
+def test_as_many_run_at_once_as_there_are_workers() -> None:
+    async def law() -> None:
+        gate = Gate()
+        async with opened(workers=2) as admission:
+            tasks = [submit(admission, gate.work(n)) for n in range(3)]
+            await until(lambda: len(gate.begun) == 2)
+            assert (admission.running, admission.waiting) == (2, 1)
+            gate.event.set()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(law())
+
+
+def test_one_more_than_may_wait_is_refused_at_once() -> None:
+    async def law() -> None:
+        gate = Gate()
+        async with opened(max_waiting=2) as admission:
+            tasks = [submit(admission, gate.work(n)) for n in range(3)]
+            await until(lambda: admission.waiting == 2)
+            with pytest.raises(Saturated, match="2 requests wait"):
+                await admission.run(gate.work(9))
+            gate.event.set()
+            await asyncio.gather(*tasks)
+            assert (await admission.run(lambda: 5)).value == 5
+        assert 9 not in gate.begun
+
+    asyncio.run(law())
+
+
+def test_cancelled_while_waiting_costs_no_work_and_frees_the_place() -> None:
+    async def law() -> None:
+        gate = Gate()
+        async with opened(max_waiting=1) as admission:
+            first = submit(admission, gate.work(0))
+            second = submit(admission, gate.work(1))
+            await until(lambda: admission.waiting == 1)
+            second.cancel()
+            await asyncio.gather(second, return_exceptions=True)
+            assert admission.waiting == 0
+            third = submit(admission, gate.work(2))
+            gate.event.set()
+            await asyncio.gather(first, third)
+        assert gate.begun == [0, 2]
+
+    asyncio.run(law())
+
+
+def test_cancelled_while_running_frees_the_worker_only_when_the_work_ends() -> None:
+    async def law() -> None:
+        gate = Gate()
+        async with opened() as admission:
+            first = submit(admission, gate.work(0))
+            await until(lambda: gate.begun == [0])
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            second = submit(admission, gate.work(1))
+            await asyncio.sleep(0.02)
+            assert (admission.running, gate.begun) == (1, [0])
+            gate.event.set()
+            assert (await second).value == 1
+
+    asyncio.run(law())
+
+
+def test_an_error_of_the_work_reaches_its_caller_and_no_other() -> None:
+    async def law() -> None:
+        async with opened() as admission:
+            tasks = [submit(admission, w) for w in (lambda: 1, lambda: 1 // 0, lambda: 3)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(results[1], ZeroDivisionError)
+        assert [r.value for r in (results[0], results[2]) if isinstance(r, Done)] == [1, 3]
+
+    asyncio.run(law())
+
+
+def test_retry_after_is_the_measured_time_times_the_queue() -> None:
+    async def law() -> None:
+        gate = Gate()
+        async with opened(workers=2, max_waiting=1000) as admission:
+            for _ in range(50):
+                admission._measure(3.0)
+            tasks = [submit(admission, gate.work(n)) for n in range(6)]
+            await until(lambda: len(gate.begun) == 2)
+            assert admission.retry_after_s in (8, 9)  # 3 s · 6 / 2, the self-test still weighs in
+            more = [submit(admission, gate.work(n)) for n in range(6, 900)]
+            await asyncio.sleep(0)
+            assert admission.retry_after_s == LONGEST_RETRY_S
+            gate.event.set()
+            await asyncio.gather(*tasks, *more)
+            assert admission.retry_after_s == 1
+
+    asyncio.run(law())
+
+
+def test_held_bytes_are_bounded_and_given_back() -> None:
+    async def law() -> None:
+        async with opened(max_waiting_bytes=100) as admission:
+            one, two = admission.hold(), admission.hold()
+            one.grow(60)
+            with pytest.raises(Saturated, match="bytes"):
+                two.grow(41)
+            two.grow(40)
+            with pytest.raises(Saturated):
+                admission.check(1)
+            two.add(1000)  # an answer that exists is counted, not refused
+            assert admission.held_bytes == 1100
+            two.release()
+            two.release()
+            assert admission.held_bytes == 60
+            one.release()
+            assert admission.held_bytes == 0
+
+    asyncio.run(law())
+
+
+def test_work_waits_for_the_self_test() -> None:
+    async def law() -> None:
+        gate = threading.Event()
+        admission = Admission(workers=2, max_waiting=8, max_waiting_bytes=100)
+        admission.start()
+        test = asyncio.ensure_future(admission.open_after(lambda: assert_set(gate)))
+        early = submit(admission, lambda: gate.is_set())
+        await asyncio.sleep(0.02)
+        assert (admission.phase, admission.waiting) == (Phase.STARTING, 1)
+        gate.set()
+        await test
+        assert (await early).value is True
+        admission.close()
+
+    asyncio.run(law())
+
+
+def test_a_failed_self_test_refuses_all_work_for_good() -> None:
+    async def law() -> None:
+        admission = Admission(workers=1, max_waiting=8, max_waiting_bytes=100)
+        admission.start()
+        early = submit(admission, lambda: 1)
+        with pytest.raises(ZeroDivisionError):
+            await admission.open_after(lambda: print(1 // 0))  # noqa: T201
+        for work in (early, submit(admission, lambda: 1)):
+            with pytest.raises(SelfTestFailed):
+                await work
+        admission.begin_drain()
+        assert admission.phase is Phase.FAILED
+        admission.close()
+
+    asyncio.run(law())
+
+
+def test_draining_finishes_what_was_admitted_and_refuses_the_rest() -> None:
+    async def law() -> None:
+        gate = Gate()
+        async with opened() as admission:
+            tasks = [submit(admission, gate.work(n)) for n in range(3)]
+            await until(lambda: gate.begun == [0])
+            admission.begin_drain()
+            with pytest.raises(Saturated, match="shutting down"):
+                await admission.run(gate.work(9))
+            with pytest.raises(Saturated, match="shutting down"):
+                admission.hold().grow(1)
+            gate.event.set()
+            assert [d.value for d in await asyncio.gather(*tasks)] == [0, 1, 2]
+            assert admission.running == admission.waiting == 0
+
+    asyncio.run(law())
+
+
+def test_closing_refuses_what_still_waits() -> None:
+    async def law() -> None:
+        gate = Gate()
+        async with opened() as admission:
+            first, second = (submit(admission, gate.work(n)) for n in range(2))
+            await until(lambda: gate.begun == [0])
+            admission.close()
+            with pytest.raises(Saturated):
+                await second
+            gate.event.set()
+            assert (await first).value == 0
+
+    asyncio.run(law())
+
+
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(10)

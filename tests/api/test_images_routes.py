@@ -1,0 +1,271 @@
+"""POST /compress and POST /decompress: what goes in, what comes out."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import re
+from collections.abc import AsyncIterator
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from structlog.testing import capture_logs
+
+from service.errors import StoreError
+from service.images import MEDIA_TYPES
+
+from .client import HEIGHT, PIXELS, PNG, WIDTH, Client, pixels_of, running
+from .fake_codec import FakeCodec
+
+PROBLEM = "application/problem+json"
+
+
+def check_problem(response: httpx.Response, status: int, slug: str) -> dict[str, object]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == PROBLEM
+    document = response.json()
+    assert document["type"] == f"urn:rankpress:problem:{slug}"
+    assert document["status"] == status
+    assert document["title"] and document["detail"]
+    assert document["instance"].endswith(response.headers["x-request-id"])
+    return dict(document)
+
+
+async def stream_of(client: Client) -> bytes:
+    return (await client.post("/compress", content=PNG)).content
+
+
+def test_a_picture_comes_back_pixel_for_pixel_with_the_headers_of_the_contract() -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            compressed = await client.post("/compress?rate=2", content=PNG)
+            assert compressed.status_code == 200
+            stream, headers = compressed.content, compressed.headers
+            assert headers["content-type"] == "application/vnd.rankpress"
+            assert headers["etag"] == f'"{hashlib.sha256(stream).hexdigest()}"'
+            assert headers["x-rankpress-rate"] == "2"
+            bpp = 8 * len(stream) / (WIDTH * HEIGHT)
+            assert float(headers["x-rankpress-bpp"]) == pytest.approx(bpp, abs=5e-5)
+            assert headers["x-rankpress-psnr"] == "inf"
+            assert "x-rankpress-notes" not in headers
+            names = re.findall(r"(\w+);dur=\d+\.\d+", headers["server-timing"])
+            assert names == ["queue", "swap", "net", "code", "check", "read"]
+
+            decoded = await client.post("/decompress", content=stream)
+            assert decoded.headers["content-type"] == "image/png"
+            assert decoded.headers["vary"] == "Accept"
+            assert decoded.headers["x-rankpress-rate"] == "2"
+            assert decoded.headers["x-rankpress-model"] == "fake"
+            assert "write;dur=" in decoded.headers["server-timing"]
+            np.testing.assert_array_equal(pixels_of(decoded.content), PIXELS)
+
+    asyncio.run(law())
+
+
+def test_the_default_rate_is_4() -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            answer = await client.post("/compress", content=PNG)
+            assert answer.headers["x-rankpress-rate"] == "4"
+
+    asyncio.run(law())
+
+
+def test_curls_default_content_type_and_chunks_make_no_difference() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(PNG), 100):
+            yield PNG[start : start + 100]
+
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            plain = await client.post("/compress", content=PNG)
+            form = {"Content-Type": "application/x-www-form-urlencoded"}
+            curl = await client.post("/compress", content=PNG, headers=form)
+            chunked = await client.post("/compress", content=chunks())
+            multipart = await client.post("/compress", files={"file": ("a.png", PNG)})
+            bodies = {r.content for r in (plain, curl, chunked, multipart)}
+            assert bodies == {plain.content}
+
+    asyncio.run(law())
+
+
+def test_what_reading_changed_is_said_in_a_header() -> None:
+    deep = io.BytesIO()
+    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16)).save(deep, "PNG")
+
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            answer = await client.post("/compress", content=deep.getvalue())
+            assert "8 bits" in answer.headers["x-rankpress-notes"]
+
+    asyncio.run(law())
+
+
+@pytest.mark.parametrize("name", ["png", "webp", "jpeg", "avif"])
+def test_format_and_accept_choose_the_same_file_and_format_wins(name: str) -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            stream = await stream_of(client)
+            media_type = MEDIA_TYPES[name]  # type: ignore[index]
+            asked = await client.post(
+                f"/decompress?format={name}", content=stream, headers={"Accept": "text/html"}
+            )
+            accepted = await client.post(
+                "/decompress", content=stream, headers={"Accept": media_type}
+            )
+            assert asked.headers["content-type"] == accepted.headers["content-type"] == media_type
+            assert asked.content == accepted.content
+            assert Image.open(io.BytesIO(asked.content)).format == name.upper()
+
+    asyncio.run(law())
+
+
+def test_png_and_webp_are_lossless_and_quality_shrinks_lossy_files() -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            stream = await stream_of(client)
+            webp = await client.post("/decompress?format=webp", content=stream)
+            np.testing.assert_array_equal(pixels_of(webp.content), PIXELS)
+            sizes = [
+                len((await client.post(f"/decompress?{query}", content=stream)).content)
+                for query in ("format=jpeg&quality=10", "format=jpeg&quality=95")
+            ]
+            assert sizes[0] < sizes[1]
+            lossless = await client.post("/decompress?quality=10", content=stream)
+            check_problem(lossless, 422, "bad-parameter")
+
+    asyncio.run(law())
+
+
+def test_a_region_is_cut_out_and_max_size_bounds_the_longest_side() -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            stream = await stream_of(client)
+            cut = await client.post("/decompress?region=3,2,8,5", content=stream)
+            np.testing.assert_array_equal(pixels_of(cut.content), PIXELS[2:7, 3:11])
+            small = await client.post("/decompress?max_size=10", content=stream)
+            assert pixels_of(small.content).shape == (6, 10, 3)
+            both = await client.post("/decompress?region=3,2,8,5&max_size=4", content=stream)
+            assert max(pixels_of(both.content).shape) == 4
+
+    asyncio.run(law())
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/compress?rates=2", "rates"),
+        ("/compress?rate=9", "rate"),
+        ("/compress?rate=0.5", "rate"),
+        ("/compress?rate=nan", "rate"),
+        ("/compress?rate=", "rate"),
+        ("/compress?rate=2&rate=4", "rate"),
+        ("/compress?metadata=some", "metadata"),
+        ("/compress?max_bytes=0", "max_bytes"),
+        ("/decompress?format=gif", "format"),
+        ("/decompress?Format=png", "Format"),
+        ("/decompress?region=1,2,3", "region"),
+        ("/decompress?region=0,0,0,4", "region"),
+        ("/decompress?region=15,0,10,4", "region"),
+        ("/decompress?max_size=0", "max_size"),
+        ("/decompress?format=jpeg&quality=101", "quality"),
+        ("/decompress?size=3", "size"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_by_name(path: str, named: str) -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            body = PNG if path.startswith("/compress") else await stream_of(client)
+            document = check_problem(await client.post(path, content=body), 422, "bad-parameter")
+            assert named in str(document["detail"])
+
+    asyncio.run(law())
+
+
+@pytest.mark.parametrize("target", ["target_bpp=0.5", "max_bytes=9000", "target_psnr=30"])
+def test_a_target_is_answered_not_available_and_never_ignored(target: str) -> None:
+    async def law() -> None:
+        codec = FakeCodec()
+        async with running(codec) as client:
+            answer = await client.post(f"/compress?{target}", content=PNG)
+            document = check_problem(answer, 501, "not-available-yet")
+            assert target.split("=")[0] in str(document["detail"])
+            assert codec.calls == 0
+
+    asyncio.run(law())
+
+
+def test_a_missing_rate_lists_the_rates_there_are() -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            answer = await client.post("/compress?rate=4.5", content=PNG)
+            assert check_problem(answer, 422, "rate-unavailable")["available"] == [2.0, 4.0]
+
+    asyncio.run(law())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "slug"),
+    [
+        ("/compress", b"not an image", 415, "bad-image"),
+        ("/compress", b"", 415, "bad-image"),
+        ("/decompress", b"not a stream", 400, "bad-stream"),
+        ("/decompress", b"", 400, "bad-stream"),
+        ("/decompress", PNG, 400, "bad-stream"),
+        ("/decompress", b"newr", 422, "unsupported-stream"),
+        ("/decompress", b"othr", 422, "unknown-model"),
+        ("/decompress", b"fake\x40\xff\xff\x00\x00\xff\xff\x00\x00", 422, "too-many-pixels"),
+    ],
+)
+def test_a_bad_body_has_its_own_problem(path: str, body: bytes, status: int, slug: str) -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            check_problem(await client.post(path, content=body), status, slug)
+
+    asyncio.run(law())
+
+
+def test_a_picture_over_the_pixel_limit_is_refused_before_the_codec_sees_it() -> None:
+    async def law() -> None:
+        codec = FakeCodec()
+        async with running(codec, max_pixels=WIDTH * HEIGHT - 1) as client:
+            check_problem(await client.post("/compress", content=PNG), 422, "too-many-pixels")
+        assert codec.calls == 0
+
+    asyncio.run(law())
+
+
+def test_an_unacceptable_answer_is_refused_before_the_body_is_read() -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            refused = {"Accept": "text/html"}
+            answer = await client.post("/decompress", content=b"anything", headers=refused)
+            check_problem(answer, 406, "not-acceptable")
+            assert answer.headers["vary"] == "Accept"
+
+    asyncio.run(law())
+
+
+@pytest.mark.parametrize(
+    "fault", [RuntimeError("secret path /etc"), StoreError("secret"), MemoryError("secret")]
+)
+def test_an_unexpected_error_says_nothing_of_itself(fault: Exception) -> None:
+    async def law() -> None:
+        codec = FakeCodec()
+        codec.fault = fault
+        async with running(codec) as client:
+            with capture_logs() as lines:
+                answer = await client.post("/compress", content=PNG)
+            check_problem(answer, 500, "internal")
+            error, request = lines[-2:]
+            assert error["log_level"] == "error" and error["exc_info"]
+            assert error["id"] == request["id"] == answer.headers["x-request-id"]
+            assert "secret" not in answer.text
+            assert "secret" not in str(answer.headers)
+            codec.fault = None
+            assert (await client.post("/compress", content=PNG)).status_code == 200
+
+    asyncio.run(law())

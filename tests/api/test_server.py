@@ -1,0 +1,253 @@
+"""The server on a real port: shutdown, disconnects, slow clients, what is not HTTP."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.api.server import Server
+from service.settings import Settings
+
+from .client import PNG
+from .fake_codec import FakeCodec
+
+POST = b"POST /compress HTTP/1.1\r\nHost: x\r\n"
+WHOLE = POST + b"Content-Length: %d\r\n\r\n" % len(PNG) + PNG
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.01)
+
+
+@contextmanager
+def served(codec: FakeCodec, **settings: Any) -> Iterator[tuple[Server, int]]:
+    """A server in a thread of this process, and its port."""
+    server = Server(codec, Settings(port=0, **settings))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200)
+        yield server, port
+    finally:
+        codec.gate.set()
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        yield connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What arrives until the server closes the connection."""
+    received = b""
+    while piece := connection.recv(1 << 16):
+        received += piece
+    return received
+
+
+def test_a_client_that_leaves_while_it_waits_costs_no_codec_time() -> None:
+    codec = FakeCodec()
+    with served(codec) as (server, port):
+        codec.gate.clear()
+        with connected(port) as first, connected(port) as second:
+            first.sendall(WHOLE)
+            until(lambda: codec.calls == 1)
+            second.sendall(WHOLE)
+            until(lambda: server.admission.waiting == 1)
+            second.close()
+            until(lambda: server.admission.waiting == 0)
+            codec.gate.set()
+            assert first.recv(100).startswith(b"HTTP/1.1 200 ")
+        page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        assert 'rankpress_requests_total{route="/compress",status="499"} 1.0' in page
+        assert codec.calls == 1
+        until(lambda: server.admission.held_bytes == 0)
+
+
+def test_a_stalled_body_is_answered_408_and_the_connection_closed() -> None:
+    with served(FakeCodec(), stall_timeout_s=0.2) as (_, port), connected(port) as client:
+        client.sendall(WHOLE[:-10])
+        answer = read_all(client)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"urn:rankpress:problem:body-timeout" in answer
+
+
+def test_headers_that_trickle_in_are_cut_off() -> None:
+    with served(FakeCodec(), header_timeout_s=0.3) as (_, port), connected(port) as client:
+        begun = time.monotonic()
+        with pytest.raises(OSError):  # noqa: PT012
+            client.sendall(POST)
+            while time.monotonic() < begun + 5:
+                client.sendall(b"X: y\r\n")
+                time.sleep(0.05)
+        assert time.monotonic() - begun < 2
+
+
+def test_a_silent_connection_is_closed_and_a_used_one_lives_on() -> None:
+    with served(FakeCodec(), header_timeout_s=0.5) as (_, port):
+        with connected(port) as silent:
+            assert silent.recv(1) == b""
+        with connected(port) as used:
+            for _ in range(4):
+                used.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+                answer = b""
+                while not answer.endswith(b"}"):
+                    answer += used.recv(4096)
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                time.sleep(0.25)
+
+
+def test_too_long_a_body_is_answered_while_it_still_comes() -> None:
+    with served(FakeCodec(), max_body_bytes=10_000) as (_, port):
+        with connected(port) as declared:
+            declared.sendall(POST + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n")
+            assert declared.recv(100).startswith(b"HTTP/1.1 413 ")
+        with connected(port) as chunked:
+            chunked.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+            for _ in range(40):
+                chunked.sendall(b"400\r\n" + bytes(1024) + b"\r\n")
+            assert chunked.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01 not http at all\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 70_000,
+        POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
+        POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_not_http_is_answered_by_a_problem_document(garbage: bytes) -> None:
+    with served(FakeCodec()) as (_, port), connected(port) as client:
+        client.sendall(garbage)
+        head, _, body = read_all(client).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"application/problem+json" in head
+        assert json.loads(body)["type"] == "urn:rankpress:problem:bad-request"
+
+
+def test_the_server_does_not_say_what_it_is() -> None:
+    with served(FakeCodec()) as (_, port):
+        assert "server" not in httpx.get(f"http://127.0.0.1:{port}/livez").headers
+
+
+PROGRAM = """
+import sys
+from service.api.server import serve
+from service.settings import Settings
+from fake_codec import FakeCodec
+codec = FakeCodec()
+codec.work_s = float(sys.argv[2])
+serve(codec, Settings(port=int(sys.argv[1]), drain_s=float(sys.argv[3])))
+"""
+
+
+class Process:
+    """`serve` in a process of its own, and the log lines it wrote."""
+
+    def __init__(self, work_s: float, drain_s: float) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        here = Path(__file__).parent
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(port), str(work_s), str(drain_s)],
+            env={"PYTHONPATH": f"{here}:{here.parents[1]}"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.url = f"http://127.0.0.1:{port}"
+        until(self._is_ready, 20)
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None
+        try:
+            return httpx.get(f"{self.url}/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def end(self, seconds: float) -> tuple[int, list[dict[str, Any]]]:
+        """Exit status and log lines, once it has ended by itself."""
+        _, lines = self.process.communicate(timeout=seconds)
+        return self.process.returncode, [json.loads(line) for line in lines.splitlines()]
+
+
+def compress_in_thread(url: str, statuses: list[int]) -> threading.Thread:
+    def post() -> None:
+        try:
+            statuses.append(httpx.post(f"{url}/compress", content=PNG, timeout=20).status_code)
+        except httpx.TransportError:
+            statuses.append(0)
+
+    thread = threading.Thread(target=post)
+    thread.start()
+    return thread
+
+
+def test_sigterm_finishes_what_was_admitted_refuses_the_rest_and_exits_0() -> None:
+    server = Process(work_s=0.7, drain_s=10)
+    statuses: list[int] = []
+    threads = [compress_in_thread(server.url, statuses) for _ in range(2)]
+    page = ""
+    while "rankpress_queue_depth 1.0" not in page:
+        page = httpx.get(f"{server.url}/metrics").text
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+    refused = httpx.post(f"{server.url}/compress", content=PNG)
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"]
+    for thread in threads:
+        thread.join(10)
+    status, lines = server.end(10)
+    assert (status, statuses) == (0, [200, 200])
+    requests = [line for line in lines if line["event"] == "request"]
+    assert sorted(line["status"] for line in requests if line["route"] == "/compress") == [
+        200,
+        200,
+        503,
+    ]
+    assert {"timestamp", "level", "id", "ms"} <= requests[0].keys()
+
+
+def test_work_that_outlasts_the_drain_is_cut_off_and_said_so() -> None:
+    server = Process(work_s=20, drain_s=0.2)
+    statuses: list[int] = []
+    thread = compress_in_thread(server.url, statuses)
+    while "rankpress_running 1.0" not in httpx.get(f"{server.url}/metrics").text:
+        time.sleep(0.01)
+    server.process.send_signal(signal.SIGTERM)
+    status, lines = server.end(6)
+    thread.join(5)
+    assert status == 1
+    assert lines[-1]["event"] == "work cut off"
+    assert 200 not in statuses
+
+
+def test_an_idle_server_ends_at_once() -> None:
+    for sent in (signal.SIGTERM, signal.SIGINT):
+        server = Process(work_s=0, drain_s=30)
+        server.process.send_signal(sent)
+        status, _ = server.end(5)
+        assert status == 0

@@ -1,0 +1,67 @@
+"""Settings: defaults, environment, and errors that name the field."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+def test_every_field_has_a_default_and_a_sentence() -> None:
+    Settings()
+    for name, field in Settings.model_fields.items():
+        assert not field.is_required(), name
+        assert field.description is not None and field.description.endswith("."), name
+
+
+def test_the_environment_overrides_defaults_and_arguments_override_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANKPRESS_PORT", "9000")
+    assert Settings().port == 9000
+    assert Settings(port=9001).port == 9001
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKPRESS_STORE", "")
+    assert Settings().store is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "70000"),
+        ("device", "tpu"),
+        ("max_pixels", "0"),
+        ("stall_timeout_s", "nan"),
+        ("body_timeout_s", "inf"),
+        ("log_level", "loud"),
+        ("check", "perhaps"),
+    ],
+)
+def test_a_bad_value_is_refused_naming_its_field(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"RANKPRESS_{name.upper()}", value)
+    with pytest.raises(ValidationError, match=name):
+        Settings()
+
+
+def test_a_limit_that_no_body_could_meet_is_refused() -> None:
+    with pytest.raises(ValidationError, match="max_waiting_bytes is 10"):
+        Settings(max_body_bytes=11, max_waiting_bytes=10)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1
+
+
+def test_settings_need_neither_torch_nor_a_web_framework() -> None:
+    code = "import sys, service.settings; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert not {"torch", "fastapi", "starlette", "uvicorn"} & set(found.stdout.split())
