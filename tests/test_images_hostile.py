@@ -20,8 +20,8 @@ from service.errors import BadImage, TooManyPixels
 from service.images import MAX_METADATA_BYTES, read_image
 from service.picture import Picture
 
-RGB = photo(12, 17) INTERNALS = ("Image", "object at", "Traceback", "PIL", "plugin", "broken data
-stream", "tile cannot")
+RGB = photo(12, 17)
+INTERNALS = ("Image", "object at", "Traceback", "PIL", "plugin", "broken data stream", "tile cannot")
 
 
 def read(data: bytes, max_pixels: int = 1 << 16) -> Picture:
