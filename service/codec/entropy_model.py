@@ -122,7 +122,7 @@ class EntropyModel:
         parts = [features[:, c.rows, c.cols] for c in classes]
         shared = [self._shared(features, t) for t in range(1, STEPS)]
         quarter = self.sizes.M // 4
-        y_hat = np.zeros((len(z), height, width, self.sizes.M), np.int16)
+        coded = [np.empty((len(z), c.height, c.width, STEPS, quarter), np.int16) for c in classes]
         known: list[list[Array]] = [[] for _ in classes]
         for t, step in enumerate(self.steps):
             hidden = parts if t == 0 else step.hidden(shared[t - 1], known, classes)
@@ -134,9 +134,14 @@ class EntropyModel:
                 count = c.size * quarter
                 value = values[:, start : start + count].reshape(-1, c.height, c.width, quarter)
                 start += count
-                y_hat[:, c.rows, c.cols, GROUP_AT[t, p] :: 4] = value
+                coded[p][..., t, :] = value
                 if t < STEPS - 1:
                     known[p].append(self._context(value, int(GROUP_AT[t, p])))
+        y_hat = np.empty((len(z), height, width, self.sizes.M), np.int16)
+        for p, c in enumerate(classes):
+            step_of_group = np.argsort(GROUP_AT[:, p])
+            by_group = coded[p][..., step_of_group, :].swapaxes(-1, -2)
+            y_hat[:, c.rows, c.cols] = by_group.reshape(len(z), c.height, c.width, -1)
         return y_hat
 
     def _shared(self, features: Array, t: int) -> Array:

@@ -28,13 +28,11 @@ class CodedTiles:
     Attributes:
         data: the bytes of each tile.
         y_hat: [B, h, w, M] int16 in units of 2^-Y_FRAC, what every decoder will see.
-        ideal_bits: cross-entropy of the symbols under the tables, for all tiles.
         code_s: seconds spent coding, the networks not counted.
     """
 
     data: tuple[bytes, ...]
     y_hat: NDArray[np.int16]
-    ideal_bits: float
     code_s: float
 
 
@@ -63,12 +61,11 @@ class LatentCoder:
         fixed = np.round(np.clip(y, -1e6, 1e6) * 2**Y_FRAC).astype(np.int32)
         z_symbols = np.round(z - self.entropy.z_mean).clip(-Z_MAX, Z_MAX).astype(np.int32)
         z_levels = self._z_levels(z.shape)
-        bits = code_s = 0.0
+        code_s = 0.0
 
         def push(symbols: I32, levels: NDArray[np.uint8]) -> None:
-            nonlocal bits, code_s
+            nonlocal code_s
             start = perf_counter()
-            bits += self.tables.bits(symbols, levels)
             for encoder, row, level in zip(encoders, symbols, levels, strict=True):
                 encoder.push(row, level)
             code_s += perf_counter() - start
@@ -84,7 +81,7 @@ class LatentCoder:
         y_hat = self.entropy.run(z_symbols, y.shape[1], y.shape[2], choose)
         start = perf_counter()
         data = tuple(e.finish() for e in encoders)
-        return CodedTiles(data, y_hat, bits, code_s + perf_counter() - start)
+        return CodedTiles(data, y_hat, code_s + perf_counter() - start)
 
     def decode(self, data: Sequence[bytes], tile: Box) -> DecodedTiles:
         """Bytes of equal tiles -> their latents.
