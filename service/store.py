@@ -2,8 +2,8 @@
 
 A model is a folder: `manifest.json` names every file with its size and sha256, and says what each
 rate measured and how the weights were trained. Weights are safetensors (no code can hide in them).
-The identity of the weights that a rate needs is the sha256 over the sha256s of its files, base first;
-streams carry its first four bytes.
+The identity of the weights that a rate needs is the sha256 over the sha256s of its files, base
+first; streams carry its first four bytes.
 """
 
 from __future__ import annotations

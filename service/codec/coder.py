@@ -1,12 +1,13 @@
 """Symbols and their scale levels <-> bytes, with constriction's ANS coder.
 
-Symbols are grouped by level (stable sort) and each group is coded with its level's table in one call:
-about 6 ns a symbol to encode and 30 ns to decode. Level 0 is not coded. ANS is a stack, so the
-encoder pushes in the reverse of the order in which the decoder reads.
+Symbols are grouped by level (stable sort) and each group is coded with its level's table in one
+call: about 6 ns a symbol to encode and 30 ns to decode. Level 0 is not coded. ANS is a stack, so
+the encoder pushes in the reverse of the order in which the decoder reads.
 
-Tables are integers that sum to 2^24, from the model store. constriction gives symbol i of a
-`Categorical(w, perfect=False)` exactly floor(S·2^24')-rounded mass plus one; with integer weights
-w = table − 1 that sum to 2^24 − n its scale factor is exactly 1, so its tables are ours, bit for bit.
+Tables are integers that sum to 2^24, from the model store. `Categorical(w, perfect=False)` over n
+symbols scales its cumulative weights by (2^24 − n) / sum(w), rounds them down and gives every symbol
+one unit more. With w = table − 1, which sums to 2^24 − n, that factor is exactly 1: the tables that
+are used are the stored ones, bit for bit.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
     magic "RKP" | version 1 | model 4 bytes | rate·16 | flags | width | height | sections | CRC-32C
 
 Numbers without a fixed size are LEB128 varints. A section is type, length, payload; even types are
-critical (a reader that does not know one must refuse the stream), odd ones may be skipped. The CRC is
-little-endian. A plain photo spends 22 bytes beyond its coded latents: 14 here, 4 of section, 4 of CRC.
+critical (a reader that does not know one must refuse the stream), odd ones may be skipped. The CRC
+is little-endian. A plain photo spends 22 bytes beyond its coded latents: 14 here, 4 of section, 4
+of CRC.
 
-One list, `HEADER`, drives reading and writing. Nothing is allocated from a length before it is checked
-against the bytes that are there.
+One list, `HEADER`, drives reading and writing. Nothing is allocated from a length before it is
+checked against the bytes that are there.
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ def write_stream(stream: Stream) -> bytes:
     for kind, payload in sections:
         parts += [_varint(kind), _varint(len(payload)), payload]
     body = b"".join(parts)
-    return body + google_crc32c.value(body).to_bytes(4, "little")
+    return body + _crc(body).to_bytes(4, "little")
 
 
 def read_stream(data: bytes) -> Stream:
@@ -254,7 +255,7 @@ def _read_sections(data: bytes) -> tuple[Header, dict[int, bytes]]:
     if len(data) - reader.at < 4:
         raise BadStream(f"the stream ends at {len(data)} bytes, before its checksum")
     body = data[:-4]
-    found, expected = google_crc32c.value(body), int.from_bytes(data[-4:], "little")
+    found, expected = _crc(body), int.from_bytes(data[-4:], "little")
     if found != expected:
         raise BadStream(f"checksum is {found:08x}, the stream says {expected:08x}: damaged or cut")
     reader.data = body
@@ -268,6 +269,10 @@ def _read_sections(data: bytes) -> tuple[Header, dict[int, bytes]]:
             raise UnsupportedStream(f"critical section {kind} needs a newer decoder")
         sections[kind] = payload
     return header, sections
+
+
+def _crc(body: bytes) -> int:
+    return int(google_crc32c.value(body))
 
 
 def _section_name(kind: int) -> str:

@@ -1,16 +1,18 @@
 """z_hat and the y_hat coded so far -> means and scale levels, the same on every machine.
 
-z is coded per channel. h_s turns it into features P; y is then coded in four steps. Step t codes, at
-each position of a 2×2 cell, one quarter of the channels, a different quarter at each of the four
+z is coded per channel. h_s turns it into features P; y is then coded in four steps. Step t codes,
+at each position of a 2×2 cell, one quarter of the channels, a different quarter at each of the four
 positions; every later step sees P and what is coded already (quadtree partition: Lu et al. 2022,
-"High-efficiency lossy image coding through adaptive neighborhood information aggregation"; DCVC-DC).
+"High-efficiency lossy image coding through adaptive neighborhood information aggregation";
+DCVC-DC).
 
-Both directions run the same code: `EntropyModel.run` asks its caller for the symbols of each step, an
-encoder answers by rounding y, a decoder by reading the stream.
+Both directions run the same code: `EntropyModel.run` asks its caller for the symbols of each step,
+an encoder answers by rounding y, a decoder by reading the stream.
 
 Formats: symbols are integers; mu and y_hat are in units of 2^-Y_FRAC; `frac` of the features is per
-channel, chosen at export. Positions are grouped by class p = 2·(row mod 2) + (column mod 2), so that a
-step's last layer runs only for the quarter that is coded and its first only over known channels.
+channel, chosen at export. Positions are grouped by class p = 2·(row mod 2) + (column mod 2), so
+that a step's last layer runs only for the quarter that is coded and its first only over known
+channels.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Exact integer layers carried in floating point: the same integers on every machine.
 
-A layer computes `floor((W q + bias) / 2^shift)` and clips the result to ±ACTIVATION_MAX. All operands
-are integers, held in IEEE-754 floats. Every product and every partial sum is a multiple of 2^-shift
-below 2^24 (float32) or 2^53 (float64) steps, so each one is exact and the order of summation, fused
-multiply-add, batch size and thread count cannot change the result. `IntLinear.bound` is the proof
-obligation; it is checked whenever a layer is built.
+A layer computes `floor((W q + bias) / 2^shift)` and clips the result to ±ACTIVATION_MAX. All
+operands are integers, held in IEEE-754 floats. Every product and every partial sum is a multiple of
+2^-shift below 2^24 (float32) or 2^53 (float64) steps, so each one is exact and the order of
+summation, fused multiply-add, batch size and thread count cannot change the result.
+`IntLinear.bound` is the proof obligation; it is checked whenever a layer is built.
 
-One source serves numpy and torch: `xp` is either module, and only functions that both have are used.
+One source serves numpy and torch: `xp` is either module, and only functions that both have are
+used.
 
 Q-formats: an activation q of a channel with `frac` f stands for q / 2^f. Weights carry the shift of
 their output channel. The rounding half is part of the bias.
@@ -173,7 +174,7 @@ class Depthwise:
 
     def __call__(self, x: Array) -> Array:
         """x: [B, H, W, C] integers -> the same shape, integers in ±ACTIVATION_MAX."""
-        xp, (batch, height, width, channels) = self.xp, x.shape
+        xp, (_, height, width, _) = self.xp, x.shape
         out = xp.multiply(x, self.taps[4])
         xp.add(out, self.bias, out=out)
         for k, tap in enumerate(self.taps):

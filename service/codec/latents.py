@@ -1,7 +1,8 @@
 """Latents of tiles <-> bytes: the entropy model and the coder joined.
 
-Tiles of equal size are coded together as a batch; each has its own bytes. The order inside a tile is
-z, then the four steps of y. Both directions go through `EntropyModel.run`, so they cannot differ.
+Tiles of equal size are coded together as a batch; each has its own bytes. The order inside a tile
+is z, then the four steps of y. Both directions go through `EntropyModel.run`, so they cannot
+differ.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sizes of a backbone: data in the store, so that a larger one is a training run, no new code."""
+"""The sizes of a backbone: data in the store; a larger one is a training run, not new code."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """How latents are cut for coding, and pictures into windows with halo for the transforms.
 
-Tiles cut the code, not the picture: each TILE×TILE block of latents is coded on its own, so memory is
-bounded and a region decodes alone; g_a and g_s run on a tile's window grown by a halo at least as wide
-as their receptive field, so what they give inside the window equals the whole-picture result.
+Tiles cut the code, not the picture: each TILE×TILE block of latents is coded on its own, so memory
+is bounded and a region decodes alone; g_a and g_s run on a tile's window grown by a halo at least
+as wide as their receptive field, so what they give inside the window equals the whole-picture
+result.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Engine: pictures <-> streams, with every model of the store resident.
 
-A model is loaded once and never changes; a request names its rate. Pictures are worked through tile by
-tile, so memory beyond the picture itself is bounded by a tile's window. Without torch the engine still
-decompresses (numpy), and `compress` says what to install.
+A model is loaded once and never changes; a request names its rate. Pictures are worked through tile
+by tile, so memory beyond the picture itself is bounded by a tile's window. Without torch the engine
+still decompresses (numpy), and `compress` says what to install.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class NumpySynthesis:
         return x
 
     def _depthwise(self, name: str, x: F32) -> F32:
-        """Zero-padded 3×3; stored taps are [C, 1, 3, 3], transposed here to [3 (x), 3 (y), 1, C]."""
+        """Zero-padded 3×3; taps are stored as [C, 1, 3, 3], here [3 (x), 3 (y), 1, C]."""
         taps = self._tensors[f"{name}.weight"]
         height, width, _ = x.shape
         padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))

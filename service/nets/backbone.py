@@ -1,8 +1,9 @@
 """The backbone in torch: g_a, g_s, h_a and h_s, and the step networks as they are trained.
 
 Channels last; every layer is a Linear (1×1), a depthwise 3×3 or a pixel (un)shuffle. For training,
-`ScaledLinear` keeps weights near orthonormal beside fixed scale vectors; for use, `folded` multiplies
-the scales in. Shapes: x [B, H, W, 3] in [-0.5, 0.5], y [B, H/16, W/16, M], z [B, H/64, W/64, Cz].
+`ScaledLinear` keeps weights near orthonormal beside fixed scale vectors; for use, `folded`
+multiplies the scales in. Shapes: x [B, H, W, 3] in [-0.5, 0.5], y [B, H/16, W/16, M], z [B, H/64,
+W/64, Cz].
 """
 
 from __future__ import annotations

@@ -89,6 +89,12 @@ class Backbone(nn.Module):
         x_hat = self.g_s(y_hat).float() + 0.5
         return Estimate(x_hat, bits_y.sum((1, 2, 3)), bits_z.sum((1, 2, 3)), y_hat)
 
+    def step(self, t: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """First layer, block and head of step t (1–3)."""
+        net = self.ctx[t - 1]
+        assert isinstance(net, nn.Sequential)
+        return net[0], net[1], net[2]
+
     def walk(self, z_hat: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The four steps: y_hat, means and level/8 of every latent, each [B, h, w, M]."""
         features = self.h_s(z_hat)

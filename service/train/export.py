@@ -2,9 +2,9 @@
 
     python -m service.train.export WEIGHTS OUT --calibrate DIR --measure DIR --record record.json
 
-WEIGHTS is a safetensors state dict of nets.model.Backbone (float32, scale vectors included). The model
-is written only if the exact codec agrees with the float model on every measured picture: real bytes
-within 0.5 % of the float estimate and PSNR within 0.02 dB, on average.
+WEIGHTS is a safetensors state dict of nets.model.Backbone (float32, scale vectors included). The
+model is written only if the exact codec agrees with the float model on every measured picture: real
+bytes within 0.5 % of the float estimate and PSNR within 0.02 dB, on average.
 """
 
 from __future__ import annotations

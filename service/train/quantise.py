@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.codec.coder import TOTAL_BITS
-from service.codec.entropy_model import LEVELS, STEPS, SYMBOL_MAX, Y_FRAC
+from service.codec.entropy_model import LEVELS, STEPS, SYMBOL_MAX, Y_FRAC, Z_MAX
 from service.codec.fixed_point import ACTIVATION_MAX, LEAK, IntLinear
 from service.nets.backbone import Block, Up
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone, step_masks
@@ -68,7 +68,7 @@ def calibrate(model: Backbone, pictures: list[Tensor]) -> Ranges:
             if t == 0:
                 out = model.head0(p)
             else:
-                first, block, head = model.ctx[t - 1]
+                first, block, head = model.step(t)
                 h = ranges.see(f"step.{t}.first", first(torch.cat([p, y_hat], -1)))
                 out = head(_see_block(block, h, ranges, f"step.{t}.block"))
             mu = out.chunk(2, -1)[0]
@@ -104,14 +104,14 @@ def quantise(model: Backbone, ranges: Ranges) -> dict[str, NDArray[np.generic]]:
     context_frac = ranges.frac("context")
     for t in range(STEPS):
         if t == 0:
-            head, frac = model.head0, p_frac
+            frac = p_frac
         else:
-            first, block, head = model.ctx[t - 1]
+            first, block, _ = model.step(t)
             frac = _joint_frac(ranges, f"step.{t}.first", f"step.{t}.block.sum")
             inputs = np.concatenate([p_frac, context_frac])
             _put(out, f"step.{t}.first", *_linear(first), inputs, frac)
             _block(out, block, f"step.{t}.block", frac, ranges)
-        weight, bias = _linear(head)
+        weight, bias = _linear(model.head0 if t == 0 else model.step(t)[2])
         weight[s.M :] *= 8  # the networks give level / 8
         bias[s.M :] *= 8
         head_frac = np.concatenate([np.full(s.M, Y_FRAC), np.zeros(s.M, np.int64)])
@@ -139,12 +139,18 @@ def gaussian_tables() -> NDArray[np.int64]:
 
 
 def quantise_linear(
-    weight: F64, bias: F64, in_frac: NDArray[np.int64], out_frac: NDArray[np.int64], name: str
+    weight: F64,
+    bias: F64,
+    in_frac: NDArray[np.int64],
+    out_frac: NDArray[np.int64],
+    input_max: int,
+    name: str,
 ) -> IntLinear:
     """Integers whose floor((Wq + b) / 2^shift) best follows a float layer.
 
     Args:
-        weight: [N, K]. bias: [N]. in_frac: [K]. out_frac: [N]. name: for the error message.
+        weight: [N, K]. bias: [N]. in_frac: [K]. out_frac: [N].
+        input_max: largest |input|. name: for the error message.
 
     Raises:
         ValueError: even shift 0 breaks the accumulator bound.
@@ -153,7 +159,7 @@ def quantise_linear(
     offset = bias * np.exp2(out_frac) + 0.5
     shift = np.full(len(weight), -1, np.int64)
     for s in range(24):
-        total = np.abs(np.round(scaled * 2.0**s)).sum(1) * ACTIVATION_MAX
+        total = np.abs(np.round(scaled * 2.0**s)).sum(1) * input_max
         fits = total + np.abs(np.round(offset * 2.0**s)) < LIMIT
         shift = np.where(fits, s, shift)
     if (shift < 0).any():
@@ -180,7 +186,8 @@ def _up_block(
     weight, bias = _linear(up.l)
     if bias_input is not None:
         bias = bias + weight @ _f64(bias_input)
-    _put(out, f"h_s.{index}", weight, bias, in_frac, np.tile(frac, 4))
+    input_max = Z_MAX if index == 0 else ACTIVATION_MAX
+    _put(out, f"h_s.{index}", weight, bias, in_frac, np.tile(frac, 4), input_max)
     _block(out, block, f"h_s.{index + 1}", frac, ranges)
     return frac
 
@@ -210,8 +217,9 @@ def _put(
     bias: F64,
     in_frac: NDArray[np.int64],
     out_frac: NDArray[np.int64],
+    input_max: int = ACTIVATION_MAX,
 ) -> None:
-    layer = quantise_linear(weight, bias, in_frac, out_frac, name)
+    layer = quantise_linear(weight, bias, in_frac, out_frac, input_max, name)
     out[f"{name}.weight"] = layer.weight.astype(np.int16)
     out[f"{name}.bias"] = layer.bias.astype(np.int32)
     out[f"{name}.shift"] = layer.shift.astype(np.int8)
