@@ -6,8 +6,8 @@ the encoder pushes in the reverse of the order in which the decoder reads.
 
 Tables are integers that sum to 2^24, from the model store. `Categorical(w, perfect=False)` over n
 symbols scales its cumulative weights by (2^24 − n) / sum(w), rounds them down and gives every
-symbol one unit more. With w = table − 1, which sums to 2^24 − n, that factor is exactly 1: the tables that
-are used are the stored ones, bit for bit.
+symbol one unit more. With w = table − 1, which sums to 2^24 − n, that factor is exactly 1: the
+tables that are used are the stored ones, bit for bit.
 """
 
 from __future__ import annotations
