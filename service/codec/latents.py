@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.codec.coder import Decoder, Encoder, Tables
-from service.codec.entropy_model import SYMBOL_MAX, Y_FRAC, Z_MAX, EntropyModel, gather
+from service.codec.entropy_model import SYMBOL_MAX, Y_FRAC, EntropyModel, gather
 from service.codec.tiles import Box, hyper_shape
 
 I32 = NDArray[np.int32]
@@ -58,8 +59,8 @@ class LatentCoder:
             z: [B, ceil(h/4), ceil(w/4), Cz] hyper-latents.
         """
         encoders = [Encoder(self.tables) for _ in y]
-        fixed = np.round(np.clip(y, -1e6, 1e6) * 2**Y_FRAC).astype(np.int32)
-        z_symbols = np.round(z - self.entropy.z_mean).clip(-Z_MAX, Z_MAX).astype(np.int32)
+        fixed = np.asarray(y, np.float32) * np.float32(2**Y_FRAC)
+        z_symbols = _symbols((z - self.entropy.z_mean) / self.entropy.z_step)
         z_levels = self._z_levels(z.shape)
         code_s = 0.0
 
@@ -71,8 +72,8 @@ class LatentCoder:
             code_s += perf_counter() - start
 
         def choose(t: int, mu: I32, levels: NDArray[np.uint8]) -> I32:
-            symbols: I32 = (gather(fixed, t) - mu + 2 ** (Y_FRAC - 1)) >> Y_FRAC
-            symbols = symbols.clip(-SYMBOL_MAX, SYMBOL_MAX)
+            error = gather(fixed, t) - mu
+            symbols = _symbols(error / self.entropy.y_steps(t, y.shape[1], y.shape[2]))
             symbols[levels == 0] = 0
             push(symbols, levels)
             return symbols
@@ -114,3 +115,9 @@ class LatentCoder:
 
     def _z_levels(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         return np.tile(self.entropy.z_levels, shape[1] * shape[2])
+
+
+def _symbols(scaled: NDArray[np.floating[Any]]) -> I32:
+    """Round to whole steps within the symbols' range."""
+    symbols: I32 = np.rint(scaled).clip(-SYMBOL_MAX, SYMBOL_MAX).astype(np.int32)
+    return symbols
