@@ -81,21 +81,17 @@ class EntropyModel:
         """
         self.sizes, self.numbers, self.xp = sizes, numbers, numbers.xp
 
-        def stored(name: str) -> IntLinear:
-            return IntLinear.from_tensors(tensors, name)
-
-        self.up0 = Layer(numbers, stored("h_s.0"), input_max=Z_MAX, name="h_s.0")
-        self.block0 = Block(numbers, tensors, "h_s.1")
-        self.up1 = Layer(numbers, stored("h_s.2"), input_max=ACTIVATION_MAX, name="h_s.2")
-        self.block1 = Block(numbers, tensors, "h_s.3")
+        up0 = IntLinear.from_tensors(tensors, "h_s.0", (4 * sizes.Cz, sizes.Cz))
+        up1 = IntLinear.from_tensors(tensors, "h_s.2", (4 * sizes.cp, sizes.Cz))
+        self.up0 = Layer(numbers, up0, input_max=Z_MAX, name="h_s.0")
+        self.block0 = Block(numbers, tensors, "h_s.1", sizes.Cz)
+        self.up1 = Layer(numbers, up1, input_max=ACTIVATION_MAX, name="h_s.2")
+        self.block1 = Block(numbers, tensors, "h_s.3", sizes.cp)
         self.steps = [_Step(sizes, tensors, numbers, t) for t in range(STEPS)]
-        self.context_shift = numbers.carry(
-            np.ldexp(1.0, vector(tensors, "context.frac", sizes.M).astype(np.int64) - Y_FRAC)
-        )
-        self.z_levels = vector(tensors, "z.level", sizes.Cz).astype(np.uint8)
-        if self.z_levels.size and self.z_levels.max() >= LEVELS:
-            raise StoreError(f"z.level holds {self.z_levels.max()}, expected below {LEVELS}")
-        self.z_mean = vector(tensors, "z.mean", sizes.Cz) / 2.0**16
+        context_frac = vector(tensors, "context.frac", sizes.M, -30, 30).astype(np.int64)
+        self.context_shift = numbers.carry(np.ldexp(1.0, context_frac - Y_FRAC))
+        self.z_levels = vector(tensors, "z.level", sizes.Cz, 1, LEVELS - 1).astype(np.uint8)
+        self.z_mean = vector(tensors, "z.mean", sizes.Cz, -(2**31), 2**31 - 1) / 2.0**16
 
     def features(self, z: NDArray[np.int32]) -> Array:
         """h_s. z: [B, h, w, Cz] symbols -> P [B, 4h, 4w, cp] integers."""
@@ -132,7 +128,7 @@ class EntropyModel:
             start = 0
             for p, c in enumerate(classes):
                 count = c.size * quarter
-                value = values[:, start : start + count].reshape(-1, c.height, c.width, quarter)
+                value = values[:, start : start + count].reshape(len(z), c.height, c.width, quarter)
                 start += count
                 y_hat[:, c.rows, c.cols, GROUP_AT[t, p] :: 4] = value
                 if t < STEPS - 1:
@@ -196,9 +192,9 @@ class _Step:
         t: int,
     ) -> None:
         name = f"step.{t}"
-        head = IntLinear.from_tensors(tensors, f"{name}.head")
-        if head.weight.shape[0] != 2 * sizes.M:
-            raise StoreError(f"{name}.head has {head.weight.shape[0]} rows, expected {2 * sizes.M}")
+        head = IntLinear.from_tensors(
+            tensors, f"{name}.head", (2 * sizes.M, sizes.cp if t == 0 else sizes.cc)
+        )
         groups = [np.arange(GROUP_AT[t, p], sizes.M, 4) for p in range(STEPS)]
         self.heads = [
             Layer(
@@ -211,11 +207,7 @@ class _Step:
         ]
         if t == 0:
             return
-        first = IntLinear.from_tensors(tensors, f"{name}.first")
-        if first.weight.shape != (sizes.cc, sizes.cp + sizes.M):
-            raise StoreError(
-                f"{name}.first is {first.weight.shape}, expected {(sizes.cc, sizes.cp + sizes.M)}"
-            )
+        first = IntLinear.from_tensors(tensors, f"{name}.first", (sizes.cc, sizes.cp + sizes.M))
         # Bound the whole layer: its two halves are added before rounding.
         Layer(numbers, first, input_max=ACTIVATION_MAX, name=f"{name}.first")
         reads_p = IntLinear(first.weight[:, : sizes.cp], first.bias, first.shift)
@@ -232,7 +224,7 @@ class _Step:
             )
             for p in range(STEPS)
         ]
-        self.block = Block(numbers, tensors, f"{name}.block")
+        self.block = Block(numbers, tensors, f"{name}.block", sizes.cc)
 
     def hidden(self, shared: Array, known: list[list[Array]], classes: list[_Class]) -> list[Array]:
         """First layer and block; returns the block's output at each class of positions."""
@@ -256,14 +248,20 @@ def gather(values: Array, t: int) -> Array:
     return np.concatenate(parts, 1)
 
 
-def vector(tensors: Mapping[str, NDArray[Any]], name: str, size: int) -> NDArray[Any]:
-    """A stored integer vector of a known length.
+def vector(
+    tensors: Mapping[str, NDArray[Any]], name: str, size: int, low: int, high: int
+) -> NDArray[Any]:
+    """A stored integer vector of a known length, its values within low..high.
 
     Raises:
-        StoreError: missing, or of another shape or kind.
+        StoreError: missing, of another shape or kind, or a value out of range.
     """
     tensor = tensors.get(name)
     if tensor is None or tensor.shape != (size,) or not np.issubdtype(tensor.dtype, np.integer):
         found = "nothing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
         raise StoreError(f"tensor {name} is {found}, expected {size} integers")
+    if tensor.min() < low or tensor.max() > high:
+        raise StoreError(
+            f"tensor {name} holds {tensor.min()} to {tensor.max()}, expected {low} to {high}"
+        )
     return tensor

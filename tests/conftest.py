@@ -1,0 +1,93 @@
+"""A small model, engines with it, and pictures, shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from small_model import photo_like, small_stored_model
+
+from service.codec.coder import Tables
+from service.codec.entropy_model import EntropyModel
+from service.codec.fixed_point import NUMPY
+from service.codec.latents import LatentCoder
+from service.engine.engine import Engine, load_models
+from service.engine.pipeline import LoadedModel
+from service.engine.synthesis_numpy import NumpySynthesis
+from service.nets.model import Backbone
+from service.picture import Picture
+from service.store import StoredModel
+
+
+@dataclass(frozen=True)
+class Small:
+    """The small model in its three forms."""
+
+    stored: StoredModel
+    base: bytes
+    backbone: Backbone
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny layers on many threads wait for one another more than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of torch's threads until the test ends."""
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small() -> Small:
+    return Small(*small_stored_model())
+
+
+@pytest.fixture(scope="session")
+def small_model(small: Small) -> StoredModel:
+    return small.stored
+
+
+@pytest.fixture(scope="session")
+def loaded(small_model: StoredModel) -> LoadedModel:
+    """Resident with torch on the CPU, transforms in float32."""
+    return load_models((small_model,), "cpu", torch.float32)[0]
+
+
+@pytest.fixture(scope="session")
+def decode_only(small_model: StoredModel) -> LoadedModel:
+    """Resident as the base install does it: numpy alone."""
+    entropy = EntropyModel(small_model.sizes, small_model.entropy, NUMPY)
+    coder = LatentCoder(entropy, Tables(small_model.entropy["tables"]))
+    return LoadedModel(small_model, coder, NumpySynthesis(small_model), None)
+
+
+@pytest.fixture(scope="session")
+def engine(loaded: LoadedModel) -> Engine:
+    return Engine((loaded,))
+
+
+@pytest.fixture(scope="session")
+def numpy_engine(decode_only: LoadedModel) -> Engine:
+    return Engine((decode_only,))
+
+
+@pytest.fixture(scope="session")
+def photo() -> Picture:
+    return Picture(photo_like(75, 106, 1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu are skipped without a CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
