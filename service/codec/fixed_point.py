@@ -157,8 +157,13 @@ class Layer:
         return settle(self.xp, self.xp.maximum(out, out * LEAK))
 
     def residual(self, x: Array, skip: Array) -> Array:
-        """The same with integers `skip` ([..., N]) added before clipping."""
+        """The same with integers `skip` ([..., N]) added before clipping.
+
+        Rounded down before the addition: the sum of a large skip and a small fraction would need
+        more bits than float32 has, while integers add exactly.
+        """
         out = self.accumulate(x)
+        self.xp.floor(out, out=out)
         return settle(self.xp, self.xp.add(out, skip, out=out))
 
 
