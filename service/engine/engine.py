@@ -37,11 +37,12 @@ from service.errors import (
     MissingExtra,
     RateUnavailable,
     SelfTestFailed,
+    StoreError,
     TooManyPixels,
     UnknownModel,
 )
 from service.picture import Picture, Region
-from service.store import StoredModel, load_store
+from service.store import ENTROPY, StoredModel, load_store
 
 if TYPE_CHECKING:
     import torch
@@ -239,6 +240,8 @@ def load_models(
 
 
 def _coder(model: StoredModel, numbers: Numbers) -> LatentCoder:
+    if "tables" not in model.entropy:
+        raise StoreError(f"model {model.name} has no tensor {ENTROPY}tables")
     entropy = EntropyModel(model.sizes, model.entropy, numbers)
     return LatentCoder(entropy, Tables(model.entropy["tables"]))
 
