@@ -89,13 +89,13 @@ def witness(model: StoredModel, z: I32, y: I32) -> tuple[Any, Any, Any]:
         x = clip(linear(f"{name}.pw2", clip(acc / 2.0 ** t[f"{name}.dw.shift"])) + x)
         return clip(linear(f"{name}.f2", leaky(linear(f"{name}.f1", x))) + x)
 
-    def up(name: str, x: F64) -> F64:
+    def shuffle(x: F64) -> F64:
         b, h, w, c = x.shape
         return clip(x).reshape(b, h, w, 2, 2, c // 4).swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1)
 
     height, width = y.shape[1:3]
-    features = block("h_s.1", up("h_s.0", linear("h_s.0", z.clip(-127, 127).astype(np.float64))))
-    features = block("h_s.3", up("h_s.2", linear("h_s.2", features)))[:, :height, :width]
+    features = block("h_s.1", shuffle(linear("h_s.0", z.clip(-127, 127).astype(np.float64))))
+    features = block("h_s.3", shuffle(linear("h_s.2", features)))[:, :height, :width]
     place = np.arange(height)[:, None] % 2 * 2 + np.arange(width)[None] % 2
     y_hat, means, scales = np.zeros(y.shape, np.int64), [], []
     for step in range(STEPS):
