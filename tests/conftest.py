@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import settings
 from small_model import photo_like, small_stored_model
 
 from service.codec.coder import Tables
@@ -19,6 +20,11 @@ from service.engine.synthesis_numpy import NumpySynthesis
 from service.nets.model import Backbone
 from service.picture import Picture
 from service.store import StoredModel
+
+
+# The same examples in every run; tests/fuzz/fuzz_decompress.py explores others.
+settings.register_profile("rankpress", deadline=None, derandomize=True)
+settings.load_profile("rankpress")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_a_plane_comes_back(kind: str, size: tuple[int, int]) -> None:
 
 
 @given(st.data(), st.integers(1, 12), st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_plane_comes_back(data: st.DataObject, height: int, width: int) -> None:
     raw = data.draw(st.binary(min_size=height * width, max_size=height * width))
     alpha = np.frombuffer(raw, np.uint8).reshape(height, width)

@@ -109,7 +109,7 @@ group_strategy = st.integers(0, 40).flatmap(
 
 
 @given(st.lists(group_strategy, max_size=5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_groups_come_back_and_the_decoder_ends_where_the_encoder_began(
     groups: list[tuple[list[int], list[int]]],
 ) -> None:
@@ -123,7 +123,7 @@ def test_groups_come_back_and_the_decoder_ends_where_the_encoder_began(
 
 
 @given(st.binary(max_size=64), st.integers(0, 50), st.integers(0, LEVELS - 1))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_give_the_right_number_of_symbols_or_bad_stream(
     data: bytes, count: int, level: int
 ) -> None:
