@@ -21,7 +21,6 @@ from service.nets.model import Backbone
 from service.picture import Picture
 from service.store import StoredModel
 
-
 # The same examples in every run; tests/fuzz/fuzz_decompress.py explores others.
 settings.register_profile("rankpress", deadline=None, derandomize=True)
 settings.load_profile("rankpress")
