@@ -8,15 +8,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 from hypothesis import settings
-from small_model import photo_like, small_stored_model
+from small_model import decode_only, photo_like, small_stored_model
 
-from service.codec.coder import Tables
-from service.codec.entropy_model import EntropyModel
-from service.codec.fixed_point import NUMPY
-from service.codec.latents import LatentCoder
 from service.engine.engine import Engine, load_models
 from service.engine.pipeline import LoadedModel
-from service.engine.synthesis_numpy import NumpySynthesis
 from service.nets.model import Backbone
 from service.picture import Picture
 from service.store import StoredModel
@@ -67,12 +62,10 @@ def loaded(small_model: StoredModel) -> LoadedModel:
     return load_models((small_model,), "cpu", torch.float32)[0]
 
 
-@pytest.fixture(scope="session")
-def decode_only(small_model: StoredModel) -> LoadedModel:
-    """Resident as the base install does it: numpy alone."""
-    entropy = EntropyModel(small_model.sizes, small_model.entropy, NUMPY)
-    coder = LatentCoder(entropy, Tables(small_model.entropy["tables"]))
-    return LoadedModel(small_model, coder, NumpySynthesis(small_model), None)
+@pytest.fixture(scope="session", name="decode_only")
+def decode_only_fixture(small_model: StoredModel) -> LoadedModel:
+    """Resident with numpy alone."""
+    return decode_only(small_model)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from service.codec.coder import Tables
+from service.codec.entropy_model import EntropyModel
+from service.codec.fixed_point import NUMPY
+from service.codec.latents import LatentCoder
 from service.codec.sizes import Sizes
+from service.engine.engine import Engine
+from service.engine.pipeline import LoadedModel
+from service.engine.synthesis_numpy import NumpySynthesis
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.picture import U8
 from service.store import StoredModel
@@ -111,3 +118,15 @@ def _fit_entropy(model: Backbone, pictures: list[Tensor]) -> None:
 def _index_of(deviation: Tensor) -> Tensor:
     """Level/8 whose scale is nearest to a deviation; below the ladder, level 0."""
     return torch.log(deviation.clamp_min(0.5 * SIGMA_MIN) / SIGMA_MIN) / LOG_STEP / 8
+
+
+def decode_only(model: StoredModel) -> LoadedModel:
+    """Resident as the base install does it: numpy alone."""
+    entropy = EntropyModel(model.sizes, model.entropy, NUMPY)
+    coder = LatentCoder(entropy, Tables(model.entropy["tables"]))
+    return LoadedModel(model, coder, NumpySynthesis(model), None)
+
+
+def decode_only_engine(max_pixels: int) -> Engine:
+    """An engine that decodes streams of the small model with numpy."""
+    return Engine((decode_only(small_stored_model()[0]),), max_pixels=max_pixels)
