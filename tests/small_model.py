@@ -16,7 +16,6 @@ from service.codec.entropy_model import EntropyModel
 from service.codec.fixed_point import NUMPY
 from service.codec.latents import LatentCoder
 from service.codec.sizes import Sizes
-from service.engine.engine import Engine
 from service.engine.pipeline import LoadedModel
 from service.engine.synthesis_numpy import NumpySynthesis
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
@@ -125,8 +124,3 @@ def decode_only(model: StoredModel) -> LoadedModel:
     entropy = EntropyModel(model.sizes, model.entropy, NUMPY)
     coder = LatentCoder(entropy, Tables(model.entropy["tables"]))
     return LoadedModel(model, coder, NumpySynthesis(model), None)
-
-
-def decode_only_engine(max_pixels: int) -> Engine:
-    """An engine that decodes streams of the small model with numpy."""
-    return Engine((decode_only(small_stored_model()[0]),), max_pixels=max_pixels)

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from fuzz.fuzz_decompress import MAX_PIXELS, check_any_bytes, sealed
+from hostile import MAX_PIXELS, check_any_bytes, sealed
 from small_model import photo_like
 
 from service.codec.container import read_stream

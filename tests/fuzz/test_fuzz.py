@@ -1,8 +1,9 @@
-"""The fuzz target, driven by hypothesis for a bounded number of examples."""
+"""The law of the fuzz target, driven by hypothesis for a bounded number of examples."""
 
 from __future__ import annotations
 
 import pytest
+from hostile import MAX_PIXELS, check_any_bytes, sealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_model import photo_like
@@ -11,8 +12,6 @@ from service.codec.container import Header, Section
 from service.engine.engine import Engine
 from service.engine.pipeline import LoadedModel
 from service.picture import Picture
-
-from .fuzz_decompress import MAX_PIXELS, check_any_bytes, sealed
 
 
 @pytest.fixture(scope="module")
