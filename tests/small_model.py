@@ -7,6 +7,8 @@ differ from place to place.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -117,6 +119,18 @@ def _fit_entropy(model: Backbone, pictures: list[Tensor]) -> None:
 def _index_of(deviation: Tensor) -> Tensor:
     """Level/8 whose scale is nearest to a deviation; below the ladder, level 0."""
     return torch.log(deviation.clamp_min(0.5 * SIGMA_MIN) / SIGMA_MIN) / LOG_STEP / 8
+
+
+def with_steps(model: StoredModel, seed: int = 0) -> StoredModel:
+    """The model with other quantiser steps in every channel, as a rate's adapter has them."""
+    rng = np.random.default_rng(seed)
+    steps = {
+        name: (model.entropy[name] * 2 ** rng.uniform(-2, 2, len(model.entropy[name]))).astype(
+            np.int32
+        )
+        for name in ("y.step", "z.step")
+    }
+    return replace(model, entropy=model.entropy | steps)
 
 
 def decode_only(model: StoredModel) -> LoadedModel:

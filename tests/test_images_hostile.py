@@ -21,7 +21,7 @@ from service.images import MAX_METADATA_BYTES, read_image
 from service.picture import Picture
 
 RGB = photo(12, 17)
-INTERNALS = ("Image", "object at", "Traceback", "PIL", "plugin", "broken data stream", "tile cannot")
+INTERNALS = ("Image", "object at", "Traceback", "PIL", "plugin", "broken data", "tile cannot")
 
 
 def read(data: bytes, max_pixels: int = 1 << 16) -> Picture:

@@ -5,9 +5,9 @@ call: about 6 ns a symbol to encode and 30 ns to decode. Level 0 is not coded. A
 the encoder pushes in the reverse of the order in which the decoder reads.
 
 Tables are integers that sum to 2^24, from the model store. `Categorical(w, perfect=False)` over n
-symbols scales its cumulative weights by (2^24 − n) / sum(w), rounds them down and gives each symbol
-one unit more. With w = table − 1, which sums to 2^24 − n, that factor is exactly 1: the tables that
-are used are the stored ones, bit for bit.
+symbols scales its cumulative weights by (2^24 − n) / sum(w), rounds them down and gives every
+symbol one unit more. With w = table − 1, which sums to 2^24 − n, that factor is exactly 1: the
+tables that are used are the stored ones, bit for bit.
 """
 
 from __future__ import annotations

@@ -122,6 +122,19 @@ class Numbers:
             return np.zeros(shape, self.dtype)
         return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
 
+    def multiply_add(self, out: Array, x: Array, factor: Array) -> None:
+        """out += x · factor in place; one pass where the module has such a call."""
+        if self.device is None:
+            out += x * factor
+        else:
+            out.addcmul_(x, factor)
+
+    def leaky(self, x: Array) -> Array:
+        """LeakyReLU(1/8) in place: a multiplication by a power of two, so exact."""
+        if self.device is None:
+            return np.maximum(x, x * LEAK, out=x)
+        return self.xp.nn.functional.leaky_relu_(x, LEAK)
+
     def integers(self, values: Array) -> NDArray[np.int32]:
         """Bring integers back as a numpy array."""
         host = values if self.device is None else values.cpu().numpy()
@@ -138,7 +151,7 @@ class Layer:
     def __init__(self, numbers: Numbers, linear: IntLinear, *, input_max: int, name: str) -> None:
         check_bound(linear.bound(input_max), name)
         scale = np.ldexp(1.0, -linear.shift.astype(np.int64))
-        self.xp = numbers.xp
+        self.xp, self.numbers = numbers.xp, numbers
         self.weight = numbers.carry((linear.weight * scale[:, None]).T)
         self.bias = numbers.carry(linear.bias * scale)
 
@@ -153,8 +166,7 @@ class Layer:
 
     def leaky(self, x: Array) -> Array:
         """The same through LeakyReLU(1/8) before rounding down."""
-        out = self.accumulate(x)
-        return settle(self.xp, self.xp.maximum(out, out * LEAK))
+        return settle(self.xp, self.numbers.leaky(self.accumulate(x)))
 
     def residual(self, x: Array, skip: Array) -> Array:
         """The same with integers `skip` ([..., N]) added before clipping.
@@ -187,9 +199,8 @@ class Depthwise:
             if (dy, dx) == (0, 0) or abs(dy) >= height or abs(dx) >= width:
                 continue
             rows, cols = _overlap(dy, height), _overlap(dx, width)
-            source = x[:, rows[1], cols[1]]
-            target = out[:, rows[0], cols[0]]
-            target += source * tap
+            target, source = out[:, rows[0], cols[0]], x[:, rows[1], cols[1]]
+            self.numbers.multiply_add(target, source, tap)
         return settle(xp, out)
 
 

@@ -147,7 +147,7 @@ class Engine:
             raise SelfTestFailed("the fresh stream decodes to other latents than were encoded")
         squared = 0
         for box, rgb in painted_tiles(model, latents, everything, picture.grey):
-            difference = rgb.astype(np.int16) - picture.rgb[box.slices]
+            difference = np.subtract(rgb, picture.rgb[box.slices], dtype=np.int16)
             squared += int(np.square(difference, dtype=np.int32).sum(dtype=np.int64))
         mse = squared / picture.rgb.size
         return 10 * math.log10(255**2 / mse) if mse else math.inf

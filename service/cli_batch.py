@@ -1,0 +1,274 @@
+"""Files and folders in, files out: what the compress and decompress commands share.
+
+`plan` says which file becomes which, `run` does it one after the other while the next is read, and
+a file that fails does not stop those after it. No file is half written: bytes go to a temporary
+name beside the target, which is renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Final, TypeVar
+
+from service.errors import BadParameter, MissingExtra, RankpressError, RateUnavailable
+
+STANDARD: Final = "-"
+"""Standard input or output, in place of a path."""
+
+_STOPS_THE_RUN: Final = (RateUnavailable, MissingExtra)
+"""Errors that every other file would meet too."""
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file to make of another; None is standard input or output."""
+
+    source: Path | None
+    target: Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What was made of one file.
+
+    Attributes:
+        data: the bytes to write.
+        width: pixels of the picture.
+        height: pixels of the picture.
+        rate: 1–8.
+        bpp: bits of the stream per pixel, None where part of a stream was decoded.
+        psnr_db: as measured by the codec, None when not measured.
+        notes: sentences for the user.
+    """
+
+    data: bytes
+    width: int
+    height: int
+    rate: float
+    bpp: float | None
+    psnr_db: float | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one task ended: with an error, or with all the rest set."""
+
+    source: str
+    target: str
+    seconds: float
+    error: str | None = None
+    input_bytes: int = 0
+    output_bytes: int = 0
+    width: int = 0
+    height: int = 0
+    rate: float | None = None
+    bpp: float | None = None
+    psnr_db: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def check_output(out: str, json: bool) -> None:
+    """Raise BadParameter where standard output would get bytes that it should not."""
+    if out != STANDARD:
+        return
+    if json:
+        raise BadParameter("--json and OUT are both standard output, expected a file for OUT")
+    if sys.stdout.isatty():
+        raise BadParameter("standard output is a terminal, expected a file or a pipe")
+
+
+def plan(sources: Sequence[str], out: str, suffixes: frozenset[str], suffix: str) -> list[Task]:
+    """Return what becomes what.
+
+    OUT is a folder when it is one, ends in a slash, or there is more than one file to make. A
+    folder's files go there under their paths in that folder, and, of several inputs, under the
+    folder's name. `a.jpg` becomes `a` + suffix, or `a.jpg` + suffix beside an `a.png`.
+
+    Args:
+        sources: files, folders, or "-".
+        out: a file, a folder, or "-".
+        suffixes: of files taken from folders, lower case, with the dot.
+        suffix: of the files made in folders.
+
+    Raises:
+        BadParameter: the inputs and OUT do not go together, or nothing was found.
+    """
+    folders = [source for source in sources if os.path.isdir(source)]
+    into_folder = out.endswith(("/", os.sep)) or os.path.isdir(out)
+    if not (into_folder or folders or len(sources) > 1):
+        task = Task(_path(sources[0]), _path(out))
+        _check_not_itself(task)
+        return [task]
+    if out == STANDARD:
+        raise BadParameter("standard output takes one file, expected a folder for OUT")
+    if STANDARD in sources:
+        raise BadParameter("standard input has no name, expected a file for OUT and no other input")
+    if os.path.isfile(out):
+        raise BadParameter(f"OUT is the file {out}, expected a folder for several files")
+    found = [pair for source in sources for pair in _find(source, len(sources) > 1, suffixes)]
+    if not found:
+        raise BadParameter(f"no files in {', '.join(folders)} end in {', '.join(sorted(suffixes))}")
+    tasks = _name(found, Path(out), suffixes, suffix)
+    for task in tasks:
+        _check_not_itself(task)
+    return tasks
+
+
+def run(
+    tasks: Sequence[Task],
+    load: Callable[[bytes], Loaded],
+    make: Callable[[Loaded], Made],
+    *,
+    overwrite: bool,
+) -> Iterator[Outcome]:
+    """Do the tasks in order, reading and loading the next file while one is made.
+
+    Raises:
+        RateUnavailable, MissingExtra: no file can be made.
+    """
+    if len(tasks) == 1:  # in this thread, where Ctrl-C ends a wait for standard input
+        yield _finish(tasks[0], lambda: _fetch(tasks[0], load, overwrite), make, overwrite)
+        return
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        following = reader.submit(_fetch, tasks[0], load, overwrite)
+        for position, task in enumerate(tasks):
+            fetched = following
+            if position + 1 < len(tasks):
+                following = reader.submit(_fetch, tasks[position + 1], load, overwrite)
+            yield _finish(task, fetched.result, make, overwrite)
+
+
+def read_bytes(source: Path | None) -> bytes:
+    """Return the bytes of a file, or of standard input."""
+    return sys.stdin.buffer.read() if source is None else source.read_bytes()
+
+
+def write_whole(target: Path | None, data: bytes, *, overwrite: bool) -> None:
+    """Write a file that is whole as soon as it has its name; or write to standard output.
+
+    Raises:
+        FileExistsError: the target exists and is not to be overwritten.
+        OSError: as the system says.
+    """
+    if target is None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_existing(target, overwrite)
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def message_of(error: Exception) -> str:
+    """Return what an error says; of the system's, the reason alone."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _path(text: str) -> Path | None:
+    return None if text == STANDARD else Path(text)
+
+
+def _check_not_itself(task: Task) -> None:
+    if task.source is None or task.target is None or not task.target.exists():
+        return
+    if task.source.exists() and task.source.samefile(task.target):
+        raise BadParameter(f"{task.source} would be replaced by its own result")
+
+
+def _find(source: str, named: bool, suffixes: frozenset[str]) -> Iterator[tuple[Path, Path]]:
+    """Yield files with their paths below OUT. Hidden files of folders are passed over."""
+    root = Path(source)
+    if not root.is_dir():
+        yield root, Path(root.name)
+        return
+    top = Path(root.resolve().name) if named else Path()
+    for folder, below, names in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
+                path = Path(folder, name)
+                yield path, top / path.relative_to(root)
+
+
+def _name(
+    found: list[tuple[Path, Path]], out: Path, suffixes: frozenset[str], suffix: str
+) -> list[Task]:
+    """Give every file a target of its own."""
+    paths = [out / path for _, path in found]
+    short = [_without(path, suffixes) for path in paths]
+    times = Counter(short)
+    stems = [s if times[s] == 1 else path for s, path in zip(short, paths, strict=True)]
+    targets = [stem.with_name(stem.name + suffix) for stem in stems]
+    for target, count in Counter(targets).items():
+        if count > 1:
+            raise BadParameter(f"several inputs would become {target}")
+    return [Task(source, target) for (source, _), target in zip(found, targets, strict=True)]
+
+
+def _without(path: Path, suffixes: frozenset[str]) -> Path:
+    """Return the path without its suffix, if that is one of the known."""
+    return path.with_suffix("") if path.suffix.lower() in suffixes else path
+
+
+def _fetch(task: Task, load: Callable[[bytes], Loaded], overwrite: bool) -> tuple[int, Loaded]:
+    """Return the size of a source and what was loaded from it, unless its target is there."""
+    if task.target is not None:
+        _refuse_existing(task.target, overwrite)
+    data = read_bytes(task.source)
+    return len(data), load(data)
+
+
+def _refuse_existing(target: Path, overwrite: bool) -> None:
+    if not overwrite and target.exists():
+        raise FileExistsError(errno.EEXIST, f"{target} exists; --overwrite replaces it")
+
+
+def _finish(
+    task: Task,
+    fetch: Callable[[], tuple[int, Loaded]],
+    make: Callable[[Loaded], Made],
+    overwrite: bool,
+) -> Outcome:
+    """Make and write what one task asks for."""
+    start = perf_counter()
+    source, target = (STANDARD if p is None else str(p) for p in (task.source, task.target))
+    try:
+        input_bytes, loaded = fetch()
+        made = make(loaded)
+        write_whole(task.target, made.data, overwrite=overwrite)
+    except (*_STOPS_THE_RUN, BrokenPipeError):
+        raise
+    except (RankpressError, OSError) as error:
+        return Outcome(source, target, perf_counter() - start, error=message_of(error))
+    return Outcome(
+        source,
+        target,
+        perf_counter() - start,
+        None,
+        input_bytes,
+        len(made.data),
+        made.width,
+        made.height,
+        made.rate,
+        made.bpp,
+        made.psnr_db,
+        made.notes,
+    )
