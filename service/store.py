@@ -21,6 +21,7 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 
+from service.codec.container import RATE_UNIT
 from service.codec.sizes import Sizes
 from service.errors import StoreError
 
@@ -118,7 +119,7 @@ def load_model(folder: Path) -> StoredModel:
         identity([digest.digest()]),
         {n: t for n, t in base.items() if n.startswith(TRANSFORMS)},
         {n.removeprefix(ENTROPY): t for n, t in base.items() if n.startswith(ENTROPY)},
-        tuple(_rate(entry, folder) for entry in manifest["rates"]),
+        _rates(manifest["rates"], folder),
         manifest["training"],
         _golden(golden, folder),
         sum(len(data) for data in files.values()),
@@ -172,13 +173,23 @@ def _tensors(data: bytes, path: Path) -> Tensors:
         raise StoreError(f"{path} is not a safetensors file we can read: {error}") from error
 
 
+def _rates(entries: list[object], folder: Path) -> tuple[StoredRate, ...]:
+    rates = tuple(_rate(entry, folder) for entry in entries)
+    if not rates or len({r.rate for r in rates}) < len(rates):
+        raise StoreError(f"{folder}: the manifest lists no rate, or one twice")
+    return rates
+
+
 def _rate(entry: object, folder: Path) -> StoredRate:
     keys = {"rate", "lmbda", "kodak_bpp", "kodak_psnr_db"}
     if not isinstance(entry, dict) or set(entry) != keys:
         raise StoreError(f"{folder}: a rate must have the keys {sorted(keys)}, found {entry!r}")
-    numbers = (entry["rate"], entry["lmbda"])
-    if not all(isinstance(v, (int, float)) for v in numbers) or not 1 <= entry["rate"] <= 8:
-        raise StoreError(f"{folder}: rate {entry['rate']!r}, expected a number from 1 to 8")
+    measured = {"kodak_bpp", "kodak_psnr_db"}
+    for key, value in entry.items():
+        if type(value) not in (int, float) and not (key in measured and value is None):
+            raise StoreError(f"{folder}: {key} of a rate is {value!r}, expected a number")
+    if not 1 <= entry["rate"] <= 8 or entry["rate"] * RATE_UNIT % 1:
+        raise StoreError(f"{folder}: rate {entry['rate']}, expected sixteenths from 1 to 8")
     return StoredRate(**entry)
 
 

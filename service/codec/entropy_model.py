@@ -90,21 +90,17 @@ class EntropyModel:
         """
         self.sizes, self.numbers, self.xp = sizes, numbers, numbers.xp
 
-        def stored(name: str) -> IntLinear:
-            return IntLinear.from_tensors(tensors, name)
-
-        self.up0 = Layer(numbers, stored("h_s.0"), input_max=ACTIVATION_MAX, name="h_s.0")
-        self.block0 = Block(numbers, tensors, "h_s.1")
-        self.up1 = Layer(numbers, stored("h_s.2"), input_max=ACTIVATION_MAX, name="h_s.2")
-        self.block1 = Block(numbers, tensors, "h_s.3")
+        up0 = IntLinear.from_tensors(tensors, "h_s.0", (4 * sizes.Cz, sizes.Cz))
+        up1 = IntLinear.from_tensors(tensors, "h_s.2", (4 * sizes.cp, sizes.Cz))
+        self.up0 = Layer(numbers, up0, input_max=ACTIVATION_MAX, name="h_s.0")
+        self.block0 = Block(numbers, tensors, "h_s.1", sizes.Cz)
+        self.up1 = Layer(numbers, up1, input_max=ACTIVATION_MAX, name="h_s.2")
+        self.block1 = Block(numbers, tensors, "h_s.3", sizes.cp)
         self.steps = [_Step(sizes, tensors, numbers, t) for t in range(STEPS)]
-        self.context_shift = numbers.carry(
-            np.ldexp(1.0, vector(tensors, "context.frac", sizes.M).astype(np.int64) - Y_FRAC)
-        )
-        self.z_levels = vector(tensors, "z.level", sizes.Cz).astype(np.uint8)
-        if self.z_levels.size and self.z_levels.max() >= LEVELS:
-            raise StoreError(f"z.level holds {self.z_levels.max()}, expected below {LEVELS}")
-        self.z_mean = vector(tensors, "z.mean", sizes.Cz) / 2.0**16
+        context_frac = vector(tensors, "context.frac", sizes.M, -30, 30).astype(np.int64)
+        self.context_shift = numbers.carry(np.ldexp(1.0, context_frac - Y_FRAC))
+        self.z_levels = vector(tensors, "z.level", sizes.Cz, 1, LEVELS - 1).astype(np.uint8)
+        self.z_mean = vector(tensors, "z.mean", sizes.Cz, -(2**31), 2**31 - 1) / 2.0**16
         self._y_step = _steps(tensors, "y.step", sizes.M)
         self._z_step = _steps(tensors, "z.step", sizes.Cz)
 
@@ -135,7 +131,7 @@ class EntropyModel:
             z: [B, ceil(height/4), ceil(width/4), Cz] hyper-latent symbols.
             height: of the latents.
             width: of the latents.
-            choose: gives the symbols of each step; see `scatter` for their order.
+            choose: gives the symbols of each step; see `gather` for their order, 0 at level 0.
 
         Returns:
             y_hat [B, height, width, M] in units of 2^-Y_FRAC, int16.
@@ -167,7 +163,7 @@ class EntropyModel:
         for p, c in enumerate(classes):
             step_of_group = np.argsort(GROUP_AT[:, p])
             by_group = coded[p][..., step_of_group, :].swapaxes(-1, -2)
-            y_hat[:, c.rows, c.cols] = by_group.reshape(len(z), c.height, c.width, -1)
+            y_hat[:, c.rows, c.cols] = by_group.reshape(len(z), c.height, c.width, self.sizes.M)
         return y_hat
 
     def _shared(self, features: Array, t: int) -> Array:
@@ -227,9 +223,9 @@ class _Step:
         t: int,
     ) -> None:
         name = f"step.{t}"
-        head = IntLinear.from_tensors(tensors, f"{name}.head")
-        if head.weight.shape[0] != 2 * sizes.M:
-            raise StoreError(f"{name}.head has {head.weight.shape[0]} rows, expected {2 * sizes.M}")
+        head = IntLinear.from_tensors(
+            tensors, f"{name}.head", (2 * sizes.M, sizes.cp if t == 0 else sizes.cc)
+        )
         groups = [np.arange(GROUP_AT[t, p], sizes.M, 4) for p in range(STEPS)]
         self.heads = [
             Layer(
@@ -242,11 +238,7 @@ class _Step:
         ]
         if t == 0:
             return
-        first = IntLinear.from_tensors(tensors, f"{name}.first")
-        if first.weight.shape != (sizes.cc, sizes.cp + sizes.M):
-            raise StoreError(
-                f"{name}.first is {first.weight.shape}, expected {(sizes.cc, sizes.cp + sizes.M)}"
-            )
+        first = IntLinear.from_tensors(tensors, f"{name}.first", (sizes.cc, sizes.cp + sizes.M))
         # Bound the whole layer: its two halves are added before rounding.
         Layer(numbers, first, input_max=ACTIVATION_MAX, name=f"{name}.first")
         reads_p = IntLinear(first.weight[:, : sizes.cp], first.bias, first.shift)
@@ -263,7 +255,7 @@ class _Step:
             )
             for p in range(STEPS)
         ]
-        self.block = Block(numbers, tensors, f"{name}.block")
+        self.block = Block(numbers, tensors, f"{name}.block", sizes.cc)
 
     def hidden(self, shared: Array, known: list[list[Array]], classes: list[_Class]) -> list[Array]:
         """First layer and block; returns the block's output at each class of positions."""
@@ -297,20 +289,24 @@ def _times_step(symbols: NDArray[np.int32], step: NDArray[np.int32]) -> NDArray[
 
 def _steps(tensors: Mapping[str, NDArray[Any]], name: str, size: int) -> NDArray[np.int32]:
     """Quantiser steps: positive, and small enough that symbol · step fits 32 bits."""
-    steps = vector(tensors, name, size).astype(np.int64)
-    if steps.min() < 1 or steps.max() >= 2**21:
-        raise StoreError(f"{name} holds {steps.min()} to {steps.max()}, expected 1 to {2**21 - 1}")
-    return steps.astype(np.int32)
+    steps: NDArray[np.int32] = vector(tensors, name, size, 1, 2**21 - 1).astype(np.int32)
+    return steps
 
 
-def vector(tensors: Mapping[str, NDArray[Any]], name: str, size: int) -> NDArray[Any]:
-    """A stored integer vector of a known length.
+def vector(
+    tensors: Mapping[str, NDArray[Any]], name: str, size: int, low: int, high: int
+) -> NDArray[Any]:
+    """A stored integer vector of a known length, its values within low..high.
 
     Raises:
-        StoreError: missing, or of another shape or kind.
+        StoreError: missing, of another shape or kind, or a value out of range.
     """
     tensor = tensors.get(name)
     if tensor is None or tensor.shape != (size,) or not np.issubdtype(tensor.dtype, np.integer):
         found = "nothing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
         raise StoreError(f"tensor {name} is {found}, expected {size} integers")
+    if tensor.min() < low or tensor.max() > high:
+        raise StoreError(
+            f"tensor {name} holds {tensor.min()} to {tensor.max()}, expected {low} to {high}"
+        )
     return tensor

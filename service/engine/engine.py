@@ -34,14 +34,16 @@ from service.engine.synthesis_numpy import NumpySynthesis
 from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Timings
 from service.errors import (
     BadParameter,
+    BadStream,
     MissingExtra,
     RateUnavailable,
     SelfTestFailed,
+    StoreError,
     TooManyPixels,
     UnknownModel,
 )
 from service.picture import Picture, Region
-from service.store import StoredModel, load_store
+from service.store import ENTROPY, StoredModel, load_store
 
 if TYPE_CHECKING:
     import torch
@@ -128,19 +130,12 @@ class Engine:
             SelfTestFailed: this machine does not reproduce them.
         """
         for model in self._models:
-            golden = model.stored.golden
-            stream = container.read_stream(golden.stream)
-            everything = Box(0, 0, stream.header.height, stream.header.width)
-            latents = decode_latents(model, stream, everything)
-            if not np.array_equal(latents.y_hat, golden.y_hat):
-                raise SelfTestFailed(f"model {model.stored.name}: golden latents differ here")
-            rgb = paint(model, latents, everything, False).astype(np.int16)
-            off = int(np.abs(rgb - golden.rgb).max())
-            if off > GOLDEN_TOLERANCE:
+            try:
+                _decode_golden(model)
+            except BadStream as error:
                 raise SelfTestFailed(
-                    f"model {model.stored.name}: a golden pixel is off by {off}, "
-                    f"at most {GOLDEN_TOLERANCE} expected"
-                )
+                    f"model {model.stored.name}: the golden stream does not decode: {error}"
+                ) from error
 
     def _verify(self, data: bytes, picture: Picture, expected: Latents) -> float:
         """Decode a fresh stream, compare latents exactly, and return its PSNR in dB."""
@@ -158,6 +153,10 @@ class Engine:
         return 10 * math.log10(255**2 / mse) if mse else math.inf
 
     def _check_pixels(self, width: int, height: int) -> None:
+        if max(width, height) > container.MAX_SIDE:
+            raise TooManyPixels(
+                f"the picture is {width}x{height}, a side has at most {container.MAX_SIDE} pixels"
+            )
         if width * height > self._max_pixels:
             raise TooManyPixels(
                 f"the picture has {width}x{height} = {width * height} pixels, "
@@ -239,8 +238,30 @@ def load_models(
 
 
 def _coder(model: StoredModel, numbers: Numbers) -> LatentCoder:
+    if "tables" not in model.entropy:
+        raise StoreError(f"model {model.name} has no tensor {ENTROPY}tables")
     entropy = EntropyModel(model.sizes, model.entropy, numbers)
     return LatentCoder(entropy, Tables(model.entropy["tables"]))
+
+
+def _decode_golden(model: LoadedModel) -> None:
+    """Raise BadStream or SelfTestFailed unless the golden stream of a model reproduces."""
+    golden, name = model.stored.golden, model.stored.name
+    stream = container.read_stream(golden.stream)
+    everything = Box(0, 0, stream.header.height, stream.header.width)
+    latents = decode_latents(model, stream, everything)
+    if not np.array_equal(latents.y_hat, golden.y_hat):
+        raise SelfTestFailed(f"model {name}: golden latents differ here")
+    rgb = paint(model, latents, everything, False).astype(np.int16)
+    if rgb.shape != golden.rgb.shape:
+        raise SelfTestFailed(
+            f"model {name}: golden pixels are {golden.rgb.shape}, the stream gives {rgb.shape}"
+        )
+    off = int(np.abs(rgb - golden.rgb).max())
+    if off > GOLDEN_TOLERANCE:
+        raise SelfTestFailed(
+            f"model {name}: a golden pixel is off by {off}, at most {GOLDEN_TOLERANCE} expected"
+        )
 
 
 def _rates(model: StoredModel) -> tuple[float, ...]:

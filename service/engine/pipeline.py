@@ -98,7 +98,7 @@ def _pixels(rgb: U8, window: Box) -> U8:
     inside = rgb[px.cut(Box(0, 0, height, width)).slices]
     pad = (px.height - inside.shape[0], px.width - inside.shape[1])
     if pad == (0, 0):
-        return np.ascontiguousarray(inside)
+        return inside.copy()  # torch wants arrays that it could write to
     return np.pad(inside, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
 
 

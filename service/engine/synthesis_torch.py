@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from service.codec.entropy_model import Y_FRAC
 from service.codec.tiles import PATCH, Z_CELL
+from service.errors import StoreError
 from service.nets.backbone import Down, Unshuffle, analysis, hyper_analysis, synthesis
 from service.store import StoredModel
 
@@ -116,7 +117,10 @@ def _fill(
         for name, t in tensors.items()
         if name.startswith(stem)
     }
-    net.load_state_dict(state, assign=True)
+    try:
+        net.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise StoreError(f"the stored tensors {prefix}.* do not fit the sizes: {error}") from error
     net.requires_grad_(False).eval()
 
 
