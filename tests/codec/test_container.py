@@ -254,10 +254,14 @@ def test_huge_pictures_allocate_nothing() -> None:
 
 
 def test_tile_lengths_beyond_the_section_are_refused() -> None:
-    payload = varint(2**33) + bytes(40)
-    data = stream_of((int(Section.LATENTS), payload), width=1025, height=10)
-    with memory_below(2**18), pytest.raises(BadStream, match="exceed the latents section"):
-        read_stream(data)
+    for words, error in ((2**33, "exceed the latents section"), (11, "by 4 bytes"), (10, None)):
+        payload = varint(words) + bytes(40)
+        data = stream_of((int(Section.LATENTS), payload), width=1025, height=10)
+        if error is None:
+            assert read_stream(data).tiles == (bytes(40), b"")
+            continue
+        with memory_below(2**18), pytest.raises(BadStream, match=error):
+            read_stream(data)
 
 
 @pytest.mark.parametrize("kind", [Section.ICC, Section.EXIF])

@@ -203,6 +203,19 @@ def test_z_beyond_its_range_is_clipped(small_model: StoredModel) -> None:
     assert same(run(small_model, NUMPY, z, y), run(small_model, NUMPY, clipped, y))
 
 
+@pytest.mark.parametrize("sign, level", [(1, LEVELS - 1), (-1, 0)])
+def test_means_and_levels_stay_in_range(small_model: StoredModel, sign: int, level: int) -> None:
+    tensors = dict(small_model.entropy)
+    for t in range(STEPS):
+        for part, value in (("weight", 0), ("shift", 0), ("bias", sign * 2**20)):
+            tensors[f"step.{t}.head.{part}"] = np.full_like(tensors[f"step.{t}.head.{part}"], value)
+    model = replace(small_model, entropy=tensors)
+    for numbers in CARRIERS.values():
+        y_hat, mu, levels = run(model, numbers, *random_inputs(model, 3, 4))
+        assert (mu == sign * MU_MAX).all() and (levels == level).all()
+        assert (np.abs(y_hat.astype(int)) <= Y_MAX).all()
+
+
 @pytest.mark.parametrize("damage", ["missing", "float", "wider", "taller"])
 def test_a_wrong_tensor_is_a_store_error(small_model: StoredModel, damage: str) -> None:
     """Whichever tensor it is, the model is refused when it is built, not when it is used."""

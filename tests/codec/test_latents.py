@@ -111,6 +111,13 @@ def test_every_cut_of_whole_words_decodes_to_others_or_is_bad(loaded: LoadedMode
         assert not np.array_equal(decoded.y_hat, coded.y_hat)
 
 
+def test_bytes_beyond_the_last_symbol_are_a_bad_stream(loaded: LoadedModel) -> None:
+    y, z = random_latents(loaded.stored, 3, 3)
+    data = loaded.coder.encode(y, z).data[0]
+    with pytest.raises(BadStream, match="does not end where its symbols do"):
+        loaded.coder.decode([b"\1\2\3\4" + data], Box(0, 0, 3, 3))
+
+
 def test_another_model_does_not_read_the_bytes_as_the_same(loaded: LoadedModel) -> None:
     y, z = random_latents(loaded.stored, 6, 6)
     coded = loaded.coder.encode(y, z)
