@@ -14,7 +14,7 @@ from conftest import Small
 
 from service.engine.engine import Engine
 from service.picture import Picture
-from service.train.export import write
+from service.train.publish import write_model
 
 SERVICE = Path(__file__).parent.parent / "service"
 COMMON = {"errors", "picture"}
@@ -140,7 +140,7 @@ def run_python(code: str, *arguments: str) -> str:
 def test_a_stream_decodes_where_neither_torch_nor_a_web_framework_is_installed(
     tmp_path: Path, small: Small, engine: Engine, numpy_engine: Engine, photo: Picture
 ) -> None:
-    write(tmp_path / "store" / "small", small.stored, small.base)
+    write_model(tmp_path / "store" / "small", small.stored, small.base)
     alpha = photo.rgb[..., 0]
     data = engine.compress(Picture(photo.rgb, alpha), 4).data
     (tmp_path / "photo.rkp").write_bytes(data)

@@ -103,17 +103,18 @@ def merge_entropy(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> Ten
         shift = base[f"{layer}.shift"].astype(np.int64)
         updates = [(s.update.layers[layer], s.parts) for s in mix if layer in s.update.layers]
         if updates:
-            delta = sum(u.product() * parts for u, parts in updates)
+            delta = _total([u.product() * parts for u, parts in updates])
             out[f"{layer}.weight"] = weight.astype(np.int32) + _rounded(delta)
-            bias = bias + _rounded(sum(u.bias_delta(shift) * parts for u, parts in updates))
+            bias_delta = _total([u.bias_delta(shift) * parts for u, parts in updates])
+            bias = bias + _rounded(bias_delta)
         if layer.endswith(".head"):
             bias = bias.astype(np.int64)
             half = len(bias) // 2
-            offset = sum(s.update.vectors["level.offset"].astype(np.int64) * s.parts for s in mix)
+            offset = _vector_mix("level.offset", mix)
             bias[half:] += (offset << shift[half:]) // (PARTS << OFFSET_FRAC)
         out[f"{layer}.bias"] = bias
     for name in ("y.step", "z.step", "z.level"):
-        total = sum(s.update.vectors[name].astype(np.int64) * s.parts for s in mix)
+        total = _vector_mix(name, mix)
         out[name] = ((total + PARTS // 2) // PARTS).astype(base[name].dtype)
     return out
 
@@ -128,11 +129,10 @@ def merge_transforms(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> 
         weight, bias = out[f"{layer}.weight"], out[f"{layer}.bias"]
         rows, columns = scales(weight)
         if updates[0][0].e.size:
-            delta = _real(sum(u.product() * parts for u, parts in updates))
+            delta = _real(_total([u.product() * parts for u, parts in updates]))
             out[f"{layer}.weight"] = weight + rows[:, None] * delta * columns
-        out[f"{layer}.bias"] = bias + rows * _real(
-            sum(u.bias_delta() * parts for u, parts in updates)
-        )
+        bias_delta = _total([u.bias_delta() * parts for u, parts in updates])
+        out[f"{layer}.bias"] = bias + rows * _real(bias_delta)
     return out
 
 
@@ -223,13 +223,21 @@ def _integers(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
     return tensor
 
 
-def _rounded(delta: I64 | int) -> I64:
+def _vector_mix(name: str, mix: Sequence[Share]) -> I64:
+    """The weighted sum of a vector of each update, in sixteenths."""
+    return _total([s.update.vectors[name].astype(np.int64) * s.parts for s in mix])
+
+
+def _total(parts: list[I64]) -> I64:
+    out: I64 = np.add.reduce(parts)
+    return out
+
+
+def _rounded(delta: I64) -> I64:
     """Q28 sixteenths to whole numbers."""
-    out: I64 = (delta + np.int64(PARTS << (Q - 1))) // (PARTS << Q)
-    return out
+    return (delta + (PARTS << (Q - 1))) // (PARTS << Q)
 
 
-def _real(delta: I64 | int) -> NDArray[np.float32]:
+def _real(delta: I64) -> NDArray[np.float32]:
     """Q28 sixteenths to float32."""
-    out: NDArray[np.float32] = (delta / np.float64(PARTS << Q)).astype(np.float32)
-    return out
+    return (delta / float(PARTS << Q)).astype(np.float32)

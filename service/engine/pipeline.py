@@ -5,7 +5,7 @@ Memory beyond the picture, its latents (int16) and the stream is bounded by one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,8 @@ class LoadedModel:
     coder: LatentCoder
     synthesis: Synthesis
     analysis: Analysis | None
+    build: Callable[[StoredModel], LoadedModel] | None = None
+    """Makes the same model ready at another rate; None when only this one is wanted."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,8 +88,8 @@ class RateAdapter(nn.Module):
         """
         self.load_state_dict(other.state_dict())
         shift = -0.5 * math.log(lmbda_ratio)
-        self.log_y_step += shift
-        self.log_z_step += shift / 4
+        self.log_y_step.add_(shift)
+        self.log_z_step.add_(shift / 4)
 
     def groups(self, lr: float) -> list[dict[str, object]]:
         """Optimiser groups: factors and biases at `lr`, steps and levels five times faster."""

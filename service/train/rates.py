@@ -14,19 +14,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from service.engine.engine import Engine, load_models
+from service.errors import BadParameter
+from service.images import read_image
 from service.nets.backbone import Block
 from service.nets.lora import RateAdapter
 from service.nets.model import Backbone
-from service.store import StoredModel
-from service.train.adapters import domains, float_twin
+from service.store import StoredModel, StoredRate, load_model
+from service.train.adapters import domains, float_twin, quantised
 from service.train.data import Crops
+from service.train.publish import publish_rate
 
 LADDER = {
     1: 0.0018,
@@ -172,10 +176,9 @@ class _Meter:
         elapsed = time.monotonic() - self.last
         if elapsed > 10 or step + 1 == self.recipe.steps:
             psnr = -10 * math.log10(max(self.means[2], 1e-10))
-            line = Progress(
-                self.rate, step + 1, self.recipe.steps, *self.means[:2], psnr, self.seen / elapsed
-            )
-            report(line)
+            loss, bpp, _ = self.means
+            speed = self.seen / elapsed
+            report(Progress(self.rate, step + 1, self.recipe.steps, loss, bpp, psnr, speed))
             self.last, self.seen = time.monotonic(), 0
 
 
@@ -210,3 +213,87 @@ def _resume(adapter: RateAdapter, optimiser: torch.optim.Optimizer, path: Path) 
     state["state"] = moments
     optimiser.load_state_dict(state)
     return int(tensors["step"])
+
+
+def train_ladder(
+    folder: Path,
+    crops: Crops,
+    measure: Path,
+    recipe: Recipe,
+    scratch: Path,
+    rates: tuple[int, ...],
+    record: dict[str, object],
+    report: Report,
+) -> None:
+    """Train rates outwards from the base and publish each as it is done.
+
+    A rate that this run's scratch folder holds whole is published again without training; a rate's
+    neighbour must be in `rates` before it, in the scratch folder, or be the base.
+
+    Args:
+        folder: of the model in the store. crops: training pictures.
+        measure: folder of pictures for the bpp and PSNR in the manifest.
+        scratch: folder for checkpoints. rates: which to train, others are left alone.
+        record: what the manifest says of the data and device besides the recipe.
+
+    Raises:
+        BadParameter: a rate's neighbour was not trained.
+    """
+    stored = load_model(folder)
+    done: dict[int, RateAdapter] = {}
+    for rate in (r for r in ORDER if r in rates):
+        start = None
+        if neighbour(rate) != BASE:
+            start = done.get(neighbour(rate)) or _trained(stored, neighbour(rate), recipe, scratch)
+        began = time.monotonic()
+        checkpoint = scratch / f"{rate}.safetensors"
+        done[rate] = train_rate(stored, crops, rate, start, recipe, checkpoint, report)
+        about = record | {"minutes": round((time.monotonic() - began) / 60, 1)}
+        publish(folder, stored, rate, done[rate], measure, asdict(recipe) | about)
+
+
+def publish(
+    folder: Path,
+    stored: StoredModel,
+    rate: int,
+    adapter: RateAdapter,
+    measure: Path,
+    training: dict[str, object],
+) -> StoredRate:
+    """Quantise an adapter, put it in the store, and record what it measures there."""
+    entry = StoredRate(rate, LADDER[rate], None, None, training=training)
+    update = quantised(stored, adapter)
+    now = publish_rate(folder, update, entry)
+    bpp, psnr_db = averages(Engine(load_models((now,), "auto", None)), rate, measure)
+    measured = replace(entry, kodak_bpp=round(bpp, 4), kodak_psnr_db=round(psnr_db, 3))
+    publish_rate(folder, update, measured)
+    return measured
+
+
+def averages(engine: Engine, rate: float, folder: Path) -> tuple[float, float]:
+    """Mean bits per pixel and PSNR in dB of a rate over a folder of pictures, real streams.
+
+    Raises:
+        BadParameter: no picture in the folder.
+    """
+    results = []
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        picture = read_image(path.read_bytes(), max_pixels=10**8, metadata="none")
+        result = engine.compress(picture, rate)
+        assert result.psnr_db is not None
+        results.append((result.bpp, result.psnr_db))
+    if not results:
+        raise BadParameter(f"{folder} has no pictures to measure on")
+    bpp, psnr_db = (sum(column) / len(results) for column in zip(*results, strict=True))
+    return bpp, psnr_db
+
+
+def _trained(stored: StoredModel, rate: int, recipe: Recipe, scratch: Path) -> RateAdapter:
+    """A rate's adapter as its finished checkpoint holds it."""
+    base = float_twin(stored)
+    adapter = RateAdapter(base, domains(stored, recipe.ranks), recipe.seed + rate)
+    optimiser = torch.optim.AdamW(adapter.groups(recipe.lr))
+    path = scratch / f"{rate}.safetensors"
+    if _resume(adapter, optimiser, path) < recipe.steps:
+        raise BadParameter(f"rate {rate} must be trained first: {path} is missing or not finished")
+    return adapter

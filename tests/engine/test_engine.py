@@ -29,7 +29,7 @@ from service.errors import (
 )
 from service.picture import U8, Picture, Region
 from service.store import StoredModel, StoredRate, load_store
-from service.train.export import write
+from service.train.publish import write_model
 
 RATE = 4
 SIZES = [(1, 1), (1, 50), (50, 1), (2, 3), (16, 16), (17, 31), (33, 16), (75, 106), (128, 64)]
@@ -167,12 +167,14 @@ def test_a_side_that_the_format_cannot_hold_is_refused(engine: Engine) -> None:
 
 
 def test_a_missing_rate_lists_those_that_are_there(loaded: LoadedModel, photo: Picture) -> None:
-    rates = tuple(StoredRate(r, 0.01, None, None) for r in (4, 5.5))
+    rates = tuple(StoredRate(r, 0.01, None, None) for r in (4, 6))
     engine = Engine((replace(loaded, stored=replace(loaded.stored, rates=rates)),))
-    with pytest.raises(RateUnavailable, match="rate 3 is not in the store; it holds 4, 5.5") as e:
+    with pytest.raises(RateUnavailable, match="rate 3 is not in the store; it holds 4, 6") as e:
         engine.compress(photo, 3)
-    assert e.value.available == (4, 5.5)
-    assert engine.compress(photo, 5.5 + 1 / 40).rate == 5.5, "rates are stored in sixteenths"
+    assert e.value.available == (4, 6)
+    with pytest.raises(RateUnavailable, match="rate 4.5"):
+        engine.compress(photo, 4.5)
+    assert engine.compress(photo, 4 + 1 / 40).rate == 4, "rates are stored in sixteenths"
     for rate in (0.99, 8.01, -1, math.nan, math.inf):
         with pytest.raises(BadParameter, match="expected a number from 1 to 8"):
             engine.compress(photo, rate)
@@ -190,10 +192,11 @@ def test_a_stream_of_other_weights_is_an_unknown_model(engine: Engine, photo: Pi
 def test_a_stream_is_decoded_by_the_model_it_names(
     loaded: LoadedModel, small_model: StoredModel, photo: Picture
 ) -> None:
-    other = replace(small_model, name="other", identity=bytes(32))
+    other = replace(small_model, name="other", sha256="00" * 32)
+    other = replace(other, identity=other.identity_at(16 * RATE))
     both = Engine((loaded, *load_models((other,), "cpu", torch.float32)))
     stream = container.read_stream(both.compress(photo, RATE).data)
-    header = replace(stream.header, model=bytes(4))
+    header = replace(stream.header, model=other.identity[:4])
     data = container.write_stream(replace(stream, header=header))
     assert both.decompress(data).model == "other"
     assert [m.name for m in both.models()] == ["small", "other"]
@@ -264,7 +267,7 @@ def test_without_torch_streams_are_read_and_compress_says_what_to_install(
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, small: object) -> Path:
     root = tmp_path_factory.mktemp("store")
-    write(root / "small", small.stored, small.base)  # type: ignore[attr-defined]
+    write_model(root / "small", small.stored, small.base)  # type: ignore[attr-defined]
     return root
 
 
