@@ -37,7 +37,7 @@ def photo_like(height: int, width: int, seed: int = 0) -> U8:
     for channel, (fy, fx, gy, gx) in enumerate(waves):
         out[..., channel] = 128 + 60 * np.sin(fy * y + fx * x + channel) + 30 * np.cos(gy * y * gx)
     for _ in range(6):
-        a, b, c = rng.normal(size=2) @ np.eye(2, 2), rng.normal(size=3) * 40, rng.uniform()
+        a, b, c = rng.normal(size=2), rng.normal(size=3) * 40, rng.uniform()
         side = a[0] * (y - c * height) + a[1] * (x - (1 - c) * width) > 0
         out[side] += b
     out += rng.normal(0, 6, (height, width, 1)) + rng.normal(0, 2, out.shape)
