@@ -137,9 +137,9 @@ class StoredModel:
 
     @property
     def parameters(self) -> int:
-        """Number of weights (the coder's tables not counted)."""
-        entropy = sum(t.size for n, t in self.entropy.items() if n != "tables")
-        return entropy + sum(t.size for t in self.transforms.values())
+        """Number of weights and biases (formats, steps and the coder's tables not counted)."""
+        tensors = [*self.transforms.items(), *self.entropy.items()]
+        return sum(t.size for name, t in tensors if name.endswith((".weight", ".bias")))
 
 
 def default_path() -> Path:

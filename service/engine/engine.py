@@ -250,8 +250,9 @@ def load_models(
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadParameter(f"device {device_name!r} cannot be used here") from error
-    # float64 on GPUs: float32 products may be rounded to TF32 there.
-    numbers = Numbers(torch, torch.float32 if device.type == "cpu" else torch.float64, device)
+    # Only true float32 products are exact: GPUs may round to TF32, and CPUs to bfloat16 when asked.
+    exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    numbers = Numbers(torch, torch.float32 if exact else torch.float64, device)
     working = dtype or best_dtype(device)
 
     def build(model: StoredModel) -> LoadedModel:
@@ -276,6 +277,11 @@ def _decode_golden(model: LoadedModel) -> None:
     """Raise BadStream or SelfTestFailed unless the golden stream of a model reproduces."""
     golden, name = model.stored.golden, model.stored.name
     stream = container.read_stream(golden.stream)
+    if stream.header.model != model.stored.identity[:4]:
+        raise SelfTestFailed(
+            f"model {name}: its golden stream is of {stream.header.model.hex()}, "
+            f"its weights are {model.stored.identity[:4].hex()}"
+        )
     everything = Box(0, 0, stream.header.height, stream.header.width)
     latents = decode_latents(model, stream, everything)
     if not np.array_equal(latents.y_hat, golden.y_hat):
