@@ -1,0 +1,180 @@
+"""Results as Markdown tables, for the terminal and for the README."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.eval.rows import OURS
+
+Result = Mapping[str, Any]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, columns padded so that it reads as text too; numbers to the right."""
+    widths = [max(len(str(r[i])) for r in (head, *rows)) for i in range(len(head))]
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    lines = [head, rule, *rows]
+    return "\n".join(
+        "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w)
+                          for i, (c, w) in enumerate(zip(line, widths, strict=True))) + " |"
+        for line in lines
+    )  # fmt: skip
+
+
+def eval_table(summary: Result) -> str:
+    """Our points, then our bytes against each peer's at equal quality, then BD-rates."""
+    parts = [_points(summary), _at_equal(summary), _published(summary), _bd_rates(summary)]
+    return "\n\n".join(p for p in parts if p)
+
+
+def bench_tables(result: Result) -> dict[str, str]:
+    """The tables of a benchmark by the name of their marker, those that were measured."""
+    tables = {"latency": latency_table(result), "stages": stages_table(result)}
+    if "memory" in result:
+        tables["memory"] = memory_table(result)
+    if "service" in result:
+        tables["service"] = service_table(result)
+    return tables
+
+
+def latency_table(result: Result) -> str:
+    """Median (p95) milliseconds by size, ours and the peers'."""
+    columns = {
+        "compress": "compress_ms",
+        "without check": "compress_unchecked_ms",
+        "decompress": "decompress_ms",
+        "AVIF encode": "avif_encode_ms",
+        "AVIF decode": "avif_decode_ms",
+        "WebP encode": "webp_encode_ms",
+        "WebP decode": "webp_decode_ms",
+    }
+    rows = [
+        [_size(e), *(f"{_ms(e[c]['median'])} ({_ms(e[c]['p95'])})" for c in columns.values())]
+        for e in result["latency"]
+    ]
+    return table(["ms, median (p95)", *columns], rows) + f"\n\n{_where(result)}"
+
+
+def stages_table(result: Result) -> str:
+    """Milliseconds by stage and size."""
+    found: list[list[str]] = []
+    for way in ("compress_ms", "decompress_ms"):
+        names = dict.fromkeys(n for e in result["stages"] for n in e[way])
+        for name in sorted(names, key=lambda n: -result["stages"][0][way].get(n, 0)):
+            cells = [_ms(e[way].get(name, 0.0)) for e in result["stages"]]
+            found.append([f"{way.removesuffix('_ms')}: {name}", *cells])
+    return table(["ms, median", *(_size(e) for e in result["stages"])], found)
+
+
+def memory_table(result: Result) -> str:
+    """Peak MiB by size."""
+    columns = {
+        "models loaded": "loaded_mib",
+        "compress": "compress_mib",
+        "decompress": "decompress_mib",
+        "decompress to PNG": "decompress_to_png_mib",
+    }
+    rows = [[_size(e), *(f"{e[c]:,.0f}" for c in columns.values())] for e in result["memory"]]
+    return table(["peak MiB of the process", *columns], rows)
+
+
+def service_table(result: Result) -> str:
+    """Requests a second and latencies by concurrency, and at twice the capacity."""
+    found = []
+    for way in ("compress", "decompress"):
+        entry = result["service"][way]
+        for load in (*entry["closed_loop"], entry["overload"]):
+            clients = load.get("clients")
+            offered = load.get("offered_per_second")
+            label = f"{clients} clients" if clients else f"{offered:.1f}/s offered (2x capacity)"
+            found.append([f"{way}, {label}", f"{load['per_second']:.1f}", _ms(load["median_ms"]),
+                          _ms(load["p95_ms"]), str(load["answered_503"]),
+                          str(load["answered_otherwise"])])  # fmt: skip
+    head = ["over loopback", "200/s", "median ms", "p95 ms", "503s", "other failures"]
+    return table(head, found)
+
+
+def _points(summary: Result) -> str:
+    ours = [p for c in summary["curves"] if c["name"] == OURS for p in c["points"]]
+    rows = [
+        [p["setting"], f"{p['bpp']:.3f}", _number(p["psnr_db"], 2), _number(p["ms_ssim"], 4),
+         *([_number(p["ssimulacra2"], 1)] if p["ssimulacra2"] is not None else []),
+         _ms(p["encode_ms"]), _ms(p["decode_ms"])]
+        for p in ours
+    ]  # fmt: skip
+    perceptual = ["SSIMULACRA 2"] if ours and ours[0]["ssimulacra2"] is not None else []
+    head = ["Rankpress", "bpp", "PSNR dB", "MS-SSIM", *perceptual, "encode ms", "decode ms"]
+    return table(head, rows) if rows else ""
+
+
+def _at_equal(summary: Result) -> str:
+    """Our bytes against the peers', one row for each setting and peer."""
+    by_metric = {m: {(e["setting"], e["peer"]): e for e in found}
+                 for m, found in summary["at_equal"].items() if found}  # fmt: skip
+    if not by_metric:
+        return ""
+    titles = {"psnr_db": "PSNR", "ms_ssim": "MS-SSIM", "ssimulacra2": "SSIMULACRA 2"}
+    times = {c["name"]: c["points"] for c in summary["curves"]}
+    rows = []
+    for setting, peer in dict.fromkeys(k for found in by_metric.values() for k in found):
+        cells = [_versus(found.get((setting, peer))) for found in by_metric.values()]
+        points = times[peer]
+        middle = points[len(points) // 2]
+        rows.append([f"{setting} against {peer}", *cells, _ms(middle["encode_ms"]),
+                     _ms(middle["decode_ms"])])  # fmt: skip
+    head = ["our bytes at equal", *(titles[m] for m in by_metric), "its encode ms", "its decode ms"]
+    return table(head, rows)
+
+
+def _versus(entry: Result | None) -> str:
+    if entry is None:
+        return "-"
+    text = f"{entry['percent']:+.1f} %"
+    if entry["compared"] < entry["images"]:
+        text += f" ({entry['compared']} of {entry['images']})"
+    return text
+
+
+def _published(summary: Result) -> str:
+    entries = summary["published_at_our_psnr"]
+    rows = [[f"{e['setting']} against {e['title']}", f"{e['bpp']:.3f}", f"{e['percent']:+.1f} %"]
+            for e in entries]  # fmt: skip
+    head = ["published Kodak means at our PSNR", "its bpp", "our bytes"]
+    return table(head, rows) if rows else ""
+
+
+def _bd_rates(summary: Result) -> str:
+    found = summary["bd_rate"]
+    if not found or not any(e["codec"] == OURS for e in found["psnr_db"]):
+        return ""
+    quality = {e["codec"]: e for e in found["ms_ssim"]}
+    rows = [
+        [e["codec"], f"{e['percent']:+.1f} %", f"{100 * e['overlap']:.0f} %",
+         f"{quality[e['codec']]['percent']:+.1f} %" if e["codec"] in quality else "-"]
+        for e in sorted(found["psnr_db"], key=lambda e: float(e["percent"]))
+    ]  # fmt: skip
+    return table([f"BD-rate against {found['anchor']}", "PSNR", "overlap", "MS-SSIM"], rows)
+
+
+def _where(result: Result) -> str:
+    machine = result["machine"]
+    device = "" if machine["device"] == "cpu" else f", networks on {machine['device']}"
+    return (
+        f"Rate {result['rate']:g}, {result['pictures']} pictures, {machine['cpu']}, "
+        f"{machine['cores']} cores{device}, load {machine['load']:g} at the start."
+    )
+
+
+def _size(entry: Result) -> str:
+    return f"{entry['width']}×{entry['height']}"
+
+
+def _ms(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
