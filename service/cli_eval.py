@@ -77,7 +77,7 @@ def evaluate(
     text = run.to_json(run.summarise(rows, codec, machine, anchor))
     (out / "summary.json").write_text(text)
     if record is not None:
-        record.write_text(text)
+        _write(record, text)
     _draw(rows, out, folder.name)
     _make_sheet(pictures, codec, plan.rates, out)
     _print_results(json.loads(text))
@@ -109,8 +109,14 @@ def bench(
     result = json.loads(to_json(benchmark.bench(wanted, folder, _say)))
     typer.echo("\n\n".join(bench_tables(result).values()))
     if record is not None:
-        record.write_text(to_json(result))
+        _write(record, to_json(result))
     typer.echo(json.dumps(result))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text file, its folder too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def _say(text: str) -> None:

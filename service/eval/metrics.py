@@ -103,7 +103,8 @@ def _blurred(a: F32) -> F32:
     offsets = np.arange(TAPS) - TAPS // 2
     window = np.exp(-(offsets**2) / (2 * SIGMA**2))
     window = (window / window.sum()).astype(np.float32)
-    return _convolved(np.ascontiguousarray(_convolved(a, window).T), window).T
+    out: F32 = _convolved(np.ascontiguousarray(_convolved(a, window).T), window).T
+    return out
 
 
 def _convolved(a: F32, window: F32) -> F32:
@@ -119,4 +120,5 @@ def _convolved(a: F32, window: F32) -> F32:
 def _halved(a: F32) -> F32:
     """Means of 2x2 pixels."""
     a = a[: a.shape[0] // 2 * 2, : a.shape[1] // 2 * 2]
-    return (a[::2, ::2] + a[1::2, ::2] + a[::2, 1::2] + a[1::2, 1::2]) / 4
+    quarter = np.float32(0.25)
+    return (a[::2, ::2] + a[1::2, ::2] + a[::2, 1::2] + a[1::2, 1::2]) * quarter

@@ -1,4 +1,4 @@
-"""Rate-distortion figures: one for each metric, ours thick, peers thin, published curves dashed."""
+"""Rate-distortion figures, one a metric: ours thick, peers with markers, published dashed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ COLOURS: Final = {
     "jxl": "#ff7f0e",
     OURS: "#d62728",
 }
-DASHES: Final = ("-", "--", "-.", ":")
+MARKERS: Final = ("o", "s", "^", "x")
+"""Of the settings of one family."""
+
+PUBLISHED: Final = (
+    "#000000", "#7f7f7f", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#5f4690", "#2f8f7f",
+)  # fmt: skip
 MARGIN: Final = 1.6
 """The picture shows our bits per pixel, divided and multiplied by this and at least SPAN."""
 
@@ -45,12 +50,12 @@ def draw(curves: Sequence[Curve], metric: str, title: str, path: Path) -> None:
     except ModuleNotFoundError as error:
         raise MissingExtra("figures need pip install 'rankpress[eval]'") from error
 
-    figure = Figure(figsize=(9, 6.2), layout="constrained")
+    figure = Figure(figsize=(11.5, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     low, high = _span(curves)
     inside: list[float] = []
-    for curve, colour, dash in _styled([c for c in curves if c.has(metric)]):
+    for curve, colour, marker in _styled([c for c in curves if c.has(metric)]):
         bpp = [p.bpp for p in curve.points]
         values = [p.value(metric) or 0.0 for p in curve.points]
         inside += [v for b, v in zip(bpp, values, strict=True) if low <= b <= high]
@@ -58,11 +63,11 @@ def draw(curves: Sequence[Curve], metric: str, title: str, path: Path) -> None:
         axes.plot(
             bpp,
             values,
-            dash,
+            "-" if measured else "--",
             color=colour,
-            linewidth=2.6 if ours else 1.3,
-            marker="o" if ours else "." if measured else None,
-            markersize=8 if ours else 5,
+            linewidth=2.6 if ours else 1.2,
+            marker=marker,
+            markersize=9 if ours else 4.5,
             zorder=3 if ours else 2 if measured else 1,
             label=curve.title if measured else f"{curve.title}, published",
         )
@@ -89,7 +94,7 @@ def _decorate(axes: object, metric: str, title: str, span: tuple[float, float]) 
     axes.set_xlabel("bits per pixel, whole files (log scale)")
     axes.set_ylabel(LABELS[metric])
     axes.set_title(title)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
 def _span(curves: Sequence[Curve]) -> tuple[float, float]:
@@ -101,16 +106,16 @@ def _span(curves: Sequence[Curve]) -> tuple[float, float]:
     )
 
 
-def _styled(curves: Sequence[Curve]) -> list[tuple[Curve, str, str]]:
-    """A colour for each family of measured codecs, greys for what was published."""
+def _styled(curves: Sequence[Curve]) -> list[tuple[Curve, str, str | None]]:
+    """Colour and marker: a colour for each family that was measured, no markers on others."""
     seen: dict[str, int] = {}
-    greys = ("#000000", "#555555", "#888888", "#b0b0b0")
-    styled = []
+    styled: list[tuple[Curve, str, str | None]] = []
     for curve in curves:
         family = curve.name.split("-")[0] if curve.source is None else "published"
         number = seen[family] = seen.get(family, -1) + 1
         if curve.source is None:
-            styled.append((curve, COLOURS.get(family, "#17becf"), DASHES[number % 4]))
+            colour = COLOURS.get(family, "#17becf")
+            styled.append((curve, colour, MARKERS[number % len(MARKERS)]))
         else:
-            styled.append((curve, greys[number % 4], DASHES[1 + number // 4 % 3]))
+            styled.append((curve, PUBLISHED[number % len(PUBLISHED)], None))
     return styled

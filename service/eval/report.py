@@ -87,7 +87,7 @@ def service_table(result: Result) -> str:
         for load in (*entry["closed_loop"], entry["overload"]):
             clients = load.get("clients")
             offered = load.get("offered_per_second")
-            label = f"{clients} clients" if clients else f"{offered:.1f}/s offered (2x capacity)"
+            label = _clients(clients) if clients else f"{offered:.1f}/s offered (2x capacity)"
             found.append([f"{way}, {label}", f"{load['per_second']:.1f}", _ms(load["median_ms"]),
                           _ms(load["p95_ms"]), str(load["answered_503"]),
                           str(load["answered_otherwise"])])  # fmt: skip
@@ -168,6 +168,10 @@ def _where(result: Result) -> str:
 
 def _size(entry: Result) -> str:
     return f"{entry['width']}×{entry['height']}"
+
+
+def _clients(number: int) -> str:
+    return "1 client" if number == 1 else f"{number} clients"
 
 
 def _ms(value: float | None) -> str:

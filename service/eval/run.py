@@ -191,7 +191,7 @@ def _digest(rgb: U8) -> str:
 def _anchor(
     measured: Sequence[curves.Curve], references: Sequence[curves.Curve], wanted: str | None
 ) -> curves.Curve | None:
-    """The curve that is wanted; else VTM over Kodak, else the best peer, as a rule, that was measured."""
+    """The curve that is wanted; else VTM over Kodak, else the peer that does best as a rule."""
     by_name = {c.name: c for c in (*references, *measured)}
     if wanted is not None and wanted not in by_name:
         raise BadParameter(f"no curve {wanted!r} to compare with; there are {', '.join(by_name)}")

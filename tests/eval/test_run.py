@@ -124,7 +124,7 @@ def test_the_command_writes_csv_json_figures_and_sheet(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     Image.fromarray(generate(184, 176).rgb).save(folder / "a.png")
-    record = tmp_path / "record.json"
+    record = tmp_path / "new" / "record.json"
     arguments = ["eval", str(folder), "--against", "jpeg-420", "--threads", "1", "--device", "cpu"]
     result = CliRunner().invoke(
         app, [*arguments, "--out", str(tmp_path / "out"), "--record", str(record)]
