@@ -73,7 +73,12 @@ class Region:
         return cls(x, y, width, height)
 
     def check_inside(self, width: int, height: int) -> None:
-        """Raise BadParameter unless the rectangle lies within a picture of that size."""
+        """Raise BadParameter unless the rectangle has pixels, all in a picture of that size."""
+        if min(self.x, self.y) < 0 or min(self.width, self.height) < 1:
+            raise BadParameter(
+                f"region {self.x},{self.y},{self.width},{self.height} starts outside the picture "
+                "or is empty"
+            )
         if self.x + self.width > width or self.y + self.height > height:
             raise BadParameter(
                 f"region {self.x},{self.y},{self.width},{self.height} reaches outside "

@@ -3,7 +3,8 @@
 A model is a folder: `manifest.json` names every file with its size and sha256, and says what each
 rate measured and how the weights were trained. Weights are safetensors (no code can hide in them).
 The identity of the weights that a rate needs is the sha256 over the sha256s of its files, base
-first; streams carry its first four bytes.
+first; streams carry its first four bytes. Which files those are is `StoredModel.mix`: none beside
+the base at its own rate, one adapter at the other whole rates, the two neighbours' in between.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 
+from service.codec.lowrank import (
+    PARTS,
+    Share,
+    Update,
+    merge_entropy,
+    merge_transforms,
+    unpack,
+)
 from service.codec.sizes import Sizes
 from service.errors import StoreError
 
@@ -33,12 +42,22 @@ ENTROPY = "entropy."
 
 @dataclass(frozen=True)
 class StoredRate:
-    """A rate of the ladder and what it measured on Kodak when it was published."""
+    """A rate of the ladder and what it measured on Kodak when it was published.
+
+    Attributes:
+        update: low-rank update of the base, None for the base's own rate.
+        digest: sha256 of the update's file, empty for the base's own rate.
+        file_bytes: size of that file. training: record of how it was made.
+    """
 
     rate: float
     lmbda: float
     kodak_bpp: float | None
     kodak_psnr_db: float | None
+    update: Update | None = None
+    digest: bytes = b""
+    file_bytes: int = 0
+    training: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +75,7 @@ class StoredModel:
 
     Attributes:
         name: its folder. sizes: of the backbone. sha256: of the base weights, hex.
-        identity: full 32-byte identity of the weights at the base rate.
+        identity: full 32-byte identity of the weights at the rate they are merged for.
         transforms: g_a, g_s, h_a weights, float16, scales folded in.
         entropy: integer tensors of codec.EntropyModel, and "tables".
         rates: what can be asked for. training: record of how the weights were made.
@@ -74,11 +93,53 @@ class StoredModel:
     golden: Golden
     file_bytes: int
 
+    def offers(self, rate16: int) -> bool:
+        """Whether a rate, in sixteenths, can be made from what is stored."""
+        whole, parts = divmod(rate16, PARTS)
+        stored = {r.rate for r in self.rates}
+        return whole in stored and (parts == 0 or whole + 1 in stored)
+
+    def mix(self, rate16: int) -> list[tuple[StoredRate, int]]:
+        """The rates that a rate is mixed from, and their parts in sixteenths.
+
+        Raises:
+            KeyError: not `offers(rate16)`.
+        """
+        whole, parts = divmod(rate16, PARTS)
+        by_rate = {r.rate: r for r in self.rates}
+        if parts == 0:
+            return [(by_rate[whole], PARTS)]
+        return [(by_rate[whole], PARTS - parts), (by_rate[whole + 1], parts)]
+
+    def identity_at(self, rate16: int) -> bytes:
+        """Identity of the weights that a rate needs, 32 bytes."""
+        digests = [r.digest for r, _ in self.mix(rate16) if r.update is not None]
+        return identity([bytes.fromhex(self.sha256), *digests])
+
+    def at_rate(self, rate16: int) -> StoredModel:
+        """The model with a rate's update merged in afresh; the stored one is not changed."""
+        mix = self.mix(rate16)
+        if all(r.update is None for r, _ in mix):
+            return self
+        shares = [Share(self._own_update() if r.update is None else r.update, n) for r, n in mix]
+        return replace(
+            self,
+            transforms=merge_transforms(self.transforms, shares),
+            entropy=merge_entropy(self.entropy, shares),
+            identity=self.identity_at(rate16),
+        )
+
+    def _own_update(self) -> Update:
+        """The base's own rate as an update that changes nothing."""
+        vectors = {name: self.entropy[name] for name in ("y.step", "z.step", "z.level")}
+        offset = np.zeros(self.sizes.M, np.int16)
+        return Update({}, vectors | {"level.offset": offset})
+
     @property
     def parameters(self) -> int:
-        """Number of weights (the coder's tables not counted)."""
-        entropy = sum(t.size for n, t in self.entropy.items() if n != "tables")
-        return entropy + sum(t.size for t in self.transforms.values())
+        """Number of weights and biases (formats, steps and the coder's tables not counted)."""
+        tensors = [*self.transforms.items(), *self.entropy.items()]
+        return sum(t.size for name, t in tensors if name.endswith((".weight", ".bias")))
 
 
 def default_path() -> Path:
@@ -111,18 +172,30 @@ def load_model(folder: Path) -> StoredModel:
     base = _tensors(files["base.safetensors"], folder / "base.safetensors")
     golden = _tensors(files["golden.safetensors"], folder / "golden.safetensors")
     digest = hashlib.sha256(files["base.safetensors"])
+    transforms = {n: t for n, t in base.items() if n.startswith(TRANSFORMS)}
+    entropy = {n.removeprefix(ENTROPY): t for n, t in base.items() if n.startswith(ENTROPY)}
     return StoredModel(
         folder.name,
         Sizes.from_dict(manifest["sizes"]),
         digest.hexdigest(),
         identity([digest.digest()]),
-        {n: t for n, t in base.items() if n.startswith(TRANSFORMS)},
-        {n.removeprefix(ENTROPY): t for n, t in base.items() if n.startswith(ENTROPY)},
-        tuple(_rate(entry, folder) for entry in manifest["rates"]),
+        transforms,
+        entropy,
+        _rates(manifest["rates"], files, layer_shapes(transforms, entropy), folder),
         manifest["training"],
         _golden(golden, folder),
         sum(len(data) for data in files.values()),
     )
+
+
+def layer_shapes(*tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    """Weight shape of every layer, by name."""
+    return {
+        name.removesuffix(".weight"): tensor.shape
+        for group in tensors
+        for name, tensor in group.items()
+        if name.endswith(".weight")
+    }
 
 
 def identity(digests: list[bytes]) -> bytes:
@@ -172,14 +245,47 @@ def _tensors(data: bytes, path: Path) -> Tensors:
         raise StoreError(f"{path} is not a safetensors file we can read: {error}") from error
 
 
-def _rate(entry: object, folder: Path) -> StoredRate:
-    keys = {"rate", "lmbda", "kodak_bpp", "kodak_psnr_db"}
+def _rates(
+    entries: list[object],
+    files: Mapping[str, bytes],
+    shapes: Mapping[str, tuple[int, ...]],
+    folder: Path,
+) -> tuple[StoredRate, ...]:
+    rates = tuple(_rate(entry, files, shapes, folder) for entry in entries)
+    if len({r.rate for r in rates}) < len(rates):
+        raise StoreError(f"{folder}: the manifest lists a rate twice")
+    if sum(r.update is None for r in rates) != 1:
+        raise StoreError(f"{folder}: exactly one rate must be the base's own, without a file")
+    return rates
+
+
+def _rate(
+    entry: object,
+    files: Mapping[str, bytes],
+    shapes: Mapping[str, tuple[int, ...]],
+    folder: Path,
+) -> StoredRate:
+    keys = {"rate", "lmbda", "kodak_bpp", "kodak_psnr_db", "file", "training"}
     if not isinstance(entry, dict) or set(entry) != keys:
         raise StoreError(f"{folder}: a rate must have the keys {sorted(keys)}, found {entry!r}")
-    numbers = (entry["rate"], entry["lmbda"])
-    if not all(isinstance(v, (int, float)) for v in numbers) or not 1 <= entry["rate"] <= 8:
-        raise StoreError(f"{folder}: rate {entry['rate']!r}, expected a number from 1 to 8")
-    return StoredRate(**entry)
+    file, training = entry["file"], entry["training"]
+    if not isinstance(training, dict) or not (file is None or file in files):
+        raise StoreError(f"{folder}: a rate needs a training record and a listed file, {entry!r}")
+    measured = {"kodak_bpp", "kodak_psnr_db"}
+    numbers = {k: v for k, v in entry.items() if k not in ("file", "training")}
+    for key, value in numbers.items():
+        if type(value) not in (int, float) and not (key in measured and value is None):
+            raise StoreError(f"{folder}: {key} of a rate is {value!r}, expected a number")
+    if not 1 <= entry["rate"] <= 8 or entry["rate"] % 1:
+        raise StoreError(f"{folder}: rate {entry['rate']}, expected a whole number from 1 to 8")
+    if file is None:
+        return StoredRate(**numbers, training=training)
+    data = files[file]
+    update = unpack(_tensors(data, folder / file), shapes)
+    digest = hashlib.sha256(data).digest()
+    return StoredRate(
+        **numbers, update=update, digest=digest, file_bytes=len(data), training=training
+    )
 
 
 def _golden(tensors: Tensors, folder: Path) -> Golden:

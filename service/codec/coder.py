@@ -5,9 +5,9 @@ call: about 6 ns a symbol to encode and 30 ns to decode. Level 0 is not coded. A
 the encoder pushes in the reverse of the order in which the decoder reads.
 
 Tables are integers that sum to 2^24, from the model store. `Categorical(w, perfect=False)` over n
-symbols scales its cumulative weights by (2^24 − n) / sum(w), rounds them down and gives every symbol
-one unit more. With w = table − 1, which sums to 2^24 − n, that factor is exactly 1: the tables that
-are used are the stored ones, bit for bit.
+symbols scales its cumulative weights by (2^24 − n) / sum(w), rounds them down and gives every
+symbol one unit more. With w = table − 1, which sums to 2^24 − n, that factor is exactly 1: the
+tables that are used are the stored ones, bit for bit.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ class Tables:
             half: [LEVELS, SYMBOL_MAX + 1] integers: mass of symbols 0, ±1, ±2, ... in 1/2^24.
 
         Raises:
-            StoreError: wrong shape, a mass below 1, or a sum other than 2^24.
+            StoreError: no integers, wrong shape, a mass below 1, or a sum other than 2^24.
         """
-        if half.shape != (LEVELS, SYMBOL_MAX + 1):
-            raise StoreError(f"tables are {half.shape}, expected {(LEVELS, SYMBOL_MAX + 1)}")
+        shape = (LEVELS, SYMBOL_MAX + 1)
+        if half.shape != shape or not np.issubdtype(half.dtype, np.integer):
+            raise StoreError(f"tables are {half.dtype} {half.shape}, expected integers {shape}")
         mass = np.concatenate([half[:, :0:-1], half], 1).astype(np.int64)
         if mass.min() < 1 or (mass.sum(1) != 2**TOTAL_BITS).any():
             raise StoreError("tables hold a mass below 1 or do not sum to 2^24")

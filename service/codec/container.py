@@ -22,7 +22,7 @@ from itertools import accumulate, pairwise
 import google_crc32c
 
 from service.codec.tiles import latent_box, tile_count
-from service.errors import BadStream, UnsupportedStream
+from service.errors import BadParameter, BadStream, UnsupportedStream
 
 MAGIC = b"RKP"
 VERSION = 1
@@ -197,16 +197,20 @@ def _read_header(reader: _Reader) -> Header:
 
 
 def write_stream(stream: Stream) -> bytes:
-    """Serialise; `read_stream` gives the same Stream back."""
+    """Serialise; `read_stream` gives the same Stream back.
+
+    Raises:
+        BadParameter: metadata larger than a reader accepts.
+    """
     parts = [MAGIC, bytes([VERSION])]
     parts += [f.write(getattr(stream.header, f.name)) for f in HEADER]
     sections = [(Section.LATENTS, _join_tiles(stream.tiles))]
     if stream.alpha is not None:
         sections.append((Section.ALPHA, stream.alpha))
     if stream.icc is not None:
-        sections.append((Section.ICC, zlib.compress(stream.icc, 9)))
+        sections.append((Section.ICC, _pack(stream.icc, "ICC profile")))
     if stream.exif is not None:
-        sections.append((Section.EXIF, zlib.compress(stream.exif, 9)))
+        sections.append((Section.EXIF, _pack(stream.exif, "Exif block")))
     for kind, payload in sections:
         parts += [_varint(kind), _varint(len(payload)), payload]
     body = b"".join(parts)
@@ -220,8 +224,6 @@ def read_stream(data: bytes) -> Stream:
         BadStream: damaged or not a stream. UnsupportedStream: needs a newer reader.
     """
     header, sections = _read_sections(data)
-    if Section.LATENTS not in sections:
-        raise BadStream("the stream has no latents section")
     count = tile_count(latent_box(header.width, header.height))
     return Stream(
         header,
@@ -233,7 +235,11 @@ def read_stream(data: bytes) -> Stream:
 
 
 def describe(data: bytes) -> StreamInfo:
-    """What a stream says of itself. Raises as read_stream does."""
+    """What a stream says of itself, without unpacking any of it.
+
+    Raises:
+        BadStream: damaged or not a stream. UnsupportedStream: needs a newer reader.
+    """
     header, sections = _read_sections(data)
     return StreamInfo(
         VERSION,
@@ -268,6 +274,8 @@ def _read_sections(data: bytes) -> tuple[Header, dict[int, bytes]]:
         if kind % 2 == 0 and kind not in set(Section):
             raise UnsupportedStream(f"critical section {kind} needs a newer decoder")
         sections[kind] = payload
+    if Section.LATENTS not in sections:
+        raise BadStream("the stream has no latents section")
     return header, sections
 
 
@@ -295,6 +303,13 @@ def _split_tiles(payload: bytes, count: int) -> tuple[bytes, ...]:
         raise BadStream(f"tile lengths exceed the latents section by {-left} bytes")
     edges = list(accumulate([*lengths, left], initial=reader.at))
     return tuple(payload[low:high] for low, high in pairwise(edges))
+
+
+def _pack(block: bytes, what: str) -> bytes:
+    """Deflate metadata within its limit."""
+    if len(block) > MAX_METADATA_BYTES:
+        raise BadParameter(f"{what} has {len(block)} bytes, at most {MAX_METADATA_BYTES} are kept")
+    return zlib.compress(block, 9)
 
 
 def _unpack(packed: bytes | None, what: str) -> bytes | None:

@@ -9,6 +9,9 @@ DCVC-DC).
 Both directions run the same code: `EntropyModel.run` asks its caller for the symbols of each step,
 an encoder answers by rounding y, a decoder by reading the stream.
 
+A rate has its own quantiser steps per channel: y_hat = mu + symbol · y.step and z_hat = z.mean +
+symbol · z.step. Latents so keep one range at every rate, and so do the networks that predict them.
+
 Formats: symbols are integers; mu and y_hat are in units of 2^-Y_FRAC; `frac` of the features is per
 channel, chosen at export. Positions are grouped by class p = 2·(row mod 2) + (column mod 2), so
 that a step's last layer runs only for the quarter that is coded and its first only over known
@@ -38,17 +41,23 @@ from service.codec.fixed_point import (
 from service.codec.sizes import Sizes
 from service.errors import StoreError
 
-Y_FRAC = 5
-"""mu and y_hat are integers in units of 1/32."""
+Y_FRAC = 6
+"""mu and y_hat are integers in units of 1/64."""
+
+Z_FRAC = 3
+"""z_hat - z.mean enters the networks in units of 1/8, clipped to ±ACTIVATION_MAX."""
+
+STEP_FRAC = 8
+"""Quantiser steps have this many fractional bits more than what they step through."""
 
 MU_MAX = 2**14 - 1
-"""|mu| is clipped to 511.97."""
+"""|mu| is clipped to 255.98. Extreme pictures reach 145."""
+
+Y_MAX = 2**15 - 1
+"""|y_hat| is clipped to 511.98."""
 
 SYMBOL_MAX = 511
 """Symbols are integers in ±511."""
-
-Z_MAX = 127
-"""z enters the networks clipped to ±127."""
 
 LEVELS = 64
 """Scale levels; level 0 is not coded, its symbol is always 0."""
@@ -81,25 +90,35 @@ class EntropyModel:
         """
         self.sizes, self.numbers, self.xp = sizes, numbers, numbers.xp
 
-        def stored(name: str) -> IntLinear:
-            return IntLinear.from_tensors(tensors, name)
-
-        self.up0 = Layer(numbers, stored("h_s.0"), input_max=Z_MAX, name="h_s.0")
-        self.block0 = Block(numbers, tensors, "h_s.1")
-        self.up1 = Layer(numbers, stored("h_s.2"), input_max=ACTIVATION_MAX, name="h_s.2")
-        self.block1 = Block(numbers, tensors, "h_s.3")
+        up0 = IntLinear.from_tensors(tensors, "h_s.0", (4 * sizes.Cz, sizes.Cz))
+        up1 = IntLinear.from_tensors(tensors, "h_s.2", (4 * sizes.cp, sizes.Cz))
+        self.up0 = Layer(numbers, up0, input_max=ACTIVATION_MAX, name="h_s.0")
+        self.block0 = Block(numbers, tensors, "h_s.1", sizes.Cz)
+        self.up1 = Layer(numbers, up1, input_max=ACTIVATION_MAX, name="h_s.2")
+        self.block1 = Block(numbers, tensors, "h_s.3", sizes.cp)
         self.steps = [_Step(sizes, tensors, numbers, t) for t in range(STEPS)]
-        self.context_shift = numbers.carry(
-            np.ldexp(1.0, vector(tensors, "context.frac", sizes.M).astype(np.int64) - Y_FRAC)
-        )
-        self.z_levels = vector(tensors, "z.level", sizes.Cz).astype(np.uint8)
-        if self.z_levels.size and self.z_levels.max() >= LEVELS:
-            raise StoreError(f"z.level holds {self.z_levels.max()}, expected below {LEVELS}")
-        self.z_mean = vector(tensors, "z.mean", sizes.Cz) / 2.0**16
+        context_frac = vector(tensors, "context.frac", sizes.M, -30, 30).astype(np.int64)
+        self.context_shift = numbers.carry(np.ldexp(1.0, context_frac - Y_FRAC))
+        self.z_levels = vector(tensors, "z.level", sizes.Cz, 1, LEVELS - 1).astype(np.uint8)
+        self.z_mean = vector(tensors, "z.mean", sizes.Cz, -(2**31), 2**31 - 1) / 2.0**16
+        self._y_step = _steps(tensors, "y.step", sizes.M)
+        self._z_step = _steps(tensors, "z.step", sizes.Cz)
+
+    @property
+    def z_step(self) -> NDArray[np.float64]:
+        """Quantiser steps of z, [Cz]."""
+        return self._z_step / 2.0 ** (Z_FRAC + STEP_FRAC)
+
+    def y_steps(self, t: int, height: int, width: int) -> NDArray[np.float32]:
+        """Quantiser steps of y in the coding order of step t, in units of 2^-Y_FRAC, [n]."""
+        classes = (_class(p, height, width) for p in range(STEPS))
+        groups = [np.tile(self._y_step[GROUP_AT[t, p] :: 4], c.size) for p, c in enumerate(classes)]
+        return (np.concatenate(groups) / 2.0**STEP_FRAC).astype(np.float32)
 
     def features(self, z: NDArray[np.int32]) -> Array:
         """h_s. z: [B, h, w, Cz] symbols -> P [B, 4h, 4w, cp] integers."""
-        x = self.numbers.carry(np.clip(z, -Z_MAX, Z_MAX))
+        z_hat = _times_step(z, self._z_step).clip(-ACTIVATION_MAX, ACTIVATION_MAX)
+        x = self.numbers.carry(z_hat)
         x = self.block0(settle(self.xp, shuffle2(self.up0.accumulate(x))))
         return self.block1(settle(self.xp, shuffle2(self.up1.accumulate(x))))
 
@@ -112,7 +131,7 @@ class EntropyModel:
             z: [B, ceil(height/4), ceil(width/4), Cz] hyper-latent symbols.
             height: of the latents.
             width: of the latents.
-            choose: gives the symbols of each step; see `scatter` for their order.
+            choose: gives the symbols of each step; see `gather` for their order, 0 at level 0.
 
         Returns:
             y_hat [B, height, width, M] in units of 2^-Y_FRAC, int16.
@@ -122,21 +141,29 @@ class EntropyModel:
         parts = [features[:, c.rows, c.cols] for c in classes]
         shared = [self._shared(features, t) for t in range(1, STEPS)]
         quarter = self.sizes.M // 4
-        y_hat = np.zeros((len(z), height, width, self.sizes.M), np.int16)
+        coded = [np.empty((len(z), c.height, c.width, STEPS, quarter), np.int16) for c in classes]
         known: list[list[Array]] = [[] for _ in classes]
         for t, step in enumerate(self.steps):
             hidden = parts if t == 0 else step.hidden(shared[t - 1], known, classes)
             mu, levels = self._parameters(step, hidden)
             symbols = choose(t, mu, levels)
-            values = np.where(levels == 0, 0, symbols * 2**Y_FRAC) + mu
             start = 0
             for p, c in enumerate(classes):
-                count = c.size * quarter
-                value = values[:, start : start + count].reshape(-1, c.height, c.width, quarter)
-                start += count
-                y_hat[:, c.rows, c.cols, GROUP_AT[t, p] :: 4] = value
+                span = slice(start, start := start + c.size * quarter)
+                shape = (len(z), c.height, c.width, quarter)
+                value = _times_step(
+                    symbols[:, span].reshape(shape), self._y_step[GROUP_AT[t, p] :: 4]
+                )
+                value += mu[:, span].reshape(shape)
+                np.clip(value, -Y_MAX, Y_MAX, out=value)
+                coded[p][..., t, :] = value
                 if t < STEPS - 1:
                     known[p].append(self._context(value, int(GROUP_AT[t, p])))
+        y_hat = np.empty((len(z), height, width, self.sizes.M), np.int16)
+        for p, c in enumerate(classes):
+            step_of_group = np.argsort(GROUP_AT[:, p])
+            by_group = coded[p][..., step_of_group, :].swapaxes(-1, -2)
+            y_hat[:, c.rows, c.cols] = by_group.reshape(len(z), c.height, c.width, self.sizes.M)
         return y_hat
 
     def _shared(self, features: Array, t: int) -> Array:
@@ -196,9 +223,9 @@ class _Step:
         t: int,
     ) -> None:
         name = f"step.{t}"
-        head = IntLinear.from_tensors(tensors, f"{name}.head")
-        if head.weight.shape[0] != 2 * sizes.M:
-            raise StoreError(f"{name}.head has {head.weight.shape[0]} rows, expected {2 * sizes.M}")
+        head = IntLinear.from_tensors(
+            tensors, f"{name}.head", (2 * sizes.M, sizes.cp if t == 0 else sizes.cc)
+        )
         groups = [np.arange(GROUP_AT[t, p], sizes.M, 4) for p in range(STEPS)]
         self.heads = [
             Layer(
@@ -211,11 +238,7 @@ class _Step:
         ]
         if t == 0:
             return
-        first = IntLinear.from_tensors(tensors, f"{name}.first")
-        if first.weight.shape != (sizes.cc, sizes.cp + sizes.M):
-            raise StoreError(
-                f"{name}.first is {first.weight.shape}, expected {(sizes.cc, sizes.cp + sizes.M)}"
-            )
+        first = IntLinear.from_tensors(tensors, f"{name}.first", (sizes.cc, sizes.cp + sizes.M))
         # Bound the whole layer: its two halves are added before rounding.
         Layer(numbers, first, input_max=ACTIVATION_MAX, name=f"{name}.first")
         reads_p = IntLinear(first.weight[:, : sizes.cp], first.bias, first.shift)
@@ -232,7 +255,7 @@ class _Step:
             )
             for p in range(STEPS)
         ]
-        self.block = Block(numbers, tensors, f"{name}.block")
+        self.block = Block(numbers, tensors, f"{name}.block", sizes.cc)
 
     def hidden(self, shared: Array, known: list[list[Array]], classes: list[_Class]) -> list[Array]:
         """First layer and block; returns the block's output at each class of positions."""
@@ -256,14 +279,34 @@ def gather(values: Array, t: int) -> Array:
     return np.concatenate(parts, 1)
 
 
-def vector(tensors: Mapping[str, NDArray[Any]], name: str, size: int) -> NDArray[Any]:
-    """A stored integer vector of a known length.
+def _times_step(symbols: NDArray[np.int32], step: NDArray[np.int32]) -> NDArray[np.int32]:
+    """symbol · step rounded to the format without STEP_FRAC, a fresh array."""
+    out = symbols * step
+    out += 2 ** (STEP_FRAC - 1)
+    out >>= STEP_FRAC
+    return out
+
+
+def _steps(tensors: Mapping[str, NDArray[Any]], name: str, size: int) -> NDArray[np.int32]:
+    """Quantiser steps: positive, and small enough that symbol · step fits 32 bits."""
+    steps: NDArray[np.int32] = vector(tensors, name, size, 1, 2**21 - 1).astype(np.int32)
+    return steps
+
+
+def vector(
+    tensors: Mapping[str, NDArray[Any]], name: str, size: int, low: int, high: int
+) -> NDArray[Any]:
+    """A stored integer vector of a known length, its values within low..high.
 
     Raises:
-        StoreError: missing, or of another shape or kind.
+        StoreError: missing, of another shape or kind, or a value out of range.
     """
     tensor = tensors.get(name)
     if tensor is None or tensor.shape != (size,) or not np.issubdtype(tensor.dtype, np.integer):
         found = "nothing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
         raise StoreError(f"tensor {name} is {found}, expected {size} integers")
+    if tensor.min() < low or tensor.max() > high:
+        raise StoreError(
+            f"tensor {name} holds {tensor.min()} to {tensor.max()}, expected {low} to {high}"
+        )
     return tensor

@@ -56,8 +56,10 @@ class IntLinear:
     shift: NDArray[np.int32]
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]], name: str) -> IntLinear:
-        """The layer stored as `name`.weight, .bias and .shift.
+    def from_tensors(
+        cls, tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, int]
+    ) -> IntLinear:
+        """The layer stored as `name`.weight, .bias and .shift, its weight of a known shape.
 
         Raises:
             StoreError: a tensor is missing or has the wrong shape or kind.
@@ -71,10 +73,10 @@ class IntLinear:
                 raise StoreError(f"tensor {name}.{part} is {tensor.dtype}, expected integers")
             parts.append(tensor)
         weight, bias, shift = parts
-        if weight.ndim != 2 or bias.shape != weight.shape[:1] or shift.shape != bias.shape:
+        if (weight.shape, bias.shape, shift.shape) != (shape, shape[:1], shape[:1]):
             raise StoreError(
                 f"layer {name} has weight {weight.shape}, bias {bias.shape}, shift {shift.shape}; "
-                "expected [N, K], [N], [N]"
+                f"expected {shape}, {shape[:1]}, {shape[:1]}"
             )
         if shift.size and (shift.min() < 0 or shift.max() > 30):
             raise StoreError(f"layer {name} has shifts outside 0..30")
@@ -120,6 +122,19 @@ class Numbers:
             return np.zeros(shape, self.dtype)
         return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
 
+    def multiply_add(self, out: Array, x: Array, factor: Array) -> None:
+        """out += x · factor in place; one pass where the module has such a call."""
+        if self.device is None:
+            out += x * factor
+        else:
+            out.addcmul_(x, factor)
+
+    def leaky(self, x: Array) -> Array:
+        """LeakyReLU(1/8) in place: a multiplication by a power of two, so exact."""
+        if self.device is None:
+            return np.maximum(x, x * LEAK, out=x)
+        return self.xp.nn.functional.leaky_relu_(x, LEAK)
+
     def integers(self, values: Array) -> NDArray[np.int32]:
         """Bring integers back as a numpy array."""
         host = values if self.device is None else values.cpu().numpy()
@@ -136,7 +151,7 @@ class Layer:
     def __init__(self, numbers: Numbers, linear: IntLinear, *, input_max: int, name: str) -> None:
         check_bound(linear.bound(input_max), name)
         scale = np.ldexp(1.0, -linear.shift.astype(np.int64))
-        self.xp = numbers.xp
+        self.xp, self.numbers = numbers.xp, numbers
         self.weight = numbers.carry((linear.weight * scale[:, None]).T)
         self.bias = numbers.carry(linear.bias * scale)
 
@@ -151,12 +166,16 @@ class Layer:
 
     def leaky(self, x: Array) -> Array:
         """The same through LeakyReLU(1/8) before rounding down."""
-        out = self.accumulate(x)
-        return settle(self.xp, self.xp.maximum(out, out * LEAK))
+        return settle(self.xp, self.numbers.leaky(self.accumulate(x)))
 
     def residual(self, x: Array, skip: Array) -> Array:
-        """The same with integers `skip` ([..., N]) added before clipping."""
+        """The same with integers `skip` ([..., N]) added before clipping.
+
+        Rounded down before the addition: the sum of a large skip and a small fraction would need
+        more bits than float32 has, while integers add exactly.
+        """
         out = self.accumulate(x)
+        self.xp.floor(out, out=out)
         return settle(self.xp, self.xp.add(out, skip, out=out))
 
 
@@ -164,8 +183,6 @@ class Depthwise:
     """A depthwise 3×3 layer with zero padding, as nine shifted multiply-adds."""
 
     def __init__(self, numbers: Numbers, linear: IntLinear, *, name: str) -> None:
-        if linear.weight.shape[1] != 9:
-            raise StoreError(f"layer {name} has {linear.weight.shape[1]} taps, expected 9")
         check_bound(linear.bound(ACTIVATION_MAX), name)
         scale = np.ldexp(1.0, -linear.shift.astype(np.int64))
         self.xp, self.numbers = numbers.xp, numbers
@@ -182,23 +199,27 @@ class Depthwise:
             if (dy, dx) == (0, 0) or abs(dy) >= height or abs(dx) >= width:
                 continue
             rows, cols = _overlap(dy, height), _overlap(dx, width)
-            source = x[:, rows[1], cols[1]]
-            target = out[:, rows[0], cols[0]]
-            target += source * tap
+            target, source = out[:, rows[0], cols[0]], x[:, rows[1], cols[1]]
+            self.numbers.multiply_add(target, source, tap)
         return settle(xp, out)
 
 
 class Block:
     """x + pw2(dw(leaky(pw1 x))), then x + f2(leaky(f1 x)), all in integers."""
 
-    def __init__(self, numbers: Numbers, tensors: Mapping[str, NDArray[Any]], name: str) -> None:
-        def layer(part: str) -> Layer:
-            linear = IntLinear.from_tensors(tensors, f"{name}.{part}")
+    def __init__(
+        self, numbers: Numbers, tensors: Mapping[str, NDArray[Any]], name: str, channels: int
+    ) -> None:
+        c = channels
+
+        def layer(part: str, outputs: int, inputs: int) -> Layer:
+            linear = IntLinear.from_tensors(tensors, f"{name}.{part}", (outputs, inputs))
             return Layer(numbers, linear, input_max=ACTIVATION_MAX, name=f"{name}.{part}")
 
-        self.pw1, self.pw2, self.f1, self.f2 = (layer(p) for p in ("pw1", "pw2", "f1", "f2"))
+        self.pw1, self.pw2 = layer("pw1", c, c), layer("pw2", c, c)
+        self.f1, self.f2 = layer("f1", 2 * c, c), layer("f2", c, 2 * c)
         self.dw = Depthwise(
-            numbers, IntLinear.from_tensors(tensors, f"{name}.dw"), name=f"{name}.dw"
+            numbers, IntLinear.from_tensors(tensors, f"{name}.dw", (c, 9)), name=f"{name}.dw"
         )
 
     def __call__(self, x: Array) -> Array:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.codec.coder import Decoder, Encoder, Tables
-from service.codec.entropy_model import SYMBOL_MAX, Y_FRAC, Z_MAX, EntropyModel, gather
+from service.codec.entropy_model import SYMBOL_MAX, Y_FRAC, EntropyModel, gather
 from service.codec.tiles import Box, hyper_shape
 
 I32 = NDArray[np.int32]
@@ -28,13 +29,11 @@ class CodedTiles:
     Attributes:
         data: the bytes of each tile.
         y_hat: [B, h, w, M] int16 in units of 2^-Y_FRAC, what every decoder will see.
-        ideal_bits: cross-entropy of the symbols under the tables, for all tiles.
         code_s: seconds spent coding, the networks not counted.
     """
 
     data: tuple[bytes, ...]
     y_hat: NDArray[np.int16]
-    ideal_bits: float
     code_s: float
 
 
@@ -60,22 +59,21 @@ class LatentCoder:
             z: [B, ceil(h/4), ceil(w/4), Cz] hyper-latents.
         """
         encoders = [Encoder(self.tables) for _ in y]
-        fixed = np.round(np.clip(y, -1e6, 1e6) * 2**Y_FRAC).astype(np.int32)
-        z_symbols = np.round(z - self.entropy.z_mean).clip(-Z_MAX, Z_MAX).astype(np.int32)
+        fixed = np.asarray(y, np.float32) * np.float32(2**Y_FRAC)
+        z_symbols = _symbols((z - self.entropy.z_mean) / self.entropy.z_step)
         z_levels = self._z_levels(z.shape)
-        bits = code_s = 0.0
+        code_s = 0.0
 
         def push(symbols: I32, levels: NDArray[np.uint8]) -> None:
-            nonlocal bits, code_s
+            nonlocal code_s
             start = perf_counter()
-            bits += self.tables.bits(symbols, levels)
             for encoder, row, level in zip(encoders, symbols, levels, strict=True):
                 encoder.push(row, level)
             code_s += perf_counter() - start
 
         def choose(t: int, mu: I32, levels: NDArray[np.uint8]) -> I32:
-            symbols: I32 = (gather(fixed, t) - mu + 2 ** (Y_FRAC - 1)) >> Y_FRAC
-            symbols = symbols.clip(-SYMBOL_MAX, SYMBOL_MAX)
+            error = gather(fixed, t) - mu
+            symbols = _symbols(error / self.entropy.y_steps(t, y.shape[1], y.shape[2]))
             symbols[levels == 0] = 0
             push(symbols, levels)
             return symbols
@@ -84,7 +82,7 @@ class LatentCoder:
         y_hat = self.entropy.run(z_symbols, y.shape[1], y.shape[2], choose)
         start = perf_counter()
         data = tuple(e.finish() for e in encoders)
-        return CodedTiles(data, y_hat, bits, code_s + perf_counter() - start)
+        return CodedTiles(data, y_hat, code_s + perf_counter() - start)
 
     def decode(self, data: Sequence[bytes], tile: Box) -> DecodedTiles:
         """Bytes of equal tiles -> their latents.
@@ -117,3 +115,9 @@ class LatentCoder:
 
     def _z_levels(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         return np.tile(self.entropy.z_levels, shape[1] * shape[2])
+
+
+def _symbols(scaled: NDArray[np.floating[Any]]) -> I32:
+    """Round to whole steps within the symbols' range."""
+    symbols: I32 = np.rint(scaled).clip(-SYMBOL_MAX, SYMBOL_MAX).astype(np.int32)
+    return symbols

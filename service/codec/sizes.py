@@ -40,7 +40,7 @@ class Sizes:
             raise StoreError(f"sizes are {sorted(values)}, expected {sorted(expected)}")
         numbers: dict[str, int] = {}
         for name, value in values.items():
-            if not isinstance(value, int) or not 1 <= value <= 4096:
+            if type(value) is not int or not 1 <= value <= 4096:
                 raise StoreError(f"size {name} is {value!r}, expected a number from 1 to 4096")
             numbers[name] = value
         if numbers["M"] % 4:

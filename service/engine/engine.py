@@ -32,16 +32,19 @@ from service.engine.pipeline import (
 )
 from service.engine.synthesis_numpy import NumpySynthesis
 from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Timings
+from service.engine.weights import Weights
 from service.errors import (
     BadParameter,
+    BadStream,
     MissingExtra,
     RateUnavailable,
     SelfTestFailed,
+    StoreError,
     TooManyPixels,
     UnknownModel,
 )
 from service.picture import Picture, Region
-from service.store import StoredModel, load_store
+from service.store import ENTROPY, StoredModel, load_store
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +57,12 @@ class Engine:
     """Answers compress and decompress; implements engine.types.Codec."""
 
     def __init__(
-        self, models: tuple[LoadedModel, ...], *, check: bool = True, max_pixels: int = 10**8
+        self,
+        models: tuple[LoadedModel, ...],
+        *,
+        check: bool = True,
+        max_pixels: int = 10**8,
+        cache_bytes: int = 2**30,
     ) -> None:
         """Serve loaded models.
 
@@ -62,9 +70,10 @@ class Engine:
             models: at least one; the first compresses.
             check: decode every fresh stream, compare its latents and measure its PSNR.
             max_pixels: larger pictures are refused, in both directions.
+            cache_bytes: merged weights to keep besides the bases.
         """
         self._models, self._check, self._max_pixels = models, check, max_pixels
-        self._by_identity = {m.stored.identity[:4]: m for m in models}
+        self._weights = Weights(cache_bytes)
 
     def models(self) -> tuple[ModelInfo, ...]:
         """What is loaded."""
@@ -78,15 +87,17 @@ class Engine:
             TooManyPixels: over the limit. MissingExtra: torch is not installed.
             SelfTestFailed: the fresh stream did not decode to what was encoded.
         """
-        model = self._models[0]
-        rate16 = _rate16(rate, model.stored)
+        rate16 = _rate16(rate, self._models[0].stored)
         self._check_pixels(picture.width, picture.height)
         start = perf_counter()
-        data, latents = encode(model, picture, rate16)
-        encoded = perf_counter()
-        psnr_db = self._verify(data, picture, latents) if self._check else None
+        with self._weights.lease(self._models[0], rate16) as model:
+            live = perf_counter()
+            data, latents = encode(model, picture, rate16)
+            encoded = perf_counter()
+            psnr_db = self._verify(model, data, picture, latents) if self._check else None
         timings = Timings(
-            net_s=encoded - start - latents.code_s,
+            swap_s=live - start,
+            net_s=encoded - live - latents.code_s,
             code_s=latents.code_s,
             check_s=perf_counter() - encoded,
         )
@@ -106,12 +117,18 @@ class Engine:
         region = region or Region(0, 0, header.width, header.height)
         region.check_inside(header.width, header.height)
         stream = container.read_stream(data)
-        model = self._model_of(header)
+        base = self._base_of(header)
         start = perf_counter()
         want = Box(region.y, region.x, region.y + region.height, region.x + region.width)
-        latents = decode_latents(model, stream, want)
-        rgb = paint(model, latents, want, bool(header.flags & container.Flags.GREY))
-        timings = Timings(net_s=perf_counter() - start - latents.code_s, code_s=latents.code_s)
+        with self._weights.lease(base, header.rate16) as model:
+            live = perf_counter()
+            latents = decode_latents(model, stream, want)
+            rgb = paint(model, latents, want, bool(header.flags & container.Flags.GREY))
+        timings = Timings(
+            swap_s=live - start,
+            net_s=perf_counter() - live - latents.code_s,
+            code_s=latents.code_s,
+        )
         picture = Picture(
             rgb,
             alpha_plane(stream, want),
@@ -119,7 +136,7 @@ class Engine:
             stream.icc,
             stream.exif,
         )
-        return Decompressed(picture, header.rate, model.stored.name, timings)
+        return Decompressed(picture, header.rate, base.stored.name, timings)
 
     def self_test(self) -> None:
         """Decode every model's golden stream: latents bit for bit, pixels within rounding.
@@ -128,51 +145,54 @@ class Engine:
             SelfTestFailed: this machine does not reproduce them.
         """
         for model in self._models:
-            golden = model.stored.golden
-            stream = container.read_stream(golden.stream)
-            everything = Box(0, 0, stream.header.height, stream.header.width)
-            latents = decode_latents(model, stream, everything)
-            if not np.array_equal(latents.y_hat, golden.y_hat):
-                raise SelfTestFailed(f"model {model.stored.name}: golden latents differ here")
-            rgb = paint(model, latents, everything, False).astype(np.int16)
-            off = int(np.abs(rgb - golden.rgb).max())
-            if off > GOLDEN_TOLERANCE:
+            try:
+                _decode_golden(model)
+            except BadStream as error:
                 raise SelfTestFailed(
-                    f"model {model.stored.name}: a golden pixel is off by {off}, "
-                    f"at most {GOLDEN_TOLERANCE} expected"
-                )
+                    f"model {model.stored.name}: the golden stream does not decode: {error}"
+                ) from error
 
-    def _verify(self, data: bytes, picture: Picture, expected: Latents) -> float:
+    def _verify(
+        self, model: LoadedModel, data: bytes, picture: Picture, expected: Latents
+    ) -> float:
         """Decode a fresh stream, compare latents exactly, and return its PSNR in dB."""
         stream = container.read_stream(data)
-        model = self._model_of(stream.header)
+        self._base_of(stream.header)
         everything = Box(0, 0, picture.height, picture.width)
         latents = decode_latents(model, stream, everything)
         if not np.array_equal(latents.y_hat, expected.y_hat):
             raise SelfTestFailed("the fresh stream decodes to other latents than were encoded")
         squared = 0
         for box, rgb in painted_tiles(model, latents, everything, picture.grey):
-            difference = rgb.astype(np.int16) - picture.rgb[box.slices]
+            difference = np.subtract(rgb, picture.rgb[box.slices], dtype=np.int16)
             squared += int(np.square(difference, dtype=np.int32).sum(dtype=np.int64))
         mse = squared / picture.rgb.size
         return 10 * math.log10(255**2 / mse) if mse else math.inf
 
     def _check_pixels(self, width: int, height: int) -> None:
+        if max(width, height) > container.MAX_SIDE:
+            raise TooManyPixels(
+                f"the picture is {width}x{height}, a side has at most {container.MAX_SIDE} pixels"
+            )
         if width * height > self._max_pixels:
             raise TooManyPixels(
                 f"the picture has {width}x{height} = {width * height} pixels, "
                 f"the limit is {self._max_pixels}"
             )
 
-    def _model_of(self, header: container.Header) -> LoadedModel:
-        model = self._by_identity.get(header.model)
-        if model is None or header.rate not in _rates(model.stored):
-            known = ", ".join(sorted(i.hex() for i in self._by_identity))
-            raise UnknownModel(
-                f"the stream needs weights {header.model.hex()} at rate {header.rate:g}; "
-                f"the store holds {known}"
-            )
-        return model
+    def _base_of(self, header: container.Header) -> LoadedModel:
+        """The model that made a stream."""
+        known = []
+        for base in self._models:
+            if base.stored.offers(header.rate16):
+                found = base.stored.identity_at(header.rate16)[:4]
+                if found == header.model:
+                    return base
+                known.append(found.hex())
+        raise UnknownModel(
+            f"the stream needs weights {header.model.hex()} at rate {header.rate:g}; "
+            f"at that rate the store holds {', '.join(sorted(known)) or 'none'}"
+        )
 
 
 def open_engine(
@@ -182,6 +202,7 @@ def open_engine(
     check: bool = True,
     max_pixels: int = 10**8,
     threads: int = 0,
+    cache_bytes: int = 2**30,
 ) -> Engine:
     """Load a store and make every model of it resident.
 
@@ -190,6 +211,7 @@ def open_engine(
         device: "auto", "cpu" or "cuda".
         check: see Engine. max_pixels: see Engine.
         threads: CPU threads for the networks, 0 leaves torch's own choice.
+        cache_bytes: see Engine.
 
     Raises:
         StoreError: the store is incomplete or damaged. BadParameter: no such device.
@@ -198,10 +220,10 @@ def open_engine(
     if importlib.util.find_spec("torch") is None:
         if device not in ("auto", "cpu"):
             raise MissingExtra(f"device {device} needs pip install 'rankpress[server]'")
-        models = tuple(LoadedModel(m, _coder(m, NUMPY), NumpySynthesis(m), None) for m in stored)
+        models = tuple(_build_numpy(m) for m in stored)
     else:
         models = load_models(stored, device, None, threads)
-    return Engine(models, check=check, max_pixels=max_pixels)
+    return Engine(models, check=check, max_pixels=max_pixels, cache_bytes=cache_bytes)
 
 
 def load_models(
@@ -228,32 +250,61 @@ def load_models(
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadParameter(f"device {device_name!r} cannot be used here") from error
-    # float64 on GPUs: float32 products may be rounded to TF32 there.
-    numbers = Numbers(torch, torch.float32 if device.type == "cpu" else torch.float64, device)
+    # Only true float32 products are exact: GPUs may round to TF32, and CPUs to bfloat16 when asked.
+    exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    numbers = Numbers(torch, torch.float32 if exact else torch.float64, device)
     working = dtype or best_dtype(device)
-    loaded = []
-    for model in stored:
+
+    def build(model: StoredModel) -> LoadedModel:
         transforms = TorchTransforms(model, device, working)
-        loaded.append(LoadedModel(model, _coder(model, numbers), transforms, transforms))
-    return tuple(loaded)
+        return LoadedModel(model, _coder(model, numbers), transforms, transforms, build)
+
+    return tuple(build(model) for model in stored)
+
+
+def _build_numpy(model: StoredModel) -> LoadedModel:
+    return LoadedModel(model, _coder(model, NUMPY), NumpySynthesis(model), None, _build_numpy)
 
 
 def _coder(model: StoredModel, numbers: Numbers) -> LatentCoder:
+    if "tables" not in model.entropy:
+        raise StoreError(f"model {model.name} has no tensor {ENTROPY}tables")
     entropy = EntropyModel(model.sizes, model.entropy, numbers)
     return LatentCoder(entropy, Tables(model.entropy["tables"]))
 
 
-def _rates(model: StoredModel) -> tuple[float, ...]:
-    return tuple(r.rate for r in model.rates)
+def _decode_golden(model: LoadedModel) -> None:
+    """Raise BadStream or SelfTestFailed unless the golden stream of a model reproduces."""
+    golden, name = model.stored.golden, model.stored.name
+    stream = container.read_stream(golden.stream)
+    if stream.header.model != model.stored.identity[:4]:
+        raise SelfTestFailed(
+            f"model {name}: its golden stream is of {stream.header.model.hex()}, "
+            f"its weights are {model.stored.identity[:4].hex()}"
+        )
+    everything = Box(0, 0, stream.header.height, stream.header.width)
+    latents = decode_latents(model, stream, everything)
+    if not np.array_equal(latents.y_hat, golden.y_hat):
+        raise SelfTestFailed(f"model {name}: golden latents differ here")
+    rgb = paint(model, latents, everything, False).astype(np.int16)
+    if rgb.shape != golden.rgb.shape:
+        raise SelfTestFailed(
+            f"model {name}: golden pixels are {golden.rgb.shape}, the stream gives {rgb.shape}"
+        )
+    off = int(np.abs(rgb - golden.rgb).max())
+    if off > GOLDEN_TOLERANCE:
+        raise SelfTestFailed(
+            f"model {name}: a golden pixel is off by {off}, at most {GOLDEN_TOLERANCE} expected"
+        )
 
 
 def _rate16(rate: float, model: StoredModel) -> int:
     """A rate in sixteenths. Raises BadParameter or RateUnavailable."""
     if not (math.isfinite(rate) and 1 <= rate <= 8):
         raise BadParameter(f"rate is {rate:g}, expected a number from 1 to 8")
-    available = _rates(model)
+    available = tuple(r.rate for r in model.rates)
     rounded = round(rate * container.RATE_UNIT)
-    if rounded / container.RATE_UNIT not in available:
+    if not model.offers(rounded):
         listed = ", ".join(f"{r:g}" for r in available)
         raise RateUnavailable(f"rate {rate:g} is not in the store; it holds {listed}", available)
     return rounded

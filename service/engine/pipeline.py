@@ -5,7 +5,7 @@ Memory beyond the picture, its latents (int16) and the stream is bounded by one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,8 @@ class LoadedModel:
     coder: LatentCoder
     synthesis: Synthesis
     analysis: Analysis | None
+    build: Callable[[StoredModel], LoadedModel] | None = None
+    """Makes the same model ready at another rate; None when only this one is wanted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ def _pixels(rgb: U8, window: Box) -> U8:
     inside = rgb[px.cut(Box(0, 0, height, width)).slices]
     pad = (px.height - inside.shape[0], px.width - inside.shape[1])
     if pad == (0, 0):
-        return np.ascontiguousarray(inside)
+        return inside.copy()  # torch wants arrays that it could write to
     return np.pad(inside, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
 
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from service.codec.entropy_model import Y_FRAC
 from service.codec.fixed_point import LEAK
+from service.codec.sizes import Sizes
+from service.errors import StoreError
 from service.store import StoredModel
 
 F32 = NDArray[np.float32]
@@ -21,6 +23,15 @@ class NumpySynthesis:
     """g_s of one model. Immutable; safe to share between threads."""
 
     def __init__(self, model: StoredModel) -> None:
+        """Load weights.
+
+        Raises:
+            StoreError: a tensor of g_s is missing, unknown or of the wrong shape.
+        """
+        found = {n: t.shape for n, t in model.transforms.items() if n.startswith("g_s.")}
+        wrong = sorted(dict(found.items() ^ _shapes(model.sizes).items()))
+        if wrong:
+            raise StoreError(f"the stored tensors {', '.join(wrong)} do not fit the sizes")
         self._tensors = {
             name.removeprefix("g_s."): np.ascontiguousarray(t.astype(np.float32).T)
             for name, t in model.transforms.items()
@@ -64,6 +75,22 @@ class NumpySynthesis:
             for dx in range(3):
                 out += padded[dy : dy + height, dx : dx + width] * taps[dx, dy, 0]
         return out
+
+
+def _shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of g_s."""
+    weights: dict[str, tuple[int, ...]] = {
+        "g_s.0": (s.M, s.M),
+        f"g_s.{1 + s.nd16}.l": (4 * s.c8, s.M),
+        f"g_s.{2 + s.nd16 + s.nd8}.l": (3 * 64, s.c8),
+    }
+    blocks = {1 + i: s.M for i in range(s.nd16)} | {2 + s.nd16 + i: s.c8 for i in range(s.nd8)}
+    for i, c in blocks.items():
+        parts = {"pw1": (c, c), "pw2": (c, c), "f1": (2 * c, c), "f2": (c, 2 * c)}
+        weights |= {f"g_s.{i}.{part}": shape for part, shape in parts.items()}
+        weights[f"g_s.{i}.dw"] = (c, 1, 3, 3)
+    named = [(f"{n}.weight", shape) for n, shape in weights.items()]
+    return dict([*named, *((f"{n}.bias", shape[:1]) for n, shape in weights.items())])
 
 
 def _leaky(x: F32) -> F32:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from service.codec.entropy_model import Y_FRAC
 from service.codec.tiles import PATCH, Z_CELL
-from service.nets.backbone import analysis, hyper_analysis, synthesis
+from service.errors import StoreError
+from service.nets.backbone import Down, Unshuffle, analysis, hyper_analysis, synthesis
 from service.store import StoredModel
 
 
@@ -37,15 +38,17 @@ class TorchTransforms:
             h_a = hyper_analysis(model.sizes)
         for name, net in (("g_a", g_a), ("g_s", g_s), ("h_a", h_a)):
             _fill(net, model.transforms, name, device)
-        self._g_a_body, self._g_a_last = g_a[:-1].to(dtype), g_a[-1]
+        self._unshuffle, self._g_a_first = _byte_input(g_a[0], dtype)
+        self._g_a_body, self._g_a_last = g_a[1:-1].to(dtype), g_a[-1]
         self._g_s_first, self._g_s_body = g_s[0], g_s[1:].to(dtype)
-        self._h_a = h_a
+        self._h_a_body, self._h_a_last = h_a[:-1].to(dtype), h_a[-1]
 
     @torch.inference_mode()
     def analyse(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels [H, W, 3], H and W multiples of 16 -> y [H/16, W/16, M]."""
-        x = torch.from_numpy(pixels).to(self.device).to(torch.float32) / 255 - 0.5
-        y: Tensor = self._g_a_last(self._g_a_body(x[None].to(self.dtype)).float())
+        cells = self._unshuffle(torch.from_numpy(pixels).to(self.device)[None])
+        x = self._g_a_first(cells.to(self.dtype))
+        y: Tensor = self._g_a_last(self._g_a_body(x).float())
         return _numpy(y[0])
 
     @torch.inference_mode()
@@ -53,7 +56,8 @@ class TorchTransforms:
         """y [B, h, w, M] -> z [B, ceil(h/4), ceil(w/4), Cz]; edges are repeated to whole cells."""
         pad = [(0, 0), (0, -y.shape[1] % Z_CELL), (0, -y.shape[2] % Z_CELL), (0, 0)]
         padded = np.pad(y, pad, mode="edge")
-        return _numpy(self._h_a(torch.from_numpy(padded).to(self.device)))
+        body = self._h_a_body(torch.from_numpy(padded).to(self.device).to(self.dtype))
+        return _numpy(self._h_a_last(body.float()))
 
     @torch.inference_mode()
     def synthesise(self, y_hat: NDArray[np.int16]) -> NDArray[np.uint8]:
@@ -76,7 +80,7 @@ def pick_device(name: str) -> torch.device:
 def best_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device multiplies it faster than float32, found by timing both."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return min((torch.bfloat16, torch.float32), key=_gemm_seconds)
 
 
@@ -92,6 +96,17 @@ def _gemm_seconds(dtype: torch.dtype) -> float:
     return min(times)
 
 
+def _byte_input(down: nn.Module, dtype: torch.dtype) -> tuple[Unshuffle, nn.Linear]:
+    """g_a's first layer for pixels 0–255, which every working type holds exactly.
+
+    W (p / 255 - 1/2) + b = (W / 255) p + (b - W·1/2).
+    """
+    assert isinstance(down, Down)
+    down.l.bias = nn.Parameter(down.l.bias - down.l.weight.sum(1) / 2, requires_grad=False)
+    down.l.weight = nn.Parameter(down.l.weight / 255, requires_grad=False)
+    return down.unshuffle, down.l.to(dtype)
+
+
 def _fill(
     net: nn.Module, tensors: dict[str, NDArray[np.generic]], prefix: str, device: torch.device
 ) -> None:
@@ -102,7 +117,10 @@ def _fill(
         for name, t in tensors.items()
         if name.startswith(stem)
     }
-    net.load_state_dict(state, assign=True)
+    try:
+        net.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise StoreError(f"the stored tensors {prefix}.* do not fit the sizes: {error}") from error
     net.requires_grad_(False).eval()
 
 

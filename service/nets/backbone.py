@@ -69,19 +69,31 @@ class Block(nn.Module):
         return out
 
 
+class Unshuffle(nn.Module):
+    """r×r cells into channels."""
+
+    def __init__(self, r: int) -> None:
+        super().__init__()
+        self.r = r
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] -> [B, H/r, W/r, r·r·C]."""
+        b, h, w, c = x.shape
+        r = self.r
+        cells = x.reshape(b, h // r, r, w // r, r, c).permute(0, 1, 3, 2, 4, 5)
+        return cells.reshape(b, h // r, w // r, r * r * c)
+
+
 class Down(nn.Module):
     """Unshuffle r×r cells into channels, then a Linear."""
 
     def __init__(self, linear: LinearType, inputs: int, outputs: int, r: int) -> None:
         super().__init__()
-        self.l, self.r = linear(inputs * r * r, outputs), r
+        self.unshuffle, self.l = Unshuffle(r), linear(inputs * r * r, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, H/r, W/r, outputs]."""
-        b, h, w, c = x.shape
-        r = self.r
-        cells = x.reshape(b, h // r, r, w // r, r, c).permute(0, 1, 3, 2, 4, 5)
-        out: Tensor = self.l(cells.reshape(b, h // r, w // r, r * r * c))
+        out: Tensor = self.l(self.unshuffle(x))
         return out
 
 

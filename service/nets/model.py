@@ -51,7 +51,14 @@ class Estimate:
 
 
 class Backbone(nn.Module):
-    """g_a, g_s, h_a, h_s and the step networks of one backbone at its own rate."""
+    """g_a, g_s, h_a, h_s and the step networks of one backbone.
+
+    `y_step` [M] and `z_step` [Cz] are the quantiser's steps: 1 at the base rate, given by a rate's
+    adapter otherwise (functional_call replaces them).
+    """
+
+    y_step: Tensor
+    z_step: Tensor
 
     def __init__(self, sizes: Sizes | None = None, linear: LinearType = ScaledLinear) -> None:
         super().__init__()
@@ -63,6 +70,8 @@ class Backbone(nn.Module):
             nn.Sequential(linear(s.cp + s.M, s.cc), Block(s.cc), linear(s.cc, 2 * s.M))
             for _ in range(STEPS - 1)
         )
+        self.register_buffer("y_step", torch.ones(s.M), persistent=False)
+        self.register_buffer("z_step", torch.ones(s.Cz), persistent=False)
         self.z_mean = nn.Parameter(torch.zeros(s.Cz))
         self.z_idx = nn.Parameter(torch.full((s.Cz,), math.log(1.5 / SIGMA_MIN) / LOG_STEP / 8))
 
@@ -74,11 +83,11 @@ class Backbone(nn.Module):
             noise: train on additive uniform noise; otherwise round as the codec does.
         """
         y = self.g_a(x - 0.5).float()
-        z = self.h_a(y).float() - self.z_mean
+        z = (self.h_a(y).float() - self.z_mean) / self.z_step
         z_sample = z + torch.rand_like(z) - 0.5 if noise else z.round()
         bits_z = gaussian_bits(z_sample, sigma(self.z_idx))
-        y_hat, means, idx = self.walk(ste_round(z) + self.z_mean, y)
-        v = y - means
+        y_hat, means, idx = self.walk(ste_round(z) * self.z_step + self.z_mean, y)
+        v = (y - means) / self.y_step
         if noise:
             bits_y = gaussian_bits(v + torch.rand_like(v) - 0.5, sigma(idx))
         else:
@@ -96,7 +105,12 @@ class Backbone(nn.Module):
         return net[0], net[1], net[2]
 
     def walk(self, z_hat: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The four steps: y_hat, means and level/8 of every latent, each [B, h, w, M]."""
+        """The four steps: y_hat, means and level/8 of every latent, each [B, h, w, M].
+
+        Levels are scales in quantiser steps, so a step of 2 lowers the level as a scale of 1/2
+        would.
+        """
+        finer = self.y_step.log() / (8 * LOG_STEP)
         features = self.h_s(z_hat)
         masks = step_masks(y.shape[1], y.shape[2], self.sizes.M, y.device)
         y_hat, means, idx = (torch.zeros_like(y) for _ in range(3))
@@ -107,9 +121,9 @@ class Backbone(nn.Module):
                 known = torch.cat([features, y_hat.to(features.dtype)], -1)
                 out = self.ctx[t - 1](known).float()
             mu, ix = out.chunk(2, -1)
-            y_hat = y_hat + mask * (ste_round(y - mu) + mu)
+            y_hat = y_hat + mask * (ste_round((y - mu) / self.y_step) * self.y_step + mu)
             means = means + mask * mu
-            idx = idx + mask * ix
+            idx = idx + mask * (ix - finer)
         return y_hat, means, idx
 
 

@@ -35,7 +35,6 @@ from service.nets.model import Backbone
 from service.picture import Picture
 from service.store import (
     ENTROPY,
-    SCHEMA,
     TRANSFORMS,
     Golden,
     StoredModel,
@@ -43,6 +42,7 @@ from service.store import (
     Tensors,
     identity,
 )
+from service.train.publish import write_model
 from service.train.quantise import calibrate, quantise
 
 BASE_RATE = 4
@@ -176,32 +176,6 @@ def as_tensor(picture: Picture) -> Tensor:
     return torch.from_numpy(picture.rgb).float()[None] / 255
 
 
-def write(out: Path, model: StoredModel, base: bytes) -> None:
-    """Write a model's folder: weights, golden stream, manifest last."""
-    golden = save_safetensors(
-        {
-            "stream": np.frombuffer(model.golden.stream, np.uint8),
-            "y_hat": model.golden.y_hat,
-            "rgb": np.ascontiguousarray(model.golden.rgb),
-        }
-    )
-    files = {"base.safetensors": base, "golden.safetensors": golden}
-    out.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (out / name).write_bytes(data)
-    manifest = {
-        "schema": SCHEMA,
-        "sizes": asdict(model.sizes),
-        "files": {
-            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            for name, data in files.items()
-        },
-        "rates": [asdict(r) for r in model.rates],
-        "training": dict(model.training),
-    }
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-
-
 def export(weights: Path, out: Path, calibration: Path, test: Path, record: Path) -> Agreement:
     """The whole way from a state dict to a folder of the store.
 
@@ -219,7 +193,7 @@ def export(weights: Path, out: Path, calibration: Path, test: Path, record: Path
     measured = StoredRate(
         BASE_RATE, BASE_LMBDA, round(agreement.real_bpp, 4), round(agreement.real_psnr_db, 3)
     )
-    write(out, replace(stored, rates=(measured,)), base)
+    write_model(out, replace(stored, rates=(measured,)), base)
     return agreement
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.codec.coder import TOTAL_BITS
-from service.codec.entropy_model import LEVELS, STEPS, SYMBOL_MAX, Y_FRAC, Z_MAX
+from service.codec.entropy_model import LEVELS, STEP_FRAC, STEPS, SYMBOL_MAX, Y_FRAC, Z_FRAC
 from service.codec.fixed_point import ACTIVATION_MAX, LEAK, IntLinear
 from service.nets.backbone import Block, Up
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone, step_masks
@@ -98,7 +98,7 @@ def quantise(model: Backbone, ranges: Ranges) -> dict[str, NDArray[np.generic]]:
     """The integer tensors of a folded model, named as EntropyModel expects them."""
     out: dict[str, NDArray[np.generic]] = {}
     s = model.sizes
-    z_frac = np.zeros(s.Cz, np.int64)
+    z_frac = np.full(s.Cz, Z_FRAC)
     p_frac = _up_block(out, model, 0, z_frac, ranges, bias_input=model.z_mean)
     p_frac = _up_block(out, model, 2, p_frac, ranges, bias_input=None)
     context_frac = ranges.frac("context")
@@ -119,6 +119,8 @@ def quantise(model: Backbone, ranges: Ranges) -> dict[str, NDArray[np.generic]]:
     out["context.frac"] = context_frac.astype(np.int8)
     levels = (model.z_idx.detach().double().numpy() * 8).round().clip(1, LEVELS - 1)
     out["z.level"] = levels.astype(np.uint8)
+    out["y.step"] = np.full(s.M, 2 ** (Y_FRAC + STEP_FRAC), np.int32)
+    out["z.step"] = np.full(s.Cz, 2 ** (Z_FRAC + STEP_FRAC), np.int32)
     out["z.mean"] = np.round(_f64(model.z_mean) * 2**16).astype(np.int32)
     out["tables"] = gaussian_tables().astype(np.int32)
     return out
@@ -143,14 +145,12 @@ def quantise_linear(
     bias: F64,
     in_frac: NDArray[np.int64],
     out_frac: NDArray[np.int64],
-    input_max: int,
     name: str,
 ) -> IntLinear:
     """Integers whose floor((Wq + b) / 2^shift) best follows a float layer.
 
     Args:
-        weight: [N, K]. bias: [N]. in_frac: [K]. out_frac: [N].
-        input_max: largest |input|. name: for the error message.
+        weight: [N, K]. bias: [N]. in_frac: [K]. out_frac: [N]. name: for the error message.
 
     Raises:
         ValueError: even shift 0 breaks the accumulator bound.
@@ -159,7 +159,7 @@ def quantise_linear(
     offset = bias * np.exp2(out_frac) + 0.5
     shift = np.full(len(weight), -1, np.int64)
     for s in range(24):
-        total = np.abs(np.round(scaled * 2.0**s)).sum(1) * input_max
+        total = np.abs(np.round(scaled * 2.0**s)).sum(1) * ACTIVATION_MAX
         fits = total + np.abs(np.round(offset * 2.0**s)) < LIMIT
         shift = np.where(fits, s, shift)
     if (shift < 0).any():
@@ -186,8 +186,7 @@ def _up_block(
     weight, bias = _linear(up.l)
     if bias_input is not None:
         bias = bias + weight @ _f64(bias_input)
-    input_max = Z_MAX if index == 0 else ACTIVATION_MAX
-    _put(out, f"h_s.{index}", weight, bias, in_frac, np.tile(frac, 4), input_max)
+    _put(out, f"h_s.{index}", weight, bias, in_frac, np.tile(frac, 4))
     _block(out, block, f"h_s.{index + 1}", frac, ranges)
     return frac
 
@@ -217,12 +216,13 @@ def _put(
     bias: F64,
     in_frac: NDArray[np.int64],
     out_frac: NDArray[np.int64],
-    input_max: int = ACTIVATION_MAX,
 ) -> None:
-    layer = quantise_linear(weight, bias, in_frac, out_frac, input_max, name)
+    layer = quantise_linear(weight, bias, in_frac, out_frac, name)
     out[f"{name}.weight"] = layer.weight.astype(np.int16)
     out[f"{name}.bias"] = layer.bias.astype(np.int32)
     out[f"{name}.shift"] = layer.shift.astype(np.int8)
+    out[f"{name}.in_frac"] = in_frac.astype(np.int8)
+    out[f"{name}.out_frac"] = out_frac.astype(np.int8)
 
 
 def _joint_frac(ranges: Ranges, *names: str) -> NDArray[np.int64]:

@@ -1,0 +1,103 @@
+"""A rate's adapter while it is trained: low-rank factors, bias deltas and quantiser steps.
+
+The base stays frozen. `RateAdapter.merged` gives the parameters that torch.func.functional_call
+puts in place of the base's, so one code path trains any rate. Factors live in a domain where rows
+and columns of the base weight have unit scale, the one codec.lowrank merges in, so that what is
+trained is what 8-bit factors can say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from service.nets.model import Backbone
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Scales of one layer: delta W = rows · (B A) · columns.
+
+    Attributes:
+        rows: [N]. columns: [K]. bias: [N], unit of the bias deltas.
+        rank: of the update, 0 for biases only.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    bias: Tensor
+    rank: int
+
+
+class RateAdapter(nn.Module):
+    """The trainable tensors of one rate on top of a frozen backbone."""
+
+    def __init__(self, base: Backbone, domains: Mapping[str, Domain], seed: int) -> None:
+        """Start as the base itself.
+
+        Args:
+            base: with plain Linear layers; not changed.
+            domains: layer name -> scales and rank; layers left out are left alone.
+            seed: of the Gaussian A factors; B starts at zero.
+        """
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.domains = dict(domains)
+        self.weights = {n: base.get_parameter(f"{n}.weight").detach() for n in domains}
+        self.biases = {n: base.get_parameter(f"{n}.bias").detach() for n in domains}
+        self.a, self.b, self.d = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        for name, domain in self.domains.items():
+            key = _key(name)
+            if domain.rank:
+                a = torch.randn(domain.rank, len(domain.columns), generator=generator)
+                self.a[key] = nn.Parameter(a)
+                self.b[key] = nn.Parameter(torch.zeros(len(domain.rows), domain.rank))
+            self.d[key] = nn.Parameter(torch.zeros(len(domain.bias)))
+        self.log_y_step = nn.Parameter(torch.zeros(base.sizes.M))
+        self.log_z_step = nn.Parameter(torch.zeros(base.sizes.Cz))
+        self.z_idx = nn.Parameter(base.z_idx.detach().clone())
+
+    def merged(self) -> dict[str, Tensor]:
+        """Parameters and buffers of Backbone that this rate replaces."""
+        out = {
+            "y_step": self.log_y_step.exp(),
+            "z_step": self.log_z_step.exp(),
+            "z_idx": self.z_idx,
+        }
+        for name, domain in self.domains.items():
+            key = _key(name)
+            if domain.rank:
+                delta = domain.rows[:, None] * (self.b[key] @ self.a[key]) * domain.columns
+                out[f"{name}.weight"] = self.weights[name] + delta
+            out[f"{name}.bias"] = self.biases[name] + domain.bias * self.d[key]
+        return out
+
+    @torch.no_grad()
+    def start_from(self, other: RateAdapter, lmbda_ratio: float) -> None:
+        """Continue from the neighbouring rate.
+
+        At high rate the best step goes with lmbda^(-1/2), so steps start there.
+
+        Args:
+            other: the neighbour, of the same domains.
+            lmbda_ratio: this rate's lmbda over the neighbour's.
+        """
+        self.load_state_dict(other.state_dict())
+        shift = -0.5 * math.log(lmbda_ratio)
+        self.log_y_step.add_(shift)
+        self.log_z_step.add_(shift / 4)
+
+    def groups(self, lr: float) -> list[dict[str, object]]:
+        """Optimiser groups: factors and biases at `lr`, steps and levels five times faster."""
+        steps = [self.log_y_step, self.log_z_step, self.z_idx]
+        factors = [*self.a.parameters(), *self.b.parameters(), *self.d.parameters()]
+        return [{"params": factors, "lr": lr}, {"params": steps, "lr": 5 * lr}]
+
+
+def _key(name: str) -> str:
+    """ParameterDict keys may not hold dots."""
+    return name.replace(".", "/")

@@ -1,0 +1,88 @@
+"""Models and rates -> files of the store: the writing side of store.py.
+
+Every file is written before the manifest that names it, and the manifest replaces its predecessor
+in one step, so a reader sees the old store or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save as save_safetensors
+
+from service.codec.lowrank import Update, pack
+from service.store import SCHEMA, StoredModel, StoredRate, layer_shapes, load_model
+
+
+def write_model(folder: Path, model: StoredModel, base: bytes) -> None:
+    """Write a model at its own rate: weights, golden stream, manifest.
+
+    Args:
+        folder: of the model in the store; made where it is missing.
+        model: what to describe. base: bytes of base.safetensors.
+    """
+    golden = save_safetensors(
+        {
+            "stream": np.frombuffer(model.golden.stream, np.uint8),
+            "y_hat": model.golden.y_hat,
+            "rgb": np.ascontiguousarray(model.golden.rgb),
+        }
+    )
+    files = {"base.safetensors": base, "golden.safetensors": golden}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (rate,) = model.rates
+    manifest = {
+        "schema": SCHEMA,
+        "sizes": asdict(model.sizes),
+        "files": {name: _entry(data) for name, data in files.items()},
+        "rates": [_rate_entry(rate, None)],
+        "training": dict(model.training),
+    }
+    _replace(folder, manifest)
+
+
+def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredModel:
+    """Add a rate's update to a model, or replace it; returns the model as it is now stored.
+
+    Args:
+        folder: of the model. update: quantised. measured: its rate, lmbda, figures and record.
+    """
+    stored = load_model(folder)
+    shapes = layer_shapes(stored.transforms, stored.entropy)
+    name = f"rates/{measured.rate:g}.safetensors"
+    data = save_safetensors(pack(update, shapes))
+    (folder / "rates").mkdir(exist_ok=True)
+    (folder / name).write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["files"][name] = _entry(data)
+    others = [r for r in manifest["rates"] if r["rate"] != measured.rate]
+    manifest["rates"] = sorted([*others, _rate_entry(measured, name)], key=lambda r: r["rate"])
+    _replace(folder, manifest)
+    return load_model(folder)
+
+
+def _entry(data: bytes) -> dict[str, object]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _rate_entry(rate: StoredRate, file: str | None) -> dict[str, object]:
+    return {
+        "rate": rate.rate,
+        "lmbda": rate.lmbda,
+        "kodak_bpp": rate.kodak_bpp,
+        "kodak_psnr_db": rate.kodak_psnr_db,
+        "file": file,
+        "training": dict(rate.training),
+    }
+
+
+def _replace(folder: Path, manifest: dict[str, object]) -> None:
+    temporary = folder / "manifest.json.tmp"
+    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    temporary.replace(folder / "manifest.json")

@@ -1,0 +1,304 @@
+"""Any bytes are a Stream or a BadStream, and a Stream survives being written."""
+
+from __future__ import annotations
+
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+
+import google_crc32c
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.codec.container import (
+    MAX_METADATA_BYTES,
+    MAX_SIDE,
+    Flags,
+    Header,
+    Section,
+    Stream,
+    describe,
+    read_header,
+    read_stream,
+    write_stream,
+)
+from service.codec.tiles import latent_box, tile_count
+from service.errors import BadParameter, BadStream, UnsupportedStream
+
+HEADER = Header(b"\x01\x80\xff\x00", 64, 0, 768, 512)
+STREAM = Stream(HEADER, (bytes(range(1, 41)),), b"\0alpha", b"profile" * 9, b"Exif" * 5)
+PLAIN = Stream(HEADER, (bytes(range(1, 121)),))
+
+
+def same(a: Stream, b: Stream) -> bool:
+    return all(getattr(a, f.name) == getattr(b, f.name) for f in fields(Stream))
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value >= 128:
+        out, value = out + bytes([value % 128 + 128]), value // 128
+    return out + bytes([value])
+
+
+def sealed(body: bytes) -> bytes:
+    return body + int(google_crc32c.value(body)).to_bytes(4, "little")
+
+
+def stream_of(*sections: tuple[int, bytes], width: int = 768, height: int = 512) -> bytes:
+    """A stream written by hand, independently of container.py."""
+    body = b"RKP\x01" + b"\x01\x80\xff\x00" + bytes([64, 0]) + varint(width) + varint(height)
+    for kind, payload in sections:
+        body += varint(kind) + varint(len(payload)) + payload
+    return sealed(body)
+
+
+@contextmanager
+def memory_below(limit: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
+streams = st.builds(
+    lambda model, rate, flags, side, words, alpha, icc, exif: Stream(
+        (h := Header(model, rate, flags, *side)),
+        tuple(bytes(4 * n) for n in words[: tile_count(latent_box(h.width, h.height))]),
+        alpha,
+        icc,
+        exif,
+    ),
+    st.binary(min_size=4, max_size=4),
+    st.integers(16, 128),
+    st.integers(0, 1),
+    st.tuples(st.integers(1, 2048), st.integers(1, 2048)),
+    st.lists(st.integers(0, 300), min_size=4, max_size=4),
+    *[st.none() | st.binary(max_size=50)] * 3,
+)
+
+
+@given(streams)
+@settings(max_examples=200)
+def test_a_stream_comes_back_as_it_was_written(stream: Stream) -> None:
+    data = write_stream(stream)
+    assert same(read_stream(data), stream)
+    assert read_header(data) == stream.header
+
+
+def test_the_layout_is_the_one_that_is_documented() -> None:
+    latents = PLAIN.tiles[0]
+    assert write_stream(PLAIN) == stream_of((Section.LATENTS, latents))
+
+
+@pytest.mark.parametrize("width, height", [(768, 512), (1, 1), (6000, 4000), (16383, 1)])
+def test_a_plain_photo_spends_less_than_24_bytes_beyond_its_latents(
+    width: int, height: int
+) -> None:
+    header = replace(HEADER, width=width, height=height)
+    tiles = (bytes(2**14 - 4),) * tile_count(latent_box(width, height))
+    spent = len(write_stream(Stream(header, tiles))) - sum(map(len, tiles))
+    assert spent - 2 * (len(tiles) - 1) < 24, "each tile beyond the first adds its length"
+
+
+def test_every_prefix_is_a_bad_stream() -> None:
+    data = write_stream(STREAM)
+    for n in range(len(data)):
+        with pytest.raises(BadStream):
+            read_stream(data[:n])
+        with pytest.raises(BadStream):
+            describe(data[:n])
+
+
+def test_every_changed_byte_is_a_bad_stream() -> None:
+    """The checksum sees every error of up to 32 bits in a row."""
+    data = write_stream(STREAM)
+    for at in range(len(data)):
+        for change in (*(1 << bit for bit in range(8)), 0xFF, 0x55):
+            damaged = bytearray(data)
+            damaged[at] ^= change
+            with pytest.raises(BadStream):
+                read_stream(bytes(damaged))
+
+
+def test_behind_a_valid_checksum_every_change_is_refused_or_read_sanely() -> None:
+    body = write_stream(STREAM)[:-4]
+    outcomes = {"read": 0, "refused": 0}
+    for at in range(len(body)):
+        for value in range(256):
+            changed = sealed(body[:at] + bytes([value]) + body[at + 1 :])
+            try:
+                stream = read_stream(changed)
+            except BadStream:
+                outcomes["refused"] += 1
+                continue
+            outcomes["read"] += 1
+            box = latent_box(stream.header.width, stream.header.height)
+            assert len(stream.tiles) == tile_count(box)
+            assert sum(map(len, stream.tiles)) <= len(body)
+            assert describe(changed).width == stream.header.width
+    assert min(outcomes.values()) > 1000
+
+
+def test_behind_a_valid_checksum_every_cut_is_refused_unless_whole_sections_go() -> None:
+    body = write_stream(STREAM)[:-4]
+    whole = [read_or_none(sealed(body[:n])) for n in range(len(body))]
+    assert sum(stream is not None for stream in whole) == 3
+
+
+def read_or_none(data: bytes) -> Stream | None:
+    try:
+        return read_stream(data)
+    except BadStream:
+        return None
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300)
+def test_any_bytes_after_a_header_are_a_stream_or_a_bad_stream(rest: bytes) -> None:
+    start = stream_of()[:-4]
+    for data in (rest, b"RKP\x01" + rest, start + rest, sealed(start + rest)):
+        try:
+            stream = read_stream(data)
+        except BadStream:
+            continue
+        assert same(read_stream(write_stream(stream)), stream)
+
+
+def test_unknown_sections_are_skipped_when_optional_and_refused_when_critical() -> None:
+    latents = (int(Section.LATENTS), b"abcd")
+    for kind in (7, 101, 2**14 + 1):
+        stream = read_stream(stream_of((kind, b"whatever"), latents, (kind + 2, b"")))
+        assert stream.tiles == (b"abcd",)
+    for kind in (0, 6, 2**14):
+        with pytest.raises(UnsupportedStream, match=f"critical section {kind}"):
+            read_stream(stream_of(latents, (kind, b"")))
+
+
+def test_sections_come_in_any_order_but_only_once() -> None:
+    icc = (int(Section.ICC), zlib.compress(b"p"))
+    latents = (int(Section.LATENTS), b"abcd")
+    for order in ((icc, latents), (latents, icc)):
+        assert read_stream(stream_of(*order)).icc == b"p"
+    for twice in (icc, latents, (9, b"")):
+        with pytest.raises(BadStream, match="occurs twice"):
+            read_stream(stream_of(latents, icc, twice, twice))
+
+
+def test_a_stream_without_latents_is_bad() -> None:
+    for read in (read_stream, describe):
+        with pytest.raises(BadStream, match="no latents"):
+            read(stream_of((int(Section.ICC), zlib.compress(b"p"))))
+
+
+@pytest.mark.parametrize(
+    "at, value, error, message",
+    [
+        (0, ord("X"), BadStream, "not a Rankpress stream"),
+        (3, 2, UnsupportedStream, "format version 2"),
+        (8, 15, BadStream, "rate16 is 15, expected 16 to 128"),
+        (8, 129, BadStream, "rate16 is 129"),
+        (9, 2, UnsupportedStream, "flags is 2"),
+        (9, 255, UnsupportedStream, "flags is 255"),
+    ],
+)
+def test_a_wrong_header_field_is_named(
+    at: int, value: int, error: type[BadStream], message: str
+) -> None:
+    body = bytearray(write_stream(PLAIN)[:-4])
+    body[at] = value
+    for read in (read_stream, read_header, describe):
+        with pytest.raises(error, match=message):
+            read(sealed(bytes(body)))
+
+
+def test_sides_are_between_one_and_the_limit() -> None:
+    latents = (int(Section.LATENTS), bytes(2**17))
+    for side in (0, MAX_SIDE + 1, 2**34):
+        with pytest.raises(BadStream, match="width is"):
+            read_stream(stream_of(latents, width=side, height=1))
+        with pytest.raises(BadStream, match="height is"):
+            read_stream(stream_of(latents, width=1, height=side))
+    assert read_stream(stream_of(latents, width=MAX_SIDE, height=1)).header.width == MAX_SIDE
+
+
+def test_numbers_are_written_in_one_way_only() -> None:
+    body = stream_of((int(Section.LATENTS), b"abcd"), width=5)[:-4]
+    assert body[10:11] == b"\x05"
+    with pytest.raises(BadStream, match="width is padded with zeros"):
+        read_stream(sealed(body[:10] + b"\x85\x00" + body[11:]))
+    with pytest.raises(BadStream, match="width is longer than 5 bytes"):
+        read_stream(sealed(body[:10] + b"\x85" * 9 + body[11:]))
+
+
+def test_huge_lengths_allocate_nothing() -> None:
+    with memory_below(2**18):
+        for length in (2**20, 2**32, 2**35 - 1):
+            body = stream_of()[:-4] + varint(Section.LATENTS) + varint(length) + b"abc"
+            with pytest.raises(BadStream, match=f"section needs {length} bytes"):
+                read_stream(sealed(body))
+
+
+def test_huge_pictures_allocate_nothing() -> None:
+    """65,536 tiles need an index of at least as many bytes."""
+    for payload in (b"", b"abcd", bytes(3000)):
+        data = stream_of((int(Section.LATENTS), payload), width=MAX_SIDE, height=MAX_SIDE)
+        with memory_below(2**18), pytest.raises(BadStream, match="65536 tiles need more"):
+            read_stream(data)
+
+
+def test_tile_lengths_beyond_the_section_are_refused() -> None:
+    for words, error in ((2**33, "exceed the latents section"), (11, "by 4 bytes"), (10, None)):
+        payload = varint(words) + bytes(40)
+        data = stream_of((int(Section.LATENTS), payload), width=1025, height=10)
+        if error is None:
+            assert read_stream(data).tiles == (bytes(40), b"")
+            continue
+        with memory_below(2**18), pytest.raises(BadStream, match=error):
+            read_stream(data)
+
+
+@pytest.mark.parametrize("kind", [Section.ICC, Section.EXIF])
+def test_a_metadata_bomb_is_refused_within_the_limit(kind: Section) -> None:
+    data = stream_of((Section.LATENTS, b"abcd"), (kind, zlib.compress(bytes(2**26), 9)))
+    with memory_below(3 * MAX_METADATA_BYTES), pytest.raises(BadStream, match="over"):
+        read_stream(data)
+
+
+@pytest.mark.parametrize("kind", [Section.ICC, Section.EXIF])
+def test_damaged_metadata_is_refused(kind: Section) -> None:
+    packed = zlib.compress(b"profile")
+    for wrong in (b"", packed[:-1], packed + b"\0", b"garbage"):
+        with pytest.raises(BadStream):
+            read_stream(stream_of((Section.LATENTS, b"abcd"), (kind, wrong)))
+
+
+@pytest.mark.parametrize("name", ["icc", "exif"])
+def test_metadata_up_to_the_limit_comes_back_and_more_is_not_written(name: str) -> None:
+    most = np.random.default_rng(0).bytes(MAX_METADATA_BYTES)
+    for block in (most, bytes(MAX_METADATA_BYTES)):
+        full = replace(PLAIN, **{name: block})
+        assert same(read_stream(write_stream(full)), full)
+    with pytest.raises(BadParameter, match=f"{MAX_METADATA_BYTES}"):
+        write_stream(replace(PLAIN, **{name: most + b"1"}))
+
+
+def test_describe_says_what_is_in_the_stream() -> None:
+    header = replace(HEADER, flags=int(Flags.GREY), width=1025, rate16=72)
+    data = write_stream(replace(STREAM, header=header, tiles=(b"abcd", b"efghijkl")))
+    info = describe(data)
+    assert (info.version, info.model, info.rate) == (1, "0180ff00", 4.5)
+    assert (info.width, info.height, info.grey, info.has_alpha) == (1025, 512, True, True)
+    assert (info.tiles, info.total_bytes) == (2, len(data))
+    names = [name for name, _ in info.sections]
+    assert names == ["latents", "alpha", "icc", "exif"]
+    assert dict(info.sections)["latents"] == 1 + 12
+    unknown = describe(stream_of((Section.LATENTS, b""), (77, b"xyz")))
+    assert unknown.sections == (("latents", 0), ("type-77", 3))
+    assert not unknown.grey and not unknown.has_alpha

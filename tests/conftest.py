@@ -1,0 +1,91 @@
+"""A small model, engines with it, and pictures, shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import settings
+from small_model import decode_only, photo_like, small_stored_model
+
+from service.engine.engine import Engine, load_models
+from service.engine.pipeline import LoadedModel
+from service.nets.model import Backbone
+from service.picture import Picture
+from service.store import StoredModel
+
+# The same examples in every run; tests/fuzz/fuzz_decompress.py explores others.
+settings.register_profile("rankpress", deadline=None, derandomize=True)
+settings.load_profile("rankpress")
+
+
+@dataclass(frozen=True)
+class Small:
+    """The small model in its three forms."""
+
+    stored: StoredModel
+    base: bytes
+    backbone: Backbone
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny layers on many threads wait for one another more than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of torch's threads until the test ends."""
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small() -> Small:
+    return Small(*small_stored_model())
+
+
+@pytest.fixture(scope="session")
+def small_model(small: Small) -> StoredModel:
+    return small.stored
+
+
+@pytest.fixture(scope="session")
+def loaded(small_model: StoredModel) -> LoadedModel:
+    """Resident with torch on the CPU, transforms in float32."""
+    return load_models((small_model,), "cpu", torch.float32)[0]
+
+
+@pytest.fixture(scope="session", name="decode_only")
+def decode_only_fixture(small_model: StoredModel) -> LoadedModel:
+    """Resident with numpy alone."""
+    return decode_only(small_model)
+
+
+@pytest.fixture(scope="session")
+def engine(loaded: LoadedModel) -> Engine:
+    return Engine((loaded,))
+
+
+@pytest.fixture(scope="session")
+def numpy_engine(decode_only: LoadedModel) -> Engine:
+    return Engine((decode_only,))
+
+
+@pytest.fixture(scope="session")
+def photo() -> Picture:
+    return Picture(photo_like(75, 106, 1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu are skipped without a CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,0 +1,170 @@
+"""Who may import whom, and what a decoder can do without."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Small
+
+from service.engine.engine import Engine
+from service.picture import Picture
+from service.train.publish import write_model
+
+SERVICE = Path(__file__).parent.parent / "service"
+COMMON = {"errors", "picture"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "picture": {"errors"},
+    "settings": {"errors"},
+    "images": COMMON,
+    "codec": {"errors"},
+    "nets": COMMON | {"codec"},
+    "store": COMMON | {"codec"},
+    "adapt": COMMON | {"codec", "nets"},
+    "engine": COMMON | {"codec", "nets", "adapt", "store", "settings"},
+    "jobs": COMMON | {"engine", "images", "settings"},
+    "api": COMMON | {"engine", "images", "jobs", "settings"},
+    "eval": COMMON | {"images", "codec", "engine", "store"},
+    "train": COMMON | {"images", "codec", "nets", "store", "eval", "engine"},
+}
+"""The import column of the architecture; cli may import anything."""
+
+HELPERS = {"colour": "images", "exif": "images", "image_kinds": "images", "image_samples": "images"}
+"""Files beside images.py that only it is made of."""
+
+WEB = {"fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"}
+
+
+def unit_of(module: str) -> str:
+    """The part of the architecture that "service.codec.coder" or "service.colour" belongs to."""
+    name = module.split(".")[1]
+    return "cli" if name.startswith("cli") else HELPERS.get(name, name)
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(SERVICE.parent).with_suffix("").parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of all modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module_of(path).split(".")[: -node.level]
+                base = ".".join([*parents, base]).rstrip(".")
+            if base == "service":
+                yield from (f"service.{alias.name}" for alias in node.names)
+            else:
+                yield base
+
+
+FILES = sorted(p for p in SERVICE.rglob("*.py") if p != SERVICE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_file_imports_only_what_its_column_allows(path: Path) -> None:
+    unit = unit_of(module_of(path))
+    ours = {unit_of(name) for name in imports(path) if name.startswith("service.")} - {unit}
+    if unit == "cli":
+        return
+    assert unit in MAY_IMPORT, f"{unit} has no row in the architecture"
+    assert ours <= MAY_IMPORT[unit], f"{unit} must not import {sorted(ours - MAY_IMPORT[unit])}"
+
+
+def test_the_walk_over_imports_sees_every_form(tmp_path: Path) -> None:
+    """The test above would pass in silence if it saw nothing."""
+    found = {unit_of(n) for f in FILES for n in imports(f) if n.startswith("service.")}
+    assert {"codec", "engine", "images", "store", "nets", "errors"} <= found
+    odd = tmp_path / "odd.py"
+    odd.write_text("import a.b\nfrom service import images, errors\ndef f():\n from x.y import z\n")
+    assert list(imports(odd)) == ["a.b", "service.images", "service.errors", "x.y"]
+
+
+def third_party(path: Path) -> set[str]:
+    names = {name.split(".")[0] for name in imports(path)}
+    return names - set(sys.stdlib_module_names) - {"service"}
+
+
+def test_the_format_needs_three_packages_only() -> None:
+    used = set().union(*(third_party(f) for f in FILES if unit_of(module_of(f)) == "codec"))
+    assert used == {"numpy", "constriction", "google_crc32c"}
+
+
+def test_only_the_api_knows_the_web_framework() -> None:
+    users = {unit_of(module_of(f)) for f in FILES if third_party(f) & WEB}
+    assert users <= {"api", "cli"}
+
+
+WITHOUT = """
+import sys
+from pathlib import Path
+
+class Without:
+    '''A finder that does not find some packages, as if they were not installed.'''
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "compressai", "fastapi", "starlette", "uvicorn"}:
+            return None
+        return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+
+
+def run_python(code: str, *arguments: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        cwd=SERVICE.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_stream_decodes_where_neither_torch_nor_a_web_framework_is_installed(
+    tmp_path: Path, small: Small, engine: Engine, numpy_engine: Engine, photo: Picture
+) -> None:
+    write_model(tmp_path / "store" / "small", small.stored, small.base)
+    alpha = photo.rgb[..., 0]
+    data = engine.compress(Picture(photo.rgb, alpha), 4).data
+    (tmp_path / "photo.rkp").write_bytes(data)
+    code = """
+import pkgutil
+import service.codec
+for module in pkgutil.iter_modules(service.codec.__path__, "service.codec."):
+    __import__(module.name)
+import numpy as np
+from service.engine.engine import open_engine
+folder = Path(sys.argv[1])
+engine = open_engine(store=folder / "store")
+engine.self_test()
+picture = engine.decompress((folder / "photo.rkp").read_bytes()).picture
+np.savez(folder / "out.npz", rgb=picture.rgb, alpha=picture.alpha)
+loaded = {name.split(".")[0] for name in sys.modules}
+parts = {".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("service.")}
+print(sorted(loaded & {"torch", "fastapi", "starlette", "uvicorn"}), sorted(parts))
+"""
+    said = run_python(WITHOUT + code, str(tmp_path))
+    assert said.startswith("[] ")
+    assert "service.train" not in said and "service.api" not in said
+    assert "service.nets" not in said
+    out = np.load(tmp_path / "out.npz")
+    expected = numpy_engine.decompress(data).picture
+    assert np.array_equal(out["rgb"], expected.rgb)
+    assert np.array_equal(out["alpha"], alpha)
