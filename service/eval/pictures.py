@@ -26,7 +26,7 @@ COARSEST: Final = 4
 LEVELS: Final = 11.0
 """Standard deviation of each octave in 8-bit levels, from SMOOTH pixels a sample upwards."""
 
-SMOOTH: Final = 16
+SMOOTH: Final = 3
 
 SHAPES: Final = 48
 
@@ -64,7 +64,7 @@ def generate(width: int, height: int, seed: int = 0) -> Named:
     random = np.random.default_rng([seed, width, height])
     luma = _noise(random, width, height, finest=1) + 118.0
     luma += np.asarray(_shapes(random, width, height))
-    luma += random.standard_normal(luma.shape, np.float32) * 2.0
+    luma += random.standard_normal(luma.shape, np.float32) * 1.0
     rgb = np.empty((height, width, 3), np.uint8)
     tint = _noise(random, width, height, finest=3) * 0.6
     rgb[..., 0] = np.clip(luma + tint, 0, 255)

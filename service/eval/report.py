@@ -64,7 +64,14 @@ def stages_table(result: Result) -> str:
         for name in sorted(names, key=lambda n: -result["stages"][0][way].get(n, 0)):
             cells = [_ms(e[way].get(name, 0.0)) for e in result["stages"]]
             found.append([f"{way.removesuffix('_ms')}: {name}", *cells])
-    return table(["ms, median", *(_size(e) for e in result["stages"])], found)
+    text = table(["ms, median", *(_size(e) for e in result["stages"])], found)
+    swap = result["swap_ms"]
+    if not swap:
+        return text
+    return text + (
+        f"\n\nChanging the rate: {_ms(swap['merged'])} ms to merge its weights, "
+        f"{_ms(swap['cached'])} ms when they are cached."
+    )
 
 
 def memory_table(result: Result) -> str:

@@ -7,7 +7,7 @@ long it took. On a GPU their answers are numpy arrays, so every stage ends when 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
@@ -21,7 +21,8 @@ from service.codec.tiles import Box
 from service.engine.engine import Engine
 from service.engine.pipeline import Analysis, LoadedModel, Synthesis
 from service.images import read_image, write_image
-from service.picture import U8
+from service.picture import U8, Picture
+from service.store import StoredModel
 
 ROUNDS = 9
 MIN_ROUNDS = 3
@@ -99,21 +100,37 @@ def breakdown(
     """
     watch = Stopwatch()
     timed = tuple(_timed(m, watch) for m in models)
+    plain, checking = Engine(timed, check=False), Engine(timed, check=True)
     rounds: list[tuple[dict[str, float], dict[str, float]]] = []
     start = perf_counter()
     for _ in range(ROUNDS + 1):
-        rounds.append(_once(timed, watch, png, rate))
+        rounds.append(_once(plain, checking, watch, png, rate))
         if len(rounds) > MIN_ROUNDS and perf_counter() - start > 20:
             break
     warm = rounds[1:]
     return _medians([c for c, _ in warm]), _medians([d for _, d in warm])
 
 
+def swap_ms(models: Sequence[LoadedModel]) -> dict[str, float]:
+    """Milliseconds to make a rate's weights live: merged anew, and when they are cached.
+
+    Medians over the rates of the first model but its own, which needs no merging; empty where there
+    is no other.
+    """
+    picture = Picture(np.zeros((16, 16, 3), np.uint8))
+    engine = Engine(tuple(models), check=False)
+    rates = [r.rate for r in models[0].stored.rates if r.update is not None]
+    found: dict[str, list[float]] = {"merged": [], "cached": []}
+    for rate in rates:
+        for times in found.values():
+            times.append(1000 * engine.compress(picture, rate).timings.swap_s)
+    return {name: median(times) for name, times in found.items() if times}
+
+
 def _once(
-    models: tuple[LoadedModel, ...], watch: Stopwatch, png: bytes, rate: float
+    plain: Engine, checking: Engine, watch: Stopwatch, png: bytes, rate: float
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds by stage of one compress and one decompress."""
-    plain, checking = Engine(models, check=False), Engine(models, check=True)
     with _stages(watch, "other") as compressing:
         with watch.timing("file decode"):
             picture = read_image(png, max_pixels=10**9)
@@ -142,7 +159,21 @@ def _timed(model: LoadedModel, watch: Stopwatch) -> LoadedModel:
     assert model.analysis is not None
     transforms = TimedTransforms(model.analysis, model.synthesis, watch)
     coder = TimedCoder(model.coder, watch)
-    return replace(model, coder=coder, synthesis=transforms, analysis=transforms)
+    return replace(
+        model,
+        coder=coder,
+        synthesis=transforms,
+        analysis=transforms,
+        build=_timed_build(model, watch),
+    )
+
+
+def _timed_build(
+    model: LoadedModel, watch: Stopwatch
+) -> Callable[[StoredModel], LoadedModel] | None:
+    """What makes other rates of the model, those timed too."""
+    build = model.build
+    return None if build is None else lambda stored: _timed(build(stored), watch)
 
 
 def _medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:

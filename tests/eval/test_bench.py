@@ -6,18 +6,21 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from time import perf_counter, sleep
 
 import numpy as np
 import pytest
 
+from service.codec.lowrank import RATE_VECTORS, Update
 from service.engine.engine import load_models
 from service.eval import bench, load, memory, report, stages
 from service.eval.load import Request
 from service.eval.pictures import generate
 from service.eval.run import to_json
-from service.store import load_store
+from service.store import StoredModel, load_store
 
 
 def test_actions_take_turns_and_the_first_round_is_not_counted() -> None:
@@ -49,9 +52,11 @@ def test_generated_pictures_are_the_same_every_time_and_no_flat_ones() -> None:
     assert generate(1, 7).rgb.shape == (7, 1, 3)
 
 
-def test_stages_add_up_to_the_time_that_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_add_up_to_the_time_that_passed(
+    monkeypatch: pytest.MonkeyPatch, store: Path
+) -> None:
     monkeypatch.setattr(stages, "ROUNDS", 1)
-    models = load_models(load_store(), "cpu", None, 1)
+    models = load_models(load_store(store), "cpu", None, 1)
     png = memory.as_png(generate(128, 96).rgb)
     begun = perf_counter()
     compress, decompress = stages.breakdown(models, png, 4.0)
@@ -61,6 +66,17 @@ def test_stages_add_up_to_the_time_that_passed(monkeypatch: pytest.MonkeyPatch) 
     assert set(decompress) == {"entropy networks", "coding", "g_s", "file encode", "other"}
     assert all(ms >= 0 for ms in (*compress.values(), *decompress.values()))
     assert 0 < sum(compress.values()) + sum(decompress.values()) < passed_ms
+
+
+def test_changing_rate_is_timed_on_every_rate_but_the_models_own(small_model: StoredModel) -> None:
+    assert stages.swap_ms(load_models((small_model,), "cpu", None, 1)) == {}
+    own = small_model.rates[0]
+    vectors = {name: small_model.entropy[name] for name in RATE_VECTORS[:-1]}
+    vectors[RATE_VECTORS[-1]] = np.zeros(small_model.sizes.M, np.int16)
+    other = replace(own, rate=5.0, update=Update({}, vectors), digest=b"other")
+    ladder = replace(small_model, rates=(own, other))
+    found = stages.swap_ms(load_models((ladder,), "cpu", None, 1))
+    assert 0 < found["cached"] < found["merged"] < 60_000
 
 
 def test_peak_memory_counts_what_was_held_and_let_go() -> None:
@@ -73,9 +89,9 @@ def test_peak_memory_counts_what_was_held_and_let_go() -> None:
     del held
 
 
-def test_memory_is_that_of_a_fresh_process_not_of_this_one() -> None:
+def test_memory_is_that_of_a_fresh_process_not_of_this_one(store: Path) -> None:
     ballast = np.ones(1600 * memory.MIB // 8)
-    (found,) = memory.measure([(64, 64)], 4.0, "cpu", None)
+    (found,) = memory.measure([(64, 64)], 4.0, "cpu", store)
     assert 50 < found["compress_mib"] < 1500
     assert found["loaded_mib"] <= found["compress_mib"]
     assert found["decompress_mib"] <= found["decompress_to_png_mib"]
@@ -144,6 +160,7 @@ def test_every_table_renders_from_a_benchmark_that_went_through_json() -> None:
         "latency": [{"width": 768, "height": 512, **{f"{n}_ms": numbers for n in names}}],
         "stages": [{"width": 768, "height": 512, "compress_ms": {"g_a": 8.0, "check": 20.0},
                     "decompress_ms": {"g_s": 9.25}}],
+        "swap_ms": {"merged": 31.0, "cached": 0.01},
         "memory": [{"width": 768, "height": 512, "compress_mib": 1234.5, "decompress_mib": 1.0,
                     "decompress_to_png_mib": 2.0, "loaded_mib": 0.5}],
         "service": {w: {"closed_loop": [looped], "overload": over}
