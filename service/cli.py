@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from service.cli_eval import register as register_eval
+from service.cli_train import train_app
 from service.errors import BadParameter, MissingExtra, RankpressError
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ app = typer.Typer(
     add_completion=False,
     help="Neural image codec: pictures to small .rkp streams and back.",
 )
+
+
+app.add_typer(train_app, name="train")
 
 
 def main() -> None:
