@@ -116,22 +116,21 @@ def _points(summary: Result) -> str:
 
 
 def _at_equal(summary: Result) -> str:
-    """Our bytes against the peers', one row for each setting and peer."""
-    by_metric = {m: {(e["setting"], e["peer"]): e for e in found}
-                 for m, found in summary["at_equal"].items() if found}  # fmt: skip
-    if not by_metric:
-        return ""
+    """Our bytes against the peers', a table for each metric, a column for each of our settings."""
     titles = {"psnr_db": "PSNR", "ms_ssim": "MS-SSIM", "ssimulacra2": "SSIMULACRA 2"}
-    times = {c["name"]: c["points"] for c in summary["curves"]}
-    rows = []
-    for setting, peer in dict.fromkeys(k for found in by_metric.values() for k in found):
-        cells = [_versus(found.get((setting, peer))) for found in by_metric.values()]
-        points = times[peer]
-        middle = points[len(points) // 2]
-        rows.append([f"{setting} against {peer}", *cells, _ms(middle["encode_ms"]),
-                     _ms(middle["decode_ms"])])  # fmt: skip
-    head = ["our bytes at equal", *(titles[m] for m in by_metric), "its encode ms", "its decode ms"]
-    return table(head, rows)
+    points = {c["name"]: c["points"] for c in summary["curves"]}
+    settings = [p["setting"] for p in points.get(OURS, [])]
+    parts = []
+    for metric, found in summary["at_equal"].items():
+        cells = {(e["peer"], e["setting"]): e for e in found}
+        rows = []
+        for peer in dict.fromkeys(e["peer"] for e in found):
+            middle = points[peer][len(points[peer]) // 2]
+            rows.append([peer, *(_versus(cells.get((peer, s))) for s in settings),
+                         _ms(middle["encode_ms"]), _ms(middle["decode_ms"])])  # fmt: skip
+        head = [f"our bytes at equal {titles[metric]}", *settings, "encode ms", "decode ms"]
+        parts += [table(head, rows)] if rows else []
+    return "\n\n".join(parts)
 
 
 def _versus(entry: Result | None) -> str:
@@ -144,11 +143,15 @@ def _versus(entry: Result | None) -> str:
 
 
 def _published(summary: Result) -> str:
+    """Our bytes against published means, a column for each of our settings."""
     entries = summary["published_at_our_psnr"]
-    rows = [[f"{e['setting']} against {e['title']}", f"{e['bpp']:.3f}", f"{e['percent']:+.1f} %"]
-            for e in entries]  # fmt: skip
-    head = ["published Kodak means at our PSNR", "its bpp", "our bytes"]
-    return table(head, rows) if rows else ""
+    cells = {(e["title"], e["setting"]): f"{e['percent']:+.1f} %" for e in entries}
+    settings = [p["setting"] for c in summary["curves"] if c["name"] == OURS for p in c["points"]]
+    rows = [
+        [title, *(cells.get((title, s), "-") for s in settings)]
+        for title in dict.fromkeys(e["title"] for e in entries)
+    ]
+    return table(["our bytes at equal PSNR, published", *settings], rows) if rows else ""
 
 
 def _bd_rates(summary: Result) -> str:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from service.errors import BadParameter, RateUnavailable
-from service.eval import metrics, run, sheet
+from service.eval import metrics, report, run, sheet
 from service.eval.machine import Machine
 from service.eval.peers import choose, decompress, named
 from service.eval.pictures import Named, generate, read_folder
@@ -67,6 +67,16 @@ def test_a_single_rate_still_gives_bytes_at_equal_psnr_and_no_bd_rate() -> None:
     assert (equal["peer"], equal["setting"], equal["compared"]) == ("webp-m4", "rate 4", 2)
     assert OURS not in {e["codec"] for e in summary["bd_rate"]["psnr_db"]}
     assert json.loads(run.to_json(summary))["images"] == 2
+
+
+def test_results_have_a_column_for_each_rate_and_a_row_for_each_peer() -> None:
+    rows = run.evaluate(PICTURES, CutBits(), PLAN, (), ignore)
+    summary = run.summarise(rows, CutBits(), MACHINE, None)
+    text = report.eval_table(json.loads(run.to_json(summary)))
+    head = next(line for line in text.splitlines() if "our bytes at equal PSNR" in line)
+    assert [c.strip() for c in head.split("|")[2:4]] == ["rate 4", "rate 6"]
+    percent = summary["at_equal"]["psnr_db"][0]["percent"]
+    assert f"{percent:+.1f} %" in next(x for x in text.splitlines() if x.startswith("| webp-m4"))
 
 
 def test_a_ladder_gives_bd_rates_against_the_anchor_that_was_named() -> None:
