@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from service.cli_eval import register as register_eval
 from service.cli_train import train_app
 from service.errors import BadParameter, MissingExtra, RankpressError
 
@@ -282,6 +283,9 @@ def serve(
         needs = f"serving needs {error.name}: pip install 'rankpress[server]'"
         raise MissingExtra(needs) from error
     run_server(_open(settings), settings)
+
+
+register_eval(app)
 
 
 def _settings(**given: object) -> Settings:
