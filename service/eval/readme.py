@@ -2,6 +2,7 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
 
+    rates     model_store/light/manifest.json, written by `rankpress train`
     kodak     service/eval/results/kodak.json, written by `rankpress eval … --record`
     latency   service/eval/results/bench.json, written by `rankpress bench … --record`
     stages    the same file
@@ -22,11 +23,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.errors import BadParameter
-from service.eval.report import bench_tables, eval_table
+from service.eval.report import bench_tables, eval_table, rates_table
 
 RESULTS: Final = Path(__file__).parent / "results"
 README: Final = Path(__file__).parents[2] / "README.md"
-NAMES: Final = ("kodak", "latency", "stages", "memory", "service")
+MANIFEST: Final = Path(__file__).parents[2] / "model_store" / "light" / "manifest.json"
+NAMES: Final = ("rates", "kodak", "latency", "stages", "memory", "service")
 NOT_MEASURED: Final = "_Not measured yet._"
 MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -34,6 +36,9 @@ MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", 
 def tables(results: Path = RESULTS) -> dict[str, str]:
     """Every table by name, from the JSON files in a folder."""
     found = dict.fromkeys(NAMES, NOT_MEASURED)
+    manifest = _read(MANIFEST)
+    if manifest is not None:
+        found["rates"] = rates_table(manifest)
     kodak, bench = _read(results / "kodak.json"), _read(results / "bench.json")
     if kodak is not None:
         found["kodak"] = eval_table(kodak)

@@ -28,6 +28,24 @@ def eval_table(summary: Result) -> str:
     return "\n\n".join(p for p in parts if p)
 
 
+def rates_table(manifest: Result) -> str:
+    """What a model's manifest says of its rates."""
+    files = manifest["files"]
+    base_bytes = files["base.safetensors"]["bytes"]
+    rows = []
+    for rate in manifest["rates"]:
+        own = rate["file"] is None
+        size = base_bytes if own else files[rate["file"]]["bytes"]
+        steps = "the backbone" if own else str(rate["training"].get("steps", ""))
+        share = "" if own else f"{size / base_bytes:.2%}"
+        figures = f"{rate['kodak_bpp']:.4f}", f"{rate['kodak_psnr_db']:.2f}"
+        rows.append(
+            [f"{rate['rate']:g}", f"{rate['lmbda']:g}", *figures, f"{size:,}", share, steps]
+        )
+    head = ["rate", "lmbda", "Kodak bpp", "Kodak dB", "bytes", "of the backbone", "steps"]
+    return table(head, rows)
+
+
 def bench_tables(result: Result) -> dict[str, str]:
     """The tables of a benchmark by the name of their marker, those that were measured."""
     tables = {"latency": latency_table(result), "stages": stages_table(result)}
