@@ -1,0 +1,64 @@
+"""Streams that were released decode for ever: tests/golden/v1 is never edited, skipped or removed.
+
+Each NAME.rkp was compressed by the shipped store from a generated picture; NAME.json holds what it must
+decode to: the sha256 of y_hat (int16, little-endian, exact on every machine) and of the alpha plane, and
+NAME.png the float32 pixels. A change of format or weights adds streams beside these and keeps these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_model import decode_only
+
+from service.codec import alpha, container
+from service.codec.tiles import Box
+from service.engine.engine import GOLDEN_TOLERANCE, Engine, open_engine
+from service.engine.pipeline import decode_latents
+from service.store import load_store
+
+V1 = Path(__file__).parent / "golden" / "v1"
+NAMES = sorted(p.stem for p in V1.glob("*.rkp"))
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Engine:
+    """The store as it ships, with torch."""
+    return open_engine(device="cpu")
+
+
+def test_there_are_golden_streams() -> None:
+    assert len(NAMES) >= 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_latents_are_bit_exact_and_alpha_too(name: str) -> None:
+    stream = container.read_stream((V1 / f"{name}.rkp").read_bytes())
+    expected = json.loads((V1 / f"{name}.json").read_text())
+    header = stream.header
+    (stored,) = (
+        m
+        for m in load_store()
+        if m.offers(header.rate16) and m.identity_at(header.rate16)[:4] == header.model
+    )
+    everything = Box(0, 0, header.height, header.width)
+    latents = decode_latents(decode_only(stored.at_rate(header.rate16)), stream, everything)
+    assert hashlib.sha256(latents.y_hat.astype("<i2").tobytes()).hexdigest() == expected["y_hat"]
+    if expected["alpha"] is not None:
+        assert stream.alpha is not None
+        plane = alpha.unpack(stream.alpha, header.height, header.width)
+        assert hashlib.sha256(plane.tobytes()).hexdigest() == expected["alpha"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pixels_are_those_of_the_release(name: str, shipped: Engine) -> None:
+    picture = shipped.decompress((V1 / f"{name}.rkp").read_bytes()).picture
+    with Image.open(V1 / f"{name}.png") as file:
+        expected = np.asarray(file.convert("RGB")).astype(int)
+    assert picture.rgb.shape == expected.shape
+    assert np.abs(picture.rgb - expected).max() <= GOLDEN_TOLERANCE
