@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from service.cli_train import train_app
 from service.errors import BadParameter, MissingExtra, RankpressError
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ app = typer.Typer(
     add_completion=False,
     help="Neural image codec: pictures to small .rkp streams and back.",
 )
+
+
+app.add_typer(train_app, name="train")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """A trained backbone -> a model in the store: folded, quantised, verified, measured, written.
 
-    python -m service.train.export WEIGHTS OUT --calibrate DIR --measure DIR --record record.json
+    rankpress train export WEIGHTS OUT --calibrate DIR --measure DIR --record record.json
 
 WEIGHTS is a safetensors state dict of nets.model.Backbone (float32, scale vectors included). The
 model is written only if the exact codec agrees with the float model on every measured picture: real
@@ -9,11 +9,9 @@ bytes within 0.5 % of the float estimate and PSNR within 0.02 dB, on average.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -143,7 +141,7 @@ def golden_picture(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dt
 def measure(engine: Engine, model: Backbone, folder: Path) -> Agreement:
     """Real files against the float model's estimates, averaged over a folder of pictures."""
     rows = []
-    for path, picture in pictures_in(folder):
+    for _, picture in pictures_in(folder):
         x = as_tensor(picture)
         with torch.inference_mode():
             estimate = model(x, noise=False)
@@ -155,7 +153,6 @@ def measure(engine: Engine, model: Backbone, folder: Path) -> Agreement:
         if real.psnr_db is None:
             raise ExportFailed("the engine must check its streams to measure PSNR")
         rows.append((bits / pixels, real.bpp, float_psnr, real.psnr_db))
-        print(path.name, " ".join(f"{v:.4f}" for v in rows[-1]), flush=True)  # noqa: T201
     if not rows:
         raise ExportFailed(f"no pictures in {folder}")
     mean = np.mean(rows, 0).tolist()
@@ -204,20 +201,3 @@ def _float16(name: str, tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[
         raise ExportFailed(f"{name} reaches {float(tensor.abs().max()):g}, beyond float16")
     out: np.ndarray[tuple[int, ...], np.dtype[np.float16]] = half.numpy()
     return out
-
-
-def main() -> None:
-    """Parse arguments, export, and print the agreement as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--calibrate", type=Path, required=True, help="folder of pictures")
-    parser.add_argument("--measure", type=Path, required=True, help="folder of pictures")
-    parser.add_argument("--record", type=Path, required=True, help="JSON: how it was trained")
-    a = parser.parse_args()
-    agreement = export(a.weights, a.out, a.calibrate, a.measure, a.record)
-    json.dump(asdict(agreement), sys.stdout, indent=2)
-
-
-if __name__ == "__main__":
-    main()

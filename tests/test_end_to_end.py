@@ -1,0 +1,191 @@
+"""From an image file to a stream and back with the real engine: over HTTP and on the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from api.client import running
+from conftest import Small
+from PIL import Image
+from small_model import photo_like
+
+from service.engine.engine import Engine
+from service.picture import U8
+from service.train.publish import write_model
+
+WIDTH, HEIGHT = 106, 75
+PIXELS = photo_like(HEIGHT, WIDTH, 3)
+
+
+def file_of(pixels: U8, format: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format, **options)
+    return out.getvalue()
+
+
+def pixels_of(data: bytes, mode: str = "RGB") -> U8:
+    return np.asarray(Image.open(io.BytesIO(data)).convert(mode))
+
+
+def psnr_db(a: U8, b: U8) -> float:
+    return float(10 * np.log10(255**2 / np.square(a.astype(float) - b).mean()))
+
+
+@pytest.fixture(scope="module")
+def store(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("store")
+    write_model(root / "small", small.stored, small.base)
+    return root
+
+
+def test_http_gives_the_engine_s_stream_and_the_decoded_picture(engine: Engine) -> None:
+    async def law() -> None:
+        async with running(engine) as client:
+            answer = await client.post("/compress?rate=4", content=file_of(PIXELS))
+            assert answer.status_code == 200
+            stream = answer.content
+            decoded = engine.decompress(stream).picture.rgb
+            assert float(answer.headers["x-rankpress-psnr"]) == pytest.approx(
+                psnr_db(decoded, PIXELS), abs=1e-3
+            )
+            for format in ("png", "webp"):
+                back = await client.post(f"/decompress?format={format}", content=stream)
+                assert back.status_code == 200
+                assert np.array_equal(pixels_of(back.content), decoded)
+            part = await client.post("/decompress?region=30,20,40,50", content=stream)
+            crop = pixels_of(part.content).astype(int)
+            assert np.abs(crop - decoded[20:70, 30:70]).max() <= 1
+            ready = await client.get("/readyz")
+            assert ready.status_code == 200
+
+    asyncio.run(law())
+
+
+def test_http_says_which_rates_there_are(engine: Engine) -> None:
+    async def law() -> None:
+        async with running(engine) as client:
+            answer = await client.post("/compress?rate=7", content=file_of(PIXELS))
+            assert answer.status_code == 422
+            problem = answer.json()
+            assert problem["type"] == "urn:rankpress:problem:rate-unavailable"
+            assert problem["available"] == [4]
+
+    asyncio.run(law())
+
+
+def test_http_refuses_a_damaged_stream(engine: Engine) -> None:
+    async def law() -> None:
+        async with running(engine) as client:
+            stream = (await client.post("/compress", content=file_of(PIXELS))).content
+            for damaged in (stream[:-1], stream[:40] + b"\0" + stream[41:], b"", b"RKP"):
+                answer = await client.post("/decompress", content=damaged)
+                assert answer.status_code == 400
+                assert answer.json()["type"] == "urn:rankpress:problem:bad-stream"
+
+    asyncio.run(law())
+
+
+def test_alpha_and_grey_survive_the_whole_way(engine: Engine) -> None:
+    rng = np.random.default_rng(5)
+    rgba = np.dstack([PIXELS, rng.integers(0, 256, (HEIGHT, WIDTH), np.uint8)])
+    grey = PIXELS[..., 0]
+
+    async def law() -> None:
+        async with running(engine) as client:
+            stream = (await client.post("/compress", content=file_of(rgba))).content
+            back = pixels_of((await client.post("/decompress", content=stream)).content, "RGBA")
+            assert np.array_equal(back[..., 3], rgba[..., 3])
+            stream = (await client.post("/compress", content=file_of(grey))).content
+            picture = Image.open(
+                io.BytesIO((await client.post("/decompress", content=stream)).content)
+            )
+            assert picture.mode == "L" and picture.size == (WIDTH, HEIGHT)
+
+    asyncio.run(law())
+
+
+def rankpress(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "service", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_command_line_there_and_back(store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(file_of(PIXELS))
+    (folder / "b.jpg").write_bytes(file_of(PIXELS[:40, :33], "JPEG"))
+    made = rankpress(
+        "compress", str(folder), str(tmp_path / "out"), "--store", str(store), "--json"
+    )
+    assert made.returncode == 0, made.stderr
+    rows = [json.loads(line) for line in made.stdout.splitlines()]
+    assert [(r["width"], r["height"]) for r in rows] == [(WIDTH, HEIGHT), (33, 40)]
+    back = rankpress(
+        "decompress",
+        str(tmp_path / "out" / "a.rkp"),
+        str(tmp_path / "a.png"),
+        "--store",
+        str(store),
+    )
+    assert back.returncode == 0, back.stderr
+    decoded = pixels_of((tmp_path / "a.png").read_bytes())
+    # each process picks its own working type for the networks: the pixels may differ by rounding
+    assert psnr_db(decoded, PIXELS) == pytest.approx(rows[0]["psnr_db"], abs=0.05)
+    told = rankpress("info", str(tmp_path / "out" / "a.rkp"), "--json")
+    assert json.loads(told.stdout)["width"] == WIDTH
+
+
+def test_the_served_process_answers_as_the_readme_says(store: Path, tmp_path: Path) -> None:
+    """`rankpress serve` in its own process, an image posted to it, and SIGTERM."""
+    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--store", str(store)]
+    with (
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen([*command, "--threads", "1"], stderr=log) as server,
+    ):
+        try:
+            url = _url_of(tmp_path / "log", server)
+            _until_ready(url)
+            answer = httpx.post(f"{url}/compress?rate=4", content=file_of(PIXELS), timeout=60)
+            assert answer.status_code == 200
+            back = httpx.post(f"{url}/decompress", content=answer.content, timeout=60)
+            assert back.headers["content-type"] == "image/png"
+            assert pixels_of(back.content).shape == PIXELS.shape
+            assert b"rankpress_" in httpx.get(f"{url}/metrics").content
+        finally:
+            server.terminate()
+        assert server.wait(30) == 0
+
+
+def _url_of(log: Path, server: subprocess.Popen[bytes]) -> str:
+    for _ in range(300):
+        found = re.search(r"running on (http://[0-9.:]+)", log.read_text())
+        if found:
+            return found[1]
+        assert server.poll() is None, log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+def _until_ready(url: str) -> None:
+    for _ in range(300):
+        if httpx.get(f"{url}/readyz").status_code == 200:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the server did not become ready")
+
+
+def test_ci_runs_the_readme_s_test_command() -> None:
+    root = Path(__file__).parent.parent
+    readme, script = (root / "README.md").read_text(), (root / ".ci" / "run").read_text()
+    (command,) = [line for line in script.splitlines() if line.startswith("python3 -m venv")]
+    assert f"\n{command}\n" in readme
