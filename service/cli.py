@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from service.cli_batch import Made, Task
-    from service.engine.types import Codec
+    from service.engine.types import Codec, Target
     from service.picture import Picture
     from service.settings import Settings
 
@@ -127,7 +127,18 @@ def _common(
 def compress(
     sources: SourcesArgument,
     out: OutArgument,
-    rate: Annotated[float, typer.Option(min=1, max=8, help="1 smallest, 8 best.")] = 4.0,
+    rate: Annotated[
+        float | None, typer.Option(min=1, max=8, help="1 smallest, 8 best; 4 if nothing is given.")
+    ] = None,
+    target_bpp: Annotated[
+        float | None, typer.Option(help="At most so many bits per pixel, in place of a rate.")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="At most so many bytes a stream, in place of a rate.")
+    ] = None,
+    target_psnr: Annotated[
+        float | None, typer.Option(help="At least so many dB, in place of a rate.")
+    ] = None,
     metadata: Annotated[
         Literal["none", "icc", "all"],
         typer.Option(help="Keep the colour profile, that and Exif, or nothing."),
@@ -143,6 +154,7 @@ def compress(
     from service.images import read_image
 
     check_output(out, json)
+    wanted = _rate_or_target(rate, target_bpp, max_bytes, target_psnr)
     tasks = plan(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
     settings = _settings(store=store, device=device, check=check)
     codec = _open(settings)
@@ -151,7 +163,10 @@ def compress(
         return read_image(data, max_pixels=settings.max_pixels, metadata=metadata)
 
     def make(picture: Picture) -> Made:
-        c = codec.compress(picture, rate)
+        if isinstance(wanted, float):
+            c = codec.compress(picture, wanted)
+        else:
+            c = codec.compress_to(picture, wanted)
         return Made(c.data, c.width, c.height, c.rate, c.bpp, c.psnr_db, picture.notes)
 
     _work(tasks, load, make, json=json, overwrite=overwrite)
@@ -282,6 +297,22 @@ def serve(
         needs = f"serving needs {error.name}: pip install 'rankpress[server]'"
         raise MissingExtra(needs) from error
     run_server(_open(settings), settings)
+
+
+def _rate_or_target(
+    rate: float | None, bpp: float | None, max_bytes: int | None, psnr_db: float | None
+) -> float | Target:
+    """Return what was asked for. Raises BadParameter for more than one."""
+    from service.engine.types import Target
+
+    options = {"--rate": rate, "--target-bpp": bpp, "--max-bytes": max_bytes,
+               "--target-psnr": psnr_db}  # fmt: skip
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise BadParameter(f"{' and '.join(given)} were given, expected only one of them")
+    if not given or rate is not None:
+        return 4.0 if rate is None else rate
+    return Target(bpp, max_bytes, psnr_db)
 
 
 def _settings(**given: object) -> Settings:
