@@ -45,7 +45,7 @@ WEB = {"fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart
 def unit_of(module: str) -> str:
     """The part of the architecture that "service.codec.coder" or "service.colour" belongs to."""
     name = module.split(".")[1]
-    return "cli" if name.startswith("cli") else HELPERS.get(name, name)
+    return "cli" if name.startswith(("cli", "__main__")) else HELPERS.get(name, name)
 
 
 def module_of(path: Path) -> str:

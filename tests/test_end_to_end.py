@@ -1,4 +1,4 @@
-"""From an image file to a stream and back with the real engine: over HTTP and on the command line."""
+"""From an image file to a stream and back, with the real engine, over HTTP and by command."""
 
 from __future__ import annotations
 

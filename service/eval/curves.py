@@ -1,0 +1,226 @@
+"""Rate-distortion curves: averages over pictures, BD-rate, and bytes at equal quality.
+
+Averages are those of the literature: the mean of bits per pixel and the mean of the metric over
+the pictures, setting by setting. BD-rate comes from the `bjontegaard` package (Akima interpolation
+of log rate over quality) and always names its anchor. With a single point there is no BD-rate; then
+the peers' curves, picture by picture, are read at our quality.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, Final
+
+import numpy as np
+
+from service.eval.metrics import ms_ssim_db
+from service.eval.rows import OURS, Row
+
+METRICS: Final = ("psnr_db", "ms_ssim", "ssimulacra2")
+KODAK: Final = frozenset(f"kodim{i:02d}" for i in range(1, 25))
+
+
+@dataclass(frozen=True)
+class Point:
+    """Means over the pictures at one setting; times are medians."""
+
+    setting: str
+    bytes: int
+    bpp: float
+    psnr_db: float | None
+    ms_ssim: float | None
+    ssimulacra2: float | None
+    encode_ms: float | None = None
+    decode_ms: float | None = None
+
+    def value(self, metric: str) -> float | None:
+        """The metric on the scale that is averaged and integrated: MS-SSIM in dB."""
+        found = {"psnr_db": self.psnr_db, "ms_ssim": self.ms_ssim, "ssimulacra2": self.ssimulacra2}
+        return _scaled(metric, found[metric])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A codec's points, smallest files first; `source` is None where measured here."""
+
+    name: str
+    title: str
+    points: tuple[Point, ...]
+    source: str | None = None
+
+    def has(self, metric: str) -> bool:
+        """Whether the metric is known at every point."""
+        return all(p.value(metric) is not None for p in self.points)
+
+
+@dataclass(frozen=True)
+class BdRate:
+    """Mean difference in bytes to an anchor at equal quality, over the qualities both reach.
+
+    Attributes:
+        percent: negative means smaller files than the anchor's.
+        overlap: share of the joint range of quality that both curves cover.
+    """
+
+    codec: str
+    anchor: str
+    percent: float
+    overlap: float
+
+
+@dataclass(frozen=True)
+class AtEqual:
+    """Our bytes against a peer's at our quality, picture by picture.
+
+    Attributes:
+        percent: geometric mean over the pictures of our bytes / the peer's - 1.
+        best, worst: the pictures with the least and the most.
+        compared: pictures where the peer's curve reaches our quality; of all `images`.
+    """
+
+    setting: str
+    peer: str
+    percent: float
+    best: float
+    worst: float
+    compared: int
+    images: int
+
+
+def average(rows: Iterable[Row]) -> tuple[Curve, ...]:
+    """A curve for each codec, in the order in which the codecs first appear."""
+    groups: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        groups[row.codec][row.setting].append(row)
+    curves = []
+    for codec, settings in groups.items():
+        points = sorted((_point(s, r) for s, r in settings.items()), key=lambda p: p.bpp)
+        curves.append(Curve(codec, codec, tuple(points)))
+    return tuple(curves)
+
+
+def published() -> tuple[Curve, ...]:
+    """Curves over Kodak as their authors or later measurements published them."""
+    table = json.loads((Path(__file__).parent / "published.json").read_text())
+    return tuple(_published(name, entry) for name, entry in table.items())
+
+
+def is_kodak(images: Iterable[str]) -> bool:
+    """Whether the pictures are the 24 of Kodak, so that published curves can be compared."""
+    return frozenset(images) == KODAK
+
+
+def bd_rate(anchor: Curve, test: Curve, metric: str) -> BdRate | None:
+    """BD-rate of a curve; None where the curves do not overlap or are single points."""
+    import bjontegaard
+
+    a, t = _rising(anchor, metric), _rising(test, metric)
+    if min(len(a), len(t)) < 2:
+        return None
+    low, high = max(a[0][0], t[0][0]), min(a[-1][0], t[-1][0])
+    if low >= high:
+        return None
+    joint = max(a[-1][0], t[-1][0]) - min(a[0][0], t[0][0])
+    arguments = [[bpp for _, bpp in a], [q for q, _ in a], [bpp for _, bpp in t], [q for q, _ in t]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the overlap is reported instead
+        percent = bjontegaard.bd_rate(*arguments, method="akima", require_matching_points=False)
+    return BdRate(test.name, anchor.name, float(percent), (high - low) / joint)
+
+
+def bpp_at(curve: Curve, metric: str, value: float) -> float | None:
+    """Bits per pixel at which a curve reaches a value (MS-SSIM in dB); None outside its range."""
+    return _rate_at(_rising(curve, metric), value)
+
+
+def at_equal(rows: Sequence[Row], metric: str) -> tuple[AtEqual, ...]:
+    """For each of our settings and each peer: our bytes against theirs at our quality."""
+    ours = [r for r in rows if r.codec == OURS]
+    found = []
+    for setting in dict.fromkeys(r.setting for r in ours):
+        for peer in dict.fromkeys(r.codec for r in rows if r.codec != OURS):
+            chosen = [r for r in ours if r.setting == setting]
+            ratios = [_ratio(r, rows, peer, metric) for r in chosen]
+            found.append(_summed(setting, peer, [r for r in ratios if r is not None], len(ratios)))
+    return tuple(f for f in found if f is not None)
+
+
+def _summed(setting: str, peer: str, ratios: list[float], images: int) -> AtEqual | None:
+    if not ratios:
+        return None
+    mean = math.exp(fmean(math.log(r) for r in ratios))
+    percent, best, worst = (100 * (r - 1) for r in (mean, min(ratios), max(ratios)))
+    return AtEqual(setting, peer, percent, best, worst, len(ratios), images)
+
+
+def _ratio(ours: Row, rows: Sequence[Row], peer: str, metric: str) -> float | None:
+    """Our bytes over the peer's at our quality, for one picture."""
+    value = _scaled(metric, ours.value(metric))
+    theirs = [r for r in rows if r.codec == peer and r.sha256 == ours.sha256]
+    pairs = [(q, r.bytes) for r in theirs if (q := _scaled(metric, r.value(metric))) is not None]
+    at = None if value is None else _rate_at(_envelope(pairs), value)
+    return None if at is None else ours.bytes / at
+
+
+def _rate_at(points: Sequence[tuple[float, float]], value: float) -> float | None:
+    """Rate at a quality: PCHIP of log rate over quality."""
+    from scipy.interpolate import PchipInterpolator
+
+    if len(points) < 2 or not points[0][0] <= value <= points[-1][0]:
+        return None
+    qualities, rates = zip(*points, strict=True)
+    return float(np.exp(PchipInterpolator(qualities, np.log(rates))(value)))
+
+
+def _rising(curve: Curve, metric: str) -> list[tuple[float, float]]:
+    pairs = [(q, p.bpp) for p in curve.points if (q := p.value(metric)) is not None]
+    return _envelope([(q, bpp) for q, bpp in pairs if math.isfinite(q)])
+
+
+def _envelope(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(quality, rate) with both strictly rising: a larger file that is no better is dropped."""
+    kept: list[tuple[float, float]] = []
+    for quality, rate in sorted(pairs, key=lambda p: (p[1], -p[0])):
+        if not kept or (quality > kept[-1][0] and rate > kept[-1][1]):
+            kept.append((quality, rate))
+    return kept
+
+
+def _scaled(metric: str, value: float | None) -> float | None:
+    """A value on the scale that curves are interpolated on: MS-SSIM in dB, others as they are."""
+    if value is None or metric != "ms_ssim":
+        return value
+    return ms_ssim_db(value) if value < 1 else None
+
+
+def _point(setting: str, rows: Sequence[Row]) -> Point:
+    def mean(metric: str) -> float | None:
+        values = [v for r in rows if (v := r.value(metric)) is not None]
+        return fmean(values) if len(values) == len(rows) else None
+
+    return Point(
+        setting,
+        sum(r.bytes for r in rows),
+        fmean(r.bpp for r in rows),
+        mean("psnr_db"),
+        mean("ms_ssim"),
+        mean("ssimulacra2"),
+        median(r.encode_ms for r in rows),
+        median(r.decode_ms for r in rows),
+    )
+
+
+def _published(name: str, entry: Mapping[str, Any]) -> Curve:
+    qualities = entry.get("ms_ssim") or [None] * len(entry["bpp"])
+    points = tuple(
+        Point("", 0, bpp, psnr, ms, None)
+        for bpp, psnr, ms in zip(entry["bpp"], entry["psnr_db"], qualities, strict=True)
+    )
+    return Curve(name, str(entry["title"]), points, str(entry["source"]))

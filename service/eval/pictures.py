@@ -1,0 +1,109 @@
+"""Pictures to measure with: those of a folder, or made from a seed so that everyone has the same.
+
+The generated ones have a spectrum like that of photographs, areas with sharp edges, and grain, and
+cost about as many bits as a photograph. They are for timing; rate and
+quality are measured on real pictures only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from service.errors import BadParameter
+from service.images import read_image
+from service.picture import U8, Picture
+
+SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm"})
+COARSEST: Final = 4
+"""Pixels of the shortest side of the coarsest noise."""
+
+LEVELS: Final = 11.0
+"""Standard deviation of each octave in 8-bit levels, from SMOOTH pixels a sample upwards."""
+
+SMOOTH: Final = 3
+
+SHAPES: Final = 48
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """A picture and the name it has in results."""
+
+    name: str
+    rgb: U8
+
+    @property
+    def picture(self) -> Picture:
+        """Nothing but the pixels: every codec gets the same."""
+        return Picture(self.rgb)
+
+
+def read_folder(folder: Path, max_pixels: int = 10**8) -> tuple[Named, ...]:
+    """The pictures of a folder in order of name, converted to sRGB, transparency left out.
+
+    Raises:
+        BadParameter: no picture there. BadImage: one that cannot be read.
+    """
+    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise BadParameter(f"no picture in {folder}")
+    return tuple(
+        Named(p.stem, read_image(p.read_bytes(), max_pixels=max_pixels, metadata="none").rgb)
+        for p in paths
+    )
+
+
+def generate(width: int, height: int, seed: int = 0) -> Named:
+    """A picture of that size; the same seed gives the same pixels."""
+    random = np.random.default_rng([seed, width, height])
+    luma = _noise(random, width, height, finest=1) + 118.0
+    luma += np.asarray(_shapes(random, width, height))
+    luma += random.standard_normal(luma.shape, np.float32) * 1.0
+    rgb = np.empty((height, width, 3), np.uint8)
+    tint = _noise(random, width, height, finest=3) * 0.6
+    rgb[..., 0] = np.clip(luma + tint, 0, 255)
+    rgb[..., 2] = np.clip(luma - tint, 0, 255)
+    luma += _noise(random, width, height, finest=3) * 0.3
+    rgb[..., 1] = np.clip(luma, 0, 255)
+    return Named(f"generated-{width}x{height}-{seed}", rgb)
+
+
+def _noise(
+    random: np.random.Generator, width: int, height: int, finest: int
+) -> NDArray[np.float32]:
+    """Octaves of equal power down to SMOOTH pixels a sample, of falling power from there on."""
+    octaves = max(int(np.log2(min(width, height) / COARSEST)), finest)
+    plane: NDArray[np.float32] | None = None
+    for octave in range(octaves, -1, -1):
+        size = -(-width >> octave) or 1, -(-height >> octave) or 1
+        if plane is None:
+            plane = np.zeros((size[1], size[0]), np.float32)
+        else:
+            larger = Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC)
+            plane = np.array(larger)
+        if octave >= finest:
+            level = np.float32(LEVELS * min(1.0, 2**octave / SMOOTH))
+            plane += random.standard_normal(plane.shape, np.float32) * level
+    assert plane is not None
+    return plane
+
+
+def _shapes(random: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Ellipses and bars with sharp edges, added to the luma."""
+    image = Image.new("F", (width, height))
+    draw = ImageDraw.Draw(image)
+    for _ in range(SHAPES):
+        x, y = random.uniform(0, width), random.uniform(0, height)
+        w, h = random.uniform(0.01, 0.2, 2) * min(width, height)
+        level = float(random.uniform(-45, 45))
+        if random.random() < 0.5:
+            draw.ellipse((x, y, x + w, y + h), fill=level)
+        else:
+            draw.rectangle((x, y, x + w, y + h / 4), fill=level)
+    return image

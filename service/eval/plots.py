@@ -1,0 +1,121 @@
+"""Rate-distortion figures, one a metric: ours thick, peers with markers, published dashed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from service.errors import MissingExtra
+from service.eval.curves import Curve
+from service.eval.rows import OURS
+
+LABELS: Final = {
+    "psnr_db": "PSNR of 8-bit RGB (dB)",
+    "ms_ssim": "MS-SSIM (dB: -10 log10(1 - MS-SSIM))",
+    "ssimulacra2": "SSIMULACRA 2",
+}
+COLOURS: Final = {
+    "jpeg": "#9467bd",
+    "webp": "#2ca02c",
+    "avif": "#1f77b4",
+    "jxl": "#ff7f0e",
+    OURS: "#d62728",
+}
+MARKERS: Final = ("o", "s", "^", "x")
+"""Of the settings of one family."""
+
+PUBLISHED: Final = (
+    "#000000", "#7f7f7f", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#5f4690", "#2f8f7f",
+)  # fmt: skip
+MARGIN: Final = 1.6
+"""The picture shows our bits per pixel, divided and multiplied by this and at least SPAN."""
+
+SPAN: Final = (0.1, 1.6)
+
+
+def draw(curves: Sequence[Curve], metric: str, title: str, path: Path) -> None:
+    """Write the figure of a metric as PNG.
+
+    Args:
+        curves: measured ones and published ones (those with a `source`).
+        metric: "psnr_db", "ms_ssim" or "ssimulacra2". title: above it. path: the file.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtra("figures need pip install 'rankpress[eval]'") from error
+
+    figure = Figure(figsize=(11.5, 6.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    low, high = _span(curves)
+    inside: list[float] = []
+    for curve, colour, marker in _styled([c for c in curves if c.has(metric)]):
+        bpp = [p.bpp for p in curve.points]
+        values = [p.value(metric) or 0.0 for p in curve.points]
+        inside += [v for b, v in zip(bpp, values, strict=True) if low <= b <= high]
+        ours, measured = curve.name == OURS, curve.source is None
+        axes.plot(
+            bpp,
+            values,
+            "-" if measured else "--",
+            color=colour,
+            linewidth=2.6 if ours else 1.2,
+            marker=marker,
+            markersize=9 if ours else 4.5,
+            zorder=3 if ours else 2 if measured else 1,
+            label=curve.title if measured else f"{curve.title}, published",
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    if inside:
+        room = 0.05 * (max(inside) - min(inside)) + 0.2
+        axes.set_ylim(min(inside) - room, max(inside) + room)
+    _decorate(axes, metric, title, (low, high))
+    figure.savefig(path, dpi=120)
+
+
+def _decorate(axes: object, metric: str, title: str, span: tuple[float, float]) -> None:
+    """Ticks in plain numbers, grid, legend and labels."""
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import NullFormatter
+
+    assert isinstance(axes, Axes)
+    ticks = [t for t in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2, 3) if
+             span[0] <= t <= span[1]]  # fmt: skip
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(visible=True, which="major", alpha=0.3)
+    axes.set_xlabel("bits per pixel, whole files (log scale)")
+    axes.set_ylabel(LABELS[metric])
+    axes.set_title(title)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+
+def _span(curves: Sequence[Curve]) -> tuple[float, float]:
+    """Bits per pixel to show: around ours."""
+    ours = [p.bpp for c in curves if c.name == OURS for p in c.points]
+    return (
+        min([SPAN[0], *(b / MARGIN for b in ours)]),
+        max([SPAN[1], *(b * MARGIN for b in ours)]),
+    )
+
+
+def _styled(curves: Sequence[Curve]) -> list[tuple[Curve, str, str | None]]:
+    """Colour and marker: a colour for each family that was measured, no markers on others."""
+    seen: dict[str, int] = {}
+    styled: list[tuple[Curve, str, str | None]] = []
+    for curve in curves:
+        family = curve.name.split("-")[0] if curve.source is None else "published"
+        number = seen[family] = seen.get(family, -1) + 1
+        if curve.source is None:
+            colour = COLOURS.get(family, "#17becf")
+            styled.append((curve, colour, MARKERS[number % len(MARKERS)]))
+        else:
+            styled.append((curve, PUBLISHED[number % len(PUBLISHED)], None))
+    return styled

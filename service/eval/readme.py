@@ -1,0 +1,87 @@
+"""`python -m service.eval.readme` writes the README's tables anew from the committed results.
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
+
+    rates     model_store/light/manifest.json, written by `rankpress train`
+    kodak     service/eval/results/kodak.json, written by `rankpress eval … --record`
+    latency   service/eval/results/bench.json, written by `rankpress bench … --record`
+    stages    the same file
+    memory    the same file
+    service   the same file, when `--service` was given
+
+A table whose file or part is missing says so. `--check` writes nothing and exits with 1 when the
+README does not agree with the results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from service.errors import BadParameter
+from service.eval.report import bench_tables, eval_table, rates_table
+
+RESULTS: Final = Path(__file__).parent / "results"
+README: Final = Path(__file__).parents[2] / "README.md"
+MANIFEST: Final = Path(__file__).parents[2] / "model_store" / "light" / "manifest.json"
+NAMES: Final = ("rates", "kodak", "latency", "stages", "memory", "service")
+NOT_MEASURED: Final = "_Not measured yet._"
+MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def tables(results: Path = RESULTS) -> dict[str, str]:
+    """Every table by name, from the JSON files in a folder."""
+    found = dict.fromkeys(NAMES, NOT_MEASURED)
+    manifest = _read(MANIFEST)
+    if manifest is not None:
+        found["rates"] = rates_table(manifest)
+    kodak, bench = _read(results / "kodak.json"), _read(results / "bench.json")
+    if kodak is not None:
+        found["kodak"] = eval_table(kodak)
+    if bench is not None:
+        found.update(bench_tables(bench))
+    return found
+
+
+def filled(text: str, contents: Mapping[str, str]) -> str:
+    """A README with each marked place replaced by the table of its name.
+
+    Raises:
+        BadParameter: a marker with a name that there is no table for, or one that never ends.
+    """
+    begun, whole = text.count("<!-- table:"), len(MARKED.findall(text))
+    if begun != whole:
+        raise BadParameter(f"{begun} tables begin in the README, {whole} are well marked")
+
+    def replaced(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in contents:
+            raise BadParameter(f"no table {name!r}; there are {', '.join(contents)}")
+        return f"{match[1]}\n{contents[name]}\n\n{match[3]}"
+
+    return MARKED.sub(replaced, text)
+
+
+def main(arguments: list[str]) -> int:
+    """Fill the README, or with --check say whether it agrees; returns the exit code."""
+    text = README.read_text()
+    wanted = filled(text, tables())
+    if text == wanted:
+        return 0
+    if "--check" in arguments:
+        sys.stderr.write("README.md does not agree with the results: run it without --check\n")
+        return 1
+    README.write_text(wanted)
+    return 0
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,239 @@
+"""Rate and quality of the codec and its peers over a folder of pictures, from whole files.
+
+Every picture goes through every codec at every setting; what is measured is the file's length and
+the pixels that come back out of it, never an estimate. Our encoder runs without its own check here,
+since the stream is decoded anyway: times are pixels to bytes and bytes to pixels for everyone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any, Final
+
+from service.engine.types import Codec
+from service.errors import BadParameter
+from service.eval import curves, metrics
+from service.eval.machine import Machine
+from service.eval.peers import Peer, decompress, library_versions
+from service.eval.pictures import Named
+from service.eval.rows import OURS, Row
+from service.picture import U8
+
+SCHEMA: Final = 1
+DEFAULT_ANCHORS: Final = ("avif-s6-444", "avif-s6-420", "webp-m6", "jpeg-420")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        rates: of our ladder. peers: with all their qualities.
+        perceptual: also SSIMULACRA 2, about a second for each file.
+    """
+
+    rates: tuple[float, ...]
+    peers: tuple[Peer, ...]
+    perceptual: bool = False
+
+    @property
+    def files(self) -> int:
+        """Files for each picture."""
+        return len(self.rates) + sum(len(p.qualities) for p in self.peers)
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Read "4", "1-8" or "2,4,6.5".
+
+    Raises:
+        BadParameter: neither numbers nor a range of whole numbers.
+    """
+    try:
+        if "-" in text:
+            first, last = (int(part) for part in text.split("-"))
+            rates = tuple(float(r) for r in range(first, last + 1))
+        else:
+            rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        rates = ()
+    if not rates:
+        raise BadParameter(f"rates are {text!r}, expected 4, or 1-8, or 2,4,6.5")
+    return rates
+
+
+def evaluate(
+    pictures: Sequence[Named],
+    codec: Codec,
+    plan: Plan,
+    known: Sequence[Row],
+    done: Callable[[Row], None],
+) -> tuple[Row, ...]:
+    """Measure every picture with every codec at every setting.
+
+    Args:
+        pictures: to compress. codec: ours. plan: the settings.
+        known: rows of earlier runs; those of the same pixels, peer and setting are taken over.
+        done: called with each row as it is finished.
+
+    Raises:
+        RateUnavailable: the store does not hold one of the rates; nothing was measured.
+    """
+    for rate in plan.rates:
+        codec.compress(pictures[0].picture, rate)  # also warms up
+    taken = {row.key: row for row in known if row.codec != OURS}
+    rows = []
+    for named in pictures:
+        for codec_name, setting, compress, expand in _codecs(codec, plan, named):
+            row = taken.get((_digest(named.rgb), codec_name, setting))
+            if row is None or (plan.perceptual and row.ssimulacra2 is None):
+                row = _measure(named, codec_name, setting, compress, expand, plan.perceptual)
+            rows.append(row)
+            done(row)
+    return tuple(rows)
+
+
+def summarise(
+    rows: Sequence[Row], codec: Codec, machine: Machine, anchor: str | None
+) -> dict[str, Any]:
+    """All results as one JSON object.
+
+    Args:
+        rows: of one evaluation. codec: for the model's name and hash. machine: that it ran on.
+        anchor: of BD-rate: a codec that was measured, or a published curve over Kodak.
+
+    Raises:
+        BadParameter: there is no curve of the anchor's name.
+    """
+    images = tuple(dict.fromkeys(r.image for r in rows))
+    measured = curves.average(rows)
+    references = curves.published() if curves.is_kodak(images) else ()
+    base = _anchor(measured, references, anchor)
+    model = codec.models()[0]
+    return {
+        "what": "eval",
+        "schema": SCHEMA,
+        "images": len(images),
+        "kodak": curves.is_kodak(images),
+        "model": {"name": model.name, "sha256": model.sha256, "parameters": model.parameters},
+        "machine": asdict(machine),
+        "libraries": library_versions(),
+        "curves": [_curve(c) for c in measured],
+        "at_equal": {m: [asdict(e) for e in curves.at_equal(rows, m)] for m in curves.METRICS},
+        "published_at_our_psnr": _published(measured, references),
+        "bd_rate": _bd_rates(measured, references, base) if base else None,
+    }
+
+
+def to_json(summary: Mapping[str, Any]) -> str:
+    """The summary as it is committed: indented, six digits, ends in a newline."""
+    return json.dumps(_rounded(summary), indent=1, allow_nan=False) + "\n"
+
+
+def _codecs(
+    codec: Codec, plan: Plan, named: Named
+) -> Iterator[tuple[str, str, Callable[[], bytes], Callable[[bytes], U8]]]:
+    """(codec, setting, compress, decompress) of every file to make of a picture."""
+    for rate in plan.rates:
+
+        def ours(rate: float = rate) -> bytes:
+            return codec.compress(named.picture, rate).data
+
+        yield OURS, f"rate {rate:g}", ours, lambda data: codec.decompress(data).picture.rgb
+    for peer in plan.peers:
+        for quality in peer.qualities:
+
+            def theirs(peer: Peer = peer, quality: int = quality) -> bytes:
+                return peer.compress(named.rgb, quality)
+
+            yield peer.name, f"q{quality}", theirs, decompress
+
+
+def _measure(
+    named: Named,
+    codec: str,
+    setting: str,
+    compress: Callable[[], bytes],
+    expand: Callable[[bytes], U8],
+    perceptual: bool,
+) -> Row:
+    start = perf_counter()
+    data = compress()
+    encoded = perf_counter()
+    rgb = expand(data)
+    decoded = perf_counter()
+    height, width, _ = named.rgb.shape
+    return Row(
+        image=named.name,
+        sha256=_digest(named.rgb),
+        width=width,
+        height=height,
+        codec=codec,
+        setting=setting,
+        bytes=len(data),
+        bpp=8 * len(data) / (width * height),
+        psnr_db=metrics.psnr_db(named.rgb, rgb),
+        ms_ssim=metrics.ms_ssim(named.rgb, rgb),
+        ssimulacra2=metrics.ssimulacra2(named.rgb, rgb) if perceptual else None,
+        encode_ms=1000 * (encoded - start),
+        decode_ms=1000 * (decoded - encoded),
+    )
+
+
+def _digest(rgb: U8) -> str:
+    return hashlib.sha256(rgb.tobytes() + repr(rgb.shape).encode()).hexdigest()[:16]
+
+
+def _anchor(
+    measured: Sequence[curves.Curve], references: Sequence[curves.Curve], wanted: str | None
+) -> curves.Curve | None:
+    """The curve that is wanted; else VTM over Kodak, else the peer that does best as a rule."""
+    by_name = {c.name: c for c in (*references, *measured)}
+    if wanted is not None and wanted not in by_name:
+        raise BadParameter(f"no curve {wanted!r} to compare with; there are {', '.join(by_name)}")
+    peers = [c.name for c in measured if c.name != OURS]
+    names = (wanted,) if wanted else ("vtm", *DEFAULT_ANCHORS, *peers)
+    return next((by_name[n] for n in names if n in by_name), None)
+
+
+def _bd_rates(
+    measured: Sequence[curves.Curve], references: Sequence[curves.Curve], anchor: curves.Curve
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"anchor": anchor.name, "anchor_source": anchor.source}
+    for metric in curves.METRICS:
+        rates = [curves.bd_rate(anchor, c, metric) for c in (*measured, *references)]
+        found[metric] = [asdict(r) for r in rates if r is not None]
+    return found
+
+
+def _published(
+    measured: Sequence[curves.Curve], references: Sequence[curves.Curve]
+) -> list[dict[str, Any]]:
+    """Bits per pixel of published mean curves at the mean PSNR of each of our settings."""
+    ours = [p for c in measured if c.name == OURS for p in c.points if p.psnr_db is not None]
+    return [
+        {"setting": p.setting, "codec": c.name, "title": c.title, "bpp": bpp,
+         "percent": 100 * (p.bpp / bpp - 1), "source": c.source}
+        for p in ours
+        for c in references
+        if (bpp := curves.bpp_at(c, "psnr_db", p.psnr_db or 0.0)) is not None
+    ]  # fmt: skip
+
+
+def _curve(curve: curves.Curve) -> dict[str, Any]:
+    return {"name": curve.name, "points": [asdict(p) for p in curve.points]}
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits, and null for what JSON cannot say."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(v) for v in value]
+    return value

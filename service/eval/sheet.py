@@ -1,0 +1,104 @@
+"""A contact sheet: the same crop of a picture by each codec at equal bytes, to be judged by eye.
+
+Peers get at least as many bytes as we do (`peers.fit_bytes`). Crops are shown at twice their size
+without smoothing, beside the original, with bytes and PSNR of the whole picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from service.engine.types import Codec
+from service.eval.metrics import psnr_db
+from service.eval.peers import decompress, fit_bytes, named
+from service.eval.pictures import Named
+from service.picture import U8
+
+CROP: Final = (208, 160)
+"""Width and height in pixels of the picture."""
+
+SCALE: Final = 2
+GAP: Final = 8
+LABEL: Final = 22
+PEERS: Final = ("avif-s6-420", "webp-m6", "jpeg-420")
+TITLES: Final = {"avif-s6-420": "AVIF speed 6", "webp-m6": "WebP method 6", "jpeg-420": "JPEG"}
+
+CHOSEN: Final[Mapping[str, tuple[int, int]]] = {
+    "kodim04": (200, 290),
+    "kodim05": (270, 170),
+    "kodim08": (540, 230),
+    "kodim19": (30, 480),
+    "kodim21": (270, 60),
+    "kodim23": (100, 170),
+}
+"""Kodak pictures on the sheet and the left and top of their crops: a face, print, a
+facade, a fence, a lighthouse, feathers."""
+
+
+def choose(pictures: Sequence[Named], most: int = 6) -> tuple[Named, ...]:
+    """The pictures for the sheet: those named in CHOSEN, else an even pick."""
+    chosen = tuple(p for p in pictures if p.name in CHOSEN)
+    if chosen:
+        return chosen[:most]
+    step = max(1, len(pictures) // most)
+    return tuple(pictures[::step])[:most]
+
+
+def make(pictures: Sequence[Named], codec: Codec, rate: float) -> Image.Image:
+    """The sheet: a row for each picture; ours, the peers, and the original."""
+    rows = [_row(p, codec, rate) for p in pictures]
+    sheet = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def busiest(rgb: U8) -> tuple[int, int]:
+    """Left and top of the crop with the most local contrast, on a grid of half crops."""
+    luma = rgb.mean(axis=2)
+    width, height = _crop_size(rgb)
+    detail = np.abs(np.diff(luma, axis=0))[:, :-1] + np.abs(np.diff(luma, axis=1))[:-1]
+    best, found = -1.0, (0, 0)
+    for top in range(0, rgb.shape[0] - height + 1, max(1, height // 2)):
+        for left in range(0, rgb.shape[1] - width + 1, max(1, width // 2)):
+            busy = float(detail[top : top + height, left : left + width].mean())
+            if busy > best:
+                best, found = busy, (left, top)
+    return found
+
+
+def _row(picture: Named, codec: Codec, rate: float) -> Image.Image:
+    """A picture's crops side by side."""
+    data = codec.compress(picture.picture, rate).data
+    cells = [(f"Rankpress rate {rate:g}", data, codec.decompress(data).picture.rgb)]
+    for name in PEERS:
+        _, file = fit_bytes(named(name), picture.rgb, len(data))
+        cells.append((TITLES[name], file, decompress(file)))
+    width, height = _crop_size(picture.rgb)
+    left, top = CHOSEN.get(picture.name) or busiest(picture.rgb)
+    cell = (width * SCALE + GAP, height * SCALE + LABEL + GAP)
+    row = Image.new("RGB", (cell[0] * (len(cells) + 1) + GAP, cell[1]), "white")
+    for i, (title, file, rgb) in enumerate(cells):
+        text = f"{title}: {len(file):,} bytes, {psnr_db(picture.rgb, rgb):.2f} dB"
+        _paste(row, GAP + i * cell[0], rgb[top : top + height, left : left + width], text)
+    original = picture.rgb[top : top + height, left : left + width]
+    _paste(row, GAP + len(cells) * cell[0], original, f"original {picture.name}")
+    return row
+
+
+def _paste(row: Image.Image, x: int, crop: U8, text: str) -> None:
+    image = Image.fromarray(np.ascontiguousarray(crop))
+    large = image.resize((image.width * SCALE, image.height * SCALE), Image.Resampling.NEAREST)
+    row.paste(large, (x, LABEL))
+    font = ImageFont.load_default(15)
+    ImageDraw.Draw(row).text((x, 2), text, fill="black", font=font)
+
+
+def _crop_size(rgb: U8) -> tuple[int, int]:
+    return min(CROP[0], rgb.shape[1]), min(CROP[1], rgb.shape[0])

@@ -1,0 +1,62 @@
+"""Peers: every setting makes a file of its format that others read, and grows with quality."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.errors import BadParameter
+from service.eval.metrics import psnr_db
+from service.eval.peers import PEERS, Peer, choose, decompress, fit_bytes, named
+from service.eval.pictures import generate
+
+PICTURE = generate(48, 40).rgb
+IDS = [p.name for p in PEERS]
+
+choose(["jxl"])  # registers the plugin
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=IDS)
+def test_every_setting_makes_a_file_of_its_format_with_the_same_pixels_inside(peer: Peer) -> None:
+    data = peer.compress(PICTURE, 90)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == peer.format
+        assert np.array_equal(np.array(image.convert("RGB")), decompress(data))
+    assert psnr_db(PICTURE, decompress(data)) > 28
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=IDS)
+def test_qualities_rise_and_so_do_bytes_and_psnr(peer: Peer) -> None:
+    assert list(peer.qualities) == sorted(peer.qualities)
+    first, last = (peer.compress(PICTURE, q) for q in (peer.qualities[0], peer.qualities[-1]))
+    assert len(first) < len(last)
+    assert psnr_db(PICTURE, decompress(first)) < psnr_db(PICTURE, decompress(last))
+
+
+def test_444_keeps_the_colours_that_420_halves() -> None:
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 255
+    for family in ("jpeg-{}", "avif-s6-{}"):
+        half, full = (decompress(named(family.format(s)).compress(stripes, 95)) for s in (420, 444))
+        assert psnr_db(stripes, full) > psnr_db(stripes, half) + 5
+
+
+def test_fitting_gives_the_lowest_quality_with_enough_bytes() -> None:
+    peer = named("webp-m4")
+    sizes = {q: len(peer.compress(PICTURE, q)) for q in range(1, 101)}
+    wanted = (sizes[40] + sizes[60]) // 2
+    quality, data = fit_bytes(peer, PICTURE, wanted)
+    assert len(data) == sizes[quality] >= wanted
+    assert sizes[quality - 1] < wanted
+    assert fit_bytes(peer, PICTURE, 10**9)[0] == 100
+
+
+def test_families_and_names_choose_and_others_are_refused_by_name() -> None:
+    assert {p.name for p in choose(["webp", "avif-s6-444"])} == {
+        "webp-m4", "webp-m6", "avif-s6-444",
+    }  # fmt: skip
+    with pytest.raises(BadParameter, match="'mp3'"):
+        choose(["webp", "mp3"])

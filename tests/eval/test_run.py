@@ -1,0 +1,147 @@
+"""The evaluation: real bytes, real pixels, one point or many, and what it may take over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from service.cli import app
+from service.errors import BadParameter, RateUnavailable
+from service.eval import metrics, report, run, sheet
+from service.eval.machine import Machine
+from service.eval.peers import choose, decompress, named
+from service.eval.pictures import Named, generate, read_folder
+from service.eval.rows import OURS, Row
+
+from .fake_codec import CutBits
+
+MACHINE = Machine("a cpu", 2, "cpu", 0.0)
+PICTURES = (generate(64, 48), generate(50, 70))
+PLAN = run.Plan((4.0, 6.0), choose(["webp-m4"]))
+
+
+def ignore(_: Row) -> None:
+    return
+
+
+def test_rows_are_the_lengths_and_distances_of_real_files() -> None:
+    rows = run.evaluate(PICTURES, CutBits(), PLAN, (), ignore)
+    assert len(rows) == len(PICTURES) * PLAN.files
+    peer = next(r for r in rows if r.codec == "webp-m4")
+    data = named("webp-m4").compress(PICTURES[0].rgb, int(peer.setting[1:]))
+    assert peer.bytes == len(data)
+    assert peer.bpp == 8 * len(data) / (64 * 48)
+    assert peer.psnr_db == metrics.psnr_db(PICTURES[0].rgb, decompress(data))
+    ours = [r for r in rows if r.codec == OURS and r.image == PICTURES[1].name]
+    assert [r.setting for r in ours] == ["rate 4", "rate 6"]
+    assert [r.psnr_db for r in ours] == pytest.approx([34.7, 46.4], abs=0.4)
+
+
+def test_known_rows_of_peers_are_taken_over_and_ours_never() -> None:
+    first = run.evaluate(PICTURES, CutBits(), PLAN, (), ignore)
+    codec = CutBits()
+    second = run.evaluate(PICTURES, codec, PLAN, first, ignore)
+    assert len(codec.calls) == len(PLAN.rates) * (len(PICTURES) + 1)
+    for before, after in zip(first, second, strict=True):
+        assert (after is before) == (after.codec != OURS)
+    changed = Named(PICTURES[0].name, 255 - PICTURES[0].rgb)
+    third = run.evaluate([changed], CutBits(), PLAN, first, ignore)
+    assert not {id(r) for r in third} & {id(r) for r in first}
+
+
+def test_a_rate_that_is_not_there_is_refused_before_any_work() -> None:
+    with pytest.raises(RateUnavailable):
+        run.evaluate(PICTURES, CutBits(), run.Plan((4.0, 5.0), PLAN.peers), (), pytest.fail)
+
+
+def test_a_single_rate_still_gives_bytes_at_equal_psnr_and_no_bd_rate() -> None:
+    plan = run.Plan((4.0,), PLAN.peers)
+    rows = run.evaluate(PICTURES, CutBits(), plan, (), ignore)
+    summary = run.summarise(rows, CutBits(), MACHINE, None)
+    (equal,) = summary["at_equal"]["psnr_db"]
+    assert (equal["peer"], equal["setting"], equal["compared"]) == ("webp-m4", "rate 4", 2)
+    assert OURS not in {e["codec"] for e in summary["bd_rate"]["psnr_db"]}
+    assert json.loads(run.to_json(summary))["images"] == 2
+
+
+def test_results_have_a_column_for_each_rate_and_a_row_for_each_peer() -> None:
+    rows = run.evaluate(PICTURES, CutBits(), PLAN, (), ignore)
+    summary = run.summarise(rows, CutBits(), MACHINE, None)
+    text = report.eval_table(json.loads(run.to_json(summary)))
+    head = next(line for line in text.splitlines() if "our bytes at equal PSNR" in line)
+    assert [c.strip() for c in head.split("|")[2:4]] == ["rate 4", "rate 6"]
+    percent = summary["at_equal"]["psnr_db"][0]["percent"]
+    assert f"{percent:+.1f} %" in next(x for x in text.splitlines() if x.startswith("| webp-m4"))
+
+
+def test_a_ladder_gives_bd_rates_against_the_anchor_that_was_named() -> None:
+    rows = run.evaluate(PICTURES, CutBits(), PLAN, (), ignore)
+    summary = run.summarise(rows, CutBits(), MACHINE, "webp-m4")
+    assert summary["bd_rate"]["anchor"] == "webp-m4"
+    assert {e["codec"] for e in summary["bd_rate"]["psnr_db"]} == {OURS, "webp-m4"}
+    with pytest.raises(BadParameter, match="'hevc'"):
+        run.summarise(rows, CutBits(), MACHINE, "hevc")
+
+
+@pytest.mark.parametrize(
+    ("text", "rates"), [("4", (4.0,)), ("1-3", (1.0, 2.0, 3.0)), ("2,4.5", (2.0, 4.5))]
+)
+def test_rates_are_numbers_or_a_range(text: str, rates: tuple[float, ...]) -> None:
+    assert run.parse_rates(text) == rates
+
+
+@pytest.mark.parametrize("text", ["", "4-2", "a", "1-b", "1-2-3"])
+def test_other_rates_are_refused(text: str) -> None:
+    with pytest.raises(BadParameter, match="rates are"):
+        run.parse_rates(text)
+
+
+def test_the_sheet_has_a_row_of_five_crops_for_each_picture() -> None:
+    image = sheet.make(PICTURES[:1], CutBits(), 4.0)
+    cell = 64 * sheet.SCALE + sheet.GAP
+    assert image.size == (5 * cell + sheet.GAP, 48 * sheet.SCALE + sheet.LABEL + sheet.GAP)
+    left, top = sheet.GAP + 4 * cell, sheet.LABEL
+    original = np.array(image)[top : top + 96 : 2, left : left + 128 : 2]
+    assert np.array_equal(original, PICTURES[0].rgb)
+
+
+def test_the_busiest_crop_is_where_the_detail_is() -> None:
+    rgb = np.zeros((500, 600, 3), np.uint8)
+    rgb[250:330, 330:420] = generate(90, 80).rgb
+    left, top = sheet.busiest(rgb)
+    assert left < 420 and left + sheet.CROP[0] > 330
+    assert top < 330 and top + sheet.CROP[1] > 250
+
+
+def test_a_folder_is_read_as_plain_srgb_in_order_of_name(tmp_path: Path) -> None:
+    Image.fromarray(PICTURES[0].rgb).save(tmp_path / "b.png")
+    Image.fromarray(PICTURES[1].rgb).convert("L").save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    first, second = read_folder(tmp_path)
+    assert (first.name, second.name) == ("a", "b")
+    assert first.rgb.shape == PICTURES[1].rgb.shape
+    assert np.array_equal(second.rgb, PICTURES[0].rgb)
+    with pytest.raises(BadParameter, match="no picture"):
+        read_folder(tmp_path / "none")
+
+
+def test_the_command_writes_csv_json_figures_and_sheet(tmp_path: Path, store: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(generate(184, 176).rgb).save(folder / "a.png")
+    record = tmp_path / "new" / "record.json"
+    arguments = ["eval", str(folder), "--against", "jpeg-420", "--store", str(store)]
+    result = CliRunner().invoke(
+        app, [*arguments, "--out", str(tmp_path / "out"), "--record", str(record)]
+    )
+    assert result.exit_code == 0, result.output
+    assert "| rate 4 " in result.output
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    assert written == {"images.csv", "summary.json", "rd-psnr-db.png", "rd-ms-ssim.png",
+                       "crops.png"}  # fmt: skip
+    assert json.loads(record.read_text())["what"] == "eval"
