@@ -104,7 +104,8 @@ class Problem(_Document):
     """Names this request; it ends in the X-Request-Id that the log line carries."""
 
     available: tuple[float, ...] | None = None
-    """With `rate-unavailable`: the rates that can be asked for."""
+    """With `rate-unavailable`: the whole rates that can be asked for; where two of them are
+    neighbours, so can those between."""
 
     found: float | None = None
     """With `target-unreachable`: the nearest there is, in the unit of the target."""

@@ -313,7 +313,8 @@ def _rate16(rate: float, model: StoredModel) -> int:
     rounded = round(rate * container.RATE_UNIT)
     if not model.offers(rounded):
         listed = ", ".join(f"{r:g}" for r in available)
-        raise RateUnavailable(f"rate {rate:g} is not in the store; it holds {listed}", available)
+        held = f"{listed} and what lies between neighbours"
+        raise RateUnavailable(f"rate {rate:g} is not in the store; it holds {held}", available)
     return rounded
 
 
