@@ -34,16 +34,13 @@ def test_pictures_are_cut_to_whole_cells_and_small_ones_left_out(pictures: Path)
     assert found == [("0.png", 192, 256), ("1.png", 192, 256)]
 
 
-def test_the_exported_model_agrees_with_the_float_model(
-    small: Small, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_exported_model_agrees_with_the_float_model(small: Small, pictures: Path) -> None:
     engine = Engine(load_models((small.stored,), "cpu", torch.float32))
     agreement = measure(engine, small.backbone, pictures)
     assert agreement.pictures == 2
     flush_bpp = 400 / (192 * 256)  # of these few thousand bits, header and last words are many
     assert agreement.real_bpp == pytest.approx(agreement.estimated_bpp, rel=0.01, abs=flush_bpp)
     assert agreement.real_psnr_db == pytest.approx(agreement.float_psnr_db, abs=0.02)
-    assert "0.png" in capsys.readouterr().out
 
 
 def test_another_model_than_was_exported_is_noticed(small: Small, pictures: Path) -> None:
