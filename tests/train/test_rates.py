@@ -148,6 +148,25 @@ def test_a_finished_checkpoint_is_taken_as_it_is(
     assert same(done, again) and reports == []
 
 
+def test_a_checkpoint_of_another_base_rate_or_recipe_is_refused(
+    small_model: StoredModel, crops: Crops, tmp_path: Path
+) -> None:
+    """It would be published as an adapter of a base that it was not trained on."""
+    path = tmp_path / "c.safetensors"
+    train(small_model, crops, path)
+    before = path.read_bytes()
+    other_base = replace(small_model, sha256="00" * 32)
+    for model, recipe, rate in (
+        (other_base, RECIPE, 5),
+        (small_model, replace(RECIPE, lr=2e-3), 5),
+        (small_model, RECIPE, 6),
+    ):
+        with pytest.raises(BadParameter, match="is the checkpoint of"):
+            train(model, crops, path, recipe, rate)
+    train(small_model, crops, path, replace(RECIPE, checkpoint_s=9.0))
+    assert path.read_bytes() == before
+
+
 def test_the_base_is_frozen_and_the_adapter_starts_as_it(small_model: StoredModel) -> None:
     base = float_twin(small_model)
     adapter = RateAdapter(base, domains(small_model, RANKS), 0)
