@@ -132,7 +132,18 @@ def _common(
 def compress(
     sources: SourcesArgument,
     out: OutArgument,
-    rate: Annotated[float, typer.Option(min=1, max=8, help="1 smallest, 8 best.")] = 4.0,
+    rate: Annotated[
+        float | None, typer.Option(min=1, max=8, help="1 smallest, 8 best; 4 if nothing is given.")
+    ] = None,
+    target_bpp: Annotated[
+        float | None, typer.Option(help="At most so many bits per pixel, in place of a rate.")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="At most so many bytes a stream, in place of a rate.")
+    ] = None,
+    target_psnr: Annotated[
+        float | None, typer.Option(help="At least so many dB, in place of a rate.")
+    ] = None,
     metadata: Annotated[
         Literal["none", "icc", "all"],
         typer.Option(help="Keep the colour profile, that and Exif, or nothing."),
@@ -144,10 +155,11 @@ def compress(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Compress pictures, and all pictures in folders, to .rkp streams."""
-    from service.cli_batch import Made, check_output, plan
+    from service.cli_batch import Made, check_output, plan, rate_or_target
     from service.images import read_image
 
     check_output(out, json)
+    wanted = rate_or_target(rate, target_bpp, max_bytes, target_psnr)
     tasks = plan(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
     settings = _settings(store=store, device=device, check=check)
     codec = _open(settings)
@@ -156,7 +168,10 @@ def compress(
         return read_image(data, max_pixels=settings.max_pixels, metadata=metadata)
 
     def make(picture: Picture) -> Made:
-        c = codec.compress(picture, rate)
+        if isinstance(wanted, float):
+            c = codec.compress(picture, wanted)
+        else:
+            c = codec.compress_to(picture, wanted)
         return Made(c.data, c.width, c.height, c.rate, c.bpp, c.psnr_db, picture.notes)
 
     _work(tasks, load, make, json=json, overwrite=overwrite)

@@ -177,12 +177,13 @@ def model_json(model: ModelInfo) -> str:
 def print_model(model: ModelInfo) -> None:
     """Print a model of the store and what each rate measured when it was published."""
     table = Table(box=None, pad_edge=False)
-    for name in ("rate", "lmbda", "Kodak bpp", "Kodak dB"):
+    for name in ("rate", "lmbda", "Kodak bpp", "Kodak dB", "bytes"):
         table.add_column(name, justify="right")
     for rate in model.rates:
         bpp = "" if rate.kodak_bpp is None else f"{rate.kodak_bpp:.3f}"
         psnr = "" if rate.kodak_psnr_db is None else f"{rate.kodak_psnr_db:.2f}"
-        table.add_row(f"{rate.rate:g}", f"{rate.lmbda:g}", bpp, psnr)
+        size = f"{rate.file_bytes:,}" if rate.sha256 else "base"
+        table.add_row(f"{rate.rate:g}", f"{rate.lmbda:g}", bpp, psnr, size)
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text(model.name, "bold"))
     console.print(f"{model.parameters:,} weights in {model.file_bytes:,} bytes")

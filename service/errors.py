@@ -67,7 +67,15 @@ class RateUnavailable(BadParameter):
 
 
 class TargetUnreachable(BadParameter):
-    """No rate in the store meets the size or quality that was asked for."""
+    """No rate in the store meets the size or quality that was asked for.
+
+    Attributes:
+        found: the nearest there is, in the unit of the target. asked: the target.
+    """
+
+    def __init__(self, message: str, found: float, asked: float) -> None:
+        super().__init__(message)
+        self.found, self.asked = found, asked
 
 
 class NotAcceptable(RankpressError):

@@ -22,6 +22,7 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 
+from service.codec.entropy_model import EntropyModel
 from service.codec.lowrank import (
     PARTS,
     Share,
@@ -162,6 +163,14 @@ def load_store(path: Path | None = None) -> tuple[StoredModel, ...]:
     return tuple(load_model(m.parent) for m in manifests)
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """What an adapter must fit: weight shapes of the base's layers, and its sizes."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    sizes: Sizes
+
+
 def load_model(folder: Path) -> StoredModel:
     """Read and verify one model. Raises StoreError."""
     manifest = _read_manifest(folder / "manifest.json")
@@ -174,14 +183,16 @@ def load_model(folder: Path) -> StoredModel:
     digest = hashlib.sha256(files["base.safetensors"])
     transforms = {n: t for n, t in base.items() if n.startswith(TRANSFORMS)}
     entropy = {n.removeprefix(ENTROPY): t for n, t in base.items() if n.startswith(ENTROPY)}
+    sizes = Sizes.from_dict(manifest["sizes"])
+    fit = _Fit(layer_shapes(transforms, entropy), sizes)
     return StoredModel(
         folder.name,
-        Sizes.from_dict(manifest["sizes"]),
+        sizes,
         digest.hexdigest(),
         identity([digest.digest()]),
         transforms,
         entropy,
-        _rates(manifest["rates"], files, layer_shapes(transforms, entropy), folder),
+        _rates(manifest["rates"], files, fit, folder),
         manifest["training"],
         _golden(golden, folder),
         sum(len(data) for data in files.values()),
@@ -196,6 +207,21 @@ def layer_shapes(*tensors: Tensors) -> dict[str, tuple[int, ...]]:
         for name, tensor in group.items()
         if name.endswith(".weight")
     }
+
+
+def check_adapter(model: StoredModel, tensors: Tensors) -> Update:
+    """An adapter's tensors as the update that they are, proven to fit a base at its whole rate.
+
+    Raises:
+        StoreError: they do not fit, or the merged networks could leave their exact range.
+    """
+    update = unpack(tensors, layer_shapes(model.transforms, model.entropy), model.sizes)
+    mix = [Share(update, PARTS)]
+    EntropyModel(model.sizes, merge_entropy(model.entropy, mix))
+    for name, tensor in merge_transforms(model.transforms, mix).items():
+        if not np.isfinite(tensor).all():
+            raise StoreError(f"with the adapter, {name} is not finite")
+    return update
 
 
 def identity(digests: list[bytes]) -> bytes:
@@ -248,10 +274,10 @@ def _tensors(data: bytes, path: Path) -> Tensors:
 def _rates(
     entries: list[object],
     files: Mapping[str, bytes],
-    shapes: Mapping[str, tuple[int, ...]],
+    fit: _Fit,
     folder: Path,
 ) -> tuple[StoredRate, ...]:
-    rates = tuple(_rate(entry, files, shapes, folder) for entry in entries)
+    rates = tuple(_rate(entry, files, fit, folder) for entry in entries)
     if len({r.rate for r in rates}) < len(rates):
         raise StoreError(f"{folder}: the manifest lists a rate twice")
     if sum(r.update is None for r in rates) != 1:
@@ -262,7 +288,7 @@ def _rates(
 def _rate(
     entry: object,
     files: Mapping[str, bytes],
-    shapes: Mapping[str, tuple[int, ...]],
+    fit: _Fit,
     folder: Path,
 ) -> StoredRate:
     keys = {"rate", "lmbda", "kodak_bpp", "kodak_psnr_db", "file", "training"}
@@ -281,7 +307,7 @@ def _rate(
     if file is None:
         return StoredRate(**numbers, training=training)
     data = files[file]
-    update = unpack(_tensors(data, folder / file), shapes)
+    update = unpack(_tensors(data, folder / file), fit.shapes, fit.sizes)
     digest = hashlib.sha256(data).digest()
     return StoredRate(
         **numbers, update=update, digest=digest, file_bytes=len(data), training=training

@@ -105,6 +105,34 @@ def test_pipes_carry_data_and_nothing_else(codec: OpenedCodec) -> None:
     assert np.array_equal(read_image(back.stdout_bytes, max_pixels=1 << 20).rgb, RGB)
 
 
+@pytest.mark.parametrize("option", [("--target-bpp", "90"), ("--max-bytes", "9000"),
+                                    ("--target-psnr", "30")])  # fmt: skip
+def test_a_target_takes_the_place_of_the_rate(option: tuple[str, str]) -> None:
+    Path("a.png").write_bytes(PNG)
+    result = rankpress("compress", "a.png", "a.rkp", "--json", *option)
+    assert result.exit_code == 0, result.stderr
+    assert lines(result)[0]["rate"] == 2, "what the codec chose"
+
+
+def test_a_target_out_of_reach_fails_that_file(here: Path) -> None:
+    Path("a.png").write_bytes(PNG)
+    result = rankpress("compress", "a.png", "a.rkp", "--max-bytes", "7")
+    assert result.exit_code == 1 and "bytes at least" in result.stderr
+    assert tree(here) == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "options", [("--rate", "4", "--max-bytes", "9"), ("--target-bpp", "1", "--target-psnr", "9"),
+                ("--target-bpp", "0"), ("--max-bytes", "-1"), ("--target-psnr", "nan")],
+)  # fmt: skip
+def test_two_targets_or_one_that_is_no_positive_number_are_wrong_usage(
+    codec: OpenedCodec, options: tuple[str, ...]
+) -> None:
+    Path("a.png").write_bytes(PNG)
+    assert rankpress("compress", "a.png", "a.rkp", *options).exit_code == 2
+    assert codec.opened == [], "known before any model is loaded"
+
+
 def test_folders_are_mirrored(photos: Path) -> None:
     result = rankpress("compress", "in", "out")
     assert result.exit_code == 0, result.stderr

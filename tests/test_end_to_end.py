@@ -14,13 +14,16 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from api.client import running
 from conftest import Small
 from PIL import Image
+from small_ladder import with_rates
 from small_model import photo_like
 
-from service.engine.engine import Engine
-from service.picture import U8
+from service.engine.engine import Engine, load_models
+from service.picture import U8, Picture
+from service.store import StoredModel
 from service.train.publish import write_model
 
 WIDTH, HEIGHT = 106, 75
@@ -67,6 +70,33 @@ def test_http_gives_the_engine_s_stream_and_the_decoded_picture(engine: Engine) 
             assert np.abs(crop - decoded[20:70, 30:70]).max() <= 1
             ready = await client.get("/readyz")
             assert ready.status_code == 200
+
+    asyncio.run(law())
+
+
+def test_http_meets_targets(small_model: StoredModel) -> None:
+    engine = Engine(load_models((with_rates(small_model, range(1, 9)),), "cpu", torch.float32))
+    limit = len(engine.compress(Picture(PIXELS), 5.25).data)
+
+    async def law() -> None:
+        async with running(engine) as client:
+            body = file_of(PIXELS)
+            fits = await client.post(f"/compress?max_bytes={limit}", content=body)
+            assert fits.status_code == 200 and len(fits.content) <= limit
+            found = re.search(r'search;desc="(\d+) encodes"', fits.headers["server-timing"])
+            assert found is not None and 2 <= int(found[1]) <= 13
+            rate = fits.headers["x-rankpress-rate"]
+            assert (
+                fits.content == (await client.post(f"/compress?rate={rate}", content=body)).content
+            )
+            close = await client.post("/compress?target_bpp=0.25", content=body)
+            assert 8 * len(close.content) / (WIDTH * HEIGHT) <= 0.25
+            for query, asked in (("max_bytes=20", 20), ("target_bpp=0.01", 0.01),
+                                 ("target_psnr=80", 80)):  # fmt: skip
+                problem = (await client.post(f"/compress?{query}", content=body)).json()
+                assert problem["type"] == "urn:rankpress:problem:target-unreachable"
+                assert problem["status"] == 422 and problem["asked"] == asked
+                assert (problem["found"] > asked) == (asked != 80)
 
     asyncio.run(law())
 

@@ -57,7 +57,6 @@ TOO_MANY_PIXELS = Kind("too-many-pixels", 422, "The picture is larger than the p
 UNSUPPORTED_STREAM = Kind("unsupported-stream", 422, "The stream needs a newer decoder")
 UNKNOWN_MODEL = Kind("unknown-model", 422, "The stream was made with weights not loaded here")
 INTERNAL = Kind("internal", 500, "The server failed")
-NOT_AVAILABLE_YET = Kind("not-available-yet", 501, "This part of the interface is not built yet")
 SATURATED = Kind("saturated", 503, "The server has too much to do or is shutting down")
 NOT_READY = Kind("not-ready", 503, "The server has not passed its self-test")
 
@@ -78,7 +77,6 @@ KINDS = (
     UNSUPPORTED_STREAM,
     UNKNOWN_MODEL,
     INTERNAL,
-    NOT_AVAILABLE_YET,
     SATURATED,
     NOT_READY,
 )
@@ -105,7 +103,6 @@ _BY_STATUS: Mapping[int, Kind] = {
     408: BODY_TIMEOUT,
     413: TOO_MANY_BYTES,
     415: UNSUPPORTED_ENCODING,
-    501: NOT_AVAILABLE_YET,
 }
 
 
@@ -116,6 +113,7 @@ def problem(
     *,
     headers: Mapping[str, str] | None = None,
     available: tuple[float, ...] | None = None,
+    unreachable: errors.TargetUnreachable | None = None,
     invalid: tuple[InvalidParameter, ...] | None = None,
 ) -> Response:
     """The answer for one problem; also notes its kind for the log line and the metrics."""
@@ -128,6 +126,8 @@ def problem(
         detail=detail[:MAX_DETAIL_CHARS],
         instance=f"urn:rankpress:request:{record.id}",
         available=available,
+        found=unreachable.found if unreachable else None,
+        asked=unreachable.asked if unreachable else None,
         invalid=invalid,
     )
     content = jsonable_encoder(document, exclude_none=True)
@@ -150,8 +150,14 @@ async def on_rankpress_error(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if kind is NOT_ACCEPTABLE:
         headers["Vary"] = "Accept"
-    available = error.available if isinstance(error, errors.RateUnavailable) else None
-    return problem(request, kind, str(error), headers=headers, available=available)
+    return problem(
+        request,
+        kind,
+        str(error),
+        headers=headers,
+        available=error.available if isinstance(error, errors.RateUnavailable) else None,
+        unreachable=error if isinstance(error, errors.TargetUnreachable) else None,
+    )
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

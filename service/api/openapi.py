@@ -66,7 +66,10 @@ def _body(media_types: tuple[str, ...], description: str) -> Json:
     return {"requestBody": {"required": True, "description": description, "content": content}}
 
 
-_TIMING = _header("Server-Timing", "Milliseconds: queue, swap, net, code and file work.")
+_TIMING = _header(
+    "Server-Timing",
+    "Milliseconds: queue, swap, net, code and file work; and how many encodes a search took.",
+)
 _RATE = _header("X-Rankpress-Rate", "The rate of the stream.", "number")
 
 _STREAM_RESPONSE: Json = {
@@ -99,7 +102,7 @@ COMPRESS: Json = {
     "summary": "Compress an image file",
     "responses": {
         200: _STREAM_RESPONSE,
-        **problems(400, 408, 413, 415, 422, 501, 503),
+        **problems(400, 408, 413, 415, 422, 503),
     },
     "openapi_extra": _body(
         ("application/octet-stream", "image/*"),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.api import openapi
@@ -32,7 +31,7 @@ from service.api.schemas import (
 )
 from service.api.work import ImageFile, Stream, View, compress_file, decompress_file
 from service.engine.batching import Admission, Done, Phase
-from service.engine.types import Codec, ModelInfo, Timings
+from service.engine.types import Codec, ModelInfo, Target, Timings
 from service.errors import BadParameter, Saturated
 from service.images import MEDIA_TYPES
 from service.settings import Settings
@@ -89,14 +88,12 @@ async def compress(
     request: Request, service: ServiceArg, query: Annotated[CompressQuery, Query()]
 ) -> Response:
     """Turn an image file into a Rankpress stream."""
-    if query.targets:
-        names = ", ".join(query.targets)
-        raise HTTPException(501, f"{names}: not available yet, ask for a rate")
+    wanted = query.rate_or_target()
     record = record_of(request.scope)
-    record.rate = query.rate
+    record.rate = None if isinstance(wanted, Target) else wanted
     body = await read_body(request, service.admission, record.hold, service.settings)
     limit = service.settings.max_pixels
-    work = partial(compress_file, service.codec, body, query.rate, query.metadata, limit)
+    work = partial(compress_file, service.codec, body, wanted, query.metadata, limit)
     done = await _run(request, service, work)
     compressed = done.value.compressed
     record.rate, record.bpp = compressed.rate, compressed.bpp
@@ -132,13 +129,7 @@ async def models(service: ServiceArg) -> Models:
 async def rates(service: ServiceArg) -> Rates:
     """Every rate with the bits per pixel and PSNR measured over Kodak."""
     offered = [
-        ModelRate(
-            model=model.name,
-            rate=rate.rate,
-            lmbda=rate.lmbda,
-            kodak_bpp=rate.kodak_bpp,
-            kodak_psnr_db=rate.kodak_psnr_db,
-        )
+        ModelRate(model=model.name, **asdict(rate))
         for model in service.models
         for rate in model.rates
     ]
@@ -217,13 +208,16 @@ async def _disconnected(request: Request) -> None:
 def _stream_headers(done: Done[Stream]) -> dict[str, str]:
     stream = done.value
     compressed = stream.compressed
+    timing = _server_timing(
+        done.queue_s, compressed.timings, check=compressed.timings.check_s, read=stream.read_s
+    )
+    if compressed.encodes > 1:
+        timing += f', search;desc="{compressed.encodes} encodes"'
     headers = {
         "ETag": f'"{stream.sha256}"',
         "X-Rankpress-Rate": f"{compressed.rate:g}",
         "X-Rankpress-Bpp": f"{compressed.bpp:.4f}",
-        "Server-Timing": _server_timing(
-            done.queue_s, compressed.timings, check=compressed.timings.check_s, read=stream.read_s
-        ),
+        "Server-Timing": timing,
         "X-Content-Type-Options": "nosniff",
     }
     if compressed.psnr_db is not None:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.engine.types import Target
+from service.errors import BadParameter
 from service.images import Format, Metadata
 from service.picture import Region
 
@@ -25,27 +27,32 @@ class _Document(BaseModel):
 class CompressQuery(_Query):
     """Parameters of `POST /compress`."""
 
-    rate: float = Field(default=DEFAULT_RATE, ge=1, le=8, allow_inf_nan=False)
-    """Quality and size, from 1 (smallest) to 8 (best); fractions lie between. See `/rates`."""
+    rate: float | None = Field(default=None, ge=1, le=8, allow_inf_nan=False)
+    """Quality and size, from 1 (smallest) to 8 (best); fractions, in sixteenths, lie between. 4
+    where neither this nor a target is given. See `/rates`."""
 
     metadata: Metadata = "icc"
     """What the stream keeps besides the pixels: the colour profile (`icc`), also Exif (`all`), or
     nothing (`none`). Orientation is always applied to the pixels."""
 
     target_bpp: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Bits per pixel to aim at, in place of `rate`. Not available yet: answered 501."""
+    """Bits per pixel, in place of `rate`: the answer is the closest stream not above."""
 
-    max_bytes: int | None = Field(default=None, gt=0)
-    """Largest stream in bytes, in place of `rate`. Not available yet: answered 501."""
+    max_bytes: int | None = Field(default=None, gt=0, le=2**53)
+    """Bytes, in place of `rate`: the answer is the largest stream that has at most so many."""
 
     target_psnr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """PSNR in dB to reach, in place of `rate`. Not available yet: answered 501."""
+    """PSNR in dB, in place of `rate`: the answer is the smallest stream that reaches it."""
 
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """Names of the targets that were given."""
-        names = ("target_bpp", "max_bytes", "target_psnr")
-        return tuple(name for name in names if getattr(self, name) is not None)
+    def rate_or_target(self) -> float | Target:
+        """What was asked for. Raises BadParameter for more than one of rate and targets."""
+        names = ("rate", "target_bpp", "max_bytes", "target_psnr")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise BadParameter(f"{' and '.join(given)} were given, expected only one of them")
+        if not given or self.rate is not None:
+            return DEFAULT_RATE if self.rate is None else self.rate
+        return Target(self.target_bpp, self.max_bytes, self.target_psnr)
 
 
 class DecompressQuery(_Query):
@@ -97,7 +104,14 @@ class Problem(_Document):
     """Names this request; it ends in the X-Request-Id that the log line carries."""
 
     available: tuple[float, ...] | None = None
-    """With `rate-unavailable`: the rates that can be asked for."""
+    """With `rate-unavailable`: the whole rates that can be asked for; where two of them are
+    neighbours, so can those between."""
+
+    found: float | None = None
+    """With `target-unreachable`: the nearest there is, in the unit of the target."""
+
+    asked: float | None = None
+    """With `target-unreachable`: the target."""
 
     invalid: tuple[InvalidParameter, ...] | None = None
     """With `bad-parameter`: the parameters that are wrong."""
@@ -117,6 +131,12 @@ class Rate(_Document):
 
     kodak_psnr_db: float | None
     """PSNR in dB."""
+
+    sha256: str | None
+    """Hash of its adapter's file; null for the base's own rate, which needs none."""
+
+    file_bytes: int
+    """Size of that file."""
 
 
 class Model(_Document):

@@ -9,7 +9,7 @@ import hashlib
 import time
 from dataclasses import dataclass
 
-from service.engine.types import Codec, Compressed, Timings
+from service.engine.types import Codec, Compressed, Target, Timings
 from service.images import Format, Metadata, read_image, shrink, write_image
 from service.picture import Region
 
@@ -48,17 +48,20 @@ class ImageFile:
 
 
 def compress_file(
-    codec: Codec, data: bytes, rate: float, metadata: Metadata, max_pixels: int
+    codec: Codec, data: bytes, wanted: float | Target, metadata: Metadata, max_pixels: int
 ) -> Stream:
-    """Read an image file and compress it.
+    """Read an image file and compress it, at a rate or to a target.
 
     Raises:
-        BadImage, TooManyPixels, RateUnavailable: as `read_image` and `Codec.compress` do.
+        BadImage, TooManyPixels, RateUnavailable, TargetUnreachable: as `read_image` and `Codec` do.
     """
     begun = time.perf_counter()
     picture = read_image(data, max_pixels=max_pixels, metadata=metadata)
     read_s = time.perf_counter() - begun
-    compressed = codec.compress(picture, rate)
+    if isinstance(wanted, Target):
+        compressed = codec.compress_to(picture, wanted)
+    else:
+        compressed = codec.compress(picture, wanted)
     digest = hashlib.sha256(compressed.data).hexdigest()
     return Stream(compressed, digest, picture.notes, read_s)
 

@@ -56,6 +56,9 @@ MU_MAX = 2**14 - 1
 Y_MAX = 2**15 - 1
 """|y_hat| is clipped to 511.98."""
 
+STEP_MAX = 2**21 - 1
+"""Largest stored quantiser step: symbol · step fits 32 bits."""
+
 SYMBOL_MAX = 511
 """Symbols are integers in ±511."""
 
@@ -288,8 +291,8 @@ def _times_step(symbols: NDArray[np.int32], step: NDArray[np.int32]) -> NDArray[
 
 
 def _steps(tensors: Mapping[str, NDArray[Any]], name: str, size: int) -> NDArray[np.int32]:
-    """Quantiser steps: positive, and small enough that symbol · step fits 32 bits."""
-    steps: NDArray[np.int32] = vector(tensors, name, size, 1, 2**21 - 1).astype(np.int32)
+    """Quantiser steps, positive."""
+    steps: NDArray[np.int32] = vector(tensors, name, size, 1, STEP_MAX).astype(np.int32)
     return steps
 
 

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.codec.entropy_model import LEVELS, STEP_MAX, vector
+from service.codec.sizes import Sizes
 from service.errors import StoreError
 
 Tensors = dict[str, NDArray[Any]]
@@ -39,7 +41,12 @@ MAX_RANK, MAX_EXPONENT, MAX_BIAS_BITS = 16, 10, 22
 OFFSET_FRAC = 8
 """`level.offset` is in 1/256 of a level."""
 
+OFFSET_MAX = LEVELS << OFFSET_FRAC
+"""No level offset moves further than the whole ladder of levels."""
+
 RATE_VECTORS = ("y.step", "z.step", "z.level", "level.offset")
+
+_FLAT = ("factors", "exponents", "biases", "bias_exponents", "ranks", "groups")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +135,10 @@ def merge_transforms(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> 
             continue
         weight, bias = out[f"{layer}.weight"], out[f"{layer}.bias"]
         rows, columns = scales(weight)
-        if updates[0][0].e.size:
+        if any(u.e.size for u, _ in updates):
             delta = _real(_total([u.product() * parts for u, parts in updates]))
-            out[f"{layer}.weight"] = weight + rows[:, None] * delta * columns
+            change = rows[:, None] * delta * columns
+            out[f"{layer}.weight"] = weight + change.reshape(weight.shape)
         bias_delta = _total([u.bias_delta() * parts for u, parts in updates])
         out[f"{layer}.bias"] = bias + rows * _real(bias_delta)
     return out
@@ -159,24 +167,33 @@ def pack(update: Update, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
         "biases": [layer.bias for layer in present],
         "bias_exponents": [layer.bias_e for layer in present],
     }
-    out = {name: np.concatenate(parts).astype(np.int8) for name, parts in flat.items()}
+    none = np.zeros(0, np.int8)
+    out = {n: np.concatenate([none, *parts]).astype(np.int8) for n, parts in flat.items()}
     out["ranks"] = np.array([-1 if x is None else len(x.e) for x in layers], np.int8)
     out["groups"] = np.array([len(x.bias_e) for x in present], np.int8)
     return out | dict(update.vectors)
 
 
-def unpack(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]]) -> Update:
+def unpack(
+    tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], sizes: Sizes
+) -> Update:
     """What `pack` stored, checked against the base's layers.
 
+    Args:
+        tensors: from `pack`. shapes: weight shape of every layer of the base.
+        sizes: of the base.
+
     Raises:
-        StoreError: tensors are missing, of the wrong kind, or do not fit the base.
+        StoreError: tensors are missing, unknown, of the wrong kind, or do not fit the base.
     """
-    names = ("factors", "exponents", "biases", "bias_exponents", "ranks", "groups")
-    for name in names:
+    unknown = sorted(set(tensors) - {*_FLAT, *RATE_VECTORS})
+    if unknown:
+        raise StoreError(f"adapter has tensors of unknown names: {', '.join(unknown)[:200]}")
+    for name in _FLAT:
         tensor = tensors.get(name)
         if tensor is None or tensor.dtype != np.int8 or tensor.ndim != 1:
             raise StoreError(f"adapter tensor {name} is missing or no int8 vector")
-    factors, exponents, biases, bias_exponents = (_Cursor(tensors[n], n) for n in names[:4])
+    factors, exponents, biases, bias_exponents = (_Cursor(tensors[n], n) for n in _FLAT[:4])
     ranks = tensors["ranks"].tolist()
     groups = iter(tensors["groups"].tolist())
     if len(ranks) != len(shapes):
@@ -194,9 +211,11 @@ def unpack(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, 
         if e.size and not -Q <= int(e.min()) <= int(e.max()) <= MAX_EXPONENT:
             raise StoreError(f"adapter layer {name} has exponents outside {-Q}..{MAX_EXPONENT}")
         layers[name] = LayerUpdate(b, a, e, biases.take(n), bias_exponents.take(group))
+    if next(groups, None) is not None:
+        raise StoreError("adapter tensor groups has more values than layers with an update")
     for cursor in (factors, exponents, biases, bias_exponents):
         cursor.end()
-    return Update(layers, {n: _integers(tensors, n) for n in RATE_VECTORS})
+    return Update(layers, _rate_vectors(tensors, sizes))
 
 
 class _Cursor:
@@ -216,11 +235,14 @@ class _Cursor:
             raise StoreError(f"adapter tensor {self.name} has {len(self.values)}, not {self.at}")
 
 
-def _integers(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
-    tensor = tensors.get(name)
-    if tensor is None or tensor.ndim != 1 or not np.issubdtype(tensor.dtype, np.integer):
-        raise StoreError(f"adapter tensor {name} is missing or no integer vector")
-    return tensor
+def _rate_vectors(tensors: Mapping[str, NDArray[Any]], sizes: Sizes) -> Tensors:
+    """RATE_VECTORS in the ranges that EntropyModel takes, so that no cast below can wrap."""
+    return {
+        "y.step": vector(tensors, "y.step", sizes.M, 1, STEP_MAX),
+        "z.step": vector(tensors, "z.step", sizes.Cz, 1, STEP_MAX),
+        "z.level": vector(tensors, "z.level", sizes.Cz, 1, LEVELS - 1),
+        "level.offset": vector(tensors, "level.offset", sizes.M, -OFFSET_MAX, OFFSET_MAX),
+    }
 
 
 def _vector_mix(name: str, mix: Sequence[Share]) -> I64:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -20,7 +22,9 @@ from service.codec.coder import Tables
 from service.codec.entropy_model import EntropyModel
 from service.codec.fixed_point import NUMPY, Numbers
 from service.codec.latents import LatentCoder
+from service.codec.lowrank import PARTS
 from service.codec.tiles import Box
+from service.engine.golden import decode_golden
 from service.engine.pipeline import (
     Latents,
     LoadedModel,
@@ -31,7 +35,8 @@ from service.engine.pipeline import (
     painted_tiles,
 )
 from service.engine.synthesis_numpy import NumpySynthesis
-from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Timings
+from service.engine.target import QualityGoal, goal_of, search
+from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Target, Timings
 from service.engine.weights import Weights
 from service.errors import (
     BadParameter,
@@ -48,9 +53,6 @@ from service.store import ENTROPY, StoredModel, load_store
 
 if TYPE_CHECKING:
     import torch
-
-GOLDEN_TOLERANCE = 6
-"""8-bit steps that a golden pixel may differ by: bfloat16 against float32 synthesis gives 3."""
 
 
 class Engine:
@@ -89,12 +91,42 @@ class Engine:
         """
         rate16 = _rate16(rate, self._models[0].stored)
         self._check_pixels(picture.width, picture.height)
+        return self._attempt(picture, rate16, lambda _: self._check)
+
+    def compress_to(self, picture: Picture, target: Target) -> Compressed:
+        """A picture as the stream that meets a target best, see target.py.
+
+        Streams that are too big are dropped unchecked; a PSNR is measured whatever `check` says.
+
+        Raises:
+            TargetUnreachable: no rate meets it. Others as `compress`.
+        """
+        self._check_pixels(picture.width, picture.height)
+        goal = goal_of(target, picture.width * picture.height)
+
+        def needs_check(data: bytes) -> bool:
+            if isinstance(goal, QualityGoal):
+                return True
+            return self._check and goal.fits(len(data))
+
+        attempt = partial(self._attempt, picture, needs_check=needs_check, keep_fractions=False)
+        return search(goal, self._models[0].stored, attempt)
+
+    def _attempt(
+        self,
+        picture: Picture,
+        rate16: int,
+        needs_check: Callable[[bytes], bool],
+        keep_fractions: bool = True,
+    ) -> Compressed:
+        """A picture compressed at a rate, and decoded again where `needs_check` of the stream."""
+        keep = keep_fractions or rate16 % PARTS == 0
         start = perf_counter()
-        with self._weights.lease(self._models[0], rate16) as model:
+        with self._weights.lease(self._models[0], rate16, keep=keep) as model:
             live = perf_counter()
             data, latents = encode(model, picture, rate16)
             encoded = perf_counter()
-            psnr_db = self._verify(model, data, picture, latents) if self._check else None
+            psnr_db = self._verify(model, data, picture, latents) if needs_check(data) else None
         timings = Timings(
             swap_s=live - start,
             net_s=encoded - live - latents.code_s,
@@ -146,7 +178,7 @@ class Engine:
         """
         for model in self._models:
             try:
-                _decode_golden(model)
+                decode_golden(model)
             except BadStream as error:
                 raise SelfTestFailed(
                     f"model {model.stored.name}: the golden stream does not decode: {error}"
@@ -273,31 +305,6 @@ def _coder(model: StoredModel, numbers: Numbers) -> LatentCoder:
     return LatentCoder(entropy, Tables(model.entropy["tables"]))
 
 
-def _decode_golden(model: LoadedModel) -> None:
-    """Raise BadStream or SelfTestFailed unless the golden stream of a model reproduces."""
-    golden, name = model.stored.golden, model.stored.name
-    stream = container.read_stream(golden.stream)
-    if stream.header.model != model.stored.identity[:4]:
-        raise SelfTestFailed(
-            f"model {name}: its golden stream is of {stream.header.model.hex()}, "
-            f"its weights are {model.stored.identity[:4].hex()}"
-        )
-    everything = Box(0, 0, stream.header.height, stream.header.width)
-    latents = decode_latents(model, stream, everything)
-    if not np.array_equal(latents.y_hat, golden.y_hat):
-        raise SelfTestFailed(f"model {name}: golden latents differ here")
-    rgb = paint(model, latents, everything, False).astype(np.int16)
-    if rgb.shape != golden.rgb.shape:
-        raise SelfTestFailed(
-            f"model {name}: golden pixels are {golden.rgb.shape}, the stream gives {rgb.shape}"
-        )
-    off = int(np.abs(rgb - golden.rgb).max())
-    if off > GOLDEN_TOLERANCE:
-        raise SelfTestFailed(
-            f"model {name}: a golden pixel is off by {off}, at most {GOLDEN_TOLERANCE} expected"
-        )
-
-
 def _rate16(rate: float, model: StoredModel) -> int:
     """A rate in sixteenths. Raises BadParameter or RateUnavailable."""
     if not (math.isfinite(rate) and 1 <= rate <= 8):
@@ -306,10 +313,16 @@ def _rate16(rate: float, model: StoredModel) -> int:
     rounded = round(rate * container.RATE_UNIT)
     if not model.offers(rounded):
         listed = ", ".join(f"{r:g}" for r in available)
-        raise RateUnavailable(f"rate {rate:g} is not in the store; it holds {listed}", available)
+        held = f"{listed} and what lies between neighbours"
+        raise RateUnavailable(f"rate {rate:g} is not in the store; it holds {held}", available)
     return rounded
 
 
 def _model_info(m: StoredModel) -> ModelInfo:
-    rates = tuple(RateInfo(r.rate, r.lmbda, r.kodak_bpp, r.kodak_psnr_db) for r in m.rates)
+    rates = tuple(
+        RateInfo(
+            r.rate, r.lmbda, r.kodak_bpp, r.kodak_psnr_db, r.digest.hex() or None, r.file_bytes
+        )
+        for r in m.rates
+    )
     return ModelInfo(m.name, m.sha256, m.parameters, m.file_bytes, rates, dict(m.training))

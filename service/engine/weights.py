@@ -16,8 +16,8 @@ from threading import Lock
 from service.engine.pipeline import LoadedModel
 from service.errors import StoreError
 
-Key = tuple[str, int]
-"""sha256 of the base, rate in sixteenths."""
+Key = tuple[bytes, int]
+"""Identity of the base and adapters that a rate needs, rate in sixteenths."""
 
 
 @dataclass(eq=False)
@@ -40,17 +40,22 @@ class Weights:
         self._building = Lock()
 
     @contextmanager
-    def lease(self, base: LoadedModel, rate16: int) -> Iterator[LoadedModel]:
+    def lease(self, base: LoadedModel, rate16: int, *, keep: bool = True) -> Iterator[LoadedModel]:
         """The model at a rate, kept from eviction inside the with block.
 
         Args:
             base: resident at its own rate.
             rate16: a rate in sixteenths that `base.stored.offers`.
+            keep: put fresh weights into the cache; without, what is there is used and left alone.
+
+        Raises:
+            StoreError: the rate's adapters do not fit the base; nothing is cached.
         """
-        if base.stored.identity_at(rate16) == base.stored.identity:
+        key = (base.stored.identity_at(rate16), rate16)
+        if key[0] == base.stored.identity:
             yield base
             return
-        entry = self._take((base.stored.sha256, rate16), base)
+        entry = self._take(key, base) if keep else self._borrow(key, base)
         try:
             yield entry.model
         finally:
@@ -72,6 +77,15 @@ class Weights:
                 entry = self._known(key)
                 if entry is None:
                     entry = self._insert(key, _merged(base, key[1]))
+        return entry
+
+    def _borrow(self, key: Key, base: LoadedModel) -> _Entry:
+        """The entry of a key with one more user, or a fresh one that no one else will see."""
+        entry = self._known(key)
+        if entry is None:
+            with self._building:
+                entry = _merged(base, key[1])
+            entry.users += 1
         return entry
 
     def _known(self, key: Key) -> _Entry | None:

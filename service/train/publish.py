@@ -1,7 +1,8 @@
 """Models and rates -> files of the store: the writing side of store.py.
 
-Every file is written before the manifest that names it, and the manifest replaces its predecessor
-in one step, so a reader sees the old store or the new one.
+An adapter's file is named by its hash and written before the manifest that names it, and the
+manifest replaces its predecessor in one step: whenever a writer is cut off, what lies there is the
+old store or the new one. What is superseded is deleted last.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ import numpy as np
 from safetensors.numpy import save as save_safetensors
 
 from service.codec.lowrank import Update, pack
-from service.store import SCHEMA, StoredModel, StoredRate, layer_shapes, load_model
+from service.errors import BadParameter
+from service.store import (
+    SCHEMA,
+    StoredModel,
+    StoredRate,
+    check_adapter,
+    layer_shapes,
+    load_model,
+)
 
 
 def write_model(folder: Path, model: StoredModel, base: bytes) -> None:
@@ -52,18 +61,29 @@ def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredMo
 
     Args:
         folder: of the model. update: quantised. measured: its rate, lmbda, figures and record.
+
+    Raises:
+        BadParameter: the rate is the base's own.
+        StoreError: the update does not fit the base; the store is left as it was.
     """
     stored = load_model(folder)
-    shapes = layer_shapes(stored.transforms, stored.entropy)
-    name = f"rates/{measured.rate:g}.safetensors"
-    data = save_safetensors(pack(update, shapes))
+    if any(r.rate == measured.rate and r.update is None for r in stored.rates):
+        raise BadParameter(f"rate {measured.rate:g} is the base's own and takes no adapter")
+    packed = pack(update, layer_shapes(stored.transforms, stored.entropy))
+    check_adapter(stored, packed)
+    data = save_safetensors(packed)
+    name = f"rates/{measured.rate:g}-{hashlib.sha256(data).hexdigest()[:12]}.safetensors"
     (folder / "rates").mkdir(exist_ok=True)
-    (folder / name).write_bytes(data)
+    _write_whole(folder / name, data)
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    manifest["files"][name] = _entry(data)
+    superseded = {r["file"] for r in manifest["rates"] if r["rate"] == measured.rate} - {name}
     others = [r for r in manifest["rates"] if r["rate"] != measured.rate]
     manifest["rates"] = sorted([*others, _rate_entry(measured, name)], key=lambda r: r["rate"])
+    kept = {n: e for n, e in manifest["files"].items() if n not in superseded}
+    manifest["files"] = kept | {name: _entry(data)}
     _replace(folder, manifest)
+    for old in superseded:
+        (folder / old).unlink(missing_ok=True)
     return load_model(folder)
 
 
@@ -83,6 +103,11 @@ def _rate_entry(rate: StoredRate, file: str | None) -> dict[str, object]:
 
 
 def _replace(folder: Path, manifest: dict[str, object]) -> None:
-    temporary = folder / "manifest.json.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    temporary.replace(folder / "manifest.json")
+    _write_whole(folder / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a file under another name and rename it, so that it is never seen half written."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)

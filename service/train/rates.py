@@ -11,6 +11,7 @@ Loss: R + lmbda · 255² · MSE, as for the base. See codec/lowrank.py for the m
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -119,7 +121,8 @@ def train_rate(
     else:
         adapter.start_from(start, LADDER[rate] / LADDER[neighbour(rate)])
     optimiser = torch.optim.AdamW(adapter.groups(recipe.lr), betas=(0.9, 0.98), weight_decay=0.0)
-    first = _resume(adapter, optimiser, checkpoint)
+    run = _run_key(stored, rate, recipe)
+    first = _resume(adapter, optimiser, checkpoint, run)
     peaks = [float(g["lr"]) for g in optimiser.param_groups]
     torch.manual_seed(recipe.seed * 8 + rate)
     meter = _Meter(rate, recipe)
@@ -136,9 +139,9 @@ def train_rate(
         optimiser.zero_grad()
         meter.see(step, float(loss.detach()), bpp, mse, report)
         if time.monotonic() - saved > recipe.checkpoint_s:
-            _save(adapter, optimiser, step + 1, checkpoint)
+            _save(adapter, optimiser, step + 1, checkpoint, run)
             saved = time.monotonic()
-    _save(adapter, optimiser, recipe.steps, checkpoint)
+    _save(adapter, optimiser, recipe.steps, checkpoint, run)
     return adapter
 
 
@@ -182,7 +185,15 @@ class _Meter:
             self.last, self.seen = time.monotonic(), 0
 
 
-def _save(adapter: RateAdapter, optimiser: torch.optim.Optimizer, step: int, path: Path) -> None:
+def _run_key(stored: StoredModel, rate: int, recipe: Recipe) -> str:
+    """Names what a checkpoint may be resumed for: the base, the rate and the recipe."""
+    how = {k: v for k, v in asdict(recipe).items() if k != "checkpoint_s"}
+    return json.dumps({"base": stored.sha256, "rate": rate, "recipe": how}, sort_keys=True)
+
+
+def _save(
+    adapter: RateAdapter, optimiser: torch.optim.Optimizer, step: int, path: Path, run: str
+) -> None:
     """Adapter, Adam moments and step in one safetensors file, written whole or not at all."""
     tensors = {f"adapter.{n}": t.detach().clone() for n, t in adapter.state_dict().items()}
     state = optimiser.state_dict()["state"]
@@ -191,14 +202,22 @@ def _save(adapter: RateAdapter, optimiser: torch.optim.Optimizer, step: int, pat
     tensors["step"] = torch.tensor(step)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary)
+    save_file(tensors, temporary, {"run": run})
     temporary.replace(path)
 
 
-def _resume(adapter: RateAdapter, optimiser: torch.optim.Optimizer, path: Path) -> int:
-    """Load a checkpoint where there is one; returns the step to go on with."""
+def _resume(adapter: RateAdapter, optimiser: torch.optim.Optimizer, path: Path, run: str) -> int:
+    """Load a checkpoint where there is one; returns the step to go on with.
+
+    Raises:
+        BadParameter: it is of another base, rate or recipe.
+    """
     if not path.exists():
         return 0
+    with safe_open(path, "pt") as file:
+        made_for = (file.metadata() or {}).get("run")
+    if made_for != run:
+        raise BadParameter(f"{path} is the checkpoint of {made_for}, this run is {run}")
     tensors = load_file(path)
     prefix = "adapter."
     adapter.load_state_dict(
@@ -294,6 +313,6 @@ def _trained(stored: StoredModel, rate: int, recipe: Recipe, scratch: Path) -> R
     adapter = RateAdapter(base, domains(stored, recipe.ranks), recipe.seed + rate)
     optimiser = torch.optim.AdamW(adapter.groups(recipe.lr))
     path = scratch / f"{rate}.safetensors"
-    if _resume(adapter, optimiser, path) < recipe.steps:
+    if _resume(adapter, optimiser, path, _run_key(stored, rate, recipe)) < recipe.steps:
         raise BadParameter(f"rate {rate} must be trained first: {path} is missing or not finished")
     return adapter

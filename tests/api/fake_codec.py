@@ -6,14 +6,16 @@ import struct
 import threading
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 
-from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Timings
+from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Target, Timings
 from service.errors import (
     BadStream,
     RateUnavailable,
     SelfTestFailed,
+    TargetUnreachable,
     TooManyPixels,
     UnknownModel,
     UnsupportedStream,
@@ -45,7 +47,7 @@ class FakeCodec:
         self.max_pixels = max_pixels
 
     def models(self) -> tuple[ModelInfo, ...]:
-        rates = (RateInfo(4.0, 0.013, 0.35, 32.5), RateInfo(2.0, 0.0035, None, None))
+        rates = (RateInfo(4.0, 0.013, 0.35, 32.5), RateInfo(2.0, 0.0035, None, None, "cd" * 32, 99))
         return (ModelInfo("fake", "ab" * 32, 10, 40, rates, {"steps": 3}),)
 
     def compress(self, picture: Picture, rate: float) -> Compressed:
@@ -58,6 +60,13 @@ class FakeCodec:
         return Compressed(
             data, picture.width, picture.height, rate, bpp, float("inf"), timings=TIMINGS
         )
+
+    def compress_to(self, picture: Picture, target: Target) -> Compressed:
+        made = self.compress(picture, 2.0)
+        if target.max_bytes is not None and len(made.data) > target.max_bytes:
+            found = len(made.data)
+            raise TargetUnreachable(f"{found} bytes at least", found, target.max_bytes)
+        return replace(made, encodes=5)
 
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
         self._work()

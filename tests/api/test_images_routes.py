@@ -165,6 +165,10 @@ def test_a_region_is_cut_out_and_max_size_bounds_the_longest_side() -> None:
         ("/compress?rate=2&rate=4", "rate"),
         ("/compress?metadata=some", "metadata"),
         ("/compress?max_bytes=0", "max_bytes"),
+        ("/compress?max_bytes=1.5", "max_bytes"),
+        ("/compress?target_bpp=-1", "target_bpp"),
+        ("/compress?target_bpp=inf", "target_bpp"),
+        ("/compress?target_psnr=nan", "target_psnr"),
         ("/decompress?format=gif", "format"),
         ("/decompress?Format=png", "Format"),
         ("/decompress?region=1,2,3", "region"),
@@ -185,14 +189,43 @@ def test_a_wrong_parameter_is_refused_by_name(path: str, named: str) -> None:
     asyncio.run(law())
 
 
-@pytest.mark.parametrize("target", ["target_bpp=0.5", "max_bytes=9000", "target_psnr=30"])
-def test_a_target_is_answered_not_available_and_never_ignored(target: str) -> None:
+@pytest.mark.parametrize("target", ["target_bpp=90", "max_bytes=9000", "target_psnr=30"])
+def test_a_target_is_met_and_says_how_many_encodes_it_took(target: str) -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            answer = await client.post(f"/compress?{target}", content=PNG)
+            assert answer.status_code == 200
+            assert answer.headers["x-rankpress-rate"] == "2", "what the codec chose"
+            assert 'search;desc="5 encodes"' in answer.headers["server-timing"]
+            plain = await client.post("/compress?rate=2", content=PNG)
+            assert "search" not in plain.headers["server-timing"]
+
+    asyncio.run(law())
+
+
+def test_a_target_out_of_reach_says_by_how_much() -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            answer = await client.post("/compress?max_bytes=7", content=PNG)
+            document = check_problem(answer, 422, "target-unreachable")
+            assert document["asked"] == 7
+            assert float(str(document["found"])) > 7
+
+    asyncio.run(law())
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["rate=4&target_bpp=1", "max_bytes=9&target_psnr=30", "target_bpp=1&max_bytes=9&rate=2"],
+)
+def test_more_than_one_of_rate_and_targets_is_refused(query: str) -> None:
     async def law() -> None:
         codec = FakeCodec()
         async with running(codec) as client:
-            answer = await client.post(f"/compress?{target}", content=PNG)
-            document = check_problem(answer, 501, "not-available-yet")
-            assert target.split("=")[0] in str(document["detail"])
+            answer = await client.post(f"/compress?{query}", content=PNG)
+            document = check_problem(answer, 422, "bad-parameter")
+            for name in re.findall(r"\w+(?==)", query):
+                assert name in str(document["detail"])
             assert codec.calls == 0
 
     asyncio.run(law())

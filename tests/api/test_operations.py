@@ -122,6 +122,9 @@ def test_models_and_rates_say_what_is_loaded() -> None:
             assert rates["default"] == 4
             assert [r["rate"] for r in rates["rates"]] == [2, 4]
             assert rates["rates"][1]["kodak_psnr_db"] == 32.5
+            for listed in (rates["rates"], sorted(model["rates"], key=lambda r: float(r["rate"]))):
+                adapters = [(r["sha256"], r["file_bytes"]) for r in listed]
+                assert adapters == [("cd" * 32, 99), (None, 0)], "the base's own rate has none"
             check_problem(await client.get("/rates?model=x"), 422, "bad-parameter")
 
     asyncio.run(law())
