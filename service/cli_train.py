@@ -58,6 +58,37 @@ def rates(
 
 
 @train_app.command()
+def control(
+    rate: Annotated[int, typer.Argument(min=1, max=8, help="Whose adapter to judge.")],
+    data: DataArgument,
+    measure: MeasureOption,
+    model: Annotated[Path, typer.Option(help="The model's folder in a store.")],
+    scratch: Annotated[Path, typer.Option(help="Where `train rates` left its checkpoints.")],
+    steps: Annotated[int, typer.Option(min=1, help="As given to `train rates`.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="As given to `train rates`.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads, 0 for all.")] = 0,
+) -> None:
+    """Fine-tune every weight for one rate and say how much better than its adapter that is."""
+    import torch
+
+    from service.store import load_model
+    from service.train.control import compare
+    from service.train.data import Crops
+    from service.train.rates import BASE, Recipe
+
+    if rate == BASE:
+        raise BadParameter(f"rate {rate} is the base itself, it has no adapter")
+    if threads:
+        torch.set_num_threads(threads)
+    recipe = Recipe(steps=steps, seed=seed)
+    crops = Crops(data, recipe.crop, seed)
+    low, full = compare(load_model(model), crops, measure, rate, recipe, scratch, _print)
+    for name, p in (("adapter", low), ("full fine-tune", full)):
+        typer.echo(f"{name:15} {p.bpp:.4f} bpp  MSE {p.mse:.3f}  loss {p.loss:.4f}")
+    typer.echo(f"the adapter's loss is {low.loss / full.loss - 1:+.2%} of the full fine-tune's")
+
+
+@train_app.command()
 def export(
     weights: Annotated[Path, typer.Argument(help="State dict of a Backbone, safetensors.")],
     out: Annotated[Path, typer.Argument(help="The model's folder in a store.")],

@@ -1,8 +1,9 @@
 """Streams that were released decode for ever: tests/golden/v1 is never edited, skipped or removed.
 
-Each NAME.rkp was compressed by the shipped store from a generated picture; NAME.json holds what it must
-decode to: the sha256 of y_hat (int16, little-endian, exact on every machine) and of the alpha plane, and
-NAME.png the float32 pixels. A change of format or weights adds streams beside these and keeps these.
+Each NAME.rkp was compressed by the shipped store from a generated picture; NAME.json holds what it
+must decode to: the sha256 of y_hat (int16, little-endian, exact on every machine) and of the alpha
+plane, and NAME.png the float32 pixels. A change of format or weights adds streams beside these and
+keeps these.
 """
 
 from __future__ import annotations

@@ -69,12 +69,19 @@ class RateAdapter(nn.Module):
             "z_idx": self.z_idx,
         }
         for name, domain in self.domains.items():
-            key = _key(name)
-            if domain.rank:
-                delta = domain.rows[:, None] * (self.b[key] @ self.a[key]) * domain.columns
-                out[f"{name}.weight"] = self.weights[name] + delta
-            out[f"{name}.bias"] = self.biases[name] + domain.bias * self.d[key]
+            delta = self.delta(name)
+            if delta is not None:
+                scaled = domain.rows[:, None] * delta * domain.columns
+                out[f"{name}.weight"] = self.weights[name] + scaled.view_as(self.weights[name])
+            out[f"{name}.bias"] = self.biases[name] + domain.bias * self.d[_key(name)]
         return out
+
+    def delta(self, name: str) -> Tensor | None:
+        """Change of a layer's weight in its domain, [N, K]; None where it has none."""
+        if not self.domains[name].rank:
+            return None
+        product: Tensor = self.b[_key(name)] @ self.a[_key(name)]
+        return product
 
     @torch.no_grad()
     def start_from(self, other: RateAdapter, lmbda_ratio: float) -> None:
@@ -86,7 +93,7 @@ class RateAdapter(nn.Module):
             other: the neighbour, of the same domains.
             lmbda_ratio: this rate's lmbda over the neighbour's.
         """
-        self.load_state_dict(other.state_dict())
+        self.load_state_dict(other.state_dict(), strict=False)
         shift = -0.5 * math.log(lmbda_ratio)
         self.log_y_step.add_(shift)
         self.log_z_step.add_(shift / 4)
@@ -96,6 +103,27 @@ class RateAdapter(nn.Module):
         steps = [self.log_y_step, self.log_z_step, self.z_idx]
         factors = [*self.a.parameters(), *self.b.parameters(), *self.d.parameters()]
         return [{"params": factors, "lr": lr}, {"params": steps, "lr": 5 * lr}]
+
+
+class FullRank(RateAdapter):
+    """The control: the same start and domains, with every weight free, kernels too."""
+
+    def __init__(self, base: Backbone, domains: Mapping[str, Domain], seed: int) -> None:
+        super().__init__(base, domains, seed)
+        shapes = {n: (len(d.rows), len(d.columns)) for n, d in self.domains.items()}
+        self.full = nn.ParameterDict(
+            {_key(n): nn.Parameter(torch.zeros(shape)) for n, shape in shapes.items()}
+        )
+
+    def delta(self, name: str) -> Tensor:
+        """Low-rank change and free change together, [N, K]."""
+        low_rank = super().delta(name)
+        full: Tensor = self.full[_key(name)]
+        return full if low_rank is None else low_rank + full
+
+    def groups(self, lr: float) -> list[dict[str, object]]:
+        """As RateAdapter's, and the free weights at `lr`."""
+        return [*super().groups(lr), {"params": [*self.full.parameters()], "lr": lr}]
 
 
 def _key(name: str) -> str:

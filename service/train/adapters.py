@@ -80,7 +80,8 @@ def domains(stored: StoredModel, ranks: dict[str, int]) -> dict[str, Domain]:
         out[layer] = Domain(rows, columns, rows * math.sqrt(fan_in), rank)
     for layer in entropy_layers(stored):
         unit, inputs = _units(stored, layer)
-        weight_unit, bias_unit = unit * _step(stored, layer), unit * _bias_step(stored, layer)
+        weight_unit = unit * _step(stored, layer) * _tap_scale(stored, layer)
+        bias_unit = unit * _bias_step(stored, layer)
         rank = 0 if layer.endswith(".dw") else ranks["entropy"]
         out[torch_name(layer)] = Domain(_t(weight_unit), _t(inputs), _t(bias_unit), rank)
     return out
@@ -150,9 +151,7 @@ def _real_layer(stored: StoredModel, layer: str) -> tuple[F64, F64]:
     """Weight [N, K] and bias [N] that the integers of a layer stand for."""
     unit, columns = _units(stored, layer)
     weight = stored.entropy[f"{layer}.weight"] * unit[:, None] * columns
-    if layer.endswith(".dw"):  # each output reads one input: its format is folded into the taps
-        pw1 = stored.entropy[f"{layer.removesuffix('dw')}pw1.out_frac"].astype(np.float64)
-        weight = weight * np.exp2(pw1)[:, None]
+    weight = weight * _tap_scale(stored, layer)[:, None]
     half = np.exp2(stored.entropy[f"{layer}.shift"].astype(np.float64) - 1)
     bias = (stored.entropy[f"{layer}.bias"] - half) * unit
     return weight, bias
@@ -169,6 +168,15 @@ def _units(stored: StoredModel, layer: str) -> tuple[F64, F64]:
         rows[stored.sizes.M :] /= 8  # the float networks give level / 8
     columns: F64 = np.exp2(in_frac)
     return rows, columns
+
+
+def _tap_scale(stored: StoredModel, layer: str) -> F64:
+    """What depthwise taps hold besides their row's unit: the format of the channel they read."""
+    if not layer.endswith(".dw"):
+        return np.ones(len(stored.entropy[f"{layer}.bias"]))
+    pw1 = stored.entropy[f"{layer.removesuffix('dw')}pw1.out_frac"].astype(np.float64)
+    scale: F64 = np.exp2(pw1)
+    return scale
 
 
 def _step(stored: StoredModel, layer: str) -> float:

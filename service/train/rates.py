@@ -102,6 +102,7 @@ def train_rate(
     recipe: Recipe,
     checkpoint: Path,
     report: Report,
+    kind: type[RateAdapter] = RateAdapter,
 ) -> RateAdapter:
     """Train one rate, or take it up from its checkpoint.
 
@@ -110,16 +111,15 @@ def train_rate(
         start: the neighbour's adapter; None starts from the base itself.
         checkpoint: file to save to and resume from.
         report: called about every ten seconds.
+        kind: RateAdapter, or FullRank for the control that it is compared with.
     """
     base = float_twin(stored)
     for module in base.modules():
         if isinstance(module, Block):
             module.compile(dynamic=False)
-    adapter = RateAdapter(base, domains(stored, recipe.ranks), recipe.seed + rate)
-    if start is None:
-        adapter.start_from(adapter, LADDER[rate] / LADDER[BASE])
-    else:
-        adapter.start_from(start, LADDER[rate] / LADDER[neighbour(rate)])
+    adapter = kind(base, domains(stored, recipe.ranks), recipe.seed + rate)
+    neighbours = LADDER[BASE] if start is None else LADDER[neighbour(rate)]
+    adapter.start_from(start or adapter, LADDER[rate] / neighbours)
     optimiser = torch.optim.AdamW(adapter.groups(recipe.lr), betas=(0.9, 0.98), weight_decay=0.0)
     run = _run_key(stored, rate, recipe)
     first = _resume(adapter, optimiser, checkpoint, run)
@@ -263,7 +263,7 @@ def train_ladder(
     for rate in (r for r in ORDER if r in rates):
         start = None
         if neighbour(rate) != BASE:
-            start = done.get(neighbour(rate)) or _trained(stored, neighbour(rate), recipe, scratch)
+            start = done.get(neighbour(rate)) or trained(stored, neighbour(rate), recipe, scratch)
         began = time.monotonic()
         checkpoint = scratch / f"{rate}.safetensors"
         done[rate] = train_rate(stored, crops, rate, start, recipe, checkpoint, report)
@@ -307,7 +307,7 @@ def averages(engine: Engine, rate: float, folder: Path) -> tuple[float, float]:
     return bpp, psnr_db
 
 
-def _trained(stored: StoredModel, rate: int, recipe: Recipe, scratch: Path) -> RateAdapter:
+def trained(stored: StoredModel, rate: int, recipe: Recipe, scratch: Path) -> RateAdapter:
     """A rate's adapter as its finished checkpoint holds it."""
     base = float_twin(stored)
     adapter = RateAdapter(base, domains(stored, recipe.ranks), recipe.seed + rate)

@@ -1,0 +1,73 @@
+"""What low rank costs: a rate's adapter against a full fine-tune from the same start.
+
+The control starts where the adapter started (its neighbour's adapter), sees the same crops for as
+many steps at the same learning rate, and may change every weight. Both are compared as float models
+with real rounding, by R + lmbda · 255² · MSE over a folder of pictures. Nothing is published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from service.nets.lora import FullRank, RateAdapter
+from service.nets.model import Backbone
+from service.store import StoredModel
+from service.train.adapters import float_twin
+from service.train.data import Crops
+from service.train.export import as_tensor, pictures_in
+from service.train.rates import BASE, LADDER, Recipe, Report, neighbour, train_rate, trained
+
+
+@dataclass(frozen=True)
+class Point:
+    """Averages over pictures: bits per pixel, MSE of 8-bit pixels, and the loss of both."""
+
+    bpp: float
+    mse: float
+    loss: float
+
+
+def compare(
+    stored: StoredModel,
+    crops: Crops,
+    measure: Path,
+    rate: int,
+    recipe: Recipe,
+    scratch: Path,
+    report: Report,
+) -> tuple[Point, Point]:
+    """The adapter's point and the control's; trains the control.
+
+    Args:
+        stored: the base. crops: training pictures. measure: folder of pictures.
+        rate: whose adapter, and whose neighbour's, `scratch` holds finished.
+        recipe: that the adapters were trained with.
+
+    Raises:
+        BadParameter: an adapter is missing from `scratch`.
+    """
+    adapter = trained(stored, rate, recipe, scratch)
+    start = None
+    if neighbour(rate) != BASE:
+        start = trained(stored, neighbour(rate), recipe, scratch)
+    checkpoint = scratch / f"control-{rate}.safetensors"
+    control = train_rate(stored, crops, rate, start, recipe, checkpoint, report, FullRank)
+    base = float_twin(stored)
+    return _point(base, adapter, rate, measure), _point(base, control, rate, measure)
+
+
+@torch.inference_mode()
+def _point(base: Backbone, adapter: RateAdapter, rate: int, measure: Path) -> Point:
+    merged = adapter.merged()
+    rows = []
+    for _, picture in pictures_in(measure):
+        x = as_tensor(picture)
+        e = torch.func.functional_call(base, merged, (x,), {"noise": False})
+        error = (e.x_hat.clamp(0, 1) * 255).round() - x * 255
+        bits = float(e.bits_y + e.bits_z)
+        rows.append((bits / (picture.width * picture.height), float(error.square().mean())))
+    bpp, mse = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+    return Point(bpp, mse, bpp + LADDER[rate] * mse)
