@@ -19,7 +19,8 @@ from small_model import decode_only
 
 from service.codec import alpha, container
 from service.codec.tiles import Box
-from service.engine.engine import GOLDEN_TOLERANCE, Engine, open_engine
+from service.engine.engine import Engine, open_engine
+from service.engine.golden import GOLDEN_TOLERANCE
 from service.engine.pipeline import decode_latents
 from service.store import load_store
 
