@@ -265,7 +265,7 @@ def load_models(
 
     Args:
         stored: from the store. device_name: "auto", "cpu" or "cuda".
-        dtype: working type of the transforms; None takes the fastest.
+        dtype: working type of the transforms; None takes `best_dtype`.
         threads: CPU threads, 0 leaves torch's own choice.
 
     Raises:

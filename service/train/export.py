@@ -42,10 +42,8 @@ from service.store import (
 )
 from service.train.publish import write_model
 from service.train.quantise import calibrate, quantise
+from service.train.rates import BASE, LADDER
 
-BASE_RATE = 4
-BASE_LMBDA = 0.013
-"""R + lmbda · 255² · MSE, the middle of the ladder."""
 MAX_RATE_EXCESS = 0.005
 MAX_PSNR_LOSS_DB = 0.02
 
@@ -110,7 +108,7 @@ def stored_model(
         identity([digest.digest()]),
         transforms,
         entropy,
-        (StoredRate(BASE_RATE, BASE_LMBDA, None, None),),
+        (StoredRate(BASE, LADDER[BASE], None, None),),
         training,
         Golden(b"", np.zeros((0, 0, 0), np.int16), np.zeros((0, 0, 3), np.uint8)),
         len(base),
@@ -123,7 +121,7 @@ def make_golden(model: StoredModel) -> Golden:
     (loaded,) = load_models((model,), "cpu", torch.float32)
     engine = Engine((loaded,))
     picture = Picture(golden_picture(50, 75))
-    data = engine.compress(picture, BASE_RATE).data
+    data = engine.compress(picture, BASE).data
     box = latent_box(picture.width, picture.height)
     decoded = loaded.coder.decode(read_stream(data).tiles, Box(0, 0, box.height, box.width))
     return Golden(data, decoded.y_hat[0], engine.decompress(data).picture.rgb)
@@ -149,7 +147,7 @@ def measure(engine: Engine, model: Backbone, folder: Path) -> Agreement:
         bits = float(estimate.bits_y + estimate.bits_z)
         rounded = (estimate.x_hat.clamp(0, 1) * 255).round() / 255
         float_psnr = -10 * math.log10(float((rounded - x).square().mean()))
-        real = engine.compress(picture, BASE_RATE)
+        real = engine.compress(picture, BASE)
         if real.psnr_db is None:
             raise ExportFailed("the engine must check its streams to measure PSNR")
         rows.append((bits / pixels, real.bpp, float_psnr, real.psnr_db))
@@ -180,15 +178,14 @@ def export(weights: Path, out: Path, calibration: Path, test: Path, record: Path
         ExportFailed: the exact codec strays too far from the float model; nothing is written.
     """
     model = load_backbone(weights, Sizes())
-    pictures = [as_tensor(p) for _, p in pictures_in(calibration)]
+    pictures = [p for _, p in pictures_in(calibration)]
+    chosen = [as_tensor(p) for p in pictures[:: max(1, len(pictures) // 100)]]
     training = json.loads(record.read_text())
-    stored, base = stored_model(
-        out.name, model, pictures[:: max(1, len(pictures) // 100)], training
-    )
+    stored, base = stored_model(out.name, model, chosen, training)
     agreement = measure(Engine(load_models((stored,), "cpu", None)), model, test)
     agreement.check()
     measured = StoredRate(
-        BASE_RATE, BASE_LMBDA, round(agreement.real_bpp, 4), round(agreement.real_psnr_db, 3)
+        BASE, LADDER[BASE], round(agreement.real_bpp, 4), round(agreement.real_psnr_db, 3)
     )
     write_model(out, replace(stored, rates=(measured,)), base)
     return agreement

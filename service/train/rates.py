@@ -124,7 +124,6 @@ def train_rate(
     run = _run_key(stored, rate, recipe)
     first = _resume(adapter, optimiser, checkpoint, run)
     peaks = [float(g["lr"]) for g in optimiser.param_groups]
-    torch.manual_seed(recipe.seed * 8 + rate)
     meter = _Meter(rate, recipe)
     saved = time.monotonic()
     for step in range(first, recipe.steps):
