@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
@@ -17,6 +18,8 @@ import typer
 from typer.core import TyperGroup
 
 from service.cli_eval import register as register_eval
+from service.cli_jobs import register as register_jobs
+from service.cli_settings import settings_of as _settings
 from service.cli_train import train_app
 from service.errors import BadParameter, MissingExtra, RankpressError
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from service.cli_batch import Made, Task
+    from service.engine.engine import Engine
     from service.engine.types import Codec
     from service.picture import Picture
     from service.settings import Settings
@@ -51,9 +55,13 @@ OutArgument = Annotated[
     str, typer.Argument(metavar="OUT", show_default=False, help="A file, a folder, or -.")
 ]
 StoreOption = Annotated[Path | None, typer.Option(help="Folder of models, if not the built-in.")]
+ModelOption = Annotated[str | None, typer.Option(help="Compress with this model of the store.")]
 DeviceOption = Annotated[Device | None, typer.Option(help="Where the networks run.")]
 CheckOption = Annotated[
     bool | None, typer.Option("--check/--no-check", help="Decode each fresh stream and compare.")
+]
+TuneOption = Annotated[
+    Literal["psnr", "ms-ssim"], typer.Option(help="What the rate was trained for.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", "-f", help="Replace files.")]
@@ -109,6 +117,9 @@ def main() -> None:
     # with one core taken: 168 and 205 ms at 1000, 119 and 128 ms here, 119 and up to 302 ms at the
     # library's own value, seconds with more load. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # numpy's own threads wait for one another in the same way: the light decoder's entropy networks
+    # took 50 ms on one thread and 190 to 630 on two where others used both cores too.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     app()
 
 
@@ -147,11 +158,13 @@ def compress(
     target_psnr: Annotated[
         float | None, typer.Option(help="At least so many dB, in place of a rate.")
     ] = None,
+    tune: TuneOption = "psnr",
     metadata: Annotated[
         Literal["none", "icc", "all"],
         typer.Option(help="Keep the colour profile, that and Exif, or nothing."),
     ] = "icc",
     store: StoreOption = None,
+    model: ModelOption = None,
     device: DeviceOption = None,
     check: CheckOption = None,
     json: JsonOption = False,
@@ -164,7 +177,7 @@ def compress(
     check_output(out, json)
     wanted = rate_or_target(rate, target_bpp, max_bytes, target_psnr)
     tasks = plan(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
-    settings = _settings(store=store, device=device, check=check)
+    settings = _settings(store=store, model=model, device=device, check=check)
     codec = _open(settings)
 
     def load(data: bytes) -> Picture:
@@ -172,9 +185,9 @@ def compress(
 
     def make(picture: Picture) -> Made:
         if isinstance(wanted, float):
-            c = codec.compress(picture, wanted)
+            c = codec.compress(picture, wanted, tune)
         else:
-            c = codec.compress_to(picture, wanted)
+            c = codec.compress_to(picture, wanted, tune)
         return Made(c.data, c.width, c.height, c.rate, c.bpp, c.psnr_db, picture.notes)
 
     _work(tasks, load, make, json=json, overwrite=overwrite)
@@ -230,6 +243,47 @@ def decompress(
 
 
 @app.command()
+def adapt(
+    sources: SourcesArgument,
+    out: OutArgument,
+    rate: Annotated[float, typer.Option(min=1, max=8, help="1 smallest, 8 best.")] = 4.0,
+    effort: Annotated[
+        int, typer.Option(min=0, max=4, help="0, 100, 500, 1000 or 2000 steps of each phase.")
+    ] = 2,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=1, help="End about then, picture by picture.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
+    metadata: Annotated[
+        Literal["none", "icc", "all"],
+        typer.Option(help="Keep the colour profile, that and Exif, or nothing."),
+    ] = "icc",
+    store: StoreOption = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Compress pictures with minutes of optimisation for each; any decoder reads the streams."""
+    from service.cli_adapt import run_adaptation
+    from service.cli_batch import check_output, plan
+    from service.images import read_image
+
+    check_output(out, json)
+    tasks = plan(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
+    settings = _settings(store=store, device=device)
+    codec = _open_engine(settings)
+
+    def load(data: bytes) -> Picture:
+        return read_image(data, max_pixels=settings.max_pixels, metadata=metadata)
+
+    def make(picture: Picture) -> Made:
+        begun = codec.adapt(picture, rate, effort=effort, seed=seed, max_seconds=max_seconds)
+        return run_adaptation(begun, picture, rate, quiet=json or len(tasks) > 1)
+
+    _work(tasks, load, make, json=json, overwrite=overwrite)
+
+
+@app.command()
 def info(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", show_default=False)],
     json: JsonOption = False,
@@ -272,11 +326,18 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     store: StoreOption = None,
+    model: ModelOption = None,
     device: DeviceOption = None,
     check: CheckOption = None,
     workers: Annotated[int | None, typer.Option(help="Requests worked on at a time.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a network call.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Pixels of the largest picture.")] = None,
+    decode_only: Annotated[
+        bool | None, typer.Option("--decode-only", help="Only decode, with the light decoder.")
+    ] = None,
+    objects_url: Annotated[
+        str | None, typer.Option("--objects", help="Folder or URL of stored streams.")
+    ] = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"] | None, typer.Option(help="Least severe.")
     ] = None,
@@ -289,11 +350,14 @@ def serve(
         host=host,
         port=port,
         store=store,
+        model=model,
         device=device,
         check=check,
         workers=workers,
         threads=threads,
         max_pixels=max_pixels,
+        decode_only=decode_only,
+        objects_url=objects_url,
         log_level=log_level,
         log_format=log_format,
     )
@@ -302,33 +366,45 @@ def serve(
     except ModuleNotFoundError as error:
         if (error.name or "service").startswith("service"):
             raise
-        needs = f"serving needs {error.name}: pip install 'rankpress[server]'"
+        extra = "decode" if settings.decode_only else "server"
+        needs = f"serving needs {error.name}: pip install 'rankpress[{extra}]'"
         raise MissingExtra(needs) from error
+    if not settings.decode_only and find_spec("torch") is None:
+        needs = "serving needs torch: pip install 'rankpress[server]', or serve --decode-only"
+        raise MissingExtra(needs)
     # A thread that loads leaves an OpenMP team behind; with the worker's there would be more
     # threads than cores, and all would wait slowly (186 ms a photo, not 146). This one ends first.
     with ThreadPoolExecutor(1) as loader:
-        codec = loader.submit(_open, settings).result()
+        codec = loader.submit(_open_to_serve, settings).result()
     run_server(codec, settings)
 
 
 register_eval(app)
+register_jobs(app)
 
 
-def _settings(**given: object) -> Settings:
-    """Return the settings: what was given, else the environment, else the defaults."""
-    from pydantic import ValidationError
-
-    from service.settings import Settings
-
-    try:
-        return Settings.model_validate({k: v for k, v in given.items() if v is not None})
-    except ValidationError as error:
-        wrong = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise BadParameter("; ".join(wrong)) from error
+def _open_to_serve(settings: Settings) -> Codec:
+    """Load the models for many requests."""
+    return _open(settings, max_batch=settings.max_batch, warm=settings.warm)
 
 
-def _open(settings: Settings) -> Codec:
-    """Load the models."""
+def _open(settings: Settings, **serving: Any) -> Codec:
+    """Load the models: those of the store, or the one of CompressAI that is set."""
+    if settings.zoo is None:
+        return _open_engine(settings, **serving)
+    from service.engine.zoo import open_zoo
+
+    return open_zoo(
+        settings.zoo,
+        settings.zoo_adapters,
+        settings.machine_key,
+        settings.max_pixels,
+        settings.threads,
+    )
+
+
+def _open_engine(settings: Settings, **serving: Any) -> Engine:
+    """Load the models of the store."""
     from service.engine.engine import open_engine
 
     return open_engine(
@@ -337,6 +413,11 @@ def _open(settings: Settings) -> Codec:
         check=settings.check,
         max_pixels=settings.max_pixels,
         threads=settings.threads,
+        cache_bytes=settings.cache_bytes,
+        adapters=settings.adapters,
+        decode_only=settings.decode_only,
+        model=settings.model,
+        **serving,
     )
 
 

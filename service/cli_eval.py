@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from service.eval.pictures import Named
     from service.eval.rows import Row
+    from service.eval.run import Plan
 
 Device = Literal["auto", "cpu", "cuda"]
 StoreOption = Annotated[Path | None, typer.Option(help="Folder of models, if not the built-in.")]
@@ -25,16 +27,35 @@ RecordOption = Annotated[
 ]
 
 
+BENCH_HELP = "Measure times and memory of the codec, or of training. Without a name: of the codec."
+
+
+class _CodecFirst(TyperGroup):
+    """`rankpress bench` and `rankpress bench DIR` mean `rankpress bench codec ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command's name in where none was given."""
+        if not args or args[0] not in (*self.commands, "--help"):
+            args = ["codec", *args]
+        return super().parse_args(ctx, args)
+
+
 def register(app: typer.Typer) -> None:
-    """Add the two commands to an app."""
+    """Add the commands to an app."""
     app.command("eval")(evaluate)
-    app.command("bench")(bench)
+    group = typer.Typer(cls=_CodecFirst, no_args_is_help=False, help=BENCH_HELP)
+    group.command("codec")(bench)
+    group.command("train")(bench_train)
+    app.add_typer(group, name="bench")
 
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Pictures to compress.")],
     out: Annotated[Path, typer.Option(help="Folder for images.csv, summary.json and figures.")],
     rates: Annotated[str, typer.Option(help="Ours: 4, or 1-8, or 2,4,6.5.")] = "4",
+    tunes: Annotated[
+        str, typer.Option(help="Our ladders: psnr, or psnr,ms-ssim.")
+    ] = "psnr",
     against: Annotated[
         str, typer.Option(help="Families or names of peers, by commas; empty for none.")
     ] = "jpeg,webp,avif,jxl",
@@ -44,6 +65,10 @@ def evaluate(
     perceptual: Annotated[
         bool, typer.Option("--perceptual", help="Also SSIMULACRA 2, a second for each file.")
     ] = False,
+    adapt: Annotated[
+        str | None,
+        typer.Option(metavar="1,2", help="Instead: what adapting with these efforts gains."),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure the peers again too, not only ours.")
     ] = False,
@@ -56,6 +81,9 @@ def evaluate(
 
     What OUT/images.csv holds of the peers, for the same pixels and settings, is not measured again.
     """
+    if adapt is not None:
+        _measure_adaptation(folder, out, rates, adapt, store, device, threads, record)
+        return
     from service.engine.engine import open_engine
     from service.eval import run
     from service.eval.machine import this_machine
@@ -64,7 +92,7 @@ def evaluate(
     from service.eval.rows import read_rows, write_rows
 
     peers = choose([name for name in against.split(",") if name])
-    plan = run.Plan(run.parse_rates(rates), peers, perceptual)
+    plan = run.Plan(run.parse_rates(rates), peers, perceptual, run.parse_tunes(tunes))
     pictures = read_folder(folder)
     codec = open_engine(store=store, device=device, check=False, threads=threads)
     out.mkdir(parents=True, exist_ok=True)
@@ -79,8 +107,50 @@ def evaluate(
     if record is not None:
         _write(record, text)
     _draw(rows, out, folder.name)
-    _make_sheet(pictures, codec, plan.rates, out)
+    _make_sheets(pictures, codec, plan, out)
     _print_results(json.loads(text))
+
+
+def _measure_adaptation(
+    folder: Path,
+    out: Path,
+    rates: str,
+    efforts: str,
+    store: Path | None,
+    device: Device,
+    threads: int,
+    record: Path | None,
+) -> None:
+    """Adapt to every picture; OUT/adapted.csv keeps the rows, and a run goes on from them."""
+    from service.engine.engine import open_engine
+    from service.eval import adapted
+    from service.eval.machine import this_machine
+    from service.eval.pictures import read_folder
+    from service.eval.report import adaptation_table
+    from service.eval.run import parse_rates, to_json
+
+    plan = adapted.Plan(parse_rates(rates), adapted.parse_efforts(efforts))
+    pictures = read_folder(folder)
+    engine = open_engine(store=store, device=device, check=False, threads=threads)
+    out.mkdir(parents=True, exist_ok=True)
+    table = out / "adapted.csv"
+    known = adapted.read_rows(table) if table.is_file() else ()
+    rows = list(known)
+
+    def done(row: adapted.Row) -> None:
+        if row not in known:
+            rows.append(row)
+            adapted.write_rows(table, rows)
+        change = f"{row.bytes} of {row.plain_bytes} bytes"
+        change += f", {row.psnr_db - row.plain_psnr_db:+.2f} dB, {row.seconds:.0f} s"
+        _say(f"{row.image} rate {row.rate:g} effort {row.effort} {row.kind}: {change}")
+
+    made = adapted.measure(pictures, engine, plan, known, done)
+    text = to_json(adapted.summarise(made, engine, this_machine(device)))
+    (out / "adapted.json").write_text(text)
+    if record is not None:
+        _write(record, text)
+    typer.echo(adaptation_table(json.loads(text)))
 
 
 def bench(
@@ -95,21 +165,96 @@ def bench(
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Peak memory, in fresh processes.")
     ] = True,
+    rates: Annotated[
+        bool, typer.Option("--rates", help="Nothing but what a change of rate costs.")
+    ] = False,
+    decoder: Annotated[
+        bool, typer.Option("--decoder", help="The light decoder alone; with DIR, its pixels.")
+    ] = False,
     record: RecordOption = None,
     store: StoreOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
     """Measure times and memory beside AVIF and WebP; a table, then one line of JSON."""
+    if decoder:
+        _bench_decoder(folder, rate, store, threads, record)
+        return
     from service.eval import bench as benchmark
     from service.eval.report import bench_tables
     from service.eval.run import to_json
 
-    wanted = benchmark.Wanted(rate, device, threads, store, large, service, memory)
+    wanted = benchmark.Wanted(rate, device, threads, store, large, service, memory, rates)
     result = json.loads(to_json(benchmark.bench(wanted, folder, _say)))
     typer.echo("\n\n".join(bench_tables(result).values()))
     if record is not None:
         _write(record, to_json(result))
+    typer.echo(json.dumps(result))
+
+
+def _bench_decoder(
+    folder: Path | None, rate: float, store: Path | None, threads: int, record: Path | None
+) -> None:
+    """Measure the light decoder, or compare its pixels over a folder with torch's."""
+    from service.eval import decoder as benchmark
+    from service.eval.report import agreement_table, decoder_table
+    from service.eval.run import to_json
+
+    if folder is None:
+        found = benchmark.measure(benchmark.Wanted(rate, threads, store), _say)
+        typer.echo(decoder_table(found))
+    else:
+        found = benchmark.compare(folder, store, _say)
+        typer.echo(agreement_table(found))
+    if record is not None:
+        _write(record, to_json(found))
+    typer.echo(json.dumps(found))
+
+
+def bench_train(
+    size: Annotated[
+        str, typer.Option(metavar="NAME", help="light, base, or a JSON file of sizes.")
+    ] = "light",
+    batch: Annotated[int | None, typer.Option(min=1, help="Crops a step; 8, on CUDA 64.")] = None,
+    crop: Annotated[int, typer.Option(min=64, help="Side of the crops in pixels.")] = 192,
+    compiled: Annotated[
+        Literal["auto", "off", "blocks", "whole"],
+        typer.Option("--compile", help="What torch.compile is given; auto: blocks, on CUDA whole."),
+    ] = "auto",
+    seconds: Annotated[float, typer.Option(min=0, help="To time steps for.")] = 15.0,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    record: RecordOption = None,
+) -> None:
+    """Measure pixels per second of training steps, and what bounds them; a line, then JSON."""
+    from dataclasses import asdict
+
+    import torch
+
+    from service.engine.synthesis_torch import pick_device
+    from service.eval.machine import this_machine
+    from service.train import throughput
+    from service.train.compiling import choose
+    from service.train.recipe import CUDA_BATCH, Recipe, sizes_named
+
+    if threads:
+        torch.set_num_threads(threads)
+    where = pick_device(device)
+    mode, note = choose(compiled, where)
+    if note:
+        _say(note)
+    machine = this_machine(device)
+    crops = batch or (CUDA_BATCH if where.type == "cuda" else Recipe().batch)
+    recipe = Recipe(batch=crops, crop=crop)
+    found = throughput.measure(sizes_named(size), recipe, where, mode, seconds)
+    result = {
+        "what": "bench train", "size": size, "batch": crops, "crop": crop, "compiled": mode,
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "machine": asdict(machine), **asdict(found),
+    }  # fmt: skip
+    typer.echo(throughput.told(found))
+    if record is not None:
+        _write(record, json.dumps(result, indent=2) + "\n")
     typer.echo(json.dumps(result))
 
 
@@ -164,13 +309,16 @@ def _draw(rows: Sequence[Row], out: Path, name: str) -> None:
             plots.draw(shown, metric, title, out / f"rd-{metric.replace('_', '-')}.png")
 
 
-def _make_sheet(pictures: Sequence[Named], codec: Any, rates: Sequence[float], out: Path) -> None:
-    """Write the contact sheet at the lowest rate, where differences are seen."""
+def _make_sheets(pictures: Sequence[Named], codec: Any, plan: Plan, out: Path) -> None:
+    """Write the contact sheets at the lowest rate, where differences are seen."""
     from service.eval import sheet
 
     _say("contact sheet")
-    image = sheet.make(sheet.choose(pictures), codec, min(rates))
-    image.save(out / "crops.png", optimize=True)
+    chosen, lowest = sheet.choose(pictures), min(plan.rates)
+    sheet.make(chosen, codec, lowest).save(out / "crops.png", optimize=True)
+    if len(plan.tunes) > 1:
+        image = sheet.between_tunes(chosen, codec, lowest)
+        image.save(out / "crops-tunes.png", optimize=True)
 
 
 def _print_results(summary: dict[str, Any]) -> None:

@@ -154,7 +154,7 @@ def print_stream(source: str, info: StreamInfo) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     alpha = " with alpha" if info.has_alpha else ""
     table.add_row("picture", f"{info.width}x{info.height} {channels}{alpha}")
-    table.add_row("rate", f"{info.rate:g}")
+    table.add_row("rate", f"{info.rate:g}, tune {info.tune}")
     table.add_row("model", info.model)
     table.add_row("format", f"version {info.version}, {tiles}")
     table.add_row("size", f"{info.total_bytes:,} bytes, {_bpp(info):.3f} bits per pixel")
@@ -177,13 +177,16 @@ def model_json(model: ModelInfo) -> str:
 def print_model(model: ModelInfo) -> None:
     """Print a model of the store and what each rate measured when it was published."""
     table = Table(box=None, pad_edge=False)
-    for name in ("rate", "lmbda", "Kodak bpp", "Kodak dB", "bytes"):
-        table.add_column(name, justify="right")
+    for name in ("tune", "rate", "lmbda", "Kodak bpp", "Kodak dB", "MS-SSIM", "bytes"):
+        table.add_column(name, justify="left" if name == "tune" else "right")
     for rate in model.rates:
         bpp = "" if rate.kodak_bpp is None else f"{rate.kodak_bpp:.3f}"
         psnr = "" if rate.kodak_psnr_db is None else f"{rate.kodak_psnr_db:.2f}"
+        likeness = "" if rate.kodak_ms_ssim is None else f"{rate.kodak_ms_ssim:.4f}"
         size = f"{rate.file_bytes:,}" if rate.sha256 else "base"
-        table.add_row(f"{rate.rate:g}", f"{rate.lmbda:g}", bpp, psnr, size)
+        table.add_row(
+            rate.tune, f"{rate.rate:g}", f"{rate.lmbda:g}", bpp, psnr, likeness, size
+        )
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text(model.name, "bold"))
     console.print(f"{model.parameters:,} weights in {model.file_bytes:,} bytes")

@@ -8,10 +8,23 @@ RankpressError
 │   └── TooManyPixels      the picture is larger than the pixel limit
 ├── TooManyBytes           the body is larger than the byte limit
 ├── BadParameter           a request argument is wrong
+│   ├── RangeUnsatisfiable the bytes asked for lie beyond the end
 │   ├── RateUnavailable    no weights for that rate in the store
 │   └── TargetUnreachable  no rate meets the size or quality that was asked for
 ├── NotAcceptable          no output format that the caller accepts
+├── BadAdapter             the bytes are not a rate adapter that fits the base
+├── UnknownAdapter         no adapter with that hash is loaded
 ├── StoreError             the model store is incomplete or does not match its manifest
+├── JobError               what was asked of an adaptation job cannot be had
+│   ├── UnknownJob         there is no such job
+│   ├── ExpiredJob         there was, and its result is no longer kept
+│   ├── JobUnfinished      it has no such bytes yet; try again later
+│   └── JobEnded           it has ended, so that there is nothing to cancel or will be no result
+├── JobsOff                this server was told to offer no jobs
+├── JobsUnavailable        the jobs' database does not answer
+├── ObjectsUnavailable     the store of objects cannot be read or written
+├── NoSuchObject           there is no object of that key
+├── DamagedObject          an object's bytes are not those of its hash
 ├── MissingExtra           the work needs a part of Rankpress that is not installed
 ├── Saturated              too much work waits already; try again later
 └── SelfTestFailed         this machine does not reproduce the golden stream
@@ -54,6 +67,18 @@ class BadParameter(RankpressError):
     """A request argument is wrong."""
 
 
+class RangeUnsatisfiable(BadParameter):
+    """The bytes that were asked for lie beyond the end of the answer.
+
+    Attributes:
+        size_bytes: of the whole answer.
+    """
+
+    def __init__(self, message: str, size_bytes: int) -> None:
+        super().__init__(message)
+        self.size_bytes = size_bytes
+
+
 class RateUnavailable(BadParameter):
     """The store holds no weights for the rate.
 
@@ -82,8 +107,64 @@ class NotAcceptable(RankpressError):
     """None of the formats that the caller accepts can be written."""
 
 
+class BadAdapter(RankpressError):
+    """The bytes are not a rate adapter, or one that does not fit the base it is for."""
+
+
+class UnknownAdapter(RankpressError):
+    """No adapter with that hash is loaded."""
+
+
 class StoreError(RankpressError):
     """The model store is incomplete, or a file in it does not match the manifest."""
+
+
+class JobError(RankpressError):
+    """What was asked of an adaptation job cannot be had."""
+
+
+class UnknownJob(JobError):
+    """There is no job of that id."""
+
+
+class ExpiredJob(JobError):
+    """The job ended so long ago that its result is no longer kept."""
+
+
+class JobUnfinished(JobError):
+    """The job has no such bytes yet.
+
+    Attributes:
+        retry_after_s: a guess at when to try again, in whole seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class JobEnded(JobError):
+    """The job has ended: there is nothing left to cancel, or there will be no result."""
+
+
+class JobsOff(RankpressError):
+    """This server was told to offer no jobs."""
+
+
+class JobsUnavailable(RankpressError):
+    """The database of the jobs cannot be reached, or does not answer."""
+
+
+class ObjectsUnavailable(RankpressError):
+    """The store of objects cannot be opened, read or written."""
+
+
+class NoSuchObject(RankpressError):
+    """There is no object of that key."""
+
+
+class DamagedObject(RankpressError):
+    """An object's bytes are not those that its key is the hash of."""
 
 
 class MissingExtra(RankpressError):

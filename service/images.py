@@ -102,6 +102,16 @@ def read_image(data: bytes, *, max_pixels: int, metadata: Metadata = "icc") -> P
         ) from error
 
 
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height as the header says, before any turning; None where it cannot be read."""
+    try:
+        with recognise(data).open(io.BytesIO(data)) as image:
+            width, height = image.size
+            return width, height
+    except (BadImage, MemoryError, Image.DecompressionBombError, *_PILLOW_ERRORS):
+        return None
+
+
 def write_image(picture: Picture, format: Format, *, quality: int | None = None) -> bytes:
     """Return the picture as an image file with its profile and Exif block.
 

@@ -7,10 +7,11 @@ Importable in the base install: no torch, no web framework.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
@@ -30,11 +31,17 @@ class Settings(BaseSettings):
     store: Path | None = None
     """Folder of the model store; None is the one that ships with the package."""
 
+    model: str | None = Field(default=None, min_length=1)
+    """Name of the model that compresses; None is the one that the store's store.json names."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks run; auto takes a CUDA device if there is one."""
 
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of one network call; 0 takes all cores."""
+
+    decode_only: bool = False
+    """Serve decoding alone, with the light decoder, torch or not."""
 
     check: bool = True
     """Decode every fresh stream and compare before it is handed out."""
@@ -47,6 +54,33 @@ class Settings(BaseSettings):
 
     workers: int = Field(default=1, ge=1, le=256)
     """Requests worked on at the same time; each may hold one decoded picture in memory."""
+
+    max_batch: int = Field(default=0, ge=0, le=64)
+    """Requests of one rate and size worked on in one call; 0 takes what suits the device."""
+
+    batch_window_s: float = Field(default=0.002, ge=0, le=1, allow_inf_nan=False)
+    """Seconds a request may wait for others to share a call with, where batches are taken."""
+
+    cache_bytes: int = Field(default=1024 * MIB, ge=0)
+    """Bytes of merged weights of rates that are kept besides the models themselves."""
+
+    warm: bool = True
+    """Merge the weights of all whole rates when a server starts, as far as cache_bytes go."""
+
+    admin_token: SecretStr | None = Field(default=None, min_length=16)
+    """Bearer token that loads and unloads rate adapters over HTTP; without one nobody can."""
+
+    adapters: Path | None = None
+    """Folder that keeps adapters loaded over HTTP; without one a restart forgets them."""
+
+    zoo: str | None = None
+    """A CompressAI model and quality, mbt2018-mean-4, in place of the store; see zoo_adapters."""
+
+    zoo_adapters: Path | None = None
+    """Folder of that model's rate adapters, `<rate>.safetensors`; it itself is rate 4."""
+
+    machine_key: Path | None = None
+    """File of the key that signs such a model's streams; None is one in the home folder."""
 
     max_waiting: int = Field(default=64, ge=1)
     """Requests that may wait for a worker; one more is answered 503."""
@@ -69,6 +103,46 @@ class Settings(BaseSettings):
     drain_s: float = Field(default=30.0, ge=0, allow_inf_nan=False)
     """Seconds that work in progress may take to finish after SIGTERM."""
 
+    state: Path | None = None
+    """Folder of what outlives a restart; None is rankpress in $XDG_STATE_HOME or ~/.local/state."""
+
+    objects_url: str = ""
+    """Where streams and jobs' files are kept: a folder, s3://, gs:// or az:// URL. If empty: jobs'
+    in a folder of `state`, and no `/objects`."""
+
+    objects_write: bool = False
+    """Whether `PUT /objects` keeps streams for anyone who can reach the server."""
+
+    jobs: bool = True
+    """Whether `POST /adapt` and its jobs are offered."""
+
+    jobs_url: str = Field(default="", repr=False)
+    """Database of the jobs, postgresql://…; empty is an SQLite file in `state`."""
+
+    jobs_worker: bool = True
+    """Whether `rankpress serve` runs a worker process of its own; else run `rankpress worker`."""
+
+    job_threads: int = Field(default=1, ge=0, le=1024)
+    """CPU threads of a worker's networks, at low priority; 0 takes all cores."""
+
+    job_step_s: float = Field(default=2.0, gt=0, le=60, allow_inf_nan=False)
+    """Seconds of work between checkpoints: lost when a worker dies, waited for when one stops."""
+
+    job_max_s: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
+    """Seconds of work on one job, after which its best stream so far is the result."""
+
+    job_max_pixels: int = Field(default=2**24, ge=1)
+    """Pixels of the largest picture that a job takes; a checkpoint has about 16 bytes for each."""
+
+    job_attempts: int = Field(default=5, ge=1, le=100)
+    """Times that a job is begun, or one step of it tried, before the job has failed."""
+
+    max_jobs_waiting: int = Field(default=100, ge=1)
+    """Jobs that may wait for a worker; one more is answered 503."""
+
+    result_ttl_s: float = Field(default=7 * 24 * 3600.0, gt=0, allow_inf_nan=False)
+    """Seconds that an ended job and its result are kept; as long again it is answered 410."""
+
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on."""
 
@@ -89,3 +163,33 @@ class Settings(BaseSettings):
                 f"expected at least max_body_bytes ({self.max_body_bytes})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _objects_are_somewhere(self) -> Self:
+        if self.objects_write and (self.decode_only or not self.objects_url):
+            raise ValueError(
+                "objects_write needs objects_url, and a server that is not decode_only"
+            )
+        return self
+
+    @property
+    def state_folder(self) -> Path:
+        """The folder that `state` names or stands for."""
+        if self.state is not None:
+            return self.state.absolute()
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        return Path(home) / "rankpress"
+
+    @property
+    def objects_place(self) -> str:
+        """Folder or URL of the objects."""
+        return self.objects_url or str(self.state_folder / "objects")
+
+    def as_environment(self) -> dict[str, str]:
+        """The variables that give a worker these settings, where they are not defaults.
+
+        It answers no requests, so the admin's token is not among them: masked, as it is dumped,
+        it would not even be a valid one.
+        """
+        given = self.model_dump(mode="json", exclude_defaults=True, exclude={"admin_token"})
+        return {f"RANKPRESS_{name.upper()}": str(value) for name, value in given.items()}

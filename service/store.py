@@ -2,15 +2,20 @@
 
 A model is a folder: `manifest.json` names every file with its size and sha256, and says what each
 rate measured and how the weights were trained. Weights are safetensors (no code can hide in them).
-The identity of the weights that a rate needs is the sha256 over the sha256s of its files, base
-first; streams carry its first four bytes. Which files those are is `StoredModel.mix`: none beside
-the base at its own rate, one adapter at the other whole rates, the two neighbours' in between.
+A model may have several ladders of rates, one for each of codec.container.TUNES; the base is itself
+a rate of the first. The identity of the weights that a rate needs is the sha256 over the sha256s of
+its files, base first; streams carry its first four bytes. Which files those are is
+`StoredModel.mix`: none beside the base at its own rate, one adapter at the other whole rates, the
+two neighbours' in between; never of two ladders.
+
+A store holds every model whose streams exist; `store.json` says which one compresses.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +27,7 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 
+from service.codec.container import PSNR, TUNES
 from service.codec.entropy_model import EntropyModel
 from service.codec.lowrank import (
     PARTS,
@@ -32,33 +38,40 @@ from service.codec.lowrank import (
     unpack,
 )
 from service.codec.sizes import Sizes
-from service.errors import StoreError
+from service.errors import BadParameter, StoreError
 
 Tensors = dict[str, NDArray[Any]]
 
 SCHEMA = 1
 TRANSFORMS = ("g_a.", "g_s.", "h_a.")
+SYNTHESIS = ("g_s.",)
 ENTROPY = "entropy."
+STORE_FILE = "store.json"
+"""Beside the models' folders: which of them compresses, {"schema": 1, "default": NAME}."""
 
 
 @dataclass(frozen=True)
 class StoredRate:
-    """A rate of the ladder and what it measured on Kodak when it was published.
+    """A rate of a ladder and what it measured on Kodak when it was published.
 
     Attributes:
+        lmbda: weight of the error that it was trained with; None for one loaded at run time.
+        tune: its ladder, one of TUNES.
         update: low-rank update of the base, None for the base's own rate.
         digest: sha256 of the update's file, empty for the base's own rate.
         file_bytes: size of that file. training: record of how it was made.
     """
 
     rate: float
-    lmbda: float
+    lmbda: float | None
     kodak_bpp: float | None
     kodak_psnr_db: float | None
     update: Update | None = None
     digest: bytes = b""
     file_bytes: int = 0
     training: Mapping[str, object] = field(default_factory=dict)
+    tune: str = PSNR
+    kodak_ms_ssim: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,40 +107,70 @@ class StoredModel:
     golden: Golden
     file_bytes: int
 
-    def offers(self, rate16: int) -> bool:
+    @property
+    def tunes(self) -> tuple[str, ...]:
+        """The ladders that there are."""
+        return tuple(tune for tune in TUNES if self.ladder(tune))
+
+    def ladder(self, tune: str) -> tuple[StoredRate, ...]:
+        """The rates of one ladder, ascending; empty where there is none."""
+        return tuple(sorted((r for r in self.rates if r.tune == tune), key=lambda r: r.rate))
+
+    def offers(self, rate16: int, tune: str = PSNR) -> bool:
         """Whether a rate, in sixteenths, can be made from what is stored."""
         whole, parts = divmod(rate16, PARTS)
-        stored = {r.rate for r in self.rates}
+        stored = {r.rate for r in self.ladder(tune)}
         return whole in stored and (parts == 0 or whole + 1 in stored)
 
-    def mix(self, rate16: int) -> list[tuple[StoredRate, int]]:
+    def mix(self, rate16: int, tune: str = PSNR) -> list[tuple[StoredRate, int]]:
         """The rates that a rate is mixed from, and their parts in sixteenths.
 
         Raises:
-            KeyError: not `offers(rate16)`.
+            KeyError: not `offers(rate16, tune)`.
         """
         whole, parts = divmod(rate16, PARTS)
-        by_rate = {r.rate: r for r in self.rates}
+        by_rate = {r.rate: r for r in self.ladder(tune)}
         if parts == 0:
             return [(by_rate[whole], PARTS)]
         return [(by_rate[whole], PARTS - parts), (by_rate[whole + 1], parts)]
 
-    def identity_at(self, rate16: int) -> bytes:
+    def identity_at(self, rate16: int, tune: str = PSNR) -> bytes:
         """Identity of the weights that a rate needs, 32 bytes."""
-        digests = [r.digest for r, _ in self.mix(rate16) if r.update is not None]
+        digests = [r.digest for r, _ in self.mix(rate16, tune) if r.update is not None]
         return identity([bytes.fromhex(self.sha256), *digests])
 
-    def at_rate(self, rate16: int) -> StoredModel:
-        """The model with a rate's update merged in afresh; the stored one is not changed."""
-        mix = self.mix(rate16)
+    def lmbda_at(self, rate16: int, tune: str = PSNR) -> float | None:
+        """Weight of the error in the loss at a rate; between rates their geometric mean.
+
+        None where an adapter that was loaded at run time does not say.
+        """
+        log = 0.0
+        for rate, parts in self.mix(rate16, tune):
+            if rate.lmbda is None:
+                return None
+            log += parts * math.log(rate.lmbda)
+        return math.exp(log / PARTS)
+
+    def at_rate(
+        self, rate16: int, tune: str = PSNR, networks: tuple[str, ...] = TRANSFORMS
+    ) -> StoredModel:
+        """The model with a rate's update merged in afresh; the stored one is not changed.
+
+        Args:
+            rate16: in sixteenths. tune: its ladder.
+            networks: prefixes of the transforms that are wanted.
+        """
+        mix = self.mix(rate16, tune)
         if all(r.update is None for r, _ in mix):
             return self
         shares = [Share(self._own_update() if r.update is None else r.update, n) for r, n in mix]
         return replace(
             self,
-            transforms=merge_transforms(self.transforms, shares),
+            transforms=merge_transforms(
+                {n: t for n, t in self.transforms.items() if n.startswith(networks)}, shares
+            ),
             entropy=merge_entropy(self.entropy, shares),
-            identity=self.identity_at(rate16),
+            identity=self.identity_at(rate16, tune),
         )
 
     def _own_update(self) -> Update:
@@ -150,17 +193,45 @@ def default_path() -> Path:
     return inside if inside.is_dir() else package.parent / "model_store"
 
 
-def load_store(path: Path | None = None) -> tuple[StoredModel, ...]:
-    """Read and verify every model of a store, in order of name.
+def load_store(path: Path | None = None, first: str | None = None) -> tuple[StoredModel, ...]:
+    """Read and verify every model of a store: the one that compresses, then the others by name.
+
+    Args:
+        path: of the store, None for the built-in.
+        first: name of the model that compresses; None is what store.json says, or else the first
+            by name. The others decode what they made.
 
     Raises:
         StoreError: no store, no model in it, or a file that does not match its manifest.
+        BadParameter: no model of the name `first`.
     """
     root = path or default_path()
     manifests = sorted(root.glob("*/manifest.json"))
     if not manifests:
         raise StoreError(f"no model in {root}: expected folders with a manifest.json")
-    return tuple(load_model(m.parent) for m in manifests)
+    names = [m.parent.name for m in manifests]
+    if first is not None and first not in names:
+        raise BadParameter(f"model {first!r} is not in {root}, which holds {', '.join(names)}")
+    chosen = first or default_model(root) or names[0]
+    if chosen not in names:
+        raise StoreError(f"{root / STORE_FILE} says {chosen!r}, {root} holds {', '.join(names)}")
+    return tuple(load_model(root / n) for n in sorted(names, key=lambda n: (n != chosen, n)))
+
+
+def default_model(root: Path) -> str | None:
+    """Name of the model that a store compresses with, None where it does not say."""
+    path = root / STORE_FILE
+    if not path.exists():
+        return None
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(told, dict) or set(told) != {"schema", "default"}:
+        raise StoreError(f"{path} must be an object with the keys schema and default")
+    if told["schema"] != SCHEMA or not isinstance(told["default"], str):
+        raise StoreError(f"{path} has schema {told['schema']!r}, default {told['default']!r}")
+    return told["default"]
 
 
 @dataclass(frozen=True)
@@ -224,6 +295,20 @@ def check_adapter(model: StoredModel, tensors: Tensors) -> Update:
     return update
 
 
+def read_adapter(model: StoredModel, data: bytes, rate: int, tune: str = PSNR) -> StoredRate:
+    """An adapter's file, checked as `check_adapter` does, as a whole rate of a ladder of a base.
+
+    Raises:
+        StoreError: it does not fit. BadParameter: not a whole rate from 1 to 8, or no tune.
+    """
+    if not 1 <= rate <= 8 or tune not in TUNES:
+        words = f"a whole number from 1 to 8 and one of {', '.join(TUNES)}"
+        raise BadParameter(f"rate and tune are {rate} and {tune[:100]!r}, expected {words}")
+    update = check_adapter(model, _tensors(data, Path("adapter")))
+    digest = hashlib.sha256(data).digest()
+    return StoredRate(rate, None, None, None, update, digest, len(data), tune=tune)
+
+
 def identity(digests: list[bytes]) -> bytes:
     """Identity of a set of weight files: sha256 over their sha256s, base first."""
     return hashlib.sha256(b"".join(digests)).digest()
@@ -278,10 +363,11 @@ def _rates(
     folder: Path,
 ) -> tuple[StoredRate, ...]:
     rates = tuple(_rate(entry, files, fit, folder) for entry in entries)
-    if len({r.rate for r in rates}) < len(rates):
+    if len({(r.rate, r.tune) for r in rates}) < len(rates):
         raise StoreError(f"{folder}: the manifest lists a rate twice")
-    if sum(r.update is None for r in rates) != 1:
-        raise StoreError(f"{folder}: exactly one rate must be the base's own, without a file")
+    if [r.tune for r in rates if r.update is None] != [PSNR]:
+        words = f"exactly one rate, of tune {PSNR}, must be the base's own, without a file"
+        raise StoreError(f"{folder}: {words}")
     return rates
 
 
@@ -292,25 +378,34 @@ def _rate(
     folder: Path,
 ) -> StoredRate:
     keys = {"rate", "lmbda", "kodak_bpp", "kodak_psnr_db", "file", "training"}
-    if not isinstance(entry, dict) or set(entry) != keys:
+    later = {"tune": PSNR, "kodak_ms_ssim": None}  # stores before the second ladder lack these
+    if not isinstance(entry, dict) or {*entry, *later} != keys | set(later):
         raise StoreError(f"{folder}: a rate must have the keys {sorted(keys)}, found {entry!r}")
+    entry = later | entry
     file, training = entry["file"], entry["training"]
     if not isinstance(training, dict) or not (file is None or file in files):
         raise StoreError(f"{folder}: a rate needs a training record and a listed file, {entry!r}")
-    measured = {"kodak_bpp", "kodak_psnr_db"}
-    numbers = {k: v for k, v in entry.items() if k not in ("file", "training")}
+    if entry["tune"] not in TUNES:
+        raise StoreError(f"{folder}: tune of a rate is {entry['tune']!r}, expected one of {TUNES}")
+    measured = {"kodak_bpp", "kodak_psnr_db", "kodak_ms_ssim"}
+    numbers = {k: v for k, v in entry.items() if k not in ("file", "training", "tune")}
     for key, value in numbers.items():
         if type(value) not in (int, float) and not (key in measured and value is None):
             raise StoreError(f"{folder}: {key} of a rate is {value!r}, expected a number")
     if not 1 <= entry["rate"] <= 8 or entry["rate"] % 1:
         raise StoreError(f"{folder}: rate {entry['rate']}, expected a whole number from 1 to 8")
     if file is None:
-        return StoredRate(**numbers, training=training)
+        return StoredRate(**numbers, training=training, tune=entry["tune"])
     data = files[file]
     update = unpack(_tensors(data, folder / file), fit.shapes, fit.sizes)
     digest = hashlib.sha256(data).digest()
     return StoredRate(
-        **numbers, update=update, digest=digest, file_bytes=len(data), training=training
+        **numbers,
+        update=update,
+        digest=digest,
+        file_bytes=len(data),
+        training=training,
+        tune=entry["tune"],
     )
 
 

@@ -14,9 +14,10 @@ from safetensors.numpy import save
 
 from service.codec.lowrank import Update, pack
 from service.nets.lora import RateAdapter
+from service.nets.twin import float_twin
 from service.store import StoredModel, StoredRate, layer_shapes
-from service.train.adapters import domains, float_twin, quantised
-from service.train.rates import BASE, LADDER
+from service.train.adapters import domains, quantised
+from service.train.tunes import BASE, LADDER
 
 RANKS = {"g_a": 2, "g_s": 2, "h_a": 1, "entropy": 1}
 
@@ -39,18 +40,22 @@ def small_update(stored: StoredModel, rate: int, seed: int = 0) -> Update:
     return quantised(stored, small_adapter(stored, rate, seed))
 
 
-def with_update(stored: StoredModel, rate: int, update: Update) -> StoredModel:
-    """The model with an update as one of its rates, another of that rate replaced."""
+def with_update(
+    stored: StoredModel, rate: int, update: Update, tune: str = "psnr"
+) -> StoredModel:
+    """The model with an update as one of its rates, another of that rate and tune replaced."""
     data = save(pack(update, layer_shapes(stored.transforms, stored.entropy)))
     digest = hashlib.sha256(data).digest()
-    fresh = StoredRate(rate, LADDER[rate], None, None, update, digest, len(data))
-    others = [r for r in stored.rates if r.rate != rate]
+    fresh = StoredRate(rate, LADDER[rate], None, None, update, digest, len(data), tune=tune)
+    others = [r for r in stored.rates if (r.rate, r.tune) != (rate, tune)]
     return replace(stored, rates=tuple(sorted([*others, fresh], key=lambda r: r.rate)))
 
 
-def with_rates(stored: StoredModel, rates: Iterable[int], seed: int = 0) -> StoredModel:
-    """The model with small updates at these rates besides its own."""
+def with_rates(
+    stored: StoredModel, rates: Iterable[int], seed: int = 0, tune: str = "psnr"
+) -> StoredModel:
+    """The model with small updates at these rates of a tune besides its own rate."""
     for rate in rates:
-        if rate != BASE:
-            stored = with_update(stored, rate, small_update(stored, rate, seed))
+        if rate != BASE or tune != "psnr":
+            stored = with_update(stored, rate, small_update(stored, rate, seed), tune)
     return stored

@@ -137,4 +137,6 @@ def decode_only(model: StoredModel) -> LoadedModel:
     """Resident as the base install does it: numpy alone."""
     entropy = EntropyModel(model.sizes, model.entropy, NUMPY)
     coder = LatentCoder(entropy, Tables(model.entropy["tables"]))
-    return LoadedModel(model, coder, NumpySynthesis(model), None)
+    return LoadedModel(
+        model, coder, NumpySynthesis(model), None, build_synthesis=NumpySynthesis
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -271,7 +272,7 @@ def test_metadata_is_what_was_asked_for(
     )
     seen: list[Picture] = []
     really = codec.compress
-    monkeypatch.setattr(codec, "compress", lambda p, r: (seen.append(p), really(p, r))[1])
+    monkeypatch.setattr(codec, "compress", lambda p, r, t: (seen.append(p), really(p, r, t))[1])
     for metadata in ("icc", "all", "none"):
         assert rankpress("compress", "a.jpg", f"{metadata}.rkp", "--metadata", metadata
                          ).exit_code == 0  # fmt: skip
@@ -291,12 +292,14 @@ def test_options_then_environment_then_defaults(
     monkeypatch.setenv("RANKPRESS_DEVICE", "cpu")
     monkeypatch.setenv("RANKPRESS_MAX_PIXELS", "1000")
     rankpress("compress", "a.png", "a.rkp")
-    rankpress("compress", "a.png", "b.rkp", "--device", "cuda", "--no-check", "--store", "s")
+    rankpress("compress", "a.png", "b.rkp", "--device", "cuda", "--no-check", "--store", "s",
+              "--model", "m")  # fmt: skip
     assert codec.opened[0] == {
-        "store": None, "device": "cpu", "check": True, "max_pixels": 1000, "threads": 0
+        "store": None, "model": None, "device": "cpu", "check": True, "max_pixels": 1000,
+        "threads": 0, "decode_only": False, "cache_bytes": 2**30, "adapters": None,
     }  # fmt: skip
     assert codec.opened[1]["device"] == "cuda" and not codec.opened[1]["check"]
-    assert codec.opened[1]["store"] == Path("s")
+    assert (codec.opened[1]["store"], codec.opened[1]["model"]) == (Path("s"), "m")
     monkeypatch.setenv("RANKPRESS_MAX_PIXELS", "800")
     small = rankpress("compress", "a.png", "c.rkp")
     assert small.exit_code == 1 and "37x24 = 888 pixels, the limit is 800" in small.stderr
@@ -310,6 +313,7 @@ def test_info_says_what_the_stream_holds() -> None:
     told = lines(result)[0]
     assert (told["width"], told["height"], told["rate"], told["grey"]) == (37, 24, 4.0, True)
     assert told["model"] == "01020304" and told["total_bytes"] == len(RKP)
+    assert told["tune"] == "psnr"
     assert told["bpp"] == 8 * len(RKP) / (37 * 24)
     assert {name for name, _ in told["sections"]} == {"latents", "icc"}
     shown = rankpress("info", "a.rkp", "bad.rkp", "missing.rkp")
@@ -319,11 +323,33 @@ def test_info_says_what_the_stream_holds() -> None:
     assert lines(rankpress("info", "-", "--json", input=RKP))[0]["width"] == 37
 
 
+def test_info_says_what_the_rate_was_trained_for() -> None:
+    header = Header(b"\1\2\3\4", 40, Flags.MS_SSIM, 37, 24)
+    Path("a.rkp").write_bytes(write_stream(Stream(header, (b"latents",))))
+    assert lines(rankpress("info", "a.rkp", "--json"))[0]["tune"] == "ms-ssim"
+    assert re.search(r"rate +2\.5, tune ms-ssim", rankpress("info", "a.rkp").stdout)
+
+
+def test_tune_reaches_the_codec_with_a_rate_and_with_a_target(codec: OpenedCodec) -> None:
+    Path("a.png").write_bytes(PNG)
+    for wanted in (("--rate", "2"), ("--max-bytes", "99999")):
+        result = rankpress("compress", "a.png", "a.rkp", "-f", "--tune", "ms-ssim", *wanted)
+        assert result.exit_code == 0, result.stderr
+    assert codec.tunes == ["ms-ssim", "ms-ssim"]
+    rankpress("compress", "a.png", "a.rkp", "-f")
+    assert codec.tunes[-1] == "psnr"
+    assert rankpress("compress", "a.png", "b.rkp", "--tune", "butteraugli").exit_code == 2
+    assert not Path("b.rkp").exists()
+
+
 def test_models_lists_rates() -> None:
     shown = rankpress("models").stdout
     assert "fake" in shown and "ab" * 32 in shown and "0.350" in shown
     told = lines(rankpress("models", "--json"))
-    assert [rate["rate"] for rate in told[0]["rates"]] == [4.0, 2.0]
+    assert [(r["tune"], r["rate"]) for r in told[0]["rates"]] == [
+        ("ms-ssim", 2.0), ("psnr", 4.0), ("psnr", 2.0),
+    ]  # fmt: skip
+    assert re.search(r"ms-ssim +2 +4\.5 +0\.200 +27\.00 +0\.9700 +98", shown)
     assert told[0]["training"] == {"steps": 3}
 
 
@@ -336,6 +362,23 @@ def test_serve_hands_over_codec_and_settings(
     assert result.exit_code == 0, result.stderr
     assert served[0] is codec
     assert (served[1].port, served[1].workers, served[1].log_format) == (0, 3, "text")
+
+
+def test_serving_decode_only_opens_the_light_decoder_and_needs_no_torch(
+    codec: OpenedCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr("service.api.server.serve", lambda _, s: served.append(s))
+    monkeypatch.setattr("service.cli.find_spec", lambda _: None)
+    result = rankpress("serve")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: serving needs torch: pip install 'rankpress[server]', or serve --decode-only\n"
+    )
+    result = rankpress("serve", "--decode-only", "--objects", "somewhere")
+    assert result.exit_code == 0, result.stderr
+    assert served[0].decode_only and served[0].objects_url == "somewhere"
+    assert codec.opened[-1]["decode_only"]
 
 
 def test_a_bug_is_one_line_or_a_traceback(codec: OpenedCodec, here: Path) -> None:
@@ -401,7 +444,7 @@ except SystemExit:
 SLOW = """
 import time, service.engine.engine
 class Slow:
-    def compress(self, picture, rate):
+    def compress(self, picture, rate, tune):
         time.sleep(60)
 def open_engine(**_):
     print("begun", flush=True)
@@ -427,6 +470,8 @@ def test_a_missing_extra_is_named() -> None:
     result = process(code, "serve")
     assert result.returncode == 1
     assert result.stderr == "error: serving needs fastapi: pip install 'rankpress[server]'\n"
+    result = process(code, "serve", "--decode-only")
+    assert result.stderr == "error: serving needs fastapi: pip install 'rankpress[decode]'\n"
 
 
 @pytest.mark.parametrize("source", ["a.png", "-"], ids=["working", "reading"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,8 +21,12 @@ from conftest import Small
 from PIL import Image
 from small_ladder import with_rates
 from small_model import photo_like
+from test_architecture import WITHOUT
 
 from service.engine.engine import Engine, load_models
+from service.engine.pipeline import LoadedModel
+from service.images import read_image
+from service.objects import open_objects
 from service.picture import U8, Picture
 from service.store import StoredModel
 from service.train.publish import write_model
@@ -178,9 +183,10 @@ def test_the_command_line_there_and_back(store: Path, tmp_path: Path) -> None:
 def test_the_served_process_answers_as_the_readme_says(store: Path, tmp_path: Path) -> None:
     """`rankpress serve` in its own process, an image posted to it, and SIGTERM."""
     command = [sys.executable, "-m", "service", "serve", "--port", "0", "--store", str(store)]
+    variables = os.environ | {"RANKPRESS_JOBS": "false"}
     with (
         (tmp_path / "log").open("wb") as log,
-        subprocess.Popen([*command, "--threads", "1"], stderr=log) as server,
+        subprocess.Popen([*command, "--threads", "1"], stderr=log, env=variables) as server,
     ):
         try:
             url = _url_of(tmp_path / "log", server)
@@ -194,6 +200,41 @@ def test_the_served_process_answers_as_the_readme_says(store: Path, tmp_path: Pa
         finally:
             server.terminate()
         assert server.wait(30) == 0
+
+
+WITHOUT_TORCH = WITHOUT + """
+MISSING.clear()
+MISSING.update({"torch", "compressai", "dbos"})
+from service.cli import main
+main()
+"""
+
+
+def test_a_server_without_torch_serves_stored_streams(
+    store: Path, tmp_path: Path, engine: Engine, photo: Picture
+) -> None:
+    """`rankpress serve --decode-only` in its own process, in front of a folder of objects."""
+    data = engine.compress(photo, 4).data
+    key = open_objects(tmp_path / "objects").put(data)
+    options = ["--port", "0", "--store", str(store), "--objects", str(tmp_path / "objects")]
+    command = [sys.executable, "-c", WITHOUT_TORCH, "serve", "--decode-only", *options]
+    with (
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen(command, stderr=log, cwd=Path(__file__).parent.parent) as server,
+    ):
+        try:
+            url = _url_of(tmp_path / "log", server)
+            _until_ready(url)
+            got = httpx.get(f"{url}/objects/{key.rpartition('/')[2]}", timeout=60)
+            posted = httpx.post(f"{url}/decompress", content=data, timeout=60)
+            assert httpx.post(f"{url}/compress", content=b"").status_code == 404
+        finally:
+            server.terminate()
+        assert server.wait(30) == 0
+    assert got.status_code == posted.status_code == 200
+    assert got.content == posted.content
+    off = pixels_of(got.content).astype(int) - engine.decompress(data).picture.rgb
+    assert np.abs(off).max() <= 1
 
 
 def _url_of(log: Path, server: subprocess.Popen[bytes]) -> str:
@@ -219,3 +260,51 @@ def test_ci_runs_the_readme_s_test_command() -> None:
     readme, script = (root / "README.md").read_text(), (root / ".ci" / "run").read_text()
     (command,) = [line for line in script.splitlines() if line.startswith("python3 -m venv")]
     assert f"\n{command}\n" in readme
+
+
+def test_a_burst_over_http_of_mixed_rates_and_sizes_gives_the_bytes_of_one_at_a_time(
+    small_model: StoredModel,
+) -> None:
+    """With batches, as on a GPU, and without, as on a CPU; in both directions."""
+    model = load_models((with_rates(small_model, (3, 5, 6)),), "cpu", torch.float32)
+    plain = Engine(model)
+    sizes = ((40, 64), (48, 60), (70, 33))
+    files = [file_of(photo_like(h, w, i)) for i, (h, w) in enumerate(sizes)]
+    jobs = [(body, rate) for body in files for rate in (3, 4.5, 5, 6)] * 4
+
+    async def answers(batch: int) -> tuple[list[bytes], list[bytes]]:
+        async with running(Engine(model, max_batch=batch), batch_window_s=0.01) as client:
+            async def send(path: str, body: bytes) -> bytes:
+                answer = await client.post(path, content=body)
+                assert answer.status_code == 200, answer.text
+                return answer.content
+
+            made = await asyncio.gather(*(send(f"/compress?rate={r}", b) for b, r in jobs))
+            back = await asyncio.gather(*(send("/decompress?format=png", s) for s in made))
+        return made, back
+
+    alone = [
+        plain.compress(read_image(body, max_pixels=10**6), rate).data for body, rate in jobs
+    ]
+    pixels = [plain.decompress(data).picture.rgb for data in alone]
+    for batch in (1, 4):
+        made, back = asyncio.run(answers(batch))
+        assert made == alone
+        assert all(np.array_equal(pixels_of(f), rgb) for f, rgb in zip(back, pixels, strict=True))
+
+
+def test_a_damaged_file_in_a_burst_is_refused_alone(engine: Engine, loaded: LoadedModel) -> None:
+    batching = Engine((loaded,), max_batch=8)
+    stream = engine.compress(Picture(PIXELS), 4).data
+    bodies = [file_of(PIXELS), file_of(PIXELS)[:-40], b"no picture", file_of(PIXELS)] * 2
+    streams = [stream, stream[:-1], b"", stream]
+
+    async def law() -> None:
+        async with running(batching, batch_window_s=0.02) as client:
+            made = await asyncio.gather(*(client.post("/compress", content=b) for b in bodies))
+            back = await asyncio.gather(*(client.post("/decompress", content=s) for s in streams))
+        assert [a.status_code for a in made] == [200, 415, 415, 200] * 2
+        assert {a.content for a in made if a.status_code == 200} == {stream}
+        assert [a.status_code for a in back] == [200, 400, 400, 200]
+
+    asyncio.run(law())

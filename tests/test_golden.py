@@ -46,15 +46,32 @@ def test_latents_are_bit_exact_and_alpha_too(name: str) -> None:
     (stored,) = (
         m
         for m in load_store()
-        if m.offers(header.rate16) and m.identity_at(header.rate16)[:4] == header.model
+        if m.offers(header.rate16, header.tune)
+        and m.identity_at(header.rate16, header.tune)[:4] == header.model
     )
+    merged = stored.at_rate(header.rate16, header.tune)
     everything = Box(0, 0, header.height, header.width)
-    latents = decode_latents(decode_only(stored.at_rate(header.rate16)), stream, everything)
+    latents = decode_latents(decode_only(merged), stream, everything)
     assert hashlib.sha256(latents.y_hat.astype("<i2").tobytes()).hexdigest() == expected["y_hat"]
     if expected["alpha"] is not None:
         assert stream.alpha is not None
         plane = alpha.unpack(stream.alpha, header.height, header.width)
         assert hashlib.sha256(plane.tobytes()).hexdigest() == expected["alpha"]
+
+
+@pytest.fixture(scope="module")
+def light() -> Engine:
+    """The store as it ships, as the base install opens it."""
+    return open_engine(decode_only=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_light_decoder_gives_the_pixels_of_float32(name: str, light: Engine) -> None:
+    picture = light.decompress((V1 / f"{name}.rkp").read_bytes()).picture
+    with Image.open(V1 / f"{name}.png") as file:
+        expected = np.asarray(file.convert("RGB")).astype(int)
+    off = np.abs(picture.rgb - expected)
+    assert off.max() <= 1 and (off > 0).mean() < 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 from conftest import Small
 from safetensors.numpy import save
+from small_model import small_stored_model
 
 from service.codec.sizes import Sizes
-from service.errors import StoreError
-from service.store import identity, load_model, load_store
-from service.train.publish import write_model
+from service.engine.engine import open_engine
+from service.errors import BadParameter, StoreError
+from service.picture import Picture
+from service.store import default_model, identity, load_model, load_store
+from service.train.publish import set_default, write_model
 
 Manifest = dict[str, Any]
 
@@ -83,6 +86,62 @@ def test_models_are_in_order_of_name(published: Path, tmp_path: Path) -> None:
         shutil.copytree(published / "small", tmp_path / name)
     (tmp_path / "no-model").mkdir()
     assert [m.name for m in load_store(tmp_path)] == ["ant", "zebra"]
+
+
+def two_models(published: Path, root: Path) -> Path:
+    for name in ("ant", "zebra"):
+        shutil.copytree(published / "small", root / name)
+    return root
+
+
+def test_the_model_that_the_store_names_comes_first_and_the_others_stay(
+    published: Path, tmp_path: Path
+) -> None:
+    store = two_models(published, tmp_path)
+    assert default_model(store) is None
+    set_default(store / "zebra")
+    assert default_model(store) == "zebra"
+    assert [m.name for m in load_store(store)] == ["zebra", "ant"]
+    assert [m.name for m in load_store(store, "ant")] == ["ant", "zebra"]
+    with pytest.raises(BadParameter, match="model 'bee' is not in .* holds ant, zebra"):
+        load_store(store, "bee")
+    with pytest.raises(StoreError):
+        set_default(store / "bee")
+    assert default_model(store) == "zebra"
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("{", "cannot be read as JSON"), ("[]", "must be an object"), ('{"schema": 1}', "must be an"),
+     ('{"schema": 2, "default": "ant"}', "schema 2"), ('{"schema": 1, "default": 7}', "default 7"),
+     ('{"schema": 1, "default": "bee"}', "says 'bee'"),
+     ('{"schema": 1, "default": "../ant"}', "says '../ant'")],
+)  # fmt: skip
+def test_a_store_that_names_no_model_of_its_own_is_refused(
+    published: Path, tmp_path: Path, text: str, said: str
+) -> None:
+    store = two_models(published, tmp_path)
+    (store / "store.json").write_text(text)
+    with pytest.raises(StoreError, match=said):
+        load_store(store)
+
+
+def test_the_first_model_compresses_and_every_model_decodes(
+    published: Path, tmp_path: Path, small: Small
+) -> None:
+    """A new backbone beside an old one: new streams are its own, the old one's still decode."""
+    shutil.copytree(published / "small", tmp_path / "old")
+    other, base, _ = small_stored_model(seed=1)
+    write_model(tmp_path / "anew", other, base)
+    picture = Picture(small.stored.golden.rgb)
+    set_default(tmp_path / "old")
+    made = open_engine(store=tmp_path, device="cpu").compress(picture, 4).data
+    set_default(tmp_path / "anew")
+    engine = open_engine(store=tmp_path, device="cpu")
+    assert engine.decompress(made).model == "old"
+    assert engine.decompress(engine.compress(picture, 4).data).model == "anew"
+    chosen = open_engine(store=tmp_path, device="cpu", model="old")
+    assert chosen.compress(picture, 4).data == made
 
 
 def test_an_empty_or_missing_store_is_refused(tmp_path: Path) -> None:
@@ -150,6 +209,19 @@ def test_a_wrong_value_is_refused(folder: Path, key: str, value: object) -> None
 def test_a_wrong_rate_is_refused(folder: Path, change: Manifest) -> None:
     edit(folder, lambda m: m["rates"][0].update(change))
     with pytest.raises(StoreError, match="rate"):
+        load_model(folder)
+
+
+def test_a_manifest_from_before_the_second_ladder_says_what_it_said(folder: Path) -> None:
+    before = load_model(folder)
+    edit(folder, lambda m: [m["rates"][0].pop(key) for key in ("tune", "kodak_ms_ssim")])
+    assert load_model(folder).rates == before.rates
+    assert before.rates[0].tune == "psnr" and before.rates[0].kodak_ms_ssim is None
+
+
+def test_the_base_is_a_rate_of_the_first_ladder(folder: Path) -> None:
+    edit(folder, lambda m: m["rates"][0].update(tune="ms-ssim"))
+    with pytest.raises(StoreError, match="exactly one rate, of tune psnr, must be the base's own"):
         load_model(folder)
 
 

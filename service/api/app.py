@@ -8,16 +8,21 @@ from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 import structlog
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from service.api import errors, openapi, routes
+from service.api import adapters, errors, objects, openapi, routes
+from service.api.desk import Desk
+from service.api.job_metrics import JobMetrics
+from service.api.job_routes import adapt_router, jobs_router
 from service.api.metrics import Metrics
 from service.api.middleware import RequestMiddleware
-from service.engine.batching import Admission
+from service.api.work import together
+from service.engine.batching import Admission, Batching
 from service.engine.types import Codec
 from service.errors import RankpressError
+from service.objects import open_objects
 from service.settings import Settings
 
 DESCRIPTION = """A neural image codec: image files go in, short bitstreams come out, and back.
@@ -37,6 +42,7 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
         workers=settings.workers,
         max_waiting=settings.max_waiting,
         max_waiting_bytes=settings.max_waiting_bytes,
+        batching=Batching(together, codec.max_batch, settings.batch_window_s),
     )
     metrics = Metrics(admission)
     app = FastAPI(
@@ -46,8 +52,12 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         redoc_url=None,
     )
-    app.state.service = routes.Service(codec, settings, admission, metrics, codec.models())
-    for router in (routes.images, routes.about, routes.operations):
+    store = open_objects(settings.objects_url) if settings.objects_url else None
+    desk, job_metrics = Desk(settings, codec.models()), JobMetrics(metrics.registry)
+    app.state.service = routes.Service(
+        codec, settings, admission, metrics, desk, job_metrics, store
+    )
+    for router in _routers(settings):
         app.include_router(router)
     app.add_exception_handler(RankpressError, errors.on_rankpress_error)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
@@ -60,6 +70,18 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     )
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app
+
+
+def _routers(settings: Settings) -> list[APIRouter]:
+    """What the settings offer."""
+    offered = [routes.decompressing, routes.operations]
+    if not settings.decode_only:
+        offered += [routes.compressing, routes.about, adapt_router, jobs_router, adapters.router]
+    if settings.objects_url:
+        offered.append(objects.reading)
+    if settings.objects_write:
+        offered.append(objects.writing)
+    return offered
 
 
 def _version() -> str:
@@ -80,6 +102,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         test.cancel()
         await asyncio.gather(test, return_exceptions=True)
         service.admission.close()
+        service.desk.close()
 
 
 async def _self_test(service: routes.Service) -> None:

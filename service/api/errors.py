@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
+import structlog
 from fastapi import Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
@@ -23,8 +24,14 @@ from service.api.schemas import InvalidParameter, Problem
 
 MEDIA_TYPE = "application/problem+json"
 MAX_DETAIL_CHARS = 500
+JOBS_RETRY_AFTER_S = "30"
 MAX_INVALID = 10
 """Wrong parameters that one problem lists."""
+
+OBJECTS_RETRY_S = 5
+"""Seconds after which a client may ask an object store again that could not be used."""
+
+log = structlog.get_logger("rankpress.api")
 
 
 @dataclass(frozen=True)
@@ -43,42 +50,70 @@ class Kind:
 
 BAD_REQUEST = Kind("bad-request", 400, "The request body is malformed")
 BAD_STREAM = Kind("bad-stream", 400, "The bytes are not a whole Rankpress stream")
+UNAUTHORIZED = Kind("unauthorized", 401, "The bearer token is missing or wrong")
+FORBIDDEN = Kind("forbidden", 403, "The server was started without an admin token")
+UNKNOWN_ADAPTER = Kind("unknown-adapter", 404, "No adapter with this hash is loaded")
+JOBS_OFF = Kind("jobs-off", 404, "This server offers no jobs")
+UNKNOWN_JOB = Kind("unknown-job", 404, "There is no such job")
 NOT_FOUND = Kind("not-found", 404, "There is nothing at this path")
+NO_SUCH_OBJECT = Kind("no-such-object", 404, "There is no object of this hash")
 METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The path does not take this method")
 NOT_ACCEPTABLE = Kind("not-acceptable", 406, "No format that the client accepts can be written")
 BODY_TIMEOUT = Kind("body-timeout", 408, "The body did not arrive in time")
+JOB_ENDED = Kind("job-ended", 409, "The job has ended otherwise")
+JOB_UNFINISHED = Kind("job-unfinished", 409, "The job has no such stream yet")
+EXPIRED_JOB = Kind("expired-job", 410, "The job's result is no longer kept")
 TOO_MANY_BYTES = Kind("too-many-bytes", 413, "The body is larger than the byte limit")
 BAD_IMAGE = Kind("bad-image", 415, "The bytes are not an image file that can be read")
 UNSUPPORTED_ENCODING = Kind("unsupported-encoding", 415, "The body has a content coding")
+RANGE_UNSATISFIABLE = Kind("range-unsatisfiable", 416, "The range lies beyond the end")
 BAD_PARAMETER = Kind("bad-parameter", 422, "A parameter is wrong")
 RATE_UNAVAILABLE = Kind("rate-unavailable", 422, "There are no weights for this rate")
 TARGET_UNREACHABLE = Kind("target-unreachable", 422, "No rate meets the target")
 TOO_MANY_PIXELS = Kind("too-many-pixels", 422, "The picture is larger than the pixel limit")
 UNSUPPORTED_STREAM = Kind("unsupported-stream", 422, "The stream needs a newer decoder")
+BAD_ADAPTER = Kind("bad-adapter", 422, "The bytes are not a rate adapter that fits its base")
 UNKNOWN_MODEL = Kind("unknown-model", 422, "The stream was made with weights not loaded here")
+JOBS_UNAVAILABLE = Kind("jobs-unavailable", 503, "The database of the jobs fails")
 INTERNAL = Kind("internal", 500, "The server failed")
+DAMAGED_OBJECT = Kind("damaged-object", 500, "The stored object is not what it should be")
+OBJECTS_UNAVAILABLE = Kind("objects-unavailable", 503, "The object store cannot be used")
 SATURATED = Kind("saturated", 503, "The server has too much to do or is shutting down")
 NOT_READY = Kind("not-ready", 503, "The server has not passed its self-test")
 
 KINDS = (
     BAD_REQUEST,
     BAD_STREAM,
+    UNAUTHORIZED,
+    FORBIDDEN,
+    UNKNOWN_ADAPTER,
     NOT_FOUND,
+    UNKNOWN_JOB,
+    JOBS_OFF,
+    NO_SUCH_OBJECT,
     METHOD_NOT_ALLOWED,
     NOT_ACCEPTABLE,
     BODY_TIMEOUT,
+    JOB_UNFINISHED,
+    JOB_ENDED,
+    EXPIRED_JOB,
     TOO_MANY_BYTES,
     BAD_IMAGE,
     UNSUPPORTED_ENCODING,
+    RANGE_UNSATISFIABLE,
     BAD_PARAMETER,
     RATE_UNAVAILABLE,
     TARGET_UNREACHABLE,
     TOO_MANY_PIXELS,
     UNSUPPORTED_STREAM,
+    BAD_ADAPTER,
     UNKNOWN_MODEL,
     INTERNAL,
+    DAMAGED_OBJECT,
+    OBJECTS_UNAVAILABLE,
     SATURATED,
     NOT_READY,
+    JOBS_UNAVAILABLE,
 )
 
 _BY_ERROR: Mapping[type[Exception], Kind] = {
@@ -89,15 +124,29 @@ _BY_ERROR: Mapping[type[Exception], Kind] = {
     errors.TooManyPixels: TOO_MANY_PIXELS,
     errors.TooManyBytes: TOO_MANY_BYTES,
     errors.BadParameter: BAD_PARAMETER,
+    errors.RangeUnsatisfiable: RANGE_UNSATISFIABLE,
     errors.RateUnavailable: RATE_UNAVAILABLE,
     errors.TargetUnreachable: TARGET_UNREACHABLE,
+    errors.BadAdapter: BAD_ADAPTER,
+    errors.UnknownAdapter: UNKNOWN_ADAPTER,
+    errors.NoSuchObject: NO_SUCH_OBJECT,
+    errors.DamagedObject: DAMAGED_OBJECT,
+    errors.ObjectsUnavailable: OBJECTS_UNAVAILABLE,
     errors.NotAcceptable: NOT_ACCEPTABLE,
     errors.Saturated: SATURATED,
     errors.SelfTestFailed: NOT_READY,
+    errors.UnknownJob: UNKNOWN_JOB,
+    errors.ExpiredJob: EXPIRED_JOB,
+    errors.JobUnfinished: JOB_UNFINISHED,
+    errors.JobEnded: JOB_ENDED,
+    errors.JobsOff: JOBS_OFF,
+    errors.JobsUnavailable: JOBS_UNAVAILABLE,
 }
 
 _BY_STATUS: Mapping[int, Kind] = {
     400: BAD_REQUEST,
+    401: UNAUTHORIZED,
+    403: FORBIDDEN,
     404: NOT_FOUND,
     405: METHOD_NOT_ALLOWED,
     408: BODY_TIMEOUT,
@@ -146,14 +195,24 @@ async def on_rankpress_error(request: Request, error: Exception) -> Response:
     if kind is None:
         raise error
     headers = {}
-    if isinstance(error, errors.Saturated):
+    if isinstance(error, errors.Saturated | errors.JobUnfinished):
         headers["Retry-After"] = str(error.retry_after_s)
+    if kind is JOBS_UNAVAILABLE:
+        headers["Retry-After"] = JOBS_RETRY_AFTER_S
+    if isinstance(error, errors.RangeUnsatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size_bytes}"
+    if kind is OBJECTS_UNAVAILABLE:
+        headers["Retry-After"] = str(OBJECTS_RETRY_S)
+    detail = str(error)
+    if kind in (OBJECTS_UNAVAILABLE, DAMAGED_OBJECT):  # may name buckets, paths and hosts
+        log.error(kind.slug, id=record_of(request.scope).id, error=detail)
+        detail = "The reason was logged under this request's id."
     if kind is NOT_ACCEPTABLE:
         headers["Vary"] = "Accept"
     return problem(
         request,
         kind,
-        str(error),
+        detail,
         headers=headers,
         available=error.available if isinstance(error, errors.RateUnavailable) else None,
         unreachable=error if isinstance(error, errors.TargetUnreachable) else None,

@@ -84,8 +84,12 @@ class _Exchange:
         self._send = send
         self._stall_timeout_s = stall_timeout_s
         self._started = False
-        # A HEAD request takes the GET route; its answer's body is dropped in `_send_body`.
-        self._scope = {**scope, "method": "GET"} if self.method == "HEAD" else dict(scope)
+        # A HEAD request takes the GET route; its answer's body is dropped in `_send_body`. Ranges
+        # are for GET alone.
+        self._scope = dict(scope)
+        if self.method == "HEAD":
+            headers = [h for h in scope["headers"] if h[0].lower() != b"range"]
+            self._scope |= {"method": "GET", "headers": headers}
         record.attach(self._scope)
 
     @property

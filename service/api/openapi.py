@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.api.errors import KINDS, MEDIA_TYPE
-from service.api.schemas import Problem
+from service.api.schemas import Problem, StoredObject
 from service.images import MEDIA_TYPES
 
 Json = dict[str, Any]
@@ -22,7 +22,10 @@ _REQUEST_ID: Json = {
 }
 TAGS = [
     {"name": "images", "description": "Image files to streams and back."},
+    {"name": "jobs", "description": "Streams fitted to one picture: posted, watched, fetched."},
+    {"name": "objects", "description": "Streams that are kept, by their SHA-256."},
     {"name": "models", "description": "What is loaded, and which rates it offers."},
+    {"name": "adapters", "description": "Rate adapters, for admins to load and unload."},
     {"name": "operations", "description": "Health and metrics; they never wait behind images."},
 ]
 
@@ -78,6 +81,7 @@ _STREAM_RESPONSE: Json = {
     "headers": {
         **_header("ETag", "SHA-256 of the stream, in hex and quotes."),
         **_RATE,
+        **_header("X-Rankpress-Tune", "What that rate was trained for: psnr or ms-ssim."),
         **_header("X-Rankpress-Bpp", "Bits of the stream per pixel.", "number"),
         **_header("X-Rankpress-Psnr", "PSNR in dB of the 8-bit picture; inf when exact."),
         **_header("X-Rankpress-Notes", "What reading the file changed, if anything."),
@@ -115,6 +119,130 @@ DECOMPRESS: Json = {
     "responses": {
         200: _IMAGE_RESPONSE,
         **problems(400, 406, 408, 413, 415, 422, 503),
+    },
+    "openapi_extra": _body(
+        ("application/vnd.rankpress", "application/octet-stream"), "A Rankpress stream."
+    ),
+}
+
+_RETRY_AFTER = _header("Retry-After", "Seconds after which to look again.", "integer")
+
+ADAPT: Json = {
+    "summary": "Begin to adapt the codec to an image file",
+    "responses": {
+        202: {
+            "description": "The job, new or as it is already.",
+            "headers": {**_header("Location", "The job."), **_RETRY_AFTER, **_REQUEST_ID},
+        },
+        **problems(400, 404, 408, 413, 415, 422, 503),
+    },
+    "openapi_extra": COMPRESS["openapi_extra"],
+}
+
+JOB: Json = {
+    "summary": "How far a job is",
+    "responses": {
+        200: {"description": "The job.", "headers": {**_RETRY_AFTER, **_REQUEST_ID}},
+        **problems(404, 410, 422, 503),
+    },
+}
+
+JOB_EVENTS: Json = {
+    "summary": "Watch a job",
+    "responses": {
+        200: {
+            "description": "Events, each with the whole job as data; the last is named `end`.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "headers": _REQUEST_ID,
+        },
+        204: {"description": "The job has ended, and Last-Event-ID is its last event."},
+        **problems(404, 410, 422, 503),
+    },
+}
+
+_JOB_STREAM_RESPONSE: Json = {
+    "description": "The stream.",
+    "content": {"application/vnd.rankpress": {"schema": _BINARY}},
+    "headers": {
+        **_header("ETag", "SHA-256 of the stream, in hex and quotes."),
+        **_RATE,
+        **_header("X-Rankpress-Bpp", "Bits of the stream per pixel.", "number"),
+        **_header("X-Rankpress-Psnr", "PSNR in dB of the 8-bit picture; inf when exact."),
+        **_header("X-Rankpress-Step", "Steps of optimisation behind it.", "integer"),
+        **_REQUEST_ID,
+    },
+}
+
+JOB_STREAM: Json = {
+    "summary": "The best stream so far",
+    "responses": {200: _JOB_STREAM_RESPONSE, **problems(404, 409, 410, 422, 503)},
+}
+
+JOB_RESULT: Json = {
+    "summary": "The result of a job",
+    "responses": {200: _JOB_STREAM_RESPONSE, **problems(404, 409, 410, 422, 503)},
+}
+
+JOB_CANCEL: Json = {
+    "summary": "Cancel a job",
+    "responses": {
+        200: {"description": "The job, cancelled.", "headers": _REQUEST_ID},
+        **problems(404, 409, 410, 422, 503),
+    },
+}
+
+ADD_ADAPTER: Json = {
+    "summary": "Load a rate adapter",
+    "status_code": 201,
+    "responses": problems(400, 401, 403, 408, 413, 415, 422, 503),
+    "openapi_extra": _body(("application/octet-stream",), "A rate adapter, a safetensors file."),
+}
+
+_RENDITION_HEADERS: Json = {
+    **_header("ETag", "Strong: a hash of what was asked for, a dash, a hash of the bytes."),
+    **_header("Cache-Control", "A year, immutable: what a hash names never changes."),
+    **_header("Vary", "Accept, where the Accept header chose the format."),
+    **_RATE,
+    **_TIMING,
+    **_REQUEST_ID,
+}
+_IMAGES: Json = {media_type: {"schema": _BINARY} for media_type in MEDIA_TYPES.values()}
+
+GET_OBJECT: Json = {
+    "summary": "A stored stream as a picture",
+    "responses": {
+        200: {
+            "description": "The picture as an image file.",
+            "content": _IMAGES,
+            "headers": {**_RENDITION_HEADERS, **_header("Accept-Ranges", "Always bytes.")},
+        },
+        206: {
+            "description": "The part of the file that the Range header asks for.",
+            "content": _IMAGES,
+            "headers": {
+                **_RENDITION_HEADERS,
+                **_header("Content-Range", "Which bytes, of how many."),
+            },
+        },
+        304: {
+            "description": "The picture that If-None-Match names; nothing was decoded.",
+            "headers": _REQUEST_ID,
+        },
+        **problems(404, 406, 413, 416, 422, 503),
+    },
+}
+
+PUT_OBJECT: Json = {
+    "summary": "Keep a stream under its hash",
+    "response_model": StoredObject,
+    "responses": {
+        200: {"description": "It was kept already.", "model": StoredObject},
+        201: {
+            "description": "It is kept from now on.",
+            "model": StoredObject,
+            "headers": {**_header("Location", "Where it is."), **_REQUEST_ID},
+        },
+        **problems(400, 408, 413, 415, 422, 503),
     },
     "openapi_extra": _body(
         ("application/vnd.rankpress", "application/octet-stream"), "A Rankpress stream."

@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -15,12 +14,15 @@ from starlette.requests import ClientDisconnect
 
 from service.api import openapi
 from service.api.bodies import read_body
+from service.api.desk import Desk
 from service.api.errors import NOT_READY, problem
+from service.api.job_metrics import JobMetrics
 from service.api.metrics import Metrics
 from service.api.negotiate import choose_format
 from service.api.record import record_of
 from service.api.schemas import (
     LOSSLESS_ONLY,
+    TUNES,
     CompressQuery,
     DecompressQuery,
     Health,
@@ -29,11 +31,13 @@ from service.api.schemas import (
     Models,
     Rates,
 )
-from service.api.work import ImageFile, Stream, View, compress_file, decompress_file
+from service.api.work import CompressFile, DecompressFile, ImageFile, Stream, View
 from service.engine.batching import Admission, Done, Phase
+from service.engine.line import Group
 from service.engine.types import Codec, ModelInfo, Target, Timings
 from service.errors import BadParameter, Saturated
 from service.images import MEDIA_TYPES
+from service.objects import Objects
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -50,7 +54,14 @@ class Service:
     settings: Settings
     admission: Admission
     metrics: Metrics
-    models: tuple[ModelInfo, ...]
+    desk: Desk
+    job_metrics: JobMetrics
+    objects: Objects | None = None
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        """What is loaded now."""
+        return self.codec.models()
 
 
 def service_of(request: Request) -> Service:
@@ -78,12 +89,13 @@ def refuse_query(request: Request) -> None:
         raise BadParameter(f"this path takes no parameters, found {', '.join(names[:10])}")
 
 
-images = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
+compressing = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
+decompressing = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
 about = APIRouter(tags=["models"], dependencies=[Depends(refuse_query)])
 operations = APIRouter(tags=["operations"])
 
 
-@images.post("/compress", response_class=Response, **openapi.COMPRESS)
+@compressing.post("/compress", response_class=Response, **openapi.COMPRESS)
 async def compress(
     request: Request, service: ServiceArg, query: Annotated[CompressQuery, Query()]
 ) -> Response:
@@ -93,8 +105,10 @@ async def compress(
     record.rate = None if isinstance(wanted, Target) else wanted
     body = await read_body(request, service.admission, record.hold, service.settings)
     limit = service.settings.max_pixels
-    work = partial(compress_file, service.codec, body, wanted, query.metadata, limit)
-    done = await _run(request, service, work)
+    work = CompressFile(service.codec, body, wanted, query.tune, query.metadata, limit)
+    # reading a header is quick, but the bytes are anybody's: the event loop is not for them
+    group = await asyncio.to_thread(work.group) if service.codec.max_batch > 1 else work.group()
+    done = await run_work(request, service, work, group)
     compressed = done.value.compressed
     record.rate, record.bpp = compressed.rate, compressed.bpp
     record.pixels = compressed.width * compressed.height
@@ -102,21 +116,22 @@ async def compress(
     return Response(compressed.data, 200, _stream_headers(done), media_type=STREAM_TYPE)
 
 
-@images.post("/decompress", response_class=Response, **openapi.DECOMPRESS)
+@decompressing.post("/decompress", response_class=Response, **openapi.DECOMPRESS)
 async def decompress(
     request: Request, service: ServiceArg, query: Annotated[DecompressQuery, Query()]
 ) -> Response:
     """Turn a Rankpress stream into an image file."""
-    view = _view(query, ",".join(request.headers.getlist("accept")))
+    view = view_of(query, ",".join(request.headers.getlist("accept")))
     record = record_of(request.scope)
     body = await read_body(request, service.admission, record.hold, service.settings)
-    done = await _run(request, service, partial(decompress_file, service.codec, body, view))
+    work = DecompressFile(service.codec, body, view)
+    done = await run_work(request, service, work, work.group())
     image = done.value
     record.rate, record.model = image.rate, image.model
     record.pixels = image.width * image.height
     service.metrics.observe_work(done.queue_s, image.timings, image.write_s)
-    media_type = MEDIA_TYPES[view.format]
-    return Response(image.data, 200, _image_headers(done), media_type=media_type)
+    headers = {"Vary": "Accept", **image_headers(done)}
+    return Response(image.data, 200, headers, media_type=MEDIA_TYPES[view.format])
 
 
 @about.get("/models", summary="What is loaded", responses=openapi.problems(422))
@@ -127,13 +142,14 @@ async def models(service: ServiceArg) -> Models:
 
 @about.get("/rates", summary="Rates that can be asked for", responses=openapi.problems(422))
 async def rates(service: ServiceArg) -> Rates:
-    """Every rate with the bits per pixel and PSNR measured over Kodak."""
+    """Every rate with the bits per pixel, PSNR and MS-SSIM measured over Kodak."""
     offered = [
         ModelRate(model=model.name, **asdict(rate))
         for model in service.models
         for rate in model.rates
     ]
-    return Rates(rates=tuple(sorted(offered, key=lambda rate: rate.rate)))
+    order = sorted(offered, key=lambda rate: (TUNES.index(rate.tune), rate.rate))
+    return Rates(rates=tuple(order))
 
 
 @operations.get("/livez", summary="Is the process alive")
@@ -163,24 +179,28 @@ async def readyz(request: Request, response: Response, service: ServiceArg) -> H
 )
 async def metrics(service: ServiceArg) -> Response:
     """Counts, bytes and seconds in Prometheus' text format."""
+    await service.job_metrics.refresh(service.desk)
     return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _view(query: DecompressQuery, accept: str) -> View:
+def view_of(query: DecompressQuery, accept: str) -> View:
+    """What a request asks to see. Raises BadParameter or NotAcceptable."""
     name = query.format or choose_format(accept)
     if query.quality is not None and name in LOSSLESS_ONLY:
         raise BadParameter(f"quality is {query.quality}, but {name} is lossless: ask for a format")
     return View(name, query.parsed_region(), query.max_size, query.quality)
 
 
-async def _run(request: Request, service: Service, work: Callable[[], T]) -> Done[T]:
+async def run_work(
+    request: Request, service: Service, work: Callable[[], T], group: Group | None = None
+) -> Done[T]:
     """Wait for the work, but not longer than the client does.
 
     Raises:
         ClientDisconnect: the client left; work that still waited is not done.
         Saturated: not finished within the request timeout.
     """
-    running = asyncio.ensure_future(service.admission.run(work))
+    running = asyncio.ensure_future(service.admission.run(work, group))
     leaving = asyncio.ensure_future(_disconnected(request))
     timeout_s = service.settings.request_timeout_s
     try:
@@ -216,6 +236,7 @@ def _stream_headers(done: Done[Stream]) -> dict[str, str]:
     headers = {
         "ETag": f'"{stream.sha256}"',
         "X-Rankpress-Rate": f"{compressed.rate:g}",
+        "X-Rankpress-Tune": compressed.tune,
         "X-Rankpress-Bpp": f"{compressed.bpp:.4f}",
         "Server-Timing": timing,
         "X-Content-Type-Options": "nosniff",
@@ -227,13 +248,15 @@ def _stream_headers(done: Done[Stream]) -> dict[str, str]:
     return headers
 
 
-def _image_headers(done: Done[ImageFile]) -> dict[str, str]:
+def image_headers(done: Done[ImageFile], **others_s: float) -> dict[str, str]:
+    """Headers that say how a picture was made."""
     image = done.value
     return {
-        "Vary": "Accept",
         "X-Rankpress-Rate": f"{image.rate:g}",
         "X-Rankpress-Model": _header_text(image.model),
-        "Server-Timing": _server_timing(done.queue_s, image.timings, write=image.write_s),
+        "Server-Timing": _server_timing(
+            done.queue_s, image.timings, write=image.write_s, **others_s
+        ),
         "X-Content-Type-Options": "nosniff",
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,25 +11,36 @@ from service.errors import BadParameter
 from service.images import Format, Metadata
 from service.picture import Region
 
+Tune = Literal["psnr", "ms-ssim"]
+TUNES: tuple[Tune, ...] = get_args(Tune)
+"""In the order in which they are listed."""
 DEFAULT_RATE = 4.0
 LOSSLESS_ONLY: frozenset[Format] = frozenset({"png"})
 """Formats that have no quality."""
 
 
-class _Query(BaseModel):
+class Query(BaseModel):
+    """Parameters: none but those declared."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class _Document(BaseModel):
+class Document(BaseModel):
+    """Something that is answered."""
+
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, from_attributes=True)
 
 
-class CompressQuery(_Query):
+class CompressQuery(Query):
     """Parameters of `POST /compress`."""
 
     rate: float | None = Field(default=None, ge=1, le=8, allow_inf_nan=False)
     """Quality and size, from 1 (smallest) to 8 (best); fractions, in sixteenths, lie between. 4
     where neither this nor a target is given. See `/rates`."""
+
+    tune: Tune = "psnr"
+    """What the rate was trained for: `psnr`, least squared error, or `ms-ssim`, likeness of local
+    structure: better skin, grass and skies at equal size, worse lettering, fewer dB."""
 
     metadata: Metadata = "icc"
     """What the stream keeps besides the pixels: the colour profile (`icc`), also Exif (`all`), or
@@ -55,8 +66,8 @@ class CompressQuery(_Query):
         return Target(self.target_bpp, self.max_bytes, self.target_psnr)
 
 
-class DecompressQuery(_Query):
-    """Parameters of `POST /decompress`."""
+class DecompressQuery(Query):
+    """Parameters of `POST /decompress` and `GET /objects/{sha256}`."""
 
     format: Format | None = None
     """Image format of the answer; wins over the Accept header."""
@@ -75,7 +86,7 @@ class DecompressQuery(_Query):
         return None if self.region is None else Region.parse(self.region)
 
 
-class InvalidParameter(_Document):
+class InvalidParameter(Document):
     """One parameter that is wrong."""
 
     parameter: str
@@ -85,7 +96,7 @@ class InvalidParameter(_Document):
     """What is wrong with it."""
 
 
-class Problem(_Document):
+class Problem(Document):
     """An error (RFC 9457)."""
 
     type: str
@@ -117,20 +128,26 @@ class Problem(_Document):
     """With `bad-parameter`: the parameters that are wrong."""
 
 
-class Rate(_Document):
+class Rate(Document):
     """One rate of a model, with averages over the 24 Kodak pictures recorded at publication."""
 
     rate: float
     """What to ask for."""
 
-    lmbda: float
-    """Weight of the distortion it was trained with."""
+    tune: Tune
+    """What it was trained for, to be asked for with it."""
+
+    lmbda: float | None
+    """Weight of the error it was trained with; null for an adapter loaded at run time."""
 
     kodak_bpp: float | None
     """Bits per pixel."""
 
     kodak_psnr_db: float | None
     """PSNR in dB."""
+
+    kodak_ms_ssim: float | None
+    """MS-SSIM, 1 where equal."""
 
     sha256: str | None
     """Hash of its adapter's file; null for the base's own rate, which needs none."""
@@ -139,7 +156,7 @@ class Rate(_Document):
     """Size of that file."""
 
 
-class Model(_Document):
+class Model(Document):
     """A model that is loaded."""
 
     name: str
@@ -160,8 +177,11 @@ class Model(_Document):
     training: dict[str, object]
     """How it was trained."""
 
+    same_machine: bool
+    """Its streams decode only on the machine that made them (a CompressAI model)."""
 
-class Models(_Document):
+
+class Models(Document):
     """Answer of `GET /models`."""
 
     models: tuple[Model, ...]
@@ -175,17 +195,84 @@ class ModelRate(Rate):
     """Name of the model."""
 
 
-class Rates(_Document):
+class Rates(Document):
     """Answer of `GET /rates`."""
 
     default: float = DEFAULT_RATE
     """The rate of a request that names none."""
 
     rates: tuple[ModelRate, ...]
-    """What can be asked for, smallest first."""
+    """What can be asked for, one tune after the other, smallest first."""
 
 
-class Health(_Document):
+class AdapterQuery(Query):
+    """Parameters of `POST /adapters`."""
+
+    base: str = Field(pattern="^[0-9a-f]{64}$")
+    """Hash of the base weights that the adapter is for: `sha256` of a model in `/models`."""
+
+    rate: int = Field(ge=1, le=8)
+    """The whole rate that it makes; rates between mix it with the next."""
+
+    tune: Tune = "psnr"
+    """The ladder that the rate belongs to."""
+
+
+class Adapter(Document):
+    """A rate adapter that is loaded."""
+
+    sha256: str
+    """Hash of its file: its address."""
+
+    base: str
+    """Hash of the base weights that it is for."""
+
+    model: str
+    """Name of the model with those."""
+
+    rate: int
+    """The rate that it makes."""
+
+    tune: Tune
+    """The ladder that the rate belongs to."""
+
+    file_bytes: int
+    """Size of its file."""
+
+    served: bool
+    """Whether new requests get it; otherwise it only decodes streams that it made."""
+
+    stored: bool
+    """Whether it belongs to the store, and so cannot be removed."""
+
+
+class Adapters(Document):
+    """Answer of `GET /adapters`."""
+
+    adapters: tuple[Adapter, ...]
+    """Those of the store, then the loaded ones, oldest first."""
+
+
+class StoredObject(Document):
+    """Answer of `PUT /objects`: a stream that is kept."""
+
+    sha256: str
+    """Hash of the stream, its name from now on."""
+
+    bytes: int
+    """Its size."""
+
+    width: int
+    """Pixels of the picture."""
+
+    height: int
+    """Pixels of the picture."""
+
+    rate: float
+    """The rate it was made at."""
+
+
+class Health(Document):
     """Answer of the health checks."""
 
     status: Literal["alive", "ready"]

@@ -7,6 +7,7 @@ port still open so that load balancers see it; then connections are closed and `
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import logging
 import math
@@ -28,6 +29,7 @@ from service.api.errors import BAD_REQUEST, MEDIA_TYPE
 from service.api.logs import configure_logs
 from service.engine.batching import Admission
 from service.engine.types import Codec
+from service.jobs.supervisor import WorkerProcess
 from service.settings import Settings
 
 BACKLOG = 512
@@ -58,14 +60,29 @@ def serve(codec: Codec, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was begun and return.
 
     Work that `drain_s` does not suffice for cannot be interrupted: the process then exits with 1.
+    A worker process for jobs runs beside it, if the settings want one.
     """
     configure_logs(settings)
+    settings = without_idle_jobs(settings)
     server = Server(codec, settings)
-    server.run()
+    worker = WorkerProcess(settings) if settings.jobs and settings.jobs_worker else None
+    try:
+        server.run()
+    finally:
+        if worker is not None:
+            worker.stop()
     if server.admission.running:
         log.error("work cut off", running=server.admission.running, drain_s=settings.drain_s)
         logging.shutdown()
         os._exit(1)
+
+
+def without_idle_jobs(settings: Settings) -> Settings:
+    """The settings, without jobs where the worker that should do them has nothing to do it with."""
+    if settings.jobs and settings.jobs_worker and importlib.util.find_spec("torch") is None:
+        log.warning("no jobs: the worker needs torch (pip install 'rankpress[server]')")
+        return settings.model_copy(update={"jobs": False})
+    return settings
 
 
 class Server(uvicorn.Server):

@@ -1,17 +1,23 @@
-"""One request's work from file bytes to file bytes: what runs in a worker thread.
+"""Requests' work from file bytes to file bytes, alone or several in one call of the codec.
 
-Plain functions of bytes, without HTTP; nothing here may touch the event loop.
+It runs in a worker thread and knows no HTTP; nothing here may touch the event loop.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
-from service.engine.types import Codec, Compressed, Target, Timings
-from service.images import Format, Metadata, read_image, shrink, write_image
-from service.picture import Region
+from service.engine.line import Group
+from service.engine.types import Codec, Compressed, Decompressed, Target, Timings
+from service.images import Format, Metadata, image_size, read_image, shrink, write_image
+from service.picture import Picture, Region
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,43 +53,124 @@ class ImageFile:
     write_s: float
 
 
-def compress_file(
-    codec: Codec, data: bytes, wanted: float | Target, metadata: Metadata, max_pixels: int
-) -> Stream:
-    """Read an image file and compress it, at a rate or to a target.
+@dataclass(frozen=True, eq=False)
+class CompressFile:
+    """An image file to compress at a rate or to a target. Calling it does the work.
 
     Raises:
         BadImage, TooManyPixels, RateUnavailable, TargetUnreachable: as `read_image` and `Codec` do.
     """
-    begun = time.perf_counter()
-    picture = read_image(data, max_pixels=max_pixels, metadata=metadata)
-    read_s = time.perf_counter() - begun
-    if isinstance(wanted, Target):
-        compressed = codec.compress_to(picture, wanted)
-    else:
-        compressed = codec.compress(picture, wanted)
-    digest = hashlib.sha256(compressed.data).hexdigest()
-    return Stream(compressed, digest, picture.notes, read_s)
+
+    codec: Codec
+    data: bytes
+    wanted: float | Target
+    tune: str
+    metadata: Metadata
+    max_pixels: int
+
+    def __call__(self) -> Stream:
+        """Read the file and compress it."""
+        picture, read_s = self.read()
+        if isinstance(self.wanted, Target):
+            compressed = self.codec.compress_to(picture, self.wanted, self.tune)
+        else:
+            compressed = self.codec.compress(picture, self.wanted, self.tune)
+        return _stream(compressed, picture, read_s)
+
+    def read(self) -> tuple[Picture, float]:
+        """The picture, and the seconds that reading it took."""
+        begun = time.perf_counter()
+        picture = read_image(self.data, max_pixels=self.max_pixels, metadata=self.metadata)
+        return picture, time.perf_counter() - begun
+
+    def group(self) -> Group | None:
+        """What it may run beside; reads the file's header where batches pay."""
+        if isinstance(self.wanted, Target):
+            return None
+        size = image_size(self.data) if self.codec.max_batch > 1 else None
+        return self.codec.picture_group(size, self.wanted, self.tune)
 
 
-def decompress_file(codec: Codec, data: bytes, view: View) -> ImageFile:
-    """Decompress a stream and write it as an image file.
+@dataclass(frozen=True, eq=False)
+class DecompressFile:
+    """A stream to decompress to an image file. Calling it does the work.
 
     Raises:
         BadStream, TooManyPixels, BadParameter: as `Codec.decompress` does.
     """
-    decoded = codec.decompress(data, view.region)
-    begun = time.perf_counter()
-    picture = decoded.picture
-    if view.max_size is not None:
-        picture = shrink(picture, view.max_size)
-    written = write_image(picture, view.format, quality=view.quality)
-    return ImageFile(
-        data=written,
-        width=picture.width,
-        height=picture.height,
-        rate=decoded.rate,
-        model=decoded.model,
-        timings=decoded.timings,
-        write_s=time.perf_counter() - begun,
-    )
+
+    codec: Codec
+    data: bytes
+    view: View
+
+    def __call__(self) -> ImageFile:
+        """Decompress the stream and write the file."""
+        return self.write(self.codec.decompress(self.data, self.view.region))
+
+    def write(self, decoded: Decompressed) -> ImageFile:
+        """The picture as an image file."""
+        begun = time.perf_counter()
+        picture, view = decoded.picture, self.view
+        if view.max_size is not None:
+            picture = shrink(picture, view.max_size)
+        written = write_image(picture, view.format, quality=view.quality)
+        return ImageFile(
+            data=written,
+            width=picture.width,
+            height=picture.height,
+            rate=decoded.rate,
+            model=decoded.model,
+            timings=decoded.timings,
+            write_s=time.perf_counter() - begun,
+        )
+
+    def group(self) -> Group | None:
+        """What it may run beside."""
+        return self.codec.stream_group(self.data, whole=self.view.region is None)
+
+
+def together(works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Several of one group in one call of the codec: what each gives, or the exception it raises.
+
+    Files are read and written one by one; what fails for one does not touch the others.
+    """
+    if all(isinstance(work, CompressFile) for work in works):
+        return _compress_together([w for w in works if isinstance(w, CompressFile)])
+    return _decompress_together([w for w in works if isinstance(w, DecompressFile)])
+
+
+def _compress_together(works: Sequence[CompressFile]) -> list[Any]:
+    read = [_outcome(work.read) for work in works]
+    good = [outcome for outcome in read if not isinstance(outcome, Exception)]
+    codec, rate, tune = works[0].codec, works[0].wanted, works[0].tune
+    assert not isinstance(rate, Target)  # those have no group
+    made = iter(codec.compress_batch([picture for picture, _ in good], rate, tune))
+
+    def finish(outcome: Any) -> Any:
+        if isinstance(outcome, Exception):
+            return outcome
+        compressed = next(made)
+        return compressed if isinstance(compressed, Exception) else _stream(compressed, *outcome)
+
+    return [finish(outcome) for outcome in read]
+
+
+def _decompress_together(works: Sequence[DecompressFile]) -> list[Any]:
+    decoded = works[0].codec.decompress_batch([work.data for work in works])
+    return [
+        one if isinstance(one, Exception) else _outcome(partial(work.write, one))
+        for work, one in zip(works, decoded, strict=True)
+    ]
+
+
+def _outcome(work: Callable[[], T]) -> T | Exception:
+    """What a step of one request gives; its failure is that request's alone."""
+    try:
+        return work()
+    except Exception as error:
+        return error
+
+
+def _stream(compressed: Compressed, picture: Picture, read_s: float) -> Stream:
+    digest = hashlib.sha256(compressed.data).hexdigest()
+    return Stream(compressed, digest, picture.notes, read_s)

@@ -55,8 +55,12 @@ class Tables:
 
     def bits(self, symbols: Symbols, levels: Levels) -> float:
         """Ideal code length of symbols in bits (cross-entropy under the tables)."""
-        mass = self.mass[levels, symbols + SYMBOL_MAX]
-        return float((TOTAL_BITS - np.log2(mass))[levels > 0].sum())
+        return float(self.costs(symbols, levels)[levels > 0].sum())
+
+    def costs(self, symbols: Symbols, levels: Levels) -> NDArray[np.float64]:
+        """Ideal bits of each symbol at its level."""
+        out: NDArray[np.float64] = TOTAL_BITS - np.log2(self.mass[levels, symbols + SYMBOL_MAX])
+        return out
 
 
 class Encoder:

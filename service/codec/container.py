@@ -32,12 +32,17 @@ MAX_METADATA_BYTES = 2**22
 """Largest ICC profile or Exif block, unpacked."""
 RATE_UNIT = 16
 """Rates are stored in sixteenths."""
+PSNR, MS_SSIM = TUNES = ("psnr", "ms-ssim")
+"""What a ladder of rates is trained for; a flag says which one a stream's rate belongs to."""
 
 
 class Flags(IntFlag):
     """Bits of the header's flags byte."""
 
     GREY = 1
+    MS_SSIM = 2
+    SAME_MACHINE = 4
+    """Made by a model whose entropy coder is not exact: only the machine that did can decode it."""
 
 
 class Section(IntEnum):
@@ -47,6 +52,7 @@ class Section(IntEnum):
     LATENTS = 2
     EXIF = 3
     ALPHA = 4
+    UPDATE = 6
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,11 @@ class Header:
         """The rate, 1–8."""
         return self.rate16 / RATE_UNIT
 
+    @property
+    def tune(self) -> str:
+        """The ladder that the rate belongs to, one of TUNES."""
+        return MS_SSIM if self.flags & Flags.MS_SSIM else PSNR
+
 
 @dataclass(frozen=True, eq=False)
 class Stream:
@@ -82,6 +93,7 @@ class Stream:
         tiles: coded latents of each tile, in storing order.
         alpha: packed alpha plane (alpha.py), None when opaque.
         icc: ICC profile. exif: Exif block.
+        update: coded update of g_s for this picture (model_stream.py), None without one.
     """
 
     header: Header
@@ -89,6 +101,7 @@ class Stream:
     alpha: bytes | None = None
     icc: bytes | None = None
     exif: bytes | None = None
+    update: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -96,12 +109,14 @@ class StreamInfo:
     """What a stream's header and sections say, for people.
 
     Attributes:
-        model: identity in hex. sections: (name, payload bytes) in stored order.
+        model: identity in hex. tune: one of TUNES.
+        sections: (name, payload bytes) in stored order.
     """
 
     version: int
     model: str
     rate: float
+    tune: str
     width: int
     height: int
     grey: bool
@@ -205,6 +220,8 @@ def write_stream(stream: Stream) -> bytes:
     parts = [MAGIC, bytes([VERSION])]
     parts += [f.write(getattr(stream.header, f.name)) for f in HEADER]
     sections = [(Section.LATENTS, _join_tiles(stream.tiles))]
+    if stream.update is not None:
+        sections.append((Section.UPDATE, stream.update))
     if stream.alpha is not None:
         sections.append((Section.ALPHA, stream.alpha))
     if stream.icc is not None:
@@ -224,13 +241,15 @@ def read_stream(data: bytes) -> Stream:
         BadStream: damaged or not a stream. UnsupportedStream: needs a newer reader.
     """
     header, sections = _read_sections(data)
+    coded = sections[Section.LATENTS]
     count = tile_count(latent_box(header.width, header.height))
     return Stream(
         header,
-        _split_tiles(sections[Section.LATENTS], count),
+        (coded,) if header.flags & Flags.SAME_MACHINE else _split_tiles(coded, count),
         sections.get(Section.ALPHA),
         _unpack(sections.get(Section.ICC), "ICC profile"),
         _unpack(sections.get(Section.EXIF), "Exif block"),
+        sections.get(Section.UPDATE),
     )
 
 
@@ -245,6 +264,7 @@ def describe(data: bytes) -> StreamInfo:
         VERSION,
         header.model.hex(),
         header.rate,
+        header.tune,
         header.width,
         header.height,
         bool(header.flags & Flags.GREY),

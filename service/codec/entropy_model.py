@@ -264,7 +264,7 @@ class _Step:
         """First layer and block; returns the block's output at each class of positions."""
         xp = self.block.pw1.xp
         for c, layer, values in zip(classes, self.context, known, strict=True):
-            shared[:, c.rows, c.cols] += xp.matmul(xp.concatenate(values, -1), layer.weight)
+            shared[:, c.rows, c.cols] += layer.multiply(xp.concatenate(values, -1))
         out = self.block(settle(xp, shared))
         return [out[:, c.rows, c.cols] for c in classes]
 

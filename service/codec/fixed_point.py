@@ -157,8 +157,16 @@ class Layer:
 
     def accumulate(self, x: Array) -> Array:
         """x: [..., K] integers -> [..., N] multiples of 2^-shift, a fresh array."""
-        out = self.xp.matmul(x, self.weight)
+        out = self.multiply(x)
         return self.xp.add(out, self.bias, out=out)
+
+    def multiply(self, x: Array) -> Array:
+        """The same without the bias.
+
+        As one product of two matrices: numpy would take a stack of small ones row by row.
+        """
+        out = self.xp.matmul(x.reshape(-1, x.shape[-1]), self.weight)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
 
     def __call__(self, x: Array) -> Array:
         """x: [..., K] integers -> [..., N] integers in ±ACTIVATION_MAX."""

@@ -1,10 +1,9 @@
 """Admission in front of the codec: who may wait, how many bytes are held, and who is next.
 
 A fixed number of worker threads runs whole units of work (read the file, code it, write the file);
-everyone else waits here in order, up to a number of requests and a sum of bytes, and is refused
-beyond that with an honest guess at when to come back. All state belongs to the event loop's thread,
-so there are no locks. `_start_next` is the only place that chooses what runs next: micro-batches
-keyed by (model, rate, padded size) belong there.
+everyone else waits in a line (line.py says who is next, and with whom), up to a number of requests
+and a sum of bytes, and is refused beyond that with an honest guess at when to come back. All state
+belongs to the event loop's thread, so there are no locks.
 
 Knows nothing of HTTP, of image files or of what the work is.
 """
@@ -14,17 +13,20 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from service.engine.line import Entry, Group, Line
 from service.errors import RankpressError, Saturated, SelfTestFailed
 
 T = TypeVar("T")
+
+Together = Callable[[Sequence[Callable[[], Any]]], Sequence[Any]]
+"""Does the work of a batch in one call; gives what each returned, or the exception it raised."""
 
 FIRST_GUESS_S = 1.0
 """Service time assumed until one has been measured."""
@@ -57,11 +59,18 @@ class Done(Generic[T]):
     queue_s: float
 
 
-@dataclass(eq=False)
-class _Entry:
-    work: Callable[[], Any]
-    done: asyncio.Future[Any]
-    since_s: float
+@dataclass(frozen=True)
+class Batching:
+    """How requests of a group share calls.
+
+    Attributes:
+        together: does the work of several. max_batch: requests in one call.
+        window_s: seconds that a request may wait for others.
+    """
+
+    together: Together
+    max_batch: int
+    window_s: float
 
 
 class Admission:
@@ -74,13 +83,24 @@ class Admission:
         workers: threads, and so units of work that run at the same time.
         max_waiting: requests that may wait.
         max_waiting_bytes: sum of the bytes that all `Hold`s may grow to.
+        batching: None works on one request at a time in each thread.
     """
 
-    def __init__(self, *, workers: int, max_waiting: int, max_waiting_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        workers: int,
+        max_waiting: int,
+        max_waiting_bytes: int,
+        batching: Batching | None = None,
+    ) -> None:
         self._workers = workers
         self._max_waiting = max_waiting
         self._max_held_bytes = max_waiting_bytes
-        self._waiting: deque[_Entry] = deque()
+        self._batching = batching
+        self._line = Line(batching.max_batch, batching.window_s) if batching else Line()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._busy = 0
         self._running = 0
         self._held_bytes = 0
         self._service_s: float | None = None
@@ -95,11 +115,11 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Requests waiting for a worker."""
-        return len(self._waiting)
+        return len(self._line)
 
     @property
     def running(self) -> int:
-        """Units of work in the worker threads, those whose caller has left included."""
+        """Requests in the worker threads, those whose caller has left included."""
         return self._running
 
     @property
@@ -111,7 +131,7 @@ class Admission:
     def retry_after_s(self) -> int:
         """When the work now here will be through, from the measured service time; at least 1."""
         service_s = FIRST_GUESS_S if self._service_s is None else self._service_s
-        seconds = service_s * (len(self._waiting) + self._running) / self._workers
+        seconds = service_s * (len(self._line) + self._running) / self._workers
         return max(1, min(LONGEST_RETRY_S, math.ceil(seconds)))
 
     def start(self) -> None:
@@ -125,8 +145,8 @@ class Admission:
         Raises:
             Exception: whatever `test` raises.
         """
-        entry = self._entry(test)
-        self._launch(entry)
+        entry = self._entry(test, None)
+        self._launch([entry])
         try:
             await entry.done
         except Exception:
@@ -149,6 +169,8 @@ class Admission:
         """Refuse what still waits and let the threads go when their present work ends."""
         self.begin_drain()
         self._refuse_waiting()
+        if self._alarm is not None:
+            self._alarm.cancel()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
@@ -164,15 +186,15 @@ class Admission:
             SelfTestFailed: this machine must not work.
         """
         self._check_bytes(more_bytes)
-        if len(self._waiting) >= self._max_waiting:
-            raise Saturated(f"{len(self._waiting)} requests wait already", self.retry_after_s)
+        if len(self._line) >= self._max_waiting:
+            raise Saturated(f"{len(self._line)} requests wait already", self.retry_after_s)
 
     def hold(self) -> Hold:
         """A count of the bytes one request keeps in memory, zero at first."""
         return Hold(self)
 
-    async def run(self, work: Callable[[], T]) -> Done[T]:
-        """Wait for a worker and run `work` in its thread.
+    async def run(self, work: Callable[[], T], group: Group | None = None) -> Done[T]:
+        """Wait for a worker and run `work` in its thread, with others of its group if it has one.
 
         A caller cancelled while it waits costs no work. One cancelled later leaves the work to
         end by itself, its result dropped: a thread cannot be interrupted.
@@ -182,15 +204,14 @@ class Admission:
             Exception: whatever `work` raises.
         """
         self.check()
-        entry = self._entry(work)
-        self._waiting.append(entry)
+        entry = self._entry(work, group)
+        self._line.append(entry)
         self._start_next()
         try:
             done: Done[T] = await entry.done
             return done
         finally:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
+            self._line.discard(entry)
 
     def _check_bytes(self, more_bytes: int) -> None:
         refusal = self._refusal()
@@ -207,41 +228,69 @@ class Admission:
         return None
 
     def _refuse_waiting(self) -> None:
-        while self._waiting:
-            entry = self._waiting.popleft()
+        for entry in list(self._line):
+            self._line.discard(entry)
             refusal = self._refusal()
             if refusal is not None and not entry.done.done():
                 entry.done.set_exception(refusal)
 
     def _start_next(self) -> None:
-        runs = self._phase in (Phase.OPEN, Phase.DRAINING)
-        while runs and self._pool and self._waiting and self._running < self._workers:
-            entry = self._waiting.popleft()
-            if not entry.done.done():
-                self._launch(entry)
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        runs = self._phase in (Phase.OPEN, Phase.DRAINING) and self._pool is not None
+        while runs and self._busy < self._workers:
+            entries = self._line.take(time.monotonic())
+            if not entries:
+                return self._start_when_due()
+            self._launch(entries)
 
-    def _entry(self, work: Callable[[], Any]) -> _Entry:
-        return _Entry(work, asyncio.get_running_loop().create_future(), time.monotonic())
+    def _start_when_due(self) -> None:
+        due_s = self._line.due_s()
+        if due_s is not None:
+            delay_s = max(0.0, due_s - time.monotonic())
+            self._alarm = asyncio.get_running_loop().call_later(delay_s, self._start_next)
 
-    def _launch(self, entry: _Entry) -> None:
-        self._running += 1
-        future = asyncio.get_running_loop().run_in_executor(self._pool, entry.work)
-        future.add_done_callback(partial(self._finish, entry, time.monotonic()))
+    def _entry(self, work: Callable[[], Any], group: Group | None) -> Entry:
+        done = asyncio.get_running_loop().create_future()
+        return Entry(work, done, time.monotonic(), group)
 
-    def _finish(self, entry: _Entry, begun_s: float, future: asyncio.Future[Any]) -> None:
-        self._running -= 1
-        self._measure(time.monotonic() - begun_s)
+    def _launch(self, entries: list[Entry]) -> None:
+        self._busy += 1
+        self._running += len(entries)
+        work = partial(self._outcomes, [entry.work for entry in entries])
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        future.add_done_callback(partial(self._finish, entries, time.monotonic()))
+
+    def _outcomes(self, works: list[Callable[[], Any]]) -> Sequence[Any]:
+        """In a worker thread: what each piece of work returned or raised."""
+        if len(works) == 1:
+            return [works[0]()]
+        assert self._batching is not None  # the line holds batches of one otherwise
+        return self._batching.together(works)
+
+    def _finish(
+        self, entries: list[Entry], begun_s: float, future: asyncio.Future[Sequence[Any]]
+    ) -> None:
+        self._busy -= 1
+        self._running -= len(entries)
+        self._measure((time.monotonic() - begun_s) / len(entries))
         error = None if future.cancelled() else future.exception()
-        if not entry.done.done():
+        failed = [error] * len(entries)
+        outcomes = failed if error or future.cancelled() else future.result()
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if entry.done.done():
+                continue
             if future.cancelled():
                 entry.done.cancel()
-            elif error is not None:
-                entry.done.set_exception(error)
+            elif isinstance(outcome, BaseException):
+                entry.done.set_exception(outcome)
             else:
-                entry.done.set_result(Done(future.result(), begun_s - entry.since_s))
+                entry.done.set_result(Done(outcome, begun_s - entry.since_s))
         self._start_next()
 
     def _measure(self, service_s: float) -> None:
+        """Note the worker's seconds for one request."""
         old_s = service_s if self._service_s is None else self._service_s
         self._service_s = old_s + SMOOTHING * (service_s - old_s)
 

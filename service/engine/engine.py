@@ -1,58 +1,68 @@
 """Engine: pictures <-> streams, with every model of the store resident.
 
-A model is loaded once and never changes; a request names its rate. Pictures are worked through tile
-by tile, so memory beyond the picture itself is bounded by a tile's window. Without torch the engine
-still decompresses (numpy), and `compress` says what to install.
+A model is loaded once and never changes; a request names its rate. Rate adapters can be loaded and
+unloaded while it runs (shelf.py): a request sees what it found when it began. Pictures are worked
+through tile by tile, so memory beyond the picture itself is bounded by a tile's window. Without
+torch the engine still decompresses (light.py), and `compress` says what to install.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable
-from functools import partial
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
 
-import numpy as np
-
+from service.adapt.plan import Plan as AdaptPlan
+from service.adapt.plan import plan_of
 from service.codec import container
-from service.codec.coder import Tables
-from service.codec.entropy_model import EntropyModel
-from service.codec.fixed_point import NUMPY, Numbers
-from service.codec.latents import LatentCoder
+from service.codec.container import PSNR
 from service.codec.lowrank import PARTS
-from service.codec.tiles import Box
+from service.codec.tiles import Box, latent_box, tile_count
+from service.engine.adapter_files import AdapterFiles, Kept
+from service.engine.check import verify
 from service.engine.golden import decode_golden
+from service.engine.light import load_light
+from service.engine.line import Group
+from service.engine.loading import batch_for
+from service.engine.loading import load_models as load_models  # the engine's users want both
 from service.engine.pipeline import (
-    Latents,
     LoadedModel,
     alpha_plane,
-    decode_latents,
-    encode,
+    decode_all,
+    encode_all,
     paint,
-    painted_tiles,
+    with_update,
 )
-from service.engine.synthesis_numpy import NumpySynthesis
+from service.engine.shelf import Shelves
 from service.engine.target import QualityGoal, goal_of, search
-from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Target, Timings
+from service.engine.types import (
+    Adaptation,
+    AdapterInfo,
+    Compressed,
+    Decompressed,
+    ModelInfo,
+    RateInfo,
+    Target,
+    Timings,
+)
 from service.engine.weights import Weights
 from service.errors import (
     BadParameter,
     BadStream,
     MissingExtra,
+    RankpressError,
     RateUnavailable,
     SelfTestFailed,
-    StoreError,
     TooManyPixels,
     UnknownModel,
+    UnsupportedStream,
 )
-from service.picture import Picture, Region
-from service.store import ENTROPY, StoredModel, load_store
-
-if TYPE_CHECKING:
-    import torch
+from service.picture import U8, Picture, Region
+from service.store import StoredModel, load_store
 
 
 class Engine:
@@ -65,6 +75,8 @@ class Engine:
         check: bool = True,
         max_pixels: int = 10**8,
         cache_bytes: int = 2**30,
+        max_batch: int = 1,
+        adapters: Path | None = None,
     ) -> None:
         """Serve loaded models.
 
@@ -73,34 +85,100 @@ class Engine:
             check: decode every fresh stream, compare its latents and measure its PSNR.
             max_pixels: larger pictures are refused, in both directions.
             cache_bytes: merged weights to keep besides the bases.
+            max_batch: pictures or streams that are worth working on together here.
+            adapters: folder that keeps the adapters loaded at run time; None forgets them.
+
+        Raises:
+            StoreError: a kept adapter is damaged or does not fit.
         """
-        self._models, self._check, self._max_pixels = models, check, max_pixels
+        self._shelves = Shelves(models, None if adapters is None else AdapterFiles(adapters))
+        self._check, self._max_pixels, self._max_batch = check, max_pixels, max_batch
         self._weights = Weights(cache_bytes)
+
+    @property
+    def _models(self) -> tuple[LoadedModel, ...]:
+        """What new requests get, the first compresses. Read it once in a request."""
+        return tuple(shelf.served for shelf in self._shelves.now)
 
     def models(self) -> tuple[ModelInfo, ...]:
         """What is loaded."""
         return tuple(_model_info(m.stored) for m in self._models)
 
-    def compress(self, picture: Picture, rate: float) -> Compressed:
+    @property
+    def max_batch(self) -> int:
+        """Pictures or streams that are worth working on together here."""
+        return self._max_batch
+
+    def warm(self) -> int:
+        """Merge the whole rates of the first model ahead of requests, as far as the cache holds.
+
+        One ladder after the other.
+
+        Returns:
+            How many were merged and kept.
+        """
+        base, before = self._models[0], self._weights.size_bytes
+        rates = [r for tune in base.stored.tunes for r in base.stored.ladder(tune)]
+        merged = [r for r in rates if r.update is not None]
+        for kept, rate in enumerate(merged):
+            with self._weights.lease(base, round(PARTS * rate.rate), rate.tune):
+                pass
+            if self._weights.size_bytes <= before:  # it made another go, or was not kept
+                return kept
+            before = self._weights.size_bytes
+        return len(merged)
+
+    def compress(self, picture: Picture, rate: float, tune: str = PSNR) -> Compressed:
         """A picture as a stream.
 
+        Args:
+            picture: to compress. rate: 1–8. tune: whose rate, one of container.TUNES.
+
         Raises:
-            RateUnavailable: no weights for that rate. BadParameter: no rate at all.
+            RateUnavailable: no weights for that rate. BadParameter: no rate or tune at all.
             TooManyPixels: over the limit. MissingExtra: torch is not installed.
             SelfTestFailed: the fresh stream did not decode to what was encoded.
         """
-        rate16 = _rate16(rate, self._models[0].stored)
-        self._check_pixels(picture.width, picture.height)
-        return self._attempt(picture, rate16, lambda _: self._check)
+        return _only(self.compress_batch([picture], rate, tune))
 
-    def compress_to(self, picture: Picture, target: Target) -> Compressed:
+    def compress_batch(
+        self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
+    ) -> list[Compressed | RankpressError]:
+        """What `compress` gives or raises for each picture; the bytes are the same.
+
+        Those of one padded size share the calls of the entropy networks.
+
+        Raises:
+            RateUnavailable, BadParameter, MissingExtra: as `compress` does, for all of them.
+        """
+        base = self._models[0]
+        rate16 = _rate16(rate, tune, base.stored)
+        out: list[Compressed | RankpressError | None] = [None] * len(pictures)
+        groups: dict[Box, list[int]] = defaultdict(list)
+        for i, picture in enumerate(pictures):
+            try:
+                self._check_pixels(picture.width, picture.height)
+            except TooManyPixels as error:
+                out[i] = error
+            else:
+                groups[latent_box(picture.width, picture.height)].append(i)
+        for places in groups.values():
+            chosen = [pictures[i] for i in places]
+            made = self._attempt(base, chosen, tune, rate16, lambda _: self._check)
+            for i, one in zip(places, made, strict=True):
+                out[i] = one
+        return [one for one in out if one is not None]
+
+    def compress_to(self, picture: Picture, target: Target, tune: str = PSNR) -> Compressed:
         """A picture as the stream that meets a target best, see target.py.
 
         Streams that are too big are dropped unchecked; a PSNR is measured whatever `check` says.
 
         Raises:
-            TargetUnreachable: no rate meets it. Others as `compress`.
+            TargetUnreachable: no rate of the tune meets it. Others as `compress`.
         """
+        base = self._models[0]
+        _check_tune(tune, base.stored)
         self._check_pixels(picture.width, picture.height)
         goal = goal_of(target, picture.width * picture.height)
 
@@ -109,32 +187,83 @@ class Engine:
                 return True
             return self._check and goal.fits(len(data))
 
-        attempt = partial(self._attempt, picture, needs_check=needs_check, keep_fractions=False)
-        return search(goal, self._models[0].stored, attempt)
+        def attempt(rate16: int) -> Compressed:
+            keep = rate16 % PARTS == 0
+            return _only(self._attempt(base, [picture], tune, rate16, needs_check, keep))
+
+        return search(goal, base.stored, attempt, tune)
 
     def _attempt(
         self,
-        picture: Picture,
+        base: LoadedModel,
+        pictures: Sequence[Picture],
+        tune: str,
         rate16: int,
         needs_check: Callable[[bytes], bool],
-        keep_fractions: bool = True,
-    ) -> Compressed:
-        """A picture compressed at a rate, and decoded again where `needs_check` of the stream."""
-        keep = keep_fractions or rate16 % PARTS == 0
+        keep: bool = True,
+    ) -> list[Compressed | RankpressError]:
+        """Pictures of one padded size at a rate, decoded again where `needs_check` of the stream.
+
+        Timings are those of all of them together: each has waited for the others.
+        """
         start = perf_counter()
-        with self._weights.lease(self._models[0], rate16, keep=keep) as model:
+        with self._weights.lease(base, rate16, tune, keep=keep) as model:
             live = perf_counter()
-            data, latents = encode(model, picture, rate16)
-            encoded = perf_counter()
-            psnr_db = self._verify(model, data, picture, latents) if needs_check(data) else None
-        timings = Timings(
-            swap_s=live - start,
-            net_s=encoded - live - latents.code_s,
-            code_s=latents.code_s,
-            check_s=perf_counter() - encoded,
+            encoded = encode_all(model, pictures, rate16, tune)
+            done = perf_counter()
+            wanted = [i for i, (data, _) in enumerate(encoded) if needs_check(data)]
+            checked = verify(model, [(pictures[i], *encoded[i]) for i in wanted])
+        found = dict(zip(wanted, checked, strict=True))
+        code_s = encoded[0][1].code_s
+        timings = Timings(live - start, done - live - code_s, code_s, perf_counter() - done)
+        return [
+            _compressed(data, picture, (rate16, tune), found.get(i), timings)
+            for i, (picture, (data, _)) in enumerate(zip(pictures, encoded, strict=True))
+        ]
+
+    def adapt(
+        self,
+        picture: Picture,
+        rate: float,
+        *,
+        effort: int,
+        seed: int = 0,
+        max_seconds: float | None = None,
+        checkpoint: bytes | None = None,
+    ) -> Adaptation:
+        """Begin to adapt to a picture, or go on; see adaptation.py and types.Adapter."""
+        plan = plan_of(effort)
+        return self.adapt_by(
+            picture, rate, plan, seed=seed, max_seconds=max_seconds, checkpoint=checkpoint
         )
-        bpp = 8 * len(data) / (picture.width * picture.height)
-        return Compressed(data, picture.width, picture.height, rate16 / 16, bpp, psnr_db, timings)
+
+    def adapt_by(
+        self,
+        picture: Picture,
+        rate: float,
+        plan: AdaptPlan,
+        *,
+        seed: int = 0,
+        max_seconds: float | None = None,
+        checkpoint: bytes | None = None,
+    ) -> Adaptation:
+        """The same by a plan of one's own."""
+        base = self._models[0]
+        if not (max_seconds is None or max_seconds > 0):
+            raise BadParameter(f"max_seconds is {max_seconds:g}, expected more than 0")
+        rate16 = _rate16(rate, PSNR, base.stored)
+        self._check_pixels(picture.width, picture.height)
+        if base.analysis is None or base.build is None:
+            raise MissingExtra("adapting needs torch: pip install 'rankpress[server]'")
+        from service.engine.adaptation import Job, PictureAdaptation
+
+        lmbda = base.stored.lmbda_at(rate16)
+        if lmbda is None:
+            raise BadParameter(f"the adapter of rate {rate:g} does not say its lmbda")
+        at_rate = base.stored.at_rate(rate16)
+        model = base if at_rate is base.stored else base.build(at_rate)
+        job = Job(picture, rate16, lmbda, plan, seed, max_seconds)
+        return PictureAdaptation(model, job, checkpoint)
 
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
         """A stream, or a region of it, as a picture.
@@ -144,31 +273,135 @@ class Engine:
             UnknownModel: its weights are not in the store. TooManyPixels: over the limit.
             BadParameter: the region reaches outside the picture.
         """
+        return self._decoded([self._ordered(data, region)])[0]
+
+    def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
+        """What `decompress` gives or raises for each stream; the pixels are the same.
+
+        Those of one rate and padded size share the calls of the entropy networks.
+        """
+        out: list[Decompressed | RankpressError | None] = [None] * len(streams)
+        groups: dict[object, list[tuple[int, _Order]]] = defaultdict(list)
+        for i, data in enumerate(streams):
+            try:
+                order = self._ordered(data, None)
+            except RankpressError as error:
+                out[i] = error
+            else:
+                groups[order.group].append((i, order))
+        for group in groups.values():
+            for (i, _), made in zip(group, self._decoded_each([o for _, o in group]), strict=True):
+                out[i] = made
+        return [one for one in out if one is not None]
+
+    def _decoded_each(self, orders: Sequence[_Order]) -> list[Decompressed | RankpressError]:
+        """Together; one at a time where a damaged stream among them makes that fail."""
+        try:
+            return [*self._decoded(orders)]
+        except RankpressError as error:
+            if len(orders) == 1:
+                return [error]
+        return [made for order in orders for made in self._decoded_each([order])]
+
+    def _decoded(self, orders: Sequence[_Order]) -> list[Decompressed]:
+        """Streams of one group as pictures. Timings are those of all of them together."""
+        start = perf_counter()
+        base, header = orders[0].base, orders[0].stream.header
+        with self._weights.lease(base, header.rate16, header.tune) as model:
+            live = perf_counter()
+            latents = decode_all(model, [o.stream for o in orders], orders[0].want)
+            rgbs = [
+                paint(with_update(model, o.stream), one, o.want, o.grey)
+                for one, o in zip(latents, orders, strict=True)
+            ]
+        code_s = latents[0].code_s
+        timings = Timings(live - start, perf_counter() - live - code_s, code_s)
+        return [o.decompressed(rgb, timings) for o, rgb in zip(orders, rgbs, strict=True)]
+
+    def _ordered(self, data: bytes, region: Region | None) -> _Order:
+        """A stream that was read and found fit to be decoded."""
         header = container.read_header(data)
+        if header.flags & container.Flags.SAME_MACHINE:
+            raise UnsupportedStream(
+                "the stream was made by a CompressAI model: only the machine that made it, serving "
+                "that model, can decode it"
+            )
         self._check_pixels(header.width, header.height)
         region = region or Region(0, 0, header.width, header.height)
         region.check_inside(header.width, header.height)
         stream = container.read_stream(data)
-        base = self._base_of(header)
-        start = perf_counter()
         want = Box(region.y, region.x, region.y + region.height, region.x + region.width)
-        with self._weights.lease(base, header.rate16) as model:
-            live = perf_counter()
-            latents = decode_latents(model, stream, want)
-            rgb = paint(model, latents, want, bool(header.flags & container.Flags.GREY))
-        timings = Timings(
-            swap_s=live - start,
-            net_s=perf_counter() - live - latents.code_s,
-            code_s=latents.code_s,
-        )
-        picture = Picture(
-            rgb,
-            alpha_plane(stream, want),
-            bool(header.flags & container.Flags.GREY),
-            stream.icc,
-            stream.exif,
-        )
-        return Decompressed(picture, header.rate, base.stored.name, timings)
+        return _Order(self._base_of(header), stream, want)
+
+    def picture_group(
+        self, size: tuple[int, int] | None, rate: float, tune: str = PSNR
+    ) -> Group | None:
+        """What compressing a picture may run beside; None for a rate that there is not.
+
+        Args:
+            size: width and height if they are known; without, the picture is worked on alone.
+        """
+        stored = self._models[0].stored
+        try:
+            rate16 = _rate16(rate, tune, stored)
+        except BadParameter:
+            return None
+        weights = stored.identity_at(rate16, tune)[:4], rate16
+        return Group(weights, size and _batch("compress", *size))
+
+    def stream_group(self, data: bytes, whole: bool) -> Group | None:
+        """What decompressing a stream may run beside; None where that cannot be told.
+
+        Args:
+            data: the stream, which need not be sound. whole: no region is asked for.
+        """
+        try:
+            header = container.read_header(data)
+        except BadStream:
+            return None
+        batch = _batch("decompress", header.width, header.height) if whole else None
+        return Group((header.model, header.rate16), batch)
+
+    def adapters(self) -> tuple[AdapterInfo, ...]:
+        """Every rate adapter that is loaded."""
+        return self._shelves.infos()
+
+    def add_adapter(
+        self, data: bytes, base_sha256: str, rate: int, tune: str = PSNR
+    ) -> AdapterInfo:
+        """Load a rate adapter: from now on, requests of its rate get it.
+
+        It is checked, merged and kept in the folder first. One that is there already stays so.
+
+        Args:
+            data: a safetensors file, see codec/lowrank.py. base_sha256: of the base weights that
+                it is for, hex. rate: a whole rate; rates between mix it with the next.
+            tune: the ladder that it belongs to.
+
+        Raises:
+            BadAdapter: it does not fit. TooManyBytes: larger than any that fits.
+            BadParameter: no such base or rate, or the file is loaded for another rate already.
+        """
+
+        def prove(model: LoadedModel) -> None:
+            """It runs here; and the first request is spared the merge."""
+            with self._weights.lease(model, PARTS * rate, tune):
+                pass
+
+        return self._shelves.add(Kept(data, base_sha256, rate, tune), prove)
+
+    def remove_adapter(self, sha256: str) -> None:
+        """Unload an adapter; the one before it serves its rate again, or none does.
+
+        Requests that run keep it until they end. Its streams cannot be decoded any more.
+
+        Args:
+            sha256: of its file, hex.
+
+        Raises:
+            UnknownAdapter: it is not loaded. BadParameter: it belongs to the store.
+        """
+        self._shelves.remove(sha256)
 
     def self_test(self) -> None:
         """Decode every model's golden stream: latents bit for bit, pixels within rounding.
@@ -184,23 +417,6 @@ class Engine:
                     f"model {model.stored.name}: the golden stream does not decode: {error}"
                 ) from error
 
-    def _verify(
-        self, model: LoadedModel, data: bytes, picture: Picture, expected: Latents
-    ) -> float:
-        """Decode a fresh stream, compare latents exactly, and return its PSNR in dB."""
-        stream = container.read_stream(data)
-        self._base_of(stream.header)
-        everything = Box(0, 0, picture.height, picture.width)
-        latents = decode_latents(model, stream, everything)
-        if not np.array_equal(latents.y_hat, expected.y_hat):
-            raise SelfTestFailed("the fresh stream decodes to other latents than were encoded")
-        squared = 0
-        for box, rgb in painted_tiles(model, latents, everything, picture.grey):
-            difference = np.subtract(rgb, picture.rgb[box.slices], dtype=np.int16)
-            squared += int(np.square(difference, dtype=np.int32).sum(dtype=np.int64))
-        mse = squared / picture.rgb.size
-        return 10 * math.log10(255**2 / mse) if mse else math.inf
-
     def _check_pixels(self, width: int, height: int) -> None:
         if max(width, height) > container.MAX_SIDE:
             raise TooManyPixels(
@@ -215,16 +431,44 @@ class Engine:
     def _base_of(self, header: container.Header) -> LoadedModel:
         """The model that made a stream."""
         known = []
-        for base in self._models:
-            if base.stored.offers(header.rate16):
-                found = base.stored.identity_at(header.rate16)[:4]
-                if found == header.model:
-                    return base
-                known.append(found.hex())
+        for shelf in self._shelves.now:
+            made = shelf.made(header)
+            if made is not None:
+                return made
+            stored = shelf.served.stored
+            if stored.offers(header.rate16, header.tune):
+                known.append(stored.identity_at(header.rate16, header.tune)[:4].hex())
         raise UnknownModel(
-            f"the stream needs weights {header.model.hex()} at rate {header.rate:g}; "
-            f"at that rate the store holds {', '.join(sorted(known)) or 'none'}"
+            f"the stream needs weights {header.model.hex()} at rate {header.rate:g}, tune "
+            f"{header.tune}; there the store holds {', '.join(sorted(known)) or 'none'}"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """A stream to decode, with the model that made it and the pixels that are wanted."""
+
+    base: LoadedModel
+    stream: container.Stream
+    want: Box
+
+    @property
+    def group(self) -> object:
+        """Equal for streams that can be decoded together."""
+        header = self.stream.header
+        return header.model, header.rate16, latent_box(header.width, header.height)
+
+    @property
+    def grey(self) -> bool:
+        """Whether the picture is grey."""
+        return bool(self.stream.header.flags & container.Flags.GREY)
+
+    def decompressed(self, rgb: U8, timings: Timings) -> Decompressed:
+        """The answer, given its pixels."""
+        stream = self.stream
+        alpha = alpha_plane(stream, self.want)
+        picture = Picture(rgb, alpha, self.grey, stream.icc, stream.exif)
+        return Decompressed(picture, stream.header.rate, self.base.stored.name, timings)
 
 
 def open_engine(
@@ -235,6 +479,11 @@ def open_engine(
     max_pixels: int = 10**8,
     threads: int = 0,
     cache_bytes: int = 2**30,
+    max_batch: int = 0,
+    warm: bool = False,
+    adapters: Path | None = None,
+    decode_only: bool = False,
+    model: str | None = None,
 ) -> Engine:
     """Load a store and make every model of it resident.
 
@@ -242,86 +491,100 @@ def open_engine(
         store: folder of models; None takes the one that comes with Rankpress.
         device: "auto", "cpu" or "cuda".
         check: see Engine. max_pixels: see Engine.
-        threads: CPU threads for the networks, 0 leaves torch's own choice.
+        threads: CPU threads for the networks, 0 takes what the library takes.
         cache_bytes: see Engine.
+        max_batch: see Engine; 0 takes what suits the device.
+        warm: merge the rates of the ladder now, not when they are first asked for.
+        adapters: see Engine.
+        decode_only: with the light decoder, even where torch is installed.
+        model: name of the one that compresses; None is the store's own choice.
 
     Raises:
-        StoreError: the store is incomplete or damaged. BadParameter: no such device.
+        StoreError: the store is incomplete or damaged. BadParameter: no such device or model.
+        MissingExtra: a GPU was asked for and torch is not installed.
     """
-    stored = load_store(store)
-    if importlib.util.find_spec("torch") is None:
+    stored = load_store(store, model)
+    if decode_only or importlib.util.find_spec("torch") is None:
         if device not in ("auto", "cpu"):
-            raise MissingExtra(f"device {device} needs pip install 'rankpress[server]'")
-        models = tuple(_build_numpy(m) for m in stored)
+            raise MissingExtra(
+                f"device {device} needs torch: pip install 'rankpress[server]', and no decode-only"
+            )
+        models = load_light(stored, threads)
     else:
         models = load_models(stored, device, None, threads)
-    return Engine(models, check=check, max_pixels=max_pixels, cache_bytes=cache_bytes)
+    engine = Engine(
+        models,
+        check=check,
+        max_pixels=max_pixels,
+        cache_bytes=cache_bytes,
+        max_batch=max_batch or batch_for(models[0]),
+        adapters=adapters,
+    )
+    if warm:
+        engine.warm()
+    return engine
 
 
-def load_models(
-    stored: tuple[StoredModel, ...], device_name: str, dtype: torch.dtype | None, threads: int = 0
-) -> tuple[LoadedModel, ...]:
-    """Make models resident with torch.
-
-    Args:
-        stored: from the store. device_name: "auto", "cpu" or "cuda".
-        dtype: working type of the transforms; None takes `best_dtype`.
-        threads: CPU threads, 0 leaves torch's own choice.
-
-    Raises:
-        BadParameter: no such device.
-    """
-    import torch
-
-    from service.engine.synthesis_torch import TorchTransforms, best_dtype, pick_device
-
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        device = pick_device(device_name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadParameter(f"device {device_name!r} cannot be used here") from error
-    # Only true float32 products are exact: GPUs may round to TF32, and CPUs to bfloat16 when asked.
-    exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    numbers = Numbers(torch, torch.float32 if exact else torch.float64, device)
-    working = dtype or best_dtype(device)
-
-    def build(model: StoredModel) -> LoadedModel:
-        transforms = TorchTransforms(model, device, working)
-        return LoadedModel(model, _coder(model, numbers), transforms, transforms, build)
-
-    return tuple(build(model) for model in stored)
+def _check_tune(tune: str, model: StoredModel) -> None:
+    """Raise BadParameter unless the model has a ladder of that name."""
+    if tune not in model.tunes:
+        held = ", ".join(model.tunes)
+        raise BadParameter(f"model {model.name} has no tune {tune!r}, it has {held}")
 
 
-def _build_numpy(model: StoredModel) -> LoadedModel:
-    return LoadedModel(model, _coder(model, NUMPY), NumpySynthesis(model), None, _build_numpy)
-
-
-def _coder(model: StoredModel, numbers: Numbers) -> LatentCoder:
-    if "tables" not in model.entropy:
-        raise StoreError(f"model {model.name} has no tensor {ENTROPY}tables")
-    entropy = EntropyModel(model.sizes, model.entropy, numbers)
-    return LatentCoder(entropy, Tables(model.entropy["tables"]))
-
-
-def _rate16(rate: float, model: StoredModel) -> int:
+def _rate16(rate: float, tune: str, model: StoredModel) -> int:
     """A rate in sixteenths. Raises BadParameter or RateUnavailable."""
+    _check_tune(tune, model)
     if not (math.isfinite(rate) and 1 <= rate <= 8):
         raise BadParameter(f"rate is {rate:g}, expected a number from 1 to 8")
-    available = tuple(r.rate for r in model.rates)
+    available = tuple(r.rate for r in model.ladder(tune))
     rounded = round(rate * container.RATE_UNIT)
-    if not model.offers(rounded):
+    if not model.offers(rounded, tune):
         listed = ", ".join(f"{r:g}" for r in available)
         held = f"{listed} and what lies between neighbours"
         raise RateUnavailable(f"rate {rate:g} is not in the store; it holds {held}", available)
     return rounded
 
 
+def _batch(way: str, width: int, height: int) -> tuple[str, int, int] | None:
+    """Equal for pictures of one padded size; None for those of several tiles, worked on alone."""
+    box = latent_box(width, height)
+    return (way, box.height, box.width) if tile_count(box) == 1 else None
+
+
+def _only(made: Sequence[Compressed | RankpressError]) -> Compressed:
+    """The one result. Raises the error that it may be."""
+    (one,) = made
+    if isinstance(one, RankpressError):
+        raise one
+    return one
+
+
+def _compressed(
+    data: bytes,
+    picture: Picture,
+    place: tuple[int, str],
+    checked: float | SelfTestFailed | None,
+    timings: Timings,
+) -> Compressed | RankpressError:
+    if isinstance(checked, SelfTestFailed):
+        return checked
+    bpp = 8 * len(data) / (picture.width * picture.height)
+    size, rate = (picture.width, picture.height), place[0] / container.RATE_UNIT
+    return Compressed(data, *size, rate, bpp, checked, timings, tune=place[1])
+
+
 def _model_info(m: StoredModel) -> ModelInfo:
     rates = tuple(
         RateInfo(
-            r.rate, r.lmbda, r.kodak_bpp, r.kodak_psnr_db, r.digest.hex() or None, r.file_bytes
+            r.rate,
+            r.tune,
+            r.lmbda,
+            r.kodak_bpp,
+            r.kodak_psnr_db,
+            r.kodak_ms_ssim,
+            r.digest.hex() or None,
+            r.file_bytes,
         )
         for r in m.rates
     )

@@ -1,4 +1,4 @@
-"""g_s in numpy: what the base install decodes with, and an independent witness of the torch path.
+"""g_s in numpy: the witness of the other two, and the decoder where there is no ONNX Runtime.
 
 float32 throughout. Rows are processed in one piece; the caller bounds memory by its windows.
 """
@@ -39,6 +39,7 @@ class NumpySynthesis:
         }
         self._sizes = model.sizes
 
+    @np.errstate(over="ignore", invalid="ignore")  # what a hostile update of the weights can do
     def synthesise(self, y_hat: NDArray[np.int16]) -> NDArray[np.uint8]:
         """y_hat [h, w, M] in units of 2^-Y_FRAC -> pixels [16h, 16w, 3]."""
         s = self._sizes
@@ -51,12 +52,13 @@ class NumpySynthesis:
         x = _shuffle(self._linear(f"{2 + s.nd16 + s.nd8}.l", x), 8)
         x += np.float32(0.5)
         x *= np.float32(255)
-        return np.clip(np.rint(x, out=x), 0, 255, out=x).astype(np.uint8)
+        return np.fmin(np.fmax(np.rint(x, out=x), 0, out=x), 255, out=x).astype(np.uint8)
 
     def _linear(self, name: str, x: F32) -> F32:
-        out: F32 = x @ self._tensors[f"{name}.weight"]
+        weight = self._tensors[f"{name}.weight"]
+        out: F32 = x.reshape(-1, x.shape[-1]) @ weight  # one product: numpy would take row by row
         out += self._tensors[f"{name}.bias"]
-        return out
+        return out.reshape(*x.shape[:-1], -1)
 
     def _block(self, name: str, x: F32) -> F32:
         t = self._depthwise(f"{name}.dw", _leaky(self._linear(f"{name}.pw1", x)))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from service.codec.container import PSNR
 from service.codec.lowrank import PARTS
 from service.engine.types import Compressed, Target, Timings
 from service.errors import TargetUnreachable
@@ -154,13 +155,17 @@ def goal_of(target: Target, pixels: int) -> SizeGoal | QualityGoal:
     return SizeGoal(target, pixels)
 
 
-def search(goal: Goal, model: StoredModel, attempt: Attempt) -> Compressed:
+def search(goal: Goal, model: StoredModel, attempt: Attempt, tune: str = PSNR) -> Compressed:
     """The stream that meets a goal best; its `encodes` and `timings` are those of the search.
 
+    Args:
+        goal: to meet. model: that compresses. attempt: makes streams at rates of the ladder.
+        tune: the ladder, one of model.tunes.
+
     Raises:
-        TargetUnreachable: no rate of the model meets the goal.
+        TargetUnreachable: no rate of the ladder meets the goal.
     """
-    state = _Search(goal, model)
+    state = _Search(goal, model, tune)
     while (rate16 := state.next()) is not None:
         state.add(rate16, attempt(rate16))
     return state.answer()
@@ -172,12 +177,13 @@ class _Search:
 
     goal: Goal
     model: StoredModel
+    tune: str
     made: dict[int, Compressed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Nothing is known yet: the goal lies between the ends, or beyond one of them."""
-        self.grid = [r for r in range(PARTS, 8 * PARTS + 1) if self.model.offers(r)]
-        stored = sorted(self.model.rates, key=lambda r: r.rate)
+        self.grid = [r for r in range(PARTS, 8 * PARTS + 1) if self.model.offers(r, self.tune)]
+        stored = self.model.ladder(self.tune)
         self.rates16 = [round(PARTS * r.rate) for r in stored]
         self.curve = self.goal.curve(stored)
         self.low, self.high = -1, len(self.grid)
@@ -243,7 +249,8 @@ class _Search:
 
     def _expected(self, rate16: int) -> float:
         """The curve at a rate that is offered."""
-        mix = [(self.rates16.index(round(PARTS * r.rate)), n) for r, n in self.model.mix(rate16)]
+        mixed = self.model.mix(rate16, self.tune)
+        mix = [(self.rates16.index(round(PARTS * r.rate)), n) for r, n in mixed]
         return sum(self.curve[i] * parts for i, parts in mix) / PARTS
 
     def _rate16_at(self, value: float) -> float:

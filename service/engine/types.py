@@ -6,16 +6,19 @@ Engine (engine.py) implements `Codec`; a decode-only engine raises on `compress`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.errors import BadParameter
+from service.codec.container import PSNR
+from service.engine.line import Group
+from service.errors import BadParameter, RankpressError
 from service.picture import Picture, Region
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time went, in seconds."""
+    """Where the time went, in seconds; of all that were worked on together."""
 
     swap_s: float = 0.0
     """Making the rate's weights live."""
@@ -59,6 +62,7 @@ class Compressed:
         psnr_db: PSNR of the 8-bit RGB reconstruction, inf when exact, None when not measured.
         timings: of all that was done for it.
         encodes: times that the picture was compressed; more than one where a target was searched.
+        tune: the ladder that the rate belongs to, one of container.TUNES.
     """
 
     data: bytes
@@ -69,6 +73,7 @@ class Compressed:
     psnr_db: float | None
     timings: Timings
     encodes: int = 1
+    tune: str = PSNR
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +91,39 @@ class RateInfo:
     """One rate of a model, with the averages over Kodak recorded when it was published.
 
     Attributes:
+        tune: its ladder, one of container.TUNES. lmbda: of that ladder's loss.
         sha256: of its adapter's file, hex; None for the base's own rate. file_bytes: of that file.
     """
 
     rate: float
-    lmbda: float
+    tune: str
+    lmbda: float | None
     kodak_bpp: float | None
     kodak_psnr_db: float | None
+    kodak_ms_ssim: float | None
     sha256: str | None = None
     file_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """A rate adapter that is loaded.
+
+    Attributes:
+        sha256: of its file, hex. base: sha256 of the base weights it is for. model: their name.
+        rate, tune: what it makes.
+        served: new requests of its rate get it; otherwise a newer one took its place.
+        stored: it belongs to the store and cannot be removed.
+    """
+
+    sha256: str
+    base: str
+    model: str
+    rate: int
+    tune: str
+    file_bytes: int
+    served: bool
+    stored: bool
 
 
 @dataclass(frozen=True)
@@ -108,6 +137,7 @@ class ModelInfo:
         file_bytes: size of its files.
         rates: what it can be asked for.
         training: how it was trained, from the manifest, as plain JSON values.
+        same_machine: its streams decode only on the machine that made them.
     """
 
     name: str
@@ -116,6 +146,89 @@ class ModelInfo:
     file_bytes: int
     rates: tuple[RateInfo, ...]
     training: dict[str, object]
+    same_machine: bool = False
+
+
+@dataclass(frozen=True)
+class AdaptProgress:
+    """How far the adaptation of one picture has come.
+
+    Attributes:
+        phase: "decoder", "latents" or "done", in that order.
+        step: steps done. total: steps planned; fewer may be run (early stop).
+        bytes: of the best stream so far, real bytes. bpp: the same in bits per pixel.
+        psnr_db: its real 8-bit PSNR. first_bytes, first_bpp, first_psnr_db: of the plain stream,
+            without adaptation.
+    """
+
+    phase: str
+    step: int
+    total: int
+    bytes: int
+    bpp: float
+    psnr_db: float
+    first_bytes: int
+    first_bpp: float
+    first_psnr_db: float
+
+
+class Adaptation(Protocol):
+    """One picture being adapted to; deterministic by its seed on one machine."""
+
+    @property
+    def progress(self) -> AdaptProgress:
+        """How far it is."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        ...
+
+    def advance(self, seconds: float) -> AdaptProgress:
+        """Optimise for about that long."""
+        ...
+
+    def best(self) -> bytes:
+        """The best stream so far; always a valid .rkp."""
+        ...
+
+    def checkpoint(self) -> bytes:
+        """Everything needed to go on, as safetensors."""
+        ...
+
+
+class Adapter(Protocol):
+    """Adapts streams to pictures."""
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """What is loaded; the first adapts."""
+        ...
+
+    def adapt(
+        self,
+        picture: Picture,
+        rate: float,
+        *,
+        effort: int,
+        seed: int = 0,
+        max_seconds: float | None = None,
+        checkpoint: bytes | None = None,
+    ) -> Adaptation:
+        """Begin, or go on from a checkpoint.
+
+        Args:
+            picture: to adapt to. rate: 1–8, of tune PSNR. effort: 0–4, see adapt/plan.py.
+            seed: of everything drawn.
+            max_seconds: end about then, with the annealing compressed; results then depend on
+                the machine's speed.
+            checkpoint: from an adaptation begun with the same arguments.
+
+        Raises:
+            RateUnavailable, BadParameter, TooManyPixels: as `Codec.compress`.
+            MissingExtra: torch is not installed.
+        """
+        ...
 
 
 class Codec(Protocol):
@@ -125,16 +238,55 @@ class Codec(Protocol):
         """What is loaded."""
         ...
 
-    def compress(self, picture: Picture, rate: float) -> Compressed:
+    def compress(self, picture: Picture, rate: float, tune: str = PSNR) -> Compressed:
         """Raises RateUnavailable (a BadParameter)."""
         ...
 
-    def compress_to(self, picture: Picture, target: Target) -> Compressed:
+    def compress_to(self, picture: Picture, target: Target, tune: str = PSNR) -> Compressed:
         """Raises TargetUnreachable (a BadParameter)."""
         ...
 
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
         """Raises BadStream, UnknownModel, UnsupportedStream, TooManyPixels, BadParameter."""
+        ...
+
+    @property
+    def max_batch(self) -> int:
+        """Pictures or streams that are worth working on together; 1 where batches do not pay."""
+        ...
+
+    def compress_batch(
+        self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
+    ) -> list[Compressed | RankpressError]:
+        """What `compress` gives or raises for each."""
+        ...
+
+    def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
+        """What `decompress` gives or raises for each."""
+        ...
+
+    def picture_group(
+        self, size: tuple[int, int] | None, rate: float, tune: str = PSNR
+    ) -> Group | None:
+        """What compressing a picture of that width and height may run beside."""
+        ...
+
+    def stream_group(self, data: bytes, whole: bool) -> Group | None:
+        """What decompressing a stream, or a region of it, may run beside."""
+        ...
+
+    def adapters(self) -> tuple[AdapterInfo, ...]:
+        """Every rate adapter that is loaded."""
+        ...
+
+    def add_adapter(
+        self, data: bytes, base_sha256: str, rate: int, tune: str = PSNR
+    ) -> AdapterInfo:
+        """Raises BadAdapter, BadParameter, TooManyBytes; then nothing has changed."""
+        ...
+
+    def remove_adapter(self, sha256: str) -> None:
+        """Raises UnknownAdapter, BadParameter; then nothing has changed."""
         ...
 
     def self_test(self) -> None:

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
 
+from service.codec.container import PSNR
 from service.engine.pipeline import LoadedModel
 from service.errors import StoreError
+from service.store import SYNTHESIS, TRANSFORMS
 
 Key = tuple[bytes, int]
 """Identity of the base and adapters that a rate needs, rate in sixteenths."""
@@ -40,22 +42,24 @@ class Weights:
         self._building = Lock()
 
     @contextmanager
-    def lease(self, base: LoadedModel, rate16: int, *, keep: bool = True) -> Iterator[LoadedModel]:
+    def lease(
+        self, base: LoadedModel, rate16: int, tune: str = PSNR, *, keep: bool = True
+    ) -> Iterator[LoadedModel]:
         """The model at a rate, kept from eviction inside the with block.
 
         Args:
             base: resident at its own rate.
-            rate16: a rate in sixteenths that `base.stored.offers`.
+            rate16: a rate in sixteenths, and tune: its ladder, that `base.stored.offers`.
             keep: put fresh weights into the cache; without, what is there is used and left alone.
 
         Raises:
             StoreError: the rate's adapters do not fit the base; nothing is cached.
         """
-        key = (base.stored.identity_at(rate16), rate16)
+        key = (base.stored.identity_at(rate16, tune), rate16)
         if key[0] == base.stored.identity:
             yield base
             return
-        entry = self._take(key, base) if keep else self._borrow(key, base)
+        entry = (self._take if keep else self._borrow)(key, base, tune)
         try:
             yield entry.model
         finally:
@@ -69,22 +73,22 @@ class Weights:
         with self._lock:
             return sum(e.size_bytes for e in self._entries.values())
 
-    def _take(self, key: Key, base: LoadedModel) -> _Entry:
+    def _take(self, key: Key, base: LoadedModel, tune: str) -> _Entry:
         """The entry of a key with one more user; merged if it is not there."""
         entry = self._known(key)
         if entry is None:
             with self._building:  # one merge at a time: two of the same would only waste memory
                 entry = self._known(key)
                 if entry is None:
-                    entry = self._insert(key, _merged(base, key[1]))
+                    entry = self._insert(key, _merged(base, key[1], tune))
         return entry
 
-    def _borrow(self, key: Key, base: LoadedModel) -> _Entry:
+    def _borrow(self, key: Key, base: LoadedModel, tune: str) -> _Entry:
         """The entry of a key with one more user, or a fresh one that no one else will see."""
         entry = self._known(key)
         if entry is None:
             with self._building:
-                entry = _merged(base, key[1])
+                entry = _merged(base, key[1], tune)
             entry.users += 1
         return entry
 
@@ -112,12 +116,15 @@ class Weights:
             total -= self._entries.pop(key).size_bytes
 
 
-def _merged(base: LoadedModel, rate16: int) -> _Entry:
+def _merged(base: LoadedModel, rate16: int, tune: str) -> _Entry:
     if base.build is None:
         raise StoreError(f"model {base.stored.name} was loaded for its own rate only")
-    stored = base.stored.at_rate(rate16)
+    networks = SYNTHESIS if base.analysis is None else TRANSFORMS
+    stored = base.stored.at_rate(rate16, tune, networks)
     arrays = [*stored.transforms.values(), *stored.entropy.values()]
     model = base.build(stored)
-    # the ready model holds its own copies; keep only the description of what was merged
-    described = replace(stored, transforms={}, entropy={})
+    # the ready model holds its own copies; keep what a stream's own update of g_s is merged into
+    g_s = {n: t for n, t in stored.transforms.items() if n.startswith(SYNTHESIS)}
+    arrays += g_s.values()
+    described = replace(stored, transforms=g_s, entropy={})
     return _Entry(replace(model, stored=described), sum(a.nbytes for a in arrays))

@@ -16,13 +16,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel
 from service.eval import load, memory
 from service.eval.machine import this_machine
 from service.eval.peers import decompress, library_versions, named
 from service.eval.pictures import Named, generate, read_folder
-from service.eval.stages import breakdown, swap_ms
+from service.eval.rates import changing_rates
+from service.eval.stages import breakdown
 from service.store import load_store
 
 SCHEMA: Final = 1
@@ -48,6 +50,7 @@ class Wanted:
     large: bool
     service: bool
     memory: bool
+    rates: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def bench(wanted: Wanted, folder: Path | None, say: Callable[[str], None]) -> di
     Args:
         wanted: what to measure. folder: of pictures, None makes them. say: is told the next step.
     """
+    if wanted.rates:
+        return changing_rates(wanted.device, wanted.threads, wanted.store, say)
     before = this_machine(wanted.device)
     if before.busy:
         say(f"load is {before.load}: the timings below say little")
@@ -88,7 +93,6 @@ def bench(wanted: Wanted, folder: Path | None, say: Callable[[str], None]) -> di
         "libraries": library_versions(),
         "latency": latency,
         "stages": stages,
-        "swap_ms": swap_ms(models),
     }
     del models
     if wanted.memory:

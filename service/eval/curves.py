@@ -20,8 +20,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from service.codec.container import MS_SSIM
 from service.eval.metrics import ms_ssim_db
-from service.eval.rows import OURS, Row
+from service.eval.rows import OURS, Row, our_name
 
 METRICS: Final = ("psnr_db", "ms_ssim", "ssimulacra2")
 KODAK: Final = frozenset(f"kodim{i:02d}" for i in range(1, 25))
@@ -80,11 +81,13 @@ class AtEqual:
     """Our bytes against a peer's at our quality, picture by picture.
 
     Attributes:
+        codec: our name, with the tune. setting: ours. peer: the other codec.
         percent: geometric mean over the pictures of our bytes / the peer's - 1.
         best, worst: the pictures with the least and the most.
         compared: pictures where the peer's curve reaches our quality; of all `images`.
     """
 
+    codec: str
     setting: str
     peer: str
     percent: float
@@ -117,8 +120,14 @@ def is_kodak(images: Iterable[str]) -> bool:
     return frozenset(images) == KODAK
 
 
-def bd_rate(anchor: Curve, test: Curve, metric: str) -> BdRate | None:
-    """BD-rate of a curve; None where the curves do not overlap or are single points."""
+def bd_rate(anchor: Curve, test: Curve, metric: str, method: str = "akima") -> BdRate | None:
+    """BD-rate of a curve; None where the curves do not overlap or are single points.
+
+    Args:
+        anchor: to compare with. test: to compare. metric: of METRICS.
+        method: of interpolation: "akima", or "pchip", which does not overshoot where a curve of a
+            few points saturates.
+    """
     import bjontegaard
 
     a, t = _rising(anchor, metric), _rising(test, metric)
@@ -131,7 +140,7 @@ def bd_rate(anchor: Curve, test: Curve, metric: str) -> BdRate | None:
     arguments = [[bpp for _, bpp in a], [q for q, _ in a], [bpp for _, bpp in t], [q for q, _ in t]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the overlap is reported instead
-        percent = bjontegaard.bd_rate(*arguments, method="akima", require_matching_points=False)
+        percent = bjontegaard.bd_rate(*arguments, method=method, require_matching_points=False)
     return BdRate(test.name, anchor.name, float(percent), (high - low) / joint)
 
 
@@ -141,23 +150,32 @@ def bpp_at(curve: Curve, metric: str, value: float) -> float | None:
 
 
 def at_equal(rows: Sequence[Row], metric: str) -> tuple[AtEqual, ...]:
-    """For each of our settings and each peer: our bytes against theirs at our quality."""
-    ours = [r for r in rows if r.codec == OURS]
+    """For each of our settings and each peer: our bytes against theirs at our quality.
+
+    Ours are those of the ladder that was trained for the metric, where it was measured, else of the
+    first; the other is among the peers.
+    """
+    tuned = our_name(MS_SSIM)
+    name = tuned if metric == "ms_ssim" and tuned in {r.codec for r in rows} else OURS
+    ours = [r for r in rows if r.codec == name]
     found = []
     for setting in dict.fromkeys(r.setting for r in ours):
-        for peer in dict.fromkeys(r.codec for r in rows if r.codec != OURS):
+        for peer in dict.fromkeys(r.codec for r in rows if r.codec != name):
             chosen = [r for r in ours if r.setting == setting]
             ratios = [_ratio(r, rows, peer, metric) for r in chosen]
-            found.append(_summed(setting, peer, [r for r in ratios if r is not None], len(ratios)))
+            known = [r for r in ratios if r is not None]
+            found.append(_summed(name, setting, peer, known, len(ratios)))
     return tuple(f for f in found if f is not None)
 
 
-def _summed(setting: str, peer: str, ratios: list[float], images: int) -> AtEqual | None:
+def _summed(
+    name: str, setting: str, peer: str, ratios: list[float], images: int
+) -> AtEqual | None:
     if not ratios:
         return None
     mean = math.exp(fmean(math.log(r) for r in ratios))
     percent, best, worst = (100 * (r - 1) for r in (mean, min(ratios), max(ratios)))
-    return AtEqual(setting, peer, percent, best, worst, len(ratios), images)
+    return AtEqual(name, setting, peer, percent, best, worst, len(ratios), images)
 
 
 def _ratio(ours: Row, rows: Sequence[Row], peer: str, metric: str) -> float | None:

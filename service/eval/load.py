@@ -8,6 +8,7 @@ numbers then do.
 from __future__ import annotations
 
 import http.client
+import itertools
 import os
 import queue
 import signal
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ def server(device: str, threads: int, store: Path | None) -> Iterator[int]:
     arguments = ["serve", "--port", str(port), "--device", device, "--threads", str(threads)]
     arguments += ["--log-level", "error", *(["--store", str(store)] if store else [])]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RANKPRESS_")}
+    environment["RANKPRESS_JOBS"] = "false"
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment)
     try:
         _await_ready(process, port)
@@ -117,13 +119,21 @@ def fetch(port: int, request: Request) -> bytes:
 
 def closed_loop(port: int, request: Request, clients: int, seconds: float) -> dict[str, Any]:
     """Clients that each send the next request when they have the last one's answer."""
+    return alternating(port, [request], clients, seconds)
+
+
+def alternating(
+    port: int, requests: Sequence[Request], clients: int, seconds: float
+) -> dict[str, Any]:
+    """The same, all clients taking the next of several requests in turn."""
     answers: list[Answer] = []
     deadline = time.monotonic() + seconds
+    turn = itertools.cycle(requests)
 
     def work() -> None:
         with closing(_Client(port)) as client:
             while time.monotonic() < deadline:
-                answers.append(client.send(request))
+                answers.append(client.send(next(turn)))
 
     begun = time.monotonic()
     threads = [threading.Thread(target=work) for _ in range(clients)]

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from service.codec.container import MS_SSIM
 from service.errors import MissingExtra
 from service.eval.curves import Curve
-from service.eval.rows import OURS
+from service.eval.rows import OUR_NAMES, OURS, our_name
 
 LABELS: Final = {
     "psnr_db": "PSNR of 8-bit RGB (dB)",
@@ -21,6 +22,7 @@ COLOURS: Final = {
     "avif": "#1f77b4",
     "jxl": "#ff7f0e",
     OURS: "#d62728",
+    our_name(MS_SSIM): "#7f0000",
 }
 MARKERS: Final = ("o", "s", "^", "x")
 """Of the settings of one family."""
@@ -59,7 +61,7 @@ def draw(curves: Sequence[Curve], metric: str, title: str, path: Path) -> None:
         bpp = [p.bpp for p in curve.points]
         values = [p.value(metric) or 0.0 for p in curve.points]
         inside += [v for b, v in zip(bpp, values, strict=True) if low <= b <= high]
-        ours, measured = curve.name == OURS, curve.source is None
+        ours, measured = curve.name in OUR_NAMES, curve.source is None
         axes.plot(
             bpp,
             values,
@@ -99,7 +101,7 @@ def _decorate(axes: object, metric: str, title: str, span: tuple[float, float]) 
 
 def _span(curves: Sequence[Curve]) -> tuple[float, float]:
     """Bits per pixel to show: around ours."""
-    ours = [p.bpp for c in curves if c.name == OURS for p in c.points]
+    ours = [p.bpp for c in curves if c.name in OUR_NAMES for p in c.points]
     return (
         min([SPAN[0], *(b / MARGIN for b in ours)]),
         max([SPAN[1], *(b * MARGIN for b in ours)]),
@@ -114,7 +116,7 @@ def _styled(curves: Sequence[Curve]) -> list[tuple[Curve, str, str | None]]:
         family = curve.name.split("-")[0] if curve.source is None else "published"
         number = seen[family] = seen.get(family, -1) + 1
         if curve.source is None:
-            colour = COLOURS.get(family, "#17becf")
+            colour = COLOURS.get(curve.name) or COLOURS.get(family, "#17becf")
             styled.append((curve, colour, MARKERS[number % len(MARKERS)]))
         else:
             styled.append((curve, PUBLISHED[number % len(PUBLISHED)], None))

@@ -3,11 +3,16 @@
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
 
     rates     model_store/light/manifest.json, written by `rankpress train`
+    trials    the same file, by `rankpress train trials`
     kodak     service/eval/results/kodak.json, written by `rankpress eval … --record`
     latency   service/eval/results/bench.json, written by `rankpress bench … --record`
     stages    the same file
     memory    the same file
     service   the same file, when `--service` was given
+    swap      service/eval/results/rates.json, written by `rankpress bench --rates --record`
+    decoder   service/eval/results/decoder.json, written by `rankpress bench --decoder … --record`
+    agreement service/eval/results/agreement.json, by `rankpress bench DIR --decoder … --record`
+    adaptation service/eval/results/adapted.json, written by `rankpress eval … --adapt … --record`
 
 A table whose file or part is missing says so. `--check` writes nothing and exits with 1 when the
 README does not agree with the results.
@@ -23,12 +28,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.errors import BadParameter
-from service.eval.report import bench_tables, eval_table, rates_table
+from service.eval.report import (
+    adaptation_table,
+    agreement_table,
+    bench_tables,
+    decoder_table,
+    eval_table,
+    rates_table,
+    trials_table,
+)
 
 RESULTS: Final = Path(__file__).parent / "results"
 README: Final = Path(__file__).parents[2] / "README.md"
 MANIFEST: Final = Path(__file__).parents[2] / "model_store" / "light" / "manifest.json"
-NAMES: Final = ("rates", "kodak", "latency", "stages", "memory", "service")
+NAMES: Final = (
+    "rates", "trials", "kodak", "latency", "stages", "memory", "service", "swap", "decoder",
+    "agreement", "adaptation",
+)  # fmt: skip
 NOT_MEASURED: Final = "_Not measured yet._"
 MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -39,11 +55,23 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     manifest = _read(MANIFEST)
     if manifest is not None:
         found["rates"] = rates_table(manifest)
+        found["trials"] = trials_table(manifest) or NOT_MEASURED
     kodak, bench = _read(results / "kodak.json"), _read(results / "bench.json")
+    changes = _read(results / "rates.json")
+    if changes is not None:
+        found |= bench_tables(changes)
+    decoder, agreement = _read(results / "decoder.json"), _read(results / "agreement.json")
     if kodak is not None:
         found["kodak"] = eval_table(kodak)
     if bench is not None:
         found.update(bench_tables(bench))
+    adapted = _read(results / "adapted.json")
+    if adapted is not None:
+        found["adaptation"] = adaptation_table(adapted)
+    if decoder is not None:
+        found["decoder"] = decoder_table(decoder)
+    if agreement is not None:
+        found["agreement"] = agreement_table(agreement)
     return found
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from service.eval.rows import OURS
+from service.codec.container import PSNR, TUNES
+from service.eval.rows import OURS, our_name
 
 Result = Mapping[str, Any]
+TITLES: Final = {"psnr_db": "PSNR", "ms_ssim": "MS-SSIM", "ssimulacra2": "SSIMULACRA 2"}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -23,8 +25,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def eval_table(summary: Result) -> str:
-    """Our points, then our bytes against each peer's at equal quality, then BD-rates."""
-    parts = [_points(summary), _at_equal(summary), _published(summary), _bd_rates(summary)]
+    """Our points, then our bytes against each peer's at equal quality, then BD-rates.
+
+    Times are left to `bench_tables`: here each is one run, beside whatever else the machine does.
+    """
+    parts = [
+        _points(summary),
+        _between_tunes(summary),
+        _at_equal(summary),
+        _published(summary),
+        _bd_rates(summary),
+    ]
     return "\n\n".join(p for p in parts if p)
 
 
@@ -34,20 +45,43 @@ def rates_table(manifest: Result) -> str:
     base_bytes = files["base.safetensors"]["bytes"]
     rows = []
     for rate in manifest["rates"]:
+        likeness = rate.get("kodak_ms_ssim")
         own = rate["file"] is None
         size = base_bytes if own else files[rate["file"]]["bytes"]
         steps = "the backbone" if own else str(rate["training"].get("steps", ""))
         share = "" if own else f"{size / base_bytes:.2%}"
-        figures = f"{rate['kodak_bpp']:.4f}", f"{rate['kodak_psnr_db']:.2f}"
-        rows.append(
-            [f"{rate['rate']:g}", f"{rate['lmbda']:g}", *figures, f"{size:,}", share, steps]
-        )
-    head = ["rate", "lmbda", "Kodak bpp", "Kodak dB", "bytes", "of the backbone", "steps"]
+        name = f"{rate['rate']:g}"
+        if rate.get("tune", PSNR) != PSNR:
+            name += f", {rate['tune']}"
+        found = f"{rate['kodak_bpp']:.4f}", f"{rate['kodak_psnr_db']:.2f}", _number(likeness, 4)
+        rows.append([name, f"{rate['lmbda']:g}", *found, f"{size:,}", share, steps])
+    figures = "Kodak bpp", "Kodak dB", "MS-SSIM"
+    head = ["rate", "lmbda", *figures, "bytes", "of the backbone", "steps"]
     return table(head, rows)
+
+
+def trials_table(manifest: Result) -> str:
+    """What trials of ranks and placements cost and gained; empty where none are recorded."""
+    records = [(r["rate"], r["training"]["trials"]) for r in manifest["rates"]
+               if "trials" in r["training"]]  # fmt: skip
+    parts = []
+    for rate, record in records:
+        start = record["start"]["loss"]
+        rows = [
+            [t["name"], f"{t['bytes']:,}", f"{t['bpp']:.4f}", f"{t['mse']:.2f}",
+             f"{t['loss']:.4f}", f"{t['loss'] / start - 1:+.2%}"]
+            for t in record["found"]
+        ]  # fmt: skip
+        head = [f"rate {rate:g}, {record['steps']} steps from the base, ranks",
+                "bytes", "bpp", "MSE", "loss", "against no training"]  # fmt: skip
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
 
 
 def bench_tables(result: Result) -> dict[str, str]:
     """The tables of a benchmark by the name of their marker, those that were measured."""
+    if result.get("what") == "rates":
+        return {"swap": swap_table(result)}
     tables = {"latency": latency_table(result), "stages": stages_table(result)}
     if "memory" in result:
         tables["memory"] = memory_table(result)
@@ -82,13 +116,29 @@ def stages_table(result: Result) -> str:
         for name in sorted(names, key=lambda n: -result["stages"][0][way].get(n, 0)):
             cells = [_ms(e[way].get(name, 0.0)) for e in result["stages"]]
             found.append([f"{way.removesuffix('_ms')}: {name}", *cells])
-    text = table(["ms, median", *(_size(e) for e in result["stages"])], found)
-    swap = result["swap_ms"]
-    if not swap:
-        return text
-    return text + (
-        f"\n\nChanging the rate: {_ms(swap['merged'])} ms to merge its weights, "
-        f"{_ms(swap['cached'])} ms when they are cached."
+    return table(["ms, median", *(_size(e) for e in result["stages"])], found)
+
+
+def swap_table(result: Result) -> str:
+    """What a change of rate costs, and a server's throughput of each rate and of all mixed."""
+    swap, service = result["swap_ms"], result["service"]
+    rows = [
+        [f"compress, rate {name}", f"{value:.2f}/s"]
+        for name, value in service["alone_per_second"].items()
+    ]
+    rows += [
+        ["each rate alone, as often as the others", f"{service['each_alone_per_second']:.2f}/s"],
+        ["all of them mixed", f"{service['mixed_per_second']:.2f}/s"],
+        ["mixed, of each alone", f"{service['mixed_share']:.1%}"],
+    ]
+    if swap:
+        rows += [
+            ["weights of a rate that is cached, made live", f"{swap['cached']:.3f} ms"],
+            ["weights of a rate merged from the base", f"{_ms(swap['merged'])} ms"],
+            ["a whole model read, checked and made resident", f"{_ms(swap['loaded'])} ms"],
+        ]
+    return table([f"{_size(result)}, {result['clients']} clients", "median"], rows) + (
+        f"\n\n{_machine(result)}"
     )
 
 
@@ -120,35 +170,105 @@ def service_table(result: Result) -> str:
     return table(head, found)
 
 
-def _points(summary: Result) -> str:
-    ours = [p for c in summary["curves"] if c["name"] == OURS for p in c["points"]]
+def decoder_table(result: Result) -> str:
+    """Start, times, memory and size of the light decoder."""
     rows = [
-        [p["setting"], f"{p['bpp']:.3f}", _number(p["psnr_db"], 2), _number(p["ms_ssim"], 4),
-         *([_number(p["ssimulacra2"], 1)] if p["ssimulacra2"] is not None else []),
-         _ms(p["encode_ms"]), _ms(p["decode_ms"])]
-        for p in ours
+        [_size(e), f"{e['import_s']:.2f}", f"{e['first_s']:.2f}", _ms(e["decode_ms"]),
+         _ms(e["decode_p95_ms"]), f"{e['peak_mib']:,.0f}"]
+        for e in result["times"]
+    ]  # fmt: skip
+    head = ["light decoder", "import s", "first picture after s", "then ms", "p95 ms", "peak MiB"]
+    sizes = result["installed_mb"]
+    largest = sorted(sizes, key=lambda n: -sizes[n])[:4]
+    parts = ", ".join(f"{n} {sizes[n]:.0f}" for n in largest)
+    return table(head, rows) + (
+        f"\n\n{_where(result)} Installed: {sum(sizes.values()):.0f} MB ({parts})."
+    )
+
+
+def agreement_table(result: Result) -> str:
+    """The light decoder's pixels, and torch's as they are served, against torch in float32."""
+    found = [
+        [f"{a['rate']:g}" + f" ({a['tune']})" * (a["tune"] != "psnr"), str(a["largest"]),
+         f"{a['share']:.4%}", str(a["server_largest"]), f"{a['server_share']:.1%}"]
+        for a in result["agreement"]
+    ]  # fmt: skip
+    columns = ["rate", "light: largest difference", "samples that differ",
+               "torch as served: largest", "samples that differ"]  # fmt: skip
+    return table(columns, found)
+
+
+def _points(summary: Result) -> str:
+    tunes = {our_name(tune): tune for tune in TUNES}
+    found = [(c["name"], p) for c in summary["curves"] if c["name"] in tunes for p in c["points"]]
+    several = len({name for name, _ in found}) > 1
+    ours = [p for _, p in found]
+    rows = [
+        [f"{p['setting']}, {tunes[name]}" if several else p["setting"], f"{p['bpp']:.3f}",
+         _number(p["psnr_db"], 2), _number(p["ms_ssim"], 4),
+         *([_number(p["ssimulacra2"], 1)] if p["ssimulacra2"] is not None else [])]
+        for name, p in found
     ]  # fmt: skip
     perceptual = ["SSIMULACRA 2"] if ours and ours[0]["ssimulacra2"] is not None else []
-    head = ["Rankpress", "bpp", "PSNR dB", "MS-SSIM", *perceptual, "encode ms", "decode ms"]
+    head = ["Rankpress", "bpp", "PSNR dB", "MS-SSIM", *perceptual]
+    return table(head, rows) if rows else ""
+
+
+def _between_tunes(summary: Result) -> str:
+    """What our other ladders cost at equal quality, against the first."""
+    found = {m: {e["codec"]: e for e in entries} for m, entries in summary.get("tunes", {}).items()}
+    names = dict.fromkeys(name for entries in found.values() for name in entries)
+    metrics = [m for m in found if found[m]]
+    rows = [
+        [name, *(f"{found[m][name]['percent']:+.1f} %" if name in found[m] else "-"
+                 for m in metrics)]
+        for name in names
+    ]  # fmt: skip
+    head = [f"BD-rate against {OURS}", *(TITLES[m] for m in metrics)]
     return table(head, rows) if rows else ""
 
 
 def _at_equal(summary: Result) -> str:
     """Our bytes against the peers', a table for each metric, a column for each of our settings."""
-    titles = {"psnr_db": "PSNR", "ms_ssim": "MS-SSIM", "ssimulacra2": "SSIMULACRA 2"}
     points = {c["name"]: c["points"] for c in summary["curves"]}
-    settings = [p["setting"] for p in points.get(OURS, [])]
     parts = []
     for metric, found in summary["at_equal"].items():
+        name = found[0]["codec"] if found else OURS
+        settings = [p["setting"] for p in points.get(name, [])]
         cells = {(e["peer"], e["setting"]): e for e in found}
         rows = []
         for peer in dict.fromkeys(e["peer"] for e in found):
-            middle = points[peer][len(points[peer]) // 2]
-            rows.append([peer, *(_versus(cells.get((peer, s))) for s in settings),
-                         _ms(middle["encode_ms"]), _ms(middle["decode_ms"])])  # fmt: skip
-        head = [f"our bytes at equal {titles[metric]}", *settings, "encode ms", "decode ms"]
+            rows.append([peer, *(_versus(cells.get((peer, s))) for s in settings)])
+        who = "our" if name == OURS else name
+        head = [f"{who} bytes at equal {TITLES[metric]}", *settings]
         parts += [table(head, rows)] if rows else []
     return "\n\n".join(parts)
+
+
+def adaptation_table(summary: Result) -> str:
+    """Gains of instance adaptation by domain, effort and what was adapted."""
+    rows = []
+    for g in summary["gains"]:
+        found = g["bd_rate_percent"]
+        loss = "-" if g["loss_percent"] is None else f"{g['loss_percent']:+.1f} %"
+        rows.append(
+            [
+                f"{g['group']}, {g['images']}",
+                str(g["effort"]),
+                "latents and decoder" if g["kind"] == "both" else "latents alone",
+                "-" if found is None else f"{found:+.1f} %",
+                loss,
+                f"{g['bytes_percent']:+.1f} %",
+                f"{g['gain_db']:+.2f}",
+                f"{100 * g['update_share']:.1f} %",
+                f"{g['seconds']:.0f}",
+                "-" if g["ms_per_step"] is None else _ms(g["ms_per_step"]),
+            ]
+        )
+    head = ["domain, pictures", "effort", "adapted", "BD-rate", "R + lmbda·D", "bytes"]
+    head += ["dB", "update, of bytes", "s", "ms a step"]
+    rates = ", ".join(f"{r:g}" for r in summary["rates"])
+    return f"Rates {rates}, {_machine(summary)}\n\n" + table(head, rows)
 
 
 def _versus(entry: Result | None) -> str:
@@ -186,12 +306,14 @@ def _bd_rates(summary: Result) -> str:
 
 
 def _where(result: Result) -> str:
+    return f"Rate {result['rate']:g}, {result['pictures']} pictures, {_machine(result)}"
+
+
+def _machine(result: Result) -> str:
     machine = result["machine"]
     device = "" if machine["device"] == "cpu" else f", networks on {machine['device']}"
-    return (
-        f"Rate {result['rate']:g}, {result['pictures']} pictures, {machine['cpu']}, "
-        f"{machine['cores']} cores{device}, load {machine['load']:g} at the start."
-    )
+    cores = f"{machine['cores']} cores{device}"
+    return f"{machine['cpu']}, {cores}, load {machine['load']:g} at the start."
 
 
 def _size(entry: Result) -> str:

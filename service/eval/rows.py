@@ -9,9 +9,19 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final
 
+from service.codec.container import PSNR, TUNES
 from service.errors import BadParameter
 
 OURS: Final = "rankpress"
+"""Our codec at its first tune; other tunes are codecs of their own."""
+
+
+def our_name(tune: str) -> str:
+    """Our codec's name at a tune: "rankpress", or "rankpress-ms-ssim"."""
+    return OURS if tune == PSNR else f"{OURS}-{tune}"
+
+
+OUR_NAMES: Final = tuple(our_name(tune) for tune in TUNES)
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,7 @@ class Row:
 
     Attributes:
         image: name of the picture. sha256: of its pixels, first 16 hex digits.
-        codec: "rankpress", or a peer's name. setting: "rate 4", or "q65".
+        codec: one of OUR_NAMES, or a peer's name. setting: "rate 4", or "q65".
         bytes: of the whole file. bpp: bits of it per pixel.
         psnr_db, ms_ssim, ssimulacra2: see metrics.py; None where not measured.
         encode_ms, decode_ms: in memory, pixels to file bytes and back, one run.

@@ -12,16 +12,18 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from time import perf_counter
 from typing import Any, Final
 
+from service.codec.container import PSNR, TUNES
 from service.engine.types import Codec
 from service.errors import BadParameter
 from service.eval import curves, metrics
 from service.eval.machine import Machine
 from service.eval.peers import Peer, decompress, library_versions
 from service.eval.pictures import Named
-from service.eval.rows import OURS, Row
+from service.eval.rows import OUR_NAMES, OURS, Row, our_name
 from service.picture import U8
 
 SCHEMA: Final = 1
@@ -33,18 +35,20 @@ class Plan:
     """What to measure.
 
     Attributes:
-        rates: of our ladder. peers: with all their qualities.
+        rates: of our ladders. peers: with all their qualities.
         perceptual: also SSIMULACRA 2, about a second for each file.
+        tunes: which of our ladders.
     """
 
     rates: tuple[float, ...]
     peers: tuple[Peer, ...]
     perceptual: bool = False
+    tunes: tuple[str, ...] = (PSNR,)
 
     @property
     def files(self) -> int:
         """Files for each picture."""
-        return len(self.rates) + sum(len(p.qualities) for p in self.peers)
+        return len(self.rates) * len(self.tunes) + sum(len(p.qualities) for p in self.peers)
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
@@ -66,6 +70,19 @@ def parse_rates(text: str) -> tuple[float, ...]:
     return rates
 
 
+def parse_tunes(text: str) -> tuple[str, ...]:
+    """Read "psnr" or "psnr,ms-ssim".
+
+    Raises:
+        BadParameter: a name that is no tune.
+    """
+    tunes = tuple(dict.fromkeys(text.split(",")))
+    unknown = [t for t in tunes if t not in TUNES]
+    if unknown:
+        raise BadParameter(f"no tune {unknown[0]!r}; there are {', '.join(TUNES)}")
+    return tunes
+
+
 def evaluate(
     pictures: Sequence[Named],
     codec: Codec,
@@ -83,9 +100,9 @@ def evaluate(
     Raises:
         RateUnavailable: the store does not hold one of the rates; nothing was measured.
     """
-    for rate in plan.rates:
-        codec.compress(pictures[0].picture, rate)  # also warms up
-    taken = {row.key: row for row in known if row.codec != OURS}
+    for tune, rate in product(plan.tunes, plan.rates):
+        codec.compress(pictures[0].picture, rate, tune)  # also warms up
+    taken = {row.key: row for row in known if row.codec not in OUR_NAMES}
     rows = []
     for named in pictures:
         for codec_name, setting, compress, expand in _codecs(codec, plan, named):
@@ -126,6 +143,7 @@ def summarise(
         "at_equal": {m: [asdict(e) for e in curves.at_equal(rows, m)] for m in curves.METRICS},
         "published_at_our_psnr": _published(measured, references),
         "bd_rate": _bd_rates(measured, references, base) if base else None,
+        "tunes": _between_tunes(measured),
     }
 
 
@@ -138,12 +156,13 @@ def _codecs(
     codec: Codec, plan: Plan, named: Named
 ) -> Iterator[tuple[str, str, Callable[[], bytes], Callable[[bytes], U8]]]:
     """(codec, setting, compress, decompress) of every file to make of a picture."""
-    for rate in plan.rates:
+    for tune, rate in product(plan.tunes, plan.rates):
 
-        def ours(rate: float = rate) -> bytes:
-            return codec.compress(named.picture, rate).data
+        def ours(rate: float = rate, tune: str = tune) -> bytes:
+            return codec.compress(named.picture, rate, tune).data
 
-        yield OURS, f"rate {rate:g}", ours, lambda data: codec.decompress(data).picture.rgb
+        setting = f"rate {rate:g}"
+        yield our_name(tune), setting, ours, lambda data: codec.decompress(data).picture.rgb
     for peer in plan.peers:
         for quality in peer.qualities:
 
@@ -195,7 +214,7 @@ def _anchor(
     by_name = {c.name: c for c in (*references, *measured)}
     if wanted is not None and wanted not in by_name:
         raise BadParameter(f"no curve {wanted!r} to compare with; there are {', '.join(by_name)}")
-    peers = [c.name for c in measured if c.name != OURS]
+    peers = [c.name for c in measured if c.name not in OUR_NAMES]
     names = (wanted,) if wanted else ("vtm", *DEFAULT_ANCHORS, *peers)
     return next((by_name[n] for n in names if n in by_name), None)
 
@@ -206,6 +225,20 @@ def _bd_rates(
     found: dict[str, Any] = {"anchor": anchor.name, "anchor_source": anchor.source}
     for metric in curves.METRICS:
         rates = [curves.bd_rate(anchor, c, metric) for c in (*measured, *references)]
+        found[metric] = [asdict(r) for r in rates if r is not None]
+    return found
+
+
+def _between_tunes(measured: Sequence[curves.Curve]) -> dict[str, Any]:
+    """BD-rate of each of our other ladders against the first, by metric."""
+    by_name = {c.name: c for c in measured}
+    found = {}
+    for metric in curves.METRICS:
+        rates = [
+            curves.bd_rate(by_name[OURS], by_name[name], metric)
+            for name in OUR_NAMES[1:]
+            if OURS in by_name and name in by_name
+        ]
         found[metric] = [asdict(r) for r in rates if r is not None]
     return found
 

@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from service.engine.types import Codec
+from service.codec.container import TUNES
+from service.engine.types import Codec, Target
 from service.eval.metrics import psnr_db
 from service.eval.peers import decompress, fit_bytes, named
 from service.eval.pictures import Named
@@ -50,13 +51,24 @@ def choose(pictures: Sequence[Named], most: int = 6) -> tuple[Named, ...]:
 
 def make(pictures: Sequence[Named], codec: Codec, rate: float) -> Image.Image:
     """The sheet: a row for each picture; ours, the peers, and the original."""
-    rows = [_row(p, codec, rate) for p in pictures]
+    return _stacked([_row(p, codec, rate) for p in pictures])
+
+
+def _stacked(rows: Sequence[Image.Image]) -> Image.Image:
     sheet = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")
     top = 0
     for row in rows:
         sheet.paste(row, (0, top))
         top += row.height
     return sheet
+
+
+def between_tunes(pictures: Sequence[Named], codec: Codec, rate: float) -> Image.Image:
+    """The sheet of both tunes: a row for each picture; PSNR, MS-SSIM, and the original.
+
+    Both get the bytes of the larger of their streams at the rate, and fill them as far as they can.
+    """
+    return _stacked([_tunes_row(p, codec, rate) for p in pictures])
 
 
 def busiest(rgb: U8) -> tuple[int, int]:
@@ -74,12 +86,28 @@ def busiest(rgb: U8) -> tuple[int, int]:
 
 
 def _row(picture: Named, codec: Codec, rate: float) -> Image.Image:
-    """A picture's crops side by side."""
+    """A picture's crops side by side, ours and the peers'."""
     data = codec.compress(picture.picture, rate).data
     cells = [(f"Rankpress rate {rate:g}", data, codec.decompress(data).picture.rgb)]
     for name in PEERS:
         _, file = fit_bytes(named(name), picture.rgb, len(data))
         cells.append((TITLES[name], file, decompress(file)))
+    return _side_by_side(picture, cells)
+
+
+def _tunes_row(picture: Named, codec: Codec, rate: float) -> Image.Image:
+    """A picture's crops side by side, one for each tune."""
+    most = max(len(codec.compress(picture.picture, rate, tune).data) for tune in TUNES)
+    found = [codec.compress_to(picture.picture, Target(max_bytes=most), tune) for tune in TUNES]
+    cells = [
+        (f"{made.tune} {made.rate:g}", made.data, codec.decompress(made.data).picture.rgb)
+        for made in found
+    ]
+    return _side_by_side(picture, cells)
+
+
+def _side_by_side(picture: Named, cells: Sequence[tuple[str, bytes, U8]]) -> Image.Image:
+    """Crops of (title, file, pixels), then of the original."""
     width, height = _crop_size(picture.rgb)
     left, top = CHOSEN.get(picture.name) or busiest(picture.rgb)
     cell = (width * SCALE + GAP, height * SCALE + LABEL + GAP)

@@ -16,6 +16,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from service.codec.container import PSNR
 from service.codec.latents import CodedTiles, DecodedTiles, LatentCoder
 from service.codec.tiles import Box
 from service.engine.engine import Engine
@@ -111,20 +112,28 @@ def breakdown(
     return _medians([c for c, _ in warm]), _medians([d for _, d in warm])
 
 
-def swap_ms(models: Sequence[LoadedModel]) -> dict[str, float]:
-    """Milliseconds to make a rate's weights live: merged anew, and when they are cached.
+def swap_ms(
+    models: Sequence[LoadedModel], load: Callable[[], object]
+) -> dict[str, float]:
+    """Milliseconds to make a rate's weights live: merged anew, cached, and a whole model loaded.
 
     Medians over the rates of the first model but its own, which needs no merging; empty where there
-    is no other.
+    is no other. Each is done once before, uncounted.
+
+    Args:
+        models: as loaded. load: reads, checks and makes resident the whole model of a rate.
     """
     picture = Picture(np.zeros((16, 16, 3), np.uint8))
-    engine = Engine(tuple(models), check=False)
-    rates = [r.rate for r in models[0].stored.rates if r.update is not None]
-    found: dict[str, list[float]] = {"merged": [], "cached": []}
-    for rate in rates:
-        for times in found.values():
-            times.append(1000 * engine.compress(picture, rate).timings.swap_s)
-    return {name: median(times) for name, times in found.items() if times}
+    rates = [r.rate for r in models[0].stored.ladder(PSNR) if r.update is not None]
+    found: dict[str, list[float]] = {"merged": [], "cached": [], "loaded": []}
+    for rate in [rates[0], *rates] if rates else []:
+        engine = Engine(tuple(models), check=False)
+        for name in ("merged", "cached"):
+            found[name].append(1000 * engine.compress(picture, rate).timings.swap_s)
+        start = perf_counter()
+        load()
+        found["loaded"].append(1000 * (perf_counter() - start))
+    return {name: median(times[1:]) for name, times in found.items() if times}
 
 
 def _once(

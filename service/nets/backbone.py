@@ -38,6 +38,13 @@ class ScaledLinear(nn.Linear):
         return self.weight * self.so[:, None] * self.si[None]
 
 
+def leaky(x: Tensor) -> Tensor:
+    """LeakyReLU. Compiled, as a sum: keeping a mask for the gradient doubles a block's time."""
+    if torch.compiler.is_compiling():
+        return x * ((1 + LEAK) / 2) + x.abs() * ((1 - LEAK) / 2)
+    return F.leaky_relu(x, LEAK)
+
+
 LinearType = type[nn.Linear]
 
 
@@ -63,10 +70,33 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> the same."""
-        t = F.leaky_relu(self.pw1(x), LEAK).permute(0, 3, 1, 2)
-        x = x + self.pw2(self.dw(t).permute(0, 2, 3, 1))
-        out: Tensor = x + self.f2(F.leaky_relu(self.f1(x), LEAK))
+        x = x + self.pw2(self.depthwise(leaky(self.pw1(x))))
+        out: Tensor = x + self.f2(leaky(self.f1(x)))
         return out
+
+    def depthwise(self, x: Tensor) -> Tensor:
+        """3×3 by channel, [B, H, W, C] -> the same.
+
+        Trained on a GPU as shifted products: one kernel with what comes before, once compiled, and
+        sums in a fixed order, which cuDNN does not promise. Elsewhere a convolution is quicker (a
+        compiled training step on the CPU by 7 %).
+        """
+        if x.is_cuda and torch.is_grad_enabled():
+            assert self.dw.bias is not None
+            return shifted_products(x, self.dw.weight, self.dw.bias)
+        out: Tensor = self.dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return out
+
+
+def shifted_products(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A depthwise 3×3 convolution of x [B, H, W, C] by weight [C, 1, 3, 3], as nine products."""
+    height, width = x.shape[1:3]
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    total = bias.to(x.dtype)
+    for place, tap in enumerate(weight.to(x.dtype).reshape(-1, 9).unbind(1)):
+        row, column = divmod(place, 3)
+        total = total + padded[:, row : row + height, column : column + width] * tap
+    return total
 
 
 class Unshuffle(nn.Module):

@@ -9,7 +9,7 @@ trained is what 8-bit factors can say.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,19 @@ class Domain:
     columns: Tensor
     bias: Tensor
     rank: int
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Domain:
+        """With a function's results for its tensors."""
+        return Domain(change(self.rows), change(self.columns), change(self.bias), self.rank)
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Learning rates: of B factors and biases, of A factors, of quantiser steps and z's levels."""
+
+    b: float
+    a: float
+    steps: float
 
 
 class RateAdapter(nn.Module):
@@ -76,6 +89,14 @@ class RateAdapter(nn.Module):
             out[f"{name}.bias"] = self.biases[name] + domain.bias * self.d[_key(name)]
         return out
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RateAdapter:
+        """Moves what is frozen too: the base's weights and the scales."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.weights = {n: fn(t) for n, t in self.weights.items()}
+        self.biases = {n: fn(t) for n, t in self.biases.items()}
+        self.domains = {n: d.mapped(fn) for n, d in self.domains.items()}
+        return self
+
     def delta(self, name: str) -> Tensor | None:
         """Change of a layer's weight in its domain, [N, K]; None where it has none."""
         if not self.domains[name].rank:
@@ -98,11 +119,14 @@ class RateAdapter(nn.Module):
         self.log_y_step.add_(shift)
         self.log_z_step.add_(shift / 4)
 
-    def groups(self, lr: float) -> list[dict[str, object]]:
-        """Optimiser groups: factors and biases at `lr`, steps and levels five times faster."""
-        steps = [self.log_y_step, self.log_z_step, self.z_idx]
-        factors = [*self.a.parameters(), *self.b.parameters(), *self.d.parameters()]
-        return [{"params": factors, "lr": lr}, {"params": steps, "lr": 5 * lr}]
+    def groups(self, lr: LearningRates) -> list[dict[str, object]]:
+        """Optimiser groups with their learning rates."""
+        factors = [*self.b.parameters(), *self.d.parameters()]
+        return [
+            {"params": factors, "lr": lr.b},
+            {"params": [*self.a.parameters()], "lr": lr.a},
+            {"params": [self.log_y_step, self.log_z_step, self.z_idx], "lr": lr.steps},
+        ]
 
 
 class FullRank(RateAdapter):
@@ -121,9 +145,9 @@ class FullRank(RateAdapter):
         full: Tensor = self.full[_key(name)]
         return full if low_rank is None else low_rank + full
 
-    def groups(self, lr: float) -> list[dict[str, object]]:
-        """As RateAdapter's, and the free weights at `lr`."""
-        return [*super().groups(lr), {"params": [*self.full.parameters()], "lr": lr}]
+    def groups(self, lr: LearningRates) -> list[dict[str, object]]:
+        """As RateAdapter's, and the free weights as the B factors."""
+        return [*super().groups(lr), {"params": [*self.full.parameters()], "lr": lr.b}]
 
 
 def _key(name: str) -> str:

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.codec.entropy_model import GROUP_AT, LEVELS, STEPS
@@ -24,6 +25,15 @@ from service.nets.backbone import (
     hyper_analysis,
     hyper_synthesis,
     synthesis,
+)
+from service.nets.steps import (
+    by_step,
+    cells,
+    context,
+    from_cells,
+    from_steps,
+    head,
+    weight_and_bias,
 )
 
 SIGMA_MIN, SIGMA_MAX = 0.11, 128.0
@@ -108,23 +118,33 @@ class Backbone(nn.Module):
         """The four steps: y_hat, means and level/8 of every latent, each [B, h, w, M].
 
         Levels are scales in quantiser steps, so a step of 2 lowers the level as a scale of 1/2
-        would.
+        would. h and w are even.
         """
-        finer = self.y_step.log() / (8 * LOG_STEP)
+        b, h, w, _ = y.shape
+        steps = self.y_step.expand(4, 1, -1)
+        finer = by_step(steps.log() / (8 * LOG_STEP))
         features = self.h_s(z_hat)
-        masks = step_masks(y.shape[1], y.shape[2], self.sizes.M, y.device)
-        y_hat, means, idx = (torch.zeros_like(y) for _ in range(3))
-        for t, mask in enumerate(masks):
+        firsts = [weight_and_bias(self.step(t)[0]) for t in range(1, STEPS)]
+        cp = self.sizes.cp
+        reads_p = torch.cat([weight[:, :cp] for weight, _ in firsts])
+        shared = F.linear(features, reads_p, torch.cat([bias for _, bias in firsts]))
+        known: list[Tensor] = []
+        means: list[Tensor] = []
+        idx: list[Tensor] = []
+        for t, (y_t, step) in enumerate(zip(by_step(cells(y)), by_step(steps), strict=True)):
             if t == 0:
-                out = self.head0(features).float()
+                mu, ix = head(self.head0, t, cells(features))
             else:
-                known = torch.cat([features, y_hat.to(features.dtype)], -1)
-                out = self.ctx[t - 1](known).float()
-            mu, ix = out.chunk(2, -1)
-            y_hat = y_hat + mask * (ste_round((y - mu) / self.y_step) * self.y_step + mu)
-            means = means + mask * mu
-            idx = idx + mask * (ix - finer)
-        return y_hat, means, idx
+                _, block, last = self.step(t)
+                seen = [k.to(shared.dtype) for k in known]
+                read = from_cells(context(firsts[t - 1][0][:, cp:], t, seen), b, h, w)
+                hidden = block(shared.chunk(STEPS - 1, -1)[t - 1] + read)
+                mu, ix = head(last, t, cells(hidden))
+            known.append(ste_round((y_t - mu) / step) * step + mu)
+            means.append(mu)
+            idx.append(ix - finer[t])
+        y_hat, mean, level = (from_cells(from_steps(x), b, h, w) for x in (known, means, idx))
+        return y_hat, mean, level
 
 
 def step_masks(h: int, w: int, M: int, device: torch.device) -> Tensor:

@@ -14,11 +14,12 @@ import torch
 
 from service.nets.lora import FullRank, RateAdapter
 from service.nets.model import Backbone
+from service.nets.twin import float_twin
 from service.store import StoredModel
-from service.train.adapters import float_twin
 from service.train.data import Crops
-from service.train.export import as_tensor, pictures_in
-from service.train.rates import BASE, LADDER, Recipe, Report, neighbour, train_rate, trained
+from service.train.evaluate import as_tensor, pictures_in
+from service.train.one_rate import Recipe, Report, train_rate, trained
+from service.train.tunes import LADDER
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,19 @@ def compare(
     Raises:
         BadParameter: an adapter is missing from `scratch`.
     """
-    adapter = trained(stored, rate, recipe, scratch)
-    start = None
-    if neighbour(rate) != BASE:
-        start = trained(stored, neighbour(rate), recipe, scratch)
+    adapter = trained(stored, rate, recipe, scratch / f"{rate}.safetensors").adapter
+    start, near = None, recipe.loss.neighbour(rate)
+    if near is not None:
+        start = trained(stored, near, recipe, scratch / f"{near}.safetensors")
     checkpoint = scratch / f"control-{rate}.safetensors"
-    control = train_rate(stored, crops, rate, start, recipe, checkpoint, report, FullRank)
+    full = train_rate(stored, crops, rate, start, recipe, checkpoint, report, kind=FullRank)
     base = float_twin(stored)
-    return _point(base, adapter, rate, measure), _point(base, control, rate, measure)
+    return point(base, adapter, rate, measure), point(base, full.adapter, rate, measure)
 
 
 @torch.inference_mode()
-def _point(base: Backbone, adapter: RateAdapter, rate: int, measure: Path) -> Point:
+def point(base: Backbone, adapter: RateAdapter, rate: int, measure: Path) -> Point:
+    """Where an adapter's float model lies, with real rounding, over a folder of pictures."""
     merged = adapter.merged()
     rows = []
     for _, picture in pictures_in(measure):

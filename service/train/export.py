@@ -1,10 +1,11 @@
 """A trained backbone -> a model in the store: folded, quantised, verified, measured, written.
 
-    rankpress train export WEIGHTS OUT --calibrate DIR --measure DIR --record record.json
+    rankpress train export RUN OUT --calibrate DIR --measure DIR
 
-WEIGHTS is a safetensors state dict of nets.model.Backbone (float32, scale vectors included). The
-model is written only if the exact codec agrees with the float model on every measured picture: real
-bytes within 0.5 % of the float estimate and PSNR within 0.02 dB, on average.
+RUN is the folder of a `train base` run, or a safetensors state dict of nets.model.Backbone
+(float32, scale vectors included) with a --record of how it was trained. The model is written only
+if the exact codec agrees with the float model on every measured picture: real bytes within 0.5 % of
+the float estimate and PSNR within 0.02 dB, on average.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,8 +27,7 @@ from service.codec.container import read_stream
 from service.codec.sizes import Sizes
 from service.codec.tiles import Box, latent_box
 from service.engine.engine import Engine, load_models
-from service.errors import RankpressError
-from service.images import read_image
+from service.errors import BadParameter, RankpressError
 from service.nets.backbone import folded
 from service.nets.model import Backbone
 from service.picture import Picture
@@ -40,9 +40,12 @@ from service.store import (
     Tensors,
     identity,
 )
+from service.train.base import training_record
+from service.train.checkpoint import has_state, read_about, read_tensors
+from service.train.evaluate import as_tensor, pictures_in
 from service.train.publish import write_model
 from service.train.quantise import calibrate, quantise
-from service.train.rates import BASE, LADDER
+from service.train.tunes import BASE, LADDER
 
 MAX_RATE_EXCESS = 0.005
 MAX_PSNR_LOSS_DB = 0.02
@@ -73,10 +76,41 @@ class Agreement:
             )
 
 
-def load_backbone(weights: Path, sizes: Sizes) -> Backbone:
-    """A float model with its scales folded in, ready to evaluate."""
-    model = Backbone(sizes, nn.Linear)
-    model.load_state_dict(folded(load_file(weights)))
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """Weights to export: a state dict with scale vectors, its sizes, and the record of training."""
+
+    state: Mapping[str, Tensor]
+    sizes: Sizes
+    record: Mapping[str, object]
+
+
+def trained_weights(path: Path, sizes: Sizes | None, record: Path | None) -> Trained:
+    """The averaged weights of a run's folder, or a state dict with a record beside it.
+
+    Args:
+        path: of either. sizes: of a state dict, None for the shipped ones; a run knows its own.
+        record: JSON file, needed with a state dict; a run has its own, to which this adds.
+
+    Raises:
+        BadParameter: neither, or no record of how the weights were made.
+    """
+    more = {} if record is None else json.loads(record.read_text())
+    if has_state(path):
+        about = read_about(path)
+        told = Sizes.from_dict(about["sizes"])
+        return Trained(read_tensors(path, "ema."), told, training_record(about) | more)
+    if not path.is_file():
+        raise BadParameter(f"{path} is no run's folder and no state dict")
+    if record is None:
+        raise BadParameter(f"{path} does not say how it was trained: give a --record")
+    return Trained(load_file(path), sizes or Sizes(), more)
+
+
+def folded_backbone(trained: Trained) -> Backbone:
+    """The float model with its scales folded in, ready to evaluate."""
+    model = Backbone(trained.sizes, nn.Linear)
+    model.load_state_dict(folded(trained.state))
     return model.eval().requires_grad_(False)
 
 
@@ -87,7 +121,7 @@ def stored_model(
 
     Args:
         name: of the model's folder.
-        model: from `load_backbone`.
+        model: from `folded_backbone`.
         pictures: [1, H, W, 3] in [0, 1], sides multiples of 64, to calibrate ranges on.
         training: record of how the weights were made, plain JSON values.
 
@@ -157,31 +191,21 @@ def measure(engine: Engine, model: Backbone, folder: Path) -> Agreement:
     return Agreement(len(rows), *mean)
 
 
-def pictures_in(folder: Path) -> Iterator[tuple[Path, Picture]]:
-    """Every picture of a folder whose sides are multiples of 64, cut to them, sorted by name."""
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        picture = read_image(path.read_bytes(), max_pixels=10**8, metadata="none")
-        height, width = picture.height // 64 * 64, picture.width // 64 * 64
-        if height and width:
-            yield path, Picture(np.ascontiguousarray(picture.rgb[:height, :width]))
-
-
-def as_tensor(picture: Picture) -> Tensor:
-    """[1, H, W, 3] float32 in [0, 1]."""
-    return torch.from_numpy(picture.rgb).float()[None] / 255
-
-
-def export(weights: Path, out: Path, calibration: Path, test: Path, record: Path) -> Agreement:
-    """The whole way from a state dict to a folder of the store.
+def export(trained: Trained, out: Path, calibration: Path, test: Path) -> Agreement:
+    """The whole way from trained weights to a folder of the store.
 
     Raises:
+        BadParameter: the folder holds a model already.
         ExportFailed: the exact codec strays too far from the float model; nothing is written.
     """
-    model = load_backbone(weights, Sizes())
+    if (out / "manifest.json").exists():
+        raise BadParameter(
+            f"{out} holds a model, and streams made with it need it: export under another name"
+        )
+    model = folded_backbone(trained)
     pictures = [p for _, p in pictures_in(calibration)]
     chosen = [as_tensor(p) for p in pictures[:: max(1, len(pictures) // 100)]]
-    training = json.loads(record.read_text())
-    stored, base = stored_model(out.name, model, chosen, training)
+    stored, base = stored_model(out.name, model, chosen, trained.record)
     agreement = measure(Engine(load_models((stored,), "cpu", None)), model, test)
     agreement.check()
     measured = StoredRate(

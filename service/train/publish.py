@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save as save_safetensors
 
+from service.codec.container import PSNR, TUNES
 from service.codec.lowrank import Update, pack
 from service.errors import BadParameter
 from service.store import (
     SCHEMA,
+    STORE_FILE,
     StoredModel,
     StoredRate,
     check_adapter,
@@ -67,24 +70,73 @@ def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredMo
         StoreError: the update does not fit the base; the store is left as it was.
     """
     stored = load_model(folder)
-    if any(r.rate == measured.rate and r.update is None for r in stored.rates):
+    where = (measured.rate, measured.tune)
+    if any((r.rate, r.tune) == where and r.update is None for r in stored.rates):
         raise BadParameter(f"rate {measured.rate:g} is the base's own and takes no adapter")
     packed = pack(update, layer_shapes(stored.transforms, stored.entropy))
     check_adapter(stored, packed)
     data = save_safetensors(packed)
-    name = f"rates/{measured.rate:g}-{hashlib.sha256(data).hexdigest()[:12]}.safetensors"
+    kind = "" if measured.tune == PSNR else f"{measured.tune}-"
+    name = f"rates/{kind}{measured.rate:g}-{hashlib.sha256(data).hexdigest()[:12]}.safetensors"
     (folder / "rates").mkdir(exist_ok=True)
-    _write_whole(folder / name, data)
+    write_whole(folder / name, data)
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    superseded = {r["file"] for r in manifest["rates"] if r["rate"] == measured.rate} - {name}
-    others = [r for r in manifest["rates"] if r["rate"] != measured.rate]
-    manifest["rates"] = sorted([*others, _rate_entry(measured, name)], key=lambda r: r["rate"])
+    same = [r for r in manifest["rates"] if (r["rate"], r.get("tune", PSNR)) == where]
+    superseded = {r["file"] for r in same} - {name}
+    others = [r for r in manifest["rates"] if r not in same]
+    rates = [*others, _rate_entry(measured, name)]
+    manifest["rates"] = sorted(rates, key=lambda r: (TUNES.index(r.get("tune", PSNR)), r["rate"]))
     kept = {n: e for n, e in manifest["files"].items() if n not in superseded}
     manifest["files"] = kept | {name: _entry(data)}
     _replace(folder, manifest)
     for old in superseded:
         (folder / old).unlink(missing_ok=True)
     return load_model(folder)
+
+
+def record_figures(folder: Path, measured: Sequence[StoredRate]) -> None:
+    """Replace what the manifest says that rates measured; nothing else changes.
+
+    Args:
+        folder: of the model. measured: rates of the model with new figures.
+    """
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    by_place = {(r.rate, r.tune): r for r in measured}
+    for entry in manifest["rates"]:
+        rate = by_place.get((entry["rate"], entry.get("tune", PSNR)))
+        if rate is not None:
+            entry.update(_rate_entry(rate, entry["file"]), training=entry["training"])
+    _replace(folder, manifest)
+
+
+def record_trials(folder: Path, rate: float, trials: dict[str, object]) -> None:
+    """Put a record of trials into the training record of a rate of the first ladder.
+
+    Raises:
+        BadParameter: the rate is not in the store.
+    """
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    for entry in manifest["rates"]:
+        if (entry["rate"], entry.get("tune", PSNR)) == (rate, PSNR):
+            entry["training"]["trials"] = trials
+            _replace(folder, manifest)
+            return
+    raise BadParameter(f"{path} has no rate {rate:g}")
+
+
+def set_default(folder: Path) -> None:
+    """Have a store compress with this model from now on; its other models go on decoding.
+
+    Args:
+        folder: of the model in the store.
+
+    Raises:
+        StoreError: there is no whole model.
+    """
+    load_model(folder)
+    told = {"schema": SCHEMA, "default": folder.name}
+    write_whole(folder.parent / STORE_FILE, (json.dumps(told, indent=2) + "\n").encode())
 
 
 def _entry(data: bytes) -> dict[str, object]:
@@ -94,19 +146,21 @@ def _entry(data: bytes) -> dict[str, object]:
 def _rate_entry(rate: StoredRate, file: str | None) -> dict[str, object]:
     return {
         "rate": rate.rate,
+        "tune": rate.tune,
         "lmbda": rate.lmbda,
         "kodak_bpp": rate.kodak_bpp,
         "kodak_psnr_db": rate.kodak_psnr_db,
+        "kodak_ms_ssim": rate.kodak_ms_ssim,
         "file": file,
         "training": dict(rate.training),
     }
 
 
 def _replace(folder: Path, manifest: dict[str, object]) -> None:
-    _write_whole(folder / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+    write_whole(folder / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write a file under another name and rename it, so that it is never seen half written."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(data)

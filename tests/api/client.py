@@ -47,7 +47,7 @@ class Client(httpx.AsyncClient):
 @asynccontextmanager
 async def running(codec: Codec, **settings: Any) -> AsyncIterator[Client]:
     """The app with its lifespan run, as a client sees it."""
-    app = create_app(codec, Settings(**settings))
+    app = create_app(codec, Settings(**({"jobs": False} | settings)))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with Client(transport=transport, base_url="http://test") as client:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import threading
 import time
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Target, Timings
+from service.engine.line import Group
+from service.engine.types import (
+    AdapterInfo,
+    Compressed,
+    Decompressed,
+    ModelInfo,
+    RateInfo,
+    Target,
+    Timings,
+)
 from service.errors import (
+    BadAdapter,
     BadStream,
+    RankpressError,
     RateUnavailable,
     SelfTestFailed,
     TargetUnreachable,
     TooManyPixels,
+    UnknownAdapter,
     UnknownModel,
     UnsupportedStream,
 )
@@ -26,43 +40,62 @@ MAGIC = b"fake"
 TIMINGS = Timings(swap_s=0.001, net_s=0.002, code_s=0.003, check_s=0.004)
 
 
+def _outcome(work: Callable[[], Decompressed]) -> Decompressed | RankpressError:
+    try:
+        return work()
+    except RankpressError as error:
+        return error
+
+
 class FakeCodec:
     """Attributes:
     gate: work waits in its thread until this is set; it is set at first.
     golden: what the self-test waits for.
-    calls: units of work that have begun.
+    calls: units of work that have begun. tunes: that were asked for.
     fault: raised by every piece of work, if any.
     healthy: whether the self-test passes.
+    batch: how many it likes to be given at once. batches: how many it was given at once.
     """
 
-    def __init__(self, *, healthy: bool = True, max_pixels: int = 10_000) -> None:
+    def __init__(
+        self, *, healthy: bool = True, max_pixels: int = 10_000, batch: int = 1
+    ) -> None:
+        self.batch = batch
+        self.batches: list[int] = []
+        self.loaded: dict[str, AdapterInfo] = {}
         self.gate = threading.Event()
         self.gate.set()
         self.golden = threading.Event()
         self.golden.set()
         self.calls = 0
+        self.tunes: list[str] = []
         self.fault: Exception | None = None
         self.healthy = healthy
         self.work_s = 0.0
         self.max_pixels = max_pixels
 
     def models(self) -> tuple[ModelInfo, ...]:
-        rates = (RateInfo(4.0, 0.013, 0.35, 32.5), RateInfo(2.0, 0.0035, None, None, "cd" * 32, 99))
+        rates = (
+            RateInfo(2.0, "ms-ssim", 4.5, 0.2, 27.0, 0.97, "ef" * 32, 98),
+            RateInfo(4.0, "psnr", 0.013, 0.35, 32.5, 0.98),
+            RateInfo(2.0, "psnr", 0.0035, None, None, None, "cd" * 32, 99),
+        )
         return (ModelInfo("fake", "ab" * 32, 10, 40, rates, {"steps": 3}),)
 
-    def compress(self, picture: Picture, rate: float) -> Compressed:
+    def compress(self, picture: Picture, rate: float, tune: str = "psnr") -> Compressed:
         self._work()
+        self.tunes.append(tune)
         if rate not in (2.0, 4.0):
             raise RateUnavailable(f"rate is {rate:g}, expected one of 2, 4", (2.0, 4.0))
         head = struct.pack("<4sBII", MAGIC, int(rate * 16), picture.width, picture.height)
         data = head + zlib.compress(picture.rgb.tobytes())
         bpp = 8 * len(data) / (picture.width * picture.height)
         return Compressed(
-            data, picture.width, picture.height, rate, bpp, float("inf"), timings=TIMINGS
+            data, picture.width, picture.height, rate, bpp, float("inf"), TIMINGS, tune=tune
         )
 
-    def compress_to(self, picture: Picture, target: Target) -> Compressed:
-        made = self.compress(picture, 2.0)
+    def compress_to(self, picture: Picture, target: Target, tune: str = "psnr") -> Compressed:
+        made = self.compress(picture, 2.0, tune)
         if target.max_bytes is not None and len(made.data) > target.max_bytes:
             found = len(made.data)
             raise TargetUnreachable(f"{found} bytes at least", found, target.max_bytes)
@@ -89,6 +122,47 @@ class FakeCodec:
             rows = slice(region.y, region.y + region.height)
             rgb = rgb[rows, region.x : region.x + region.width]
         return Decompressed(Picture(np.ascontiguousarray(rgb)), rate16 / 16, "fake", TIMINGS)
+
+    @property
+    def max_batch(self) -> int:
+        return self.batch
+
+    def compress_batch(
+        self, pictures: Sequence[Picture], rate: float, tune: str = "psnr"
+    ) -> list[Compressed | RankpressError]:
+        self.batches.append(len(pictures))
+        return [self.compress(picture, rate, tune) for picture in pictures]
+
+    def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
+        self.batches.append(len(streams))
+        return [_outcome(lambda data=data: self.decompress(data)) for data in streams]  # type: ignore[misc]
+
+    def picture_group(
+        self, size: tuple[int, int] | None, rate: float, tune: str = "psnr"
+    ) -> Group | None:
+        return Group((rate, tune), size and ("compress", size))
+
+    def stream_group(self, data: bytes, whole: bool) -> Group | None:
+        return Group(data[4:5], ("decompress", data[5:13]) if whole else None)
+
+    def adapters(self) -> tuple[AdapterInfo, ...]:
+        return tuple(self.loaded.values())
+
+    def add_adapter(
+        self, data: bytes, base_sha256: str, rate: int, tune: str = "psnr"
+    ) -> AdapterInfo:
+        self._work()
+        if not data.startswith(b"good"):
+            raise BadAdapter("the adapter does not fit")
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.loaded[sha256] = AdapterInfo(
+            sha256, base_sha256, "fake", rate, tune, len(data), True, False
+        )
+        return self.loaded[sha256]
+
+    def remove_adapter(self, sha256: str) -> None:
+        if self.loaded.pop(sha256, None) is None:
+            raise UnknownAdapter(f"no adapter {sha256} is loaded")
 
     def self_test(self) -> None:
         assert self.golden.wait(30)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
-from service.engine.batching import LONGEST_RETRY_S, Admission, Done, Phase
+from service.engine.batching import LONGEST_RETRY_S, Admission, Batching, Done, Phase
+from service.engine.line import Group
 from service.errors import Saturated, SelfTestFailed
 
 from .client import until
@@ -250,3 +251,81 @@ def test_closing_refuses_what_still_waits() -> None:
 
 def assert_set(event: threading.Event) -> None:
     assert event.wait(10)
+
+
+def test_what_is_launched_together_gets_each_its_own_outcome() -> None:
+    async def law() -> None:
+        gate = Gate()
+        sizes: list[int] = []
+
+        def together(works: Sequence[Callable[[], object]]) -> list[object]:
+            sizes.append(len(works))
+            return [ValueError("second") if i == 1 else work() for i, work in enumerate(works)]
+
+        batching = Batching(together, max_batch=3, window_s=0.0)
+        admission = Admission(
+            workers=1, max_waiting=8, max_waiting_bytes=100, batching=batching
+        )
+        admission.start()
+        await admission.open_after(lambda: None)
+        first = submit(admission, gate.work(0))
+        await until(lambda: gate.begun == [0])
+        group = Group(4, "small")
+        tasks = [
+            asyncio.ensure_future(admission.run(gate.work(n), g))
+            for n, g in ((1, group), (2, Group(6, "small")), (3, group), (4, group), (5, group))
+        ]
+        await asyncio.sleep(0)
+        tasks[2].cancel()  # number 3 leaves
+        await asyncio.sleep(0)
+        gate.event.set()
+        await first
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sizes == [3], "1, 4 and 5; 2 is of another rate"
+        assert [d.value for d in done if isinstance(d, Done)] == [1, 2, 5]
+        assert isinstance(done[3], ValueError) and 3 not in gate.begun
+        admission.close()
+
+    asyncio.run(law())
+
+
+def test_a_request_that_nobody_joins_runs_when_its_window_ends() -> None:
+    async def law() -> None:
+        batching = Batching(lambda works: [w() for w in works], max_batch=4, window_s=0.05)
+        admission = Admission(
+            workers=1, max_waiting=8, max_waiting_bytes=100, batching=batching
+        )
+        admission.start()
+        await admission.open_after(lambda: None)
+        done = await admission.run(lambda: 7, Group(4, "small"))
+        assert done.value == 7 and 0.045 <= done.queue_s < 1
+        left = asyncio.ensure_future(admission.run(lambda: 1 // 0, Group(4, "small")))
+        await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        assert (await admission.run(lambda: 8)).value == 8
+        admission.close()
+
+    asyncio.run(law())
+
+
+def test_a_batch_that_fails_as_a_whole_fails_each_and_frees_the_worker() -> None:
+    async def law() -> None:
+        def together(works: Sequence[Callable[[], object]]) -> list[object]:
+            raise OSError(f"{len(works)} works")
+
+        batching = Batching(together, max_batch=2, window_s=10.0)
+        admission = Admission(
+            workers=1, max_waiting=8, max_waiting_bytes=100, batching=batching
+        )
+        admission.start()
+        await admission.open_after(lambda: None)
+        group = Group(4, "small")
+        tasks = [asyncio.ensure_future(admission.run(lambda: 1, group)) for _ in range(2)]
+        failed = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [str(f) for f in failed] == ["2 works"] * 2
+        assert admission.running == 0
+        assert (await admission.run(lambda: 3)).value == 3
+        admission.close()
+
+    asyncio.run(law())

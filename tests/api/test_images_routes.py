@@ -74,6 +74,24 @@ def test_the_default_rate_is_4() -> None:
     asyncio.run(law())
 
 
+def test_tune_is_asked_for_by_name_with_a_rate_or_a_target() -> None:
+    codec = FakeCodec()
+
+    async def law() -> None:
+        async with running(codec) as client:
+            for wanted in ("rate=2", "max_bytes=99999", ""):
+                answer = await client.post(f"/compress?tune=ms-ssim&{wanted}", content=PNG)
+                assert answer.headers["x-rankpress-tune"] == "ms-ssim"
+            assert codec.tunes == ["ms-ssim"] * 3
+            answer = await client.post("/compress", content=PNG)
+            assert (answer.headers["x-rankpress-tune"], codec.tunes[-1]) == ("psnr", "psnr")
+            refused = await client.post("/compress?tune=vmaf", content=PNG)
+            (wrong,) = check_problem(refused, 422, "bad-parameter")["invalid"]
+            assert wrong["parameter"] == "tune"
+
+    asyncio.run(law())
+
+
 def test_curls_default_content_type_and_chunks_make_no_difference() -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(PNG), 100):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 
 import httpx
 import pytest
@@ -120,11 +121,14 @@ def test_models_and_rates_say_what_is_loaded() -> None:
             assert model["training"] == {"steps": 3}
             rates = (await client.get("/rates")).json()
             assert rates["default"] == 4
-            assert [r["rate"] for r in rates["rates"]] == [2, 4]
-            assert rates["rates"][1]["kodak_psnr_db"] == 32.5
-            for listed in (rates["rates"], sorted(model["rates"], key=lambda r: float(r["rate"]))):
-                adapters = [(r["sha256"], r["file_bytes"]) for r in listed]
-                assert adapters == [("cd" * 32, 99), (None, 0)], "the base's own rate has none"
+            listed = rates["rates"]
+            assert [(r["tune"], r["rate"]) for r in listed] == [
+                ("psnr", 2), ("psnr", 4), ("ms-ssim", 2),
+            ]  # fmt: skip
+            assert listed[1]["kodak_psnr_db"] == 32.5 and listed[2]["kodak_ms_ssim"] == 0.97
+            adapters = [(r["sha256"], r["file_bytes"]) for r in listed]
+            assert adapters == [("cd" * 32, 99), (None, 0), ("ef" * 32, 98)], "the base has none"
+            assert sorted(r["file_bytes"] for r in model["rates"]) == [0, 98, 99]
             check_problem(await client.get("/rates?model=x"), 422, "bad-parameter")
 
     asyncio.run(law())
@@ -216,11 +220,12 @@ def test_metrics_count_requests_bytes_seconds_and_refusals() -> None:
     asyncio.run(law())
 
 
-def test_the_openapi_document_is_complete() -> None:
+def test_the_openapi_document_is_complete(tmp_path: Path) -> None:
     async def law() -> None:
-        async with running(FakeCodec()) as client:
+        everything = {"objects_url": str(tmp_path), "objects_write": True}
+        async with running(FakeCodec(), **everything) as client:
             document = (await client.get("/openapi.json")).json()
-        described = {kind.status for kind in KINDS} - {404, 405}
+        described = {kind.status for kind in KINDS} - {405}
         for path, methods in document["paths"].items():
             for operation in methods.values():
                 assert operation["summary"] and operation["description"] and operation["tags"]
@@ -238,6 +243,7 @@ def test_the_openapi_document_is_complete() -> None:
         assert "ETag" in compress["responses"]["200"]["headers"]
         assert {p["name"] for p in compress["parameters"]} == {
             "rate",
+            "tune",
             "metadata",
             "target_bpp",
             "max_bytes",

@@ -37,7 +37,7 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 @contextmanager
 def served(codec: FakeCodec, **settings: Any) -> Iterator[tuple[Server, int]]:
     """A server in a thread of this process, and its port."""
-    server = Server(codec, Settings(port=0, **settings))
+    server = Server(codec, Settings(port=0, **({"jobs": False} | settings)))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -160,7 +160,7 @@ from service.settings import Settings
 from fake_codec import FakeCodec
 codec = FakeCodec()
 codec.work_s = float(sys.argv[2])
-serve(codec, Settings(port=int(sys.argv[1]), drain_s=float(sys.argv[3])))
+serve(codec, Settings(port=int(sys.argv[1]), drain_s=float(sys.argv[3]), jobs=False))
 """
 
 

@@ -14,7 +14,8 @@ from small_model import photo_like
 
 from service.codec.container import read_stream, write_stream
 from service.codec.tiles import Box
-from service.engine.engine import Engine, _build_numpy, load_models
+from service.engine.engine import Engine, load_models
+from service.engine.light import load_light
 from service.engine.pipeline import LoadedModel, decode_latents
 from service.errors import BadStream, RateUnavailable, UnknownModel
 from service.picture import Picture
@@ -41,7 +42,7 @@ def engine(base: LoadedModel) -> Engine:
 
 @pytest.fixture(scope="module")
 def numpy_base(ladder: StoredModel) -> LoadedModel:
-    return _build_numpy(ladder)
+    return load_light((ladder,))[0]
 
 
 def y_hat(base: LoadedModel, data: bytes) -> np.ndarray:
@@ -82,6 +83,18 @@ def test_whole_rates_are_exactly_their_adapter_and_rate_4_the_base(
     plain = Engine(load_models((small_model,), "cpu", torch.float32))
     assert plain.compress(photo, 4).data == engine.compress(photo, 4).data
     assert ladder.at_rate(64) is ladder
+
+
+def test_between_rates_errors_weigh_in_between(ladder: StoredModel) -> None:
+    """Halfway, the geometric mean of the neighbours' lmbda; at whole rates their own."""
+    assert ladder.lmbda_at(80) == pytest.approx(0.025)
+    assert ladder.lmbda_at(88) == pytest.approx((0.025 * 0.0483) ** 0.5)
+
+
+def test_adapting_at_a_rate_beside_the_base(engine: Engine, photo: Picture) -> None:
+    plain = engine.compress(photo, 5.5)
+    adaptation = engine.adapt(photo, 5.5, effort=0)
+    assert adaptation.best() == plain.data
 
 
 def test_a_mixed_burst_gives_the_bytes_of_one_request_at_a_time(base: LoadedModel) -> None:

@@ -7,32 +7,36 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Timings
+from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Target, Timings
 from service.errors import RateUnavailable
 from service.picture import Picture, Region
 
 
 @dataclass
 class CutBits:
-    """Keeps the highest `rate` bits of each sample and pads the stream to `padding` bytes."""
+    """Keeps the highest `rate` bits of each sample; a stream of "ms-ssim" holds all of it twice."""
 
     calls: list[float] = field(default_factory=list)
-    padding: int = 0
+    limits: list[int] = field(default_factory=list)
 
     def models(self) -> tuple[ModelInfo, ...]:
-        rates = tuple(RateInfo(float(r), 0.01, None, None) for r in (4, 6))
+        rates = tuple(RateInfo(float(r), "psnr", 0.01, None, None, None) for r in (4, 6))
         return (ModelInfo("cut", "00" * 32, 1, 1, rates, {}),)
 
-    def compress(self, picture: Picture, rate: float) -> Compressed:
+    def compress(self, picture: Picture, rate: float, tune: str = "psnr") -> Compressed:
         if rate not in (4, 6):
             raise RateUnavailable(f"rate {rate:g}", (4.0, 6.0))
         self.calls.append(rate)
         out = io.BytesIO()
         np.savez_compressed(out, rgb=picture.rgb >> (8 - int(rate)), rate=int(rate))
-        data = out.getvalue()
-        return Compressed(
-            data, picture.width, picture.height, rate, 0.0, None, Timings(check_s=0.001)
-        )
+        data = out.getvalue() * (2 if tune == "ms-ssim" else 1)
+        size = picture.width, picture.height
+        return Compressed(data, *size, rate, 0.0, None, Timings(check_s=0.001), tune=tune)
+
+    def compress_to(self, picture: Picture, target: Target, tune: str = "psnr") -> Compressed:
+        assert target.max_bytes is not None
+        self.limits.append(target.max_bytes)
+        return self.compress(picture, 4, tune)
 
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
         del region

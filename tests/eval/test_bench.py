@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +16,7 @@ import pytest
 
 from service.codec.lowrank import RATE_VECTORS, Update
 from service.engine.engine import load_models
-from service.eval import bench, load, memory, report, stages
+from service.eval import bench, load, memory, rates, report, stages
 from service.eval.load import Request
 from service.eval.pictures import generate
 from service.eval.run import to_json
@@ -69,14 +69,22 @@ def test_stages_add_up_to_the_time_that_passed(
 
 
 def test_changing_rate_is_timed_on_every_rate_but_the_models_own(small_model: StoredModel) -> None:
-    assert stages.swap_ms(load_models((small_model,), "cpu", None, 1)) == {}
+    loads: list[int] = []
+
+    def whole() -> None:
+        loads.append(1)
+        sleep(0.02)
+
+    assert stages.swap_ms(load_models((small_model,), "cpu", None, 1), whole) == {}
+    assert not loads
     own = small_model.rates[0]
     vectors = {name: small_model.entropy[name] for name in RATE_VECTORS[:-1]}
     vectors[RATE_VECTORS[-1]] = np.zeros(small_model.sizes.M, np.int16)
     other = replace(own, rate=5.0, update=Update({}, vectors), digest=b"other")
     ladder = replace(small_model, rates=(own, other))
-    found = stages.swap_ms(load_models((ladder,), "cpu", None, 1))
+    found = stages.swap_ms(load_models((ladder,), "cpu", None, 1), whole)
     assert 0 < found["cached"] < found["merged"] < 60_000
+    assert found["loaded"] >= 20 and len(loads) == 2
 
 
 def test_peak_memory_counts_what_was_held_and_let_go() -> None:
@@ -99,7 +107,9 @@ def test_memory_is_that_of_a_fresh_process_not_of_this_one(store: Path) -> None:
 
 
 @contextmanager
-def answering(delay_s: float, at_once: int) -> Iterator[int]:
+def answering(
+    delay_s: float, at_once: int, paths: list[str] | None = None
+) -> Iterator[int]:
     """A server that works on `at_once` requests and answers 503 to more; gives its port."""
     places = threading.Semaphore(at_once)
 
@@ -108,6 +118,8 @@ def answering(delay_s: float, at_once: int) -> Iterator[int]:
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
+            if paths is not None:
+                paths.append(self.path)
             free = places.acquire(blocking=False)
             if free:
                 sleep(delay_s)
@@ -139,6 +151,42 @@ def test_closed_loop_throughput_is_clients_over_service_time() -> None:
     assert found["answered_503"] == found["answered_otherwise"] == 0
 
 
+def test_a_mixed_load_is_compared_with_each_rate_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that takes 10, 20 and 40 ms: alone 100, 50 and 25 a second, mixed 42.9."""
+    delays = {"/compress?rate=1": 0.01, "/compress?rate=4": 0.02, "/compress?rate=8": 0.04}
+    sent: list[str] = []
+
+    def alternating(_: int, requests: Sequence[Request], *__: float) -> dict[str, object]:
+        sent.extend(r.path for r in requests)
+        mean_s = sum(delays[r.path] for r in requests) / len(requests)
+        return {"per_second": 1 / mean_s, "answered_503": 0, "answered_otherwise": 1}
+
+    def closed_loop(port: int, request: Request, *others: float) -> dict[str, object]:
+        return alternating(port, [request], *others)
+
+    @contextmanager
+    def no_server(*_: object) -> Iterator[int]:
+        yield 1
+
+    for name, stand_in in (("closed_loop", closed_loop), ("alternating", alternating),
+                           ("server", no_server), ("fetch", lambda *_: b"")):  # fmt: skip
+        monkeypatch.setattr(rates, name, stand_in)
+    found = rates.mixed_load([1.0, 4.0, 8.0], "cpu", 1, None)
+    assert found["alone_per_second"] == pytest.approx({"1": 100, "4": 50, "8": 25})
+    assert found["each_alone_per_second"] == pytest.approx(3 / 0.07)
+    assert found["mixed_share"] == pytest.approx(1.0)
+    assert found["failures"] == 4 * rates.TURNS and len(sent) == 6 * rates.TURNS
+
+
+def test_clients_that_alternate_send_every_request_as_often() -> None:
+    paths: list[str] = []
+    with answering(0.001, at_once=9, paths=paths) as port:
+        requests = [Request(f"/{i}", b"body") for i in range(3)]
+        found = load.alternating(port, requests, clients=2, seconds=0.3)
+    counts = [paths.count(f"/{i}") for i in range(3)]
+    assert max(counts) - min(counts) <= 1 and sum(counts) == found["answered_200"] > 20
+
+
 def test_open_loop_offers_what_it_says_and_counts_the_refused() -> None:
     with answering(0.1, at_once=1) as port:
         found = load.open_loop(port, Request("/x", b"body"), per_second=20, seconds=1.0)
@@ -160,7 +208,6 @@ def test_every_table_renders_from_a_benchmark_that_went_through_json() -> None:
         "latency": [{"width": 768, "height": 512, **{f"{n}_ms": numbers for n in names}}],
         "stages": [{"width": 768, "height": 512, "compress_ms": {"g_a": 8.0, "check": 20.0},
                     "decompress_ms": {"g_s": 9.25}}],
-        "swap_ms": {"merged": 31.0, "cached": 0.01},
         "memory": [{"width": 768, "height": 512, "compress_mib": 1234.5, "decompress_mib": 1.0,
                     "decompress_to_png_mib": 2.0, "loaded_mib": 0.5}],
         "service": {w: {"closed_loop": [looped], "overload": over}
@@ -171,6 +218,16 @@ def test_every_table_renders_from_a_benchmark_that_went_through_json() -> None:
     assert tables["stages"].index("check") < tables["stages"].index("g_a")
     assert "1,234" in tables["memory"]
     assert "19.0/s offered" in tables["service"]
+    changes = {
+        "what": "rates", "width": 768, "height": 512, "clients": 8,
+        "machine": {"cpu": "a cpu", "cores": 2, "device": "cpu", "load": 0.1},
+        "swap_ms": {"merged": 31.0, "cached": 0.0125, "loaded": 99.0},
+        "service": {"alone_per_second": {"4": 8.0, "6": 6.0}, "each_alone_per_second": 6.857,
+                    "mixed_per_second": 6.5, "mixed_share": 0.948, "failures": 0},
+    }  # fmt: skip
+    tables |= report.bench_tables(json.loads(to_json(changes)))
+    assert "94.8%" in tables["swap"] and "0.013 ms" in tables["swap"]
+    assert "99 ms" in tables["swap"] and "rate 6" in tables["swap"]
     for text in tables.values():
         lines = [line for line in text.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) == 1

@@ -11,7 +11,7 @@ import pytest
 from service.errors import BadParameter
 from service.eval import curves
 from service.eval.curves import Curve, Point, at_equal, average, bd_rate, bpp_at, published
-from service.eval.rows import OURS, Row, read_rows, write_rows
+from service.eval.rows import OURS, Row, our_name, read_rows, write_rows
 
 
 def row(image: str, codec: str, setting: str, size: int, psnr: float) -> Row:
@@ -83,6 +83,18 @@ def test_bytes_at_equal_quality_are_read_off_each_pictures_own_curve() -> None:
         assert found.percent == pytest.approx(100 * (math.sqrt(0.5 * 0.8) - 1), abs=0.2)
         assert (found.best, found.worst) == pytest.approx((-50, -20), abs=0.2)
         assert (found.compared, found.images) == (2, 2)
+
+
+def test_at_equal_likeness_ours_is_the_ladder_trained_for_it() -> None:
+    rows = [*peer_rows("a", 100), row("a", OURS, "rate 4", 3000, 33.0)]
+    rows.append(row("a", our_name("ms-ssim"), "rate 4", 2000, 33.0))
+    for metric, name, peers in (
+        ("psnr_db", OURS, {"peer"}),
+        ("ms_ssim", our_name("ms-ssim"), {"peer"}),
+    ):
+        found = at_equal(rows, metric)
+        assert {f.codec for f in found} == {name}
+        assert {f.peer for f in found} == peers, "a single point is no curve to compare with"
 
 
 def test_pictures_beyond_the_peers_curve_are_counted_out_not_extrapolated() -> None:

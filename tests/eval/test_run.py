@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from service.eval import metrics, report, run, sheet
 from service.eval.machine import Machine
 from service.eval.peers import choose, decompress, named
 from service.eval.pictures import Named, generate, read_folder
-from service.eval.rows import OURS, Row
+from service.eval.rows import OUR_NAMES, OURS, Row
 
 from .fake_codec import CutBits
 
@@ -99,6 +100,47 @@ def test_rates_are_numbers_or_a_range(text: str, rates: tuple[float, ...]) -> No
 def test_other_rates_are_refused(text: str) -> None:
     with pytest.raises(BadParameter, match="rates are"):
         run.parse_rates(text)
+
+
+def test_tunes_are_codecs_of_their_own_and_compared_with_each_other() -> None:
+    plan = run.Plan((4.0, 6.0), PLAN.peers, tunes=("psnr", "ms-ssim"))
+    rows = run.evaluate(PICTURES, CutBits(), plan, (), ignore)
+    assert len(rows) == len(PICTURES) * plan.files
+    assert {r.codec for r in rows} == {*OUR_NAMES, "webp-m4"} and OUR_NAMES[1] == f"{OURS}-ms-ssim"
+    codec = CutBits()
+    again = run.evaluate(PICTURES, codec, plan, rows, ignore)
+    assert len(codec.calls) == 4 * (len(PICTURES) + 1), "both of ours are measured again"
+    summary = run.summarise(again, CutBits(), MACHINE, None)
+    assert {(e["codec"], e["peer"]) for e in summary["at_equal"]["psnr_db"]} == {
+        (OURS, "webp-m4"), (OURS, OUR_NAMES[1]),
+    }  # fmt: skip
+    (between,) = summary["tunes"]["psnr_db"]
+    assert between["percent"] == pytest.approx(100), "it makes every stream twice as long"
+    assert summary["tunes"]["ms_ssim"] == [], "the pictures are too small for it"
+    assert summary["bd_rate"]["anchor"] == "webp-m4"
+    text = report.eval_table(json.loads(run.to_json(summary)))
+    assert "| rate 4, ms-ssim |" in text and "| rate 6, psnr    |" in text
+    assert re.search(r"\| BD-rate against rankpress +\| +PSNR \|\n.*\n"
+                     r"\| rankpress-ms-ssim +\| \+100\.0 % \|", text)  # fmt: skip
+
+
+def test_tunes_are_names_by_commas() -> None:
+    assert run.parse_tunes("ms-ssim,psnr,ms-ssim") == ("ms-ssim", "psnr")
+    with pytest.raises(BadParameter, match="no tune 'ssim'"):
+        run.parse_tunes("psnr,ssim")
+
+
+def test_the_sheet_of_tunes_shows_both_and_the_original() -> None:
+    image = sheet.between_tunes(PICTURES[:1], CutBits(), 4.0)
+    cell = 64 * sheet.SCALE + sheet.GAP
+    assert image.size == (3 * cell + sheet.GAP, 48 * sheet.SCALE + sheet.LABEL + sheet.GAP)
+
+
+def test_both_tunes_of_the_sheet_have_the_bytes_of_the_larger_stream() -> None:
+    codec = CutBits()
+    sheet.between_tunes(PICTURES[:1], codec, 4.0)
+    larger = len(codec.compress(PICTURES[0].picture, 4.0, "ms-ssim").data)
+    assert codec.limits == [larger, larger]
 
 
 def test_the_sheet_has_a_row_of_five_crops_for_each_picture() -> None:

@@ -15,8 +15,9 @@ from service.codec.container import read_stream
 from service.codec.entropy_model import GROUP_AT, LEVELS, STEPS, gather
 from service.codec.sizes import Sizes
 from service.engine.engine import Engine, load_models
-from service.nets.backbone import ScaledLinear, folded
+from service.nets.backbone import ScaledLinear, folded, leaky, shifted_products
 from service.nets.model import (
+    LOG_STEP,
     P_MIN,
     SIGMA_MAX,
     SIGMA_MIN,
@@ -88,6 +89,62 @@ def test_a_folded_backbone_gives_what_the_scaled_one_gives() -> None:
         for t in range(STEPS - 1):
             known = torch.cat([scaled.h_s(z), y], -1)
             assert torch.allclose(plain.ctx[t](known), scaled.ctx[t](known), rtol=1e-5, atol=1e-5)
+
+
+def test_a_depthwise_layer_as_shifted_products_is_the_convolution() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 6, 3, padding=1, groups=6).double()
+    x = torch.randn(2, 5, 7, 6, dtype=torch.float64)
+    assert layer.bias is not None
+    inputs = [x.requires_grad_(), layer.weight, layer.bias]
+    found = shifted_products(x, layer.weight, layer.bias)
+    expected = layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    assert torch.allclose(found, expected)
+    weights = torch.randn_like(found)
+    for mine, theirs in zip(
+        torch.autograd.grad((found * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        assert torch.allclose(mine, theirs)
+
+
+def test_the_activation_that_is_compiled_is_the_plain_one() -> None:
+    """Traced, not compiled: what is traced is what a compiler is given."""
+    x = torch.cat([torch.linspace(-9, 9, 101), torch.tensor([1e-30, -1e30])])
+    for dtype in (torch.float32, torch.float64):
+        plain, traced = (x.to(dtype).clone().requires_grad_() for _ in range(2))
+        expected, found = leaky(plain), torch.compile(leaky, backend="eager")(traced)
+        expected.sum().backward()
+        found.sum().backward()
+        assert torch.allclose(found, expected, rtol=1e-6)
+        assert plain.grad is not None and traced.grad is not None
+        moved = x.to(dtype) != 0
+        assert torch.allclose(traced.grad[moved], plain.grad[moved])
+
+
+@pytest.mark.parametrize("height, width", [(2, 2), (4, 6), (8, 2)])
+def test_steps_computed_where_they_code_are_those_with_masks(height: int, width: int) -> None:
+    """Against the definition: every step's networks over the whole grid, kept where they code."""
+    model = scaled_backbone(3)
+    M = model.sizes.M
+    torch.manual_seed(1)
+    model.y_step.uniform_(0.5, 2)
+    y = 3 * torch.randn(2, height, width, M)
+    z_hat = torch.randn(2, -(-height // 4), -(-width // 4), model.sizes.Cz)
+    with torch.no_grad():
+        features = model.h_s(z_hat)[:, :height, :width]
+        model.h_s = nn.Identity()
+        found = model.walk(features, y)
+        y_hat, means, levels = (torch.zeros_like(y) for _ in range(3))
+        for t, mask in enumerate(step_masks(height, width, M, CPU)):
+            net = model.head0 if t == 0 else model.ctx[t - 1]
+            mu, level = net(features if t == 0 else torch.cat([features, y_hat], -1)).chunk(2, -1)
+            coded = ((y - mu) / model.y_step).round() * model.y_step + mu
+            y_hat, means = y_hat + mask * coded, means + mask * mu
+            levels = levels + mask * (level - model.y_step.log() / (8 * LOG_STEP))
+    for mine, expected in zip(found, (y_hat, means, levels), strict=True):
+        assert torch.allclose(mine, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [0.11, 0.5, 1.0, 3.7, 128.0])

@@ -15,7 +15,8 @@ from service.images import write_image
 from service.nets.model import Backbone
 from service.picture import Picture
 from service.store import load_model
-from service.train.export import Agreement, ExportFailed, measure, pictures_in
+from service.train.evaluate import pictures_in
+from service.train.export import Agreement, ExportFailed, measure
 from service.train.publish import write_model
 
 

@@ -24,15 +24,18 @@ from service.engine.engine import Engine, load_models
 from service.errors import BadParameter, StoreError
 from service.images import write_image
 from service.nets.backbone import Block
-from service.nets.lora import RateAdapter
+from service.nets.lora import LearningRates, RateAdapter
+from service.nets.twin import float_twin
 from service.picture import Picture
 from service.store import StoredModel, StoredRate, load_model, load_store
 from service.train import publish as publish_module
 from service.train import rates as rates_module
-from service.train.adapters import domains, float_twin, quantised
+from service.train.adapters import domains, quantised
 from service.train.data import Crops
+from service.train.one_rate import Progress, Recipe, Trained, _loss, train_rate
 from service.train.publish import publish_rate, write_model
-from service.train.rates import LADDER, Progress, Recipe, train_ladder, train_rate
+from service.train.rates import train_ladder
+from service.train.tunes import LADDER, PSNR
 
 RECIPE = Recipe(steps=6, batch=2, crop=64, warmup=2, ranks=RANKS, checkpoint_s=0.0)
 
@@ -88,12 +91,12 @@ def train(
     checkpoint: Path,
     recipe: Recipe = RECIPE,
     rate: int = 5,
-    start: RateAdapter | None = None,
+    start: Trained | None = None,
 ) -> tuple[RateAdapter, list[Progress]]:
     # fmt: skip
     reports: list[Progress] = []
-    adapter = train_rate(stored, crops, rate, start, recipe, checkpoint, reports.append)
-    return adapter, reports
+    done = train_rate(stored, crops, rate, start, recipe, checkpoint, reports.append)
+    return done.adapter, reports
 
 
 # --- data --------------------------------------------------------------------------------------
@@ -158,7 +161,7 @@ def test_a_checkpoint_of_another_base_rate_or_recipe_is_refused(
     other_base = replace(small_model, sha256="00" * 32)
     for model, recipe, rate in (
         (other_base, RECIPE, 5),
-        (small_model, replace(RECIPE, lr=2e-3), 5),
+        (small_model, replace(RECIPE, lr=LearningRates(2e-3, 1e-3, 5e-3)), 5),
         (small_model, RECIPE, 6),
     ):
         with pytest.raises(BadParameter, match="is the checkpoint of"):
@@ -181,7 +184,7 @@ def test_the_base_is_frozen_and_the_adapter_starts_as_it(small_model: StoredMode
 def test_training_lowers_the_loss_of_its_lmbda(
     small_model: StoredModel, crops: Crops, tmp_path: Path
 ) -> None:
-    recipe = replace(RECIPE, steps=40, lr=3e-3)
+    recipe = replace(RECIPE, steps=40, lr=LearningRates(3e-3, 3e-3, 15e-3))
     adapter, _ = train(small_model, crops, tmp_path / "c.safetensors", recipe, rate=1)
     fresh = RateAdapter(float_twin(small_model), domains(small_model, RANKS), 0)
     fresh.start_from(fresh, LADDER[1] / LADDER[4])
@@ -189,9 +192,7 @@ def test_training_lowers_the_loss_of_its_lmbda(
     def loss(a: RateAdapter) -> float:
         torch.manual_seed(0)
         with torch.no_grad():
-            return float(
-                rates_module._loss(float_twin(small_model), a, crops.batch(999, 8), LADDER[1])[0]
-            )
+            return float(_loss(float_twin(small_model), a, crops.batch(999, 8), PSNR, LADDER[1])[0])
 
     assert loss(adapter) < 0.99 * loss(fresh)
 
@@ -349,8 +350,10 @@ def test_a_ladder_is_trained_measured_and_published_and_resumes(
     engine = Engine(load_models((now,), "cpu", None))
     for rate in now.rates:
         if rate.update is not None:
-            bpp, psnr_db = rates_module.averages(engine, rate.rate, measure)
-            assert rate.kodak_bpp == round(bpp, 4) and rate.kodak_psnr_db == round(psnr_db, 3)
+            found = rates_module.averages(engine, rate.rate, "psnr", measure)
+            assert rate.kodak_bpp == round(found.bpp, 4)
+            assert rate.kodak_psnr_db == round(found.psnr_db, 3)
+            assert rate.kodak_ms_ssim is None, "70x96 pixels are too few for it"
             assert rate.training["steps"] == 2 and rate.training["data"] == "x"
 
 
@@ -358,7 +361,7 @@ def test_the_shipped_ladder_is_monotone() -> None:
     for model in load_store():
         if len(model.rates) < 8:
             pytest.skip("the store does not hold all eight rates yet")
-        rates = sorted(model.rates, key=lambda r: r.rate)
+        rates = model.ladder("psnr")
         assert [r.lmbda for r in rates] == sorted(LADDER.values())
         for figures in ([r.kodak_bpp for r in rates], [r.kodak_psnr_db for r in rates]):
             known = [f for f in figures if f is not None]

@@ -1,0 +1,205 @@
+"""`/objects`: streams by their SHA-256, read as pictures (for CDNs), and kept by those who may.
+
+A hash names one stream for ever, so pictures made of it may be cached for ever. Their entity tag is
+`"K-B"`: K is a hash of what was asked for, B of the bytes. If-None-Match, whose comparison is a
+weak one, needs K alone and so no decoding; If-Range needs both, because another version of a codec
+may write other bytes for the same picture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.api import openapi
+from service.api.bodies import read_body
+from service.api.ranges import Span, requested_span, tags
+from service.api.record import record_of
+from service.api.routes import (
+    Service,
+    ServiceArg,
+    image_headers,
+    refuse_query,
+    refuse_repeats,
+    run_work,
+    view_of,
+)
+from service.api.schemas import DecompressQuery, StoredObject
+from service.api.work import DecompressFile, ImageFile, View
+from service.engine.batching import Done
+from service.errors import (
+    BadParameter,
+    BadStream,
+    DamagedObject,
+    NoSuchObject,
+    ObjectsUnavailable,
+    TooManyBytes,
+    UnknownModel,
+    UnsupportedStream,
+)
+from service.images import MEDIA_TYPES
+from service.objects import Objects, digest_of, shared_key
+
+T = TypeVar("T")
+
+IMMUTABLE = "public, max-age=31536000, immutable"
+
+RENDITION = 1
+"""Part of every entity tag; to be raised when pictures made earlier should not be used any more."""
+
+Digest = Annotated[
+    str,
+    Path(
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of the stream in lower-case hex.",
+        examples=["e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"],
+    ),
+]
+
+reading = APIRouter(tags=["objects"], dependencies=[Depends(refuse_repeats)])
+writing = APIRouter(tags=["objects"], dependencies=[Depends(refuse_query)])
+
+
+@reading.get("/objects/{sha256}", response_class=Response, **openapi.GET_OBJECT)
+async def get_object(
+    request: Request,
+    service: ServiceArg,
+    sha256: Digest,
+    query: Annotated[DecompressQuery, Query()],
+) -> Response:
+    """Decode a stored stream, whole or in part, in the format that is asked for or accepted."""
+    view = view_of(query, ",".join(request.headers.getlist("accept")))
+    asked = _asked(sha256, view)
+    caching = {"Cache-Control": IMMUTABLE}
+    if query.format is None:
+        caching["Vary"] = "Accept"
+    begun = time.perf_counter()
+    size = await _size(service, sha256)
+    if (known := _known(request, asked)) is not None:
+        return Response(None, 304, {**caching, "ETag": f'"{known}"'})
+    data = await _read(request, service, sha256, size)
+    fetch_s = time.perf_counter() - begun
+    done = await _decoded(request, service, sha256, DecompressFile(service.codec, data, view))
+    image, record = done.value, record_of(request.scope)
+    record.rate, record.model = image.rate, image.model
+    record.pixels = image.width * image.height
+    service.metrics.observe_work(done.queue_s, image.timings, image.write_s)
+    etag = f'"{asked}-{_short_hash(image.data)}"'
+    headers = {**caching, **image_headers(done, fetch=fetch_s), "ETag": etag}
+    span = requested_span(request.headers, etag, len(image.data))
+    return _answer(image.data, span, headers, MEDIA_TYPES[view.format])
+
+
+@writing.put("/objects", status_code=201, **openapi.PUT_OBJECT)
+async def put_object(request: Request, service: ServiceArg) -> Response:
+    """Keep a stream under the hash of its bytes, once it has been decoded here."""
+    return await _keep(request, service, None)
+
+
+@writing.put("/objects/{sha256}", status_code=201, **openapi.PUT_OBJECT)
+async def put_named_object(request: Request, service: ServiceArg, sha256: Digest) -> Response:
+    """The same; refused when the bytes have another hash."""
+    return await _keep(request, service, sha256)
+
+
+async def _keep(request: Request, service: Service, expected: str | None) -> Response:
+    record = record_of(request.scope)
+    data = await read_body(request, service.admission, record.hold, service.settings)
+    digest = digest_of(data)
+    if expected is not None and digest != expected:
+        raise BadParameter(f"the body has the SHA-256 {digest}, the path says {expected}")
+    done = await run_work(request, service, partial(service.codec.decompress, data))
+    decoded = done.value
+    record.rate, record.model = decoded.rate, decoded.model
+    record.pixels = decoded.picture.width * decoded.picture.height
+    objects = _objects(service)
+    found = await _stored(service, partial(objects.head, shared_key(digest)))
+    await _stored(service, partial(objects.put, data))
+    document = StoredObject(
+        sha256=digest,
+        bytes=len(data),
+        width=decoded.picture.width,
+        height=decoded.picture.height,
+        rate=decoded.rate,
+    )
+    location = {"Location": f"/objects/{digest}"}
+    return JSONResponse(document.model_dump(), 200 if found else 201, location)
+
+
+def _objects(service: Service) -> Objects:
+    assert service.objects is not None  # create_app includes these routes only with a store
+    return service.objects
+
+
+async def _size(service: Service, sha256: str) -> int:
+    """Bytes of a stored stream. Raises NoSuchObject, ObjectsUnavailable or TooManyBytes."""
+    found = await _stored(service, partial(_objects(service).head, shared_key(sha256)))
+    if found is None:
+        raise NoSuchObject(f"there is no object {sha256}")
+    limit = service.settings.max_body_bytes
+    if found.size_bytes > limit:
+        raise TooManyBytes(f"the object has {found.size_bytes} bytes, at most {limit} are read")
+    return found.size_bytes
+
+
+async def _read(request: Request, service: Service, sha256: str, size: int) -> bytes:
+    """A stored stream, counted against everyone's limit while it is held."""
+    service.admission.check(size)
+    record_of(request.scope).hold.grow(size)
+    return await _stored(service, partial(_objects(service).get, shared_key(sha256)))
+
+
+async def _stored(service: Service, call: Callable[[], T]) -> T:
+    """Ask the object store, in a thread, for no longer than a request may take."""
+    timeout_s = service.settings.request_timeout_s
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.to_thread(call)
+    except TimeoutError as error:
+        raise ObjectsUnavailable(f"the object store did not answer in {timeout_s:g} s") from error
+
+
+async def _decoded(
+    request: Request, service: Service, sha256: str, work: DecompressFile
+) -> Done[ImageFile]:
+    """A stored stream as an image file; one that is no stream is the store's fault."""
+    try:
+        return await run_work(request, service, work, work.group())
+    except (UnknownModel, UnsupportedStream):
+        raise
+    except BadStream as error:
+        raise DamagedObject(f"object {sha256} is no whole stream: {error}") from error
+
+
+def _asked(sha256: str, view: View) -> str:
+    """A hash of what was asked for."""
+    parts = (RENDITION, sha256, view.format, view.region, view.max_size, view.quality)
+    return _short_hash(repr(parts).encode())
+
+
+def _known(request: Request, asked: str) -> str | None:
+    """The entity tag of If-None-Match that is of this picture, if any; * is of any."""
+    header = ",".join(request.headers.getlist("if-none-match"))
+    if header.strip() == "*":
+        return asked
+    return next((tag for tag in tags(header) if tag.partition("-")[0] == asked), None)
+
+
+def _short_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _answer(data: bytes, span: Span | None, headers: dict[str, str], media_type: str) -> Response:
+    """The whole file, or the part of it that was asked for."""
+    headers["Accept-Ranges"] = "bytes"
+    if span is None:
+        return Response(data, 200, headers, media_type=media_type)
+    headers["Content-Range"] = f"bytes {span.first}-{span.last}/{len(data)}"
+    return Response(data[span.first : span.last + 1], 206, headers, media_type=media_type)

@@ -1,0 +1,92 @@
+"""g_s through ONNX Runtime: what the base install decodes with, in float32.
+
+The graph is the same for every rate (onnx_graph.py); a session is that graph with one set of
+weights, opened in about 20 ms. Why this and not OpenVINO is told in README ("The light decoder").
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from service.codec.entropy_model import Y_FRAC
+from service.codec.sizes import Sizes
+from service.codec.tiles import PATCH
+from service.engine.onnx_graph import INPUT, OUTPUT, synthesis_graph, weight_shapes
+from service.errors import StoreError
+from service.store import StoredModel
+
+F32 = NDArray[np.float32]
+
+CELL = 8
+"""Pixels along the side of what one position of the last layer gives."""
+
+_QUIET = 3
+"""Severity: errors only."""
+
+
+class OnnxSynthesis:
+    """g_s of one model. Immutable; safe to share between threads."""
+
+    def __init__(self, model: StoredModel, threads: int = 0) -> None:
+        """Open a session with the model's weights.
+
+        Args:
+            model: its `transforms` hold g_s in any float type.
+            threads: CPU threads of one call, 0 takes all cores.
+
+        Raises:
+            StoreError: a tensor of g_s is missing, unknown or of the wrong shape.
+        """
+        self._weights = _weights(model)  # the session reads some of them where they are
+        self._session = _session(model.sizes, self._weights, threads)
+
+    def synthesise(self, y_hat: NDArray[np.int16]) -> NDArray[np.uint8]:
+        """y_hat [h, w, M] in units of 2^-Y_FRAC -> pixels [16h, 16w, 3]."""
+        height, width, _ = y_hat.shape
+        feed = {INPUT: np.ascontiguousarray(y_hat)[None]}
+        (cells,) = self._session.run([OUTPUT], feed)
+        rows = cells.reshape(-1, width * PATCH // CELL, CELL, CELL * 3).swapaxes(1, 2)
+        out: NDArray[np.uint8] = rows.reshape(height * PATCH, width * PATCH, 3)
+        return out
+
+
+def _weights(model: StoredModel) -> dict[str, F32]:
+    """The tensors of g_s as the graph wants them: float32, input and output scales folded in."""
+    shapes = weight_shapes(model.sizes)
+    found = {n: t for n, t in model.transforms.items() if n.startswith("g_s.")}
+    wrong = found.keys() ^ shapes.keys()
+    wrong |= {n for n, t in found.items() if n in shapes and _flat(t.shape) != _flat(shapes[n])}
+    if wrong:
+        raise StoreError(f"the stored tensors {', '.join(sorted(wrong))} do not fit the sizes")
+    out = {n: np.ascontiguousarray(t, np.float32).reshape(shapes[n]) for n, t in found.items()}
+    last = f"g_s.{2 + model.sizes.nd16 + model.sizes.nd8}.l"
+    out["g_s.0.weight"] = out["g_s.0.weight"] * np.float32(2.0**-Y_FRAC)
+    out[f"{last}.weight"] = out[f"{last}.weight"] * np.float32(255)
+    out[f"{last}.bias"] = (out[f"{last}.bias"] + np.float32(0.5)) * np.float32(255)
+    return out
+
+
+def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the 1×1 that a Linear has as a Conv."""
+    return shape[:2] if shape[2:] == (1, 1) else shape
+
+
+def _session(
+    sizes: Sizes, weights: dict[str, F32], threads: int
+) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # An arena in every rate's session would keep its peak for ever; it is no faster here.
+    options.enable_cpu_mem_arena = False
+    # Threads that spin while they wait take a busy machine's cores from one another: with two cores
+    # and two other processes a photo took 219 ms to decode, not 158.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    return onnxruntime.InferenceSession(
+        synthesis_graph(sizes), options, providers=["CPUExecutionProvider"]
+    )

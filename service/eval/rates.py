@@ -1,0 +1,85 @@
+"""What a change of rate costs: making its weights live, and a server asked for all rates at once.
+
+A load of mixed rates is compared with every rate alone: pictures take longer at high rates, so the
+fair measure of eight rates mixed is the throughput of a server that gives each rate, alone, as many
+requests. All loads take turns on one server, several times, and medians are over the turns.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import harmonic_mean, median
+from typing import Any, Final
+
+from service.engine.loading import load_models
+from service.eval.load import SIZE, Request, alternating, closed_loop, fetch, server
+from service.eval.machine import this_machine
+from service.eval.memory import as_png
+from service.eval.pictures import generate
+from service.eval.stages import swap_ms
+from service.store import load_store
+
+SCHEMA: Final = 1
+CLIENTS: Final = 8
+SECONDS: Final = 3.0
+TURNS: Final = 3
+
+
+def changing_rates(
+    device: str, threads: int, store: Path | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Swap times, and requests a second of each rate and of all of them mixed, as JSON values."""
+    before = this_machine(device)
+    if before.busy:
+        say(f"load is {before.load}: the timings below say little")
+    models = load_models(load_store(store), device, None, threads)
+    first = models[0].stored
+    say("swaps")
+    swaps = swap_ms(models, lambda: load_models(load_store(store), device, None, threads))
+    rates = sorted(r.rate for r in first.rates)
+    del models
+    say("rates mixed and alone")
+    return {
+        "what": "rates",
+        "schema": SCHEMA,
+        "model": {"name": first.name, "sha256": first.sha256},
+        "machine": asdict(before),
+        "threads": threads,
+        "width": SIZE[0],
+        "height": SIZE[1],
+        "clients": CLIENTS,
+        "swap_ms": swaps,
+        "service": mixed_load(rates, device, threads, store),
+        "load_at_end": this_machine(device).load,
+    }
+
+
+def mixed_load(
+    rates: list[float], device: str, threads: int, store: Path | None
+) -> dict[str, Any]:
+    """Compress requests a second over loopback: each rate alone, and all in turn."""
+    png = as_png(generate(*SIZE).rgb)
+    requests = [Request(f"/compress?rate={rate:g}", png) for rate in rates]
+    found: dict[str, list[float]] = defaultdict(list)
+    failures = 0
+    with server(device, threads, store) as port:
+        for request in requests:
+            fetch(port, request)
+        for _ in range(TURNS):
+            loads = [(f"{r:g}", q) for r, q in zip(rates, requests, strict=True)]
+            for name, request in loads:
+                result = closed_loop(port, request, CLIENTS, SECONDS)
+                found[name].append(result["per_second"])
+                failures += result["answered_503"] + result["answered_otherwise"]
+            result = alternating(port, requests, CLIENTS, len(rates) * SECONDS)
+            found["mixed"].append(result["per_second"])
+            failures += result["answered_503"] + result["answered_otherwise"]
+    medians = {name: median(values) for name, values in found.items()}
+    mixed = medians.pop("mixed")
+    alone = harmonic_mean(medians.values())
+    return {"alone_per_second": medians, "each_alone_per_second": alone,
+            "mixed_per_second": mixed, "mixed_share": mixed / alone,
+            "failures": failures}  # fmt: skip

@@ -1,0 +1,112 @@
+"""The database of the jobs: an SQLite file, or PostgreSQL by URL, through DBOS.
+
+Everything is written as portable JSON; nothing here pickles.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from service.errors import BadParameter, JobsUnavailable, MissingExtra
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from dbos import DBOSClient
+
+APPLICATION: Final = "rankpress"
+VERSION: Final = "jobs-1"
+"""Changes when a step's meaning does: a worker takes up only jobs of its own version."""
+
+QUEUE: Final = "adapt"
+WORKFLOW: Final = "adapt"
+ADVANCE: Final = "advance"
+"""Name of the steps that optimise; their outputs are the records of a job."""
+
+SQLITE: Final = "sqlite:///"
+CONNECT_S: Final = 10
+
+
+def database_url(settings: Settings) -> str:
+    """The URL that the settings name, or that of the SQLite file in the state folder.
+
+    Raises:
+        BadParameter: not an SQLite or PostgreSQL URL.
+    """
+    url = settings.jobs_url
+    if not url:
+        return f"{SQLITE}{settings.state_folder / 'jobs.sqlite'}"
+    if not url.startswith((SQLITE, "postgresql://", "postgres://")):
+        raise BadParameter("jobs_url is another kind of URL, expected postgresql://… or sqlite:///…")
+    if url.startswith(SQLITE):
+        return url
+    url = url.replace("postgres://", "postgresql://", 1)
+    if "connect_timeout" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}connect_timeout={CONNECT_S}"
+
+
+def prepare(settings: Settings) -> str:
+    """Make the database or bring its tables up to date, and return its URL.
+
+    Raises:
+        JobsUnavailable: it cannot be reached or written. BadParameter: as `database_url`.
+    """
+    url = database_url(settings)
+    with reported():
+        from dbos import DBOS
+
+        quiet_logs()
+        if url.startswith(SQLITE):
+            _prepare_file(settings, url.removeprefix(SQLITE))
+        DBOS.migrate(url)
+    return url
+
+
+def open_client(url: str) -> DBOSClient:
+    """A client of a prepared database; raises what `reported` turns into JobsUnavailable."""
+    from dbos import DBOSClient, DBOSPortableJSONSerializer
+
+    return DBOSClient(
+        system_database_url=url,
+        serializer=DBOSPortableJSONSerializer(),
+        application_name=APPLICATION,
+        retry_connection_errors=False,
+    )
+
+
+def quiet_logs() -> None:
+    """Send DBOS' log through the program's own; without a handler it would make one itself."""
+    logger = logging.getLogger("dbos")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    logger.setLevel(logging.WARNING)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Raise what the database's libraries raise as JobsUnavailable, without the URL's password."""
+    try:
+        from dbos import error as dbos_error
+        from sqlalchemy.exc import SQLAlchemyError
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"jobs need {error.name}: pip install 'rankpress[server]'") from error
+    try:
+        yield
+    except (dbos_error.DBOSException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        raise JobsUnavailable(f"the jobs' database does not answer: {reason}") from error
+
+
+def _prepare_file(settings: Settings, path: str) -> None:
+    """Write-ahead logging, kept in the file: readers then never wait for a writer."""
+    if not settings.jobs_url:
+        settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    connection = sqlite3.connect(path, timeout=30)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()

@@ -1,0 +1,72 @@
+"""Which workers live: each writes an object every few seconds, and is lost when it stops.
+
+Every worker has a name that no other has and that it has again when it is restarted: the host's
+name and the number of a slot, held by a lock on a file that the system drops when a process ends,
+however it does. By that name a restarted worker finds the jobs it was at.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import socket
+import time
+from pathlib import Path
+from typing import IO, Final
+
+from service.errors import JobsUnavailable
+from service.objects import Objects
+
+BEAT_S: Final = 10.0
+LOST_S: Final = 60.0
+"""A worker without a heartbeat for so long is taken for dead, and its jobs are given to others."""
+
+MAX_SLOTS: Final = 256
+
+
+def beat(objects: Objects, worker: str) -> None:
+    """Say that the worker lives."""
+    objects.put_named(f"workers/{worker}", str(os.getpid()).encode())
+
+
+def leave(objects: Objects, worker: str) -> None:
+    """Say that the worker has ended by itself."""
+    objects.delete(f"workers/{worker}")
+
+
+def live_workers(objects: Objects) -> set[str]:
+    """Names of the workers that showed a heartbeat in the last `LOST_S`."""
+    latest_s = time.time() - LOST_S
+    found = objects.list("workers")
+    return {o.key.rpartition("/")[2] for o in found if o.written_s > latest_s}
+
+
+class WorkerName:
+    """A worker's name, held until the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the first free slot of this machine.
+
+        Raises:
+            JobsUnavailable: the folder cannot be written, or too many workers run.
+        """
+        host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:100] or "host"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            slot, self._file = _lock_slot(folder, host)
+        except OSError as error:
+            raise JobsUnavailable(f"{folder} cannot be written: {error.strerror}") from error
+        self.name = f"{host}-{slot}"
+
+
+def _lock_slot(folder: Path, host: str) -> tuple[int, IO[bytes]]:
+    for slot in range(MAX_SLOTS):
+        file = (folder / f"{host}-{slot}.lock").open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+        else:
+            return slot, file
+    raise JobsUnavailable(f"{MAX_SLOTS} workers run on this machine already")

@@ -1,0 +1,217 @@
+"""What a job is: what was asked for, how far it is, and the records that the database keeps.
+
+The id of a job is a hash over all that its result depends on, so that the same picture posted twice
+is one job. Only hashes and numbers are kept in the database; bytes are objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal
+
+from service.engine.types import AdaptProgress, ModelInfo
+from service.errors import BadParameter, RateUnavailable
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
+EFFORTS: Final = range(5)
+PRIORITIES: Final = range(1, 10)
+DEFAULT_PRIORITY: Final = 5
+PARTS: Final = 16
+"""Rates are counted in sixteenths."""
+
+TUNE: Final = "psnr"
+"""The ladder that adaptation takes its rates of."""
+
+STREAM_FORMAT: Final = 1
+"""Version of the stream format that results have; a test compares it with the container's."""
+
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """All that a job's result depends on.
+
+    Attributes:
+        image: SHA-256 of the image file, hex. rate16: the rate in sixteenths. effort: 0 to 4.
+        seed: of everything random. model: `model_identity`. format: `STREAM_FORMAT`.
+        width: pixels of the picture. height: pixels of the picture.
+    """
+
+    image: str
+    rate16: int
+    effort: int
+    model: str
+    width: int
+    height: int
+    seed: int = 0
+    format: int = STREAM_FORMAT
+
+    @property
+    def rate(self) -> float:
+        """The rate, 1 to 8."""
+        return self.rate16 / PARTS
+
+    @property
+    def id(self) -> str:
+        """Name of the job: 32 hex digits of a SHA-256 over all of it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def folder(self) -> str:
+        """Prefix of the keys of its objects."""
+        return folder_of(self.id)
+
+    @property
+    def image_key(self) -> str:
+        """Key of the image file."""
+        return f"{self.folder}/image"
+
+
+def folder_of(job_id: str) -> str:
+    """Prefix of the keys of a job's objects."""
+    return f"jobs/{job_id}"
+
+
+def is_job_id(text: str) -> bool:
+    """Whether a text could be the id of a job."""
+    return _ID.fullmatch(text) is not None
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What is kept of a finished step.
+
+    Attributes:
+        progress: as the adaptation said. stream: key of the best stream so far.
+        checkpoint: key of what the next step goes on from, None when there is none.
+        seconds: work on the job so far. done: whether the stream is the result.
+    """
+
+    progress: AdaptProgress
+    stream: str
+    checkpoint: str | None
+    seconds: float
+    done: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; an infinite PSNR becomes null."""
+        values = asdict(self)
+        values["progress"] = {
+            name: None if isinstance(value, float) and math.isinf(value) else value
+            for name, value in values["progress"].items()
+        }
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StepRecord:
+        """The record that `to_json` gave these values of."""
+        progress: dict[str, Any] = {
+            name: math.inf if value is None else value
+            for name, value in values["progress"].items()
+        }
+        return cls(**{**values, "progress": AdaptProgress(**progress)})
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it is now.
+
+    Attributes:
+        id: its name. state: what became of it. spec: what was asked for.
+        priority: 1 is served first, 9 last.
+        steps: steps recorded. record: the last of them, None before the first.
+        created_s: Unix time when it was posted first. ended_s: when it ended, None before.
+        expires_s: when its result goes, None before it has ended.
+        attempts: times that a worker has begun it. worker: the last that did.
+        error: why it failed, None unless it has.
+    """
+
+    id: str
+    state: State
+    spec: JobSpec
+    priority: int
+    steps: int
+    record: StepRecord | None
+    created_s: float
+    ended_s: float | None
+    expires_s: float | None
+    attempts: int
+    worker: str | None
+    error: str | None
+
+    def at(self, step: int, record: StepRecord) -> Job:
+        """The same job as it was after one of its steps."""
+        return replace(self, steps=step, record=record)
+
+    def during(self, step: int, record: StepRecord) -> Job:
+        """The same job as it was when it had done a step and went on."""
+        return replace(
+            self.at(step, record), state="running", ended_s=None, expires_s=None, error=None
+        )
+
+
+def spec_of(
+    image: bytes,
+    width: int,
+    height: int,
+    rate: float,
+    effort: int,
+    models: tuple[ModelInfo, ...],
+) -> JobSpec:
+    """What a picture, a rate and an effort ask of the first of these models.
+
+    Raises:
+        BadParameter: an effort or rate that does not exist.
+        RateUnavailable: the model has no weights for the rate.
+    """
+    if effort not in EFFORTS:
+        raise BadParameter(f"effort is {effort}, expected 0 to {EFFORTS[-1]}")
+    rate16 = check_rate(rate, models)
+    return JobSpec(
+        image=hashlib.sha256(image).hexdigest(),
+        rate16=rate16,
+        effort=effort,
+        model=model_identity(models[0], rate16),
+        width=width,
+        height=height,
+    )
+
+
+def check_rate(rate: float, models: tuple[ModelInfo, ...]) -> int:
+    """The rate in sixteenths.
+
+    Raises:
+        BadParameter: no rate at all. RateUnavailable: the first model has no weights for it.
+    """
+    if not (math.isfinite(rate) and 1 <= rate <= 8):
+        raise BadParameter(f"rate is {rate:g}, expected a number from 1 to 8")
+    rate16 = round(rate * PARTS)
+    model_identity(models[0], rate16)
+    return rate16
+
+
+def model_identity(model: ModelInfo, rate16: int) -> str:
+    """SHA-256 over the weights that a model uses at a rate, hex.
+
+    Raises:
+        RateUnavailable: it has none for it.
+    """
+    held = {round(info.rate * PARTS): info for info in model.rates if info.tune == TUNE}
+    below, above = rate16 // PARTS * PARTS, -(-rate16 // PARTS) * PARTS
+    if below not in held or above not in held:
+        available = tuple(sorted(rate / PARTS for rate in held))
+        listed = ", ".join(f"{rate:g}" for rate in available)
+        raise RateUnavailable(
+            f"rate {rate16 / PARTS:g} is not in the store; it holds {listed} and what lies "
+            "between neighbours",
+            available,
+        )
+    digests = (model.sha256, *(held[rate].sha256 or "base" for rate in sorted({below, above})))
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()

@@ -1,0 +1,72 @@
+"""Rows of the database as jobs, and the database's names for their states."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from service.errors import JobsUnavailable
+from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord
+
+if TYPE_CHECKING:
+    from dbos import WorkflowStatus
+
+_STATES: Final[dict[str, State]] = {
+    "ENQUEUED": "queued",
+    "DELAYED": "queued",
+    "PENDING": "running",
+    "SUCCESS": "succeeded",
+    "ERROR": "failed",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
+    "CANCELLED": "cancelled",
+}
+
+
+def job_of(row: WorkflowStatus, result_ttl_s: float) -> Job:
+    """A job from its row; of its steps only the last, and only where the row has it."""
+    if row.input is None or row.created_at is None:
+        raise JobsUnavailable(f"the row of job {row.workflow_id} is incomplete")
+    state = _STATES[row.status]
+    ended_s = row.completed_at / 1000 if row.completed_at and state in ENDED else None
+    record = row.output if state == "succeeded" else None
+    return Job(
+        id=row.workflow_id,
+        state=state,
+        spec=JobSpec(**row.input["args"][0]),
+        priority=row.priority or 0,
+        steps=0,
+        record=StepRecord.from_json(record) if isinstance(record, dict) else None,
+        created_s=row.created_at / 1000,
+        ended_s=ended_s,
+        expires_s=None if ended_s is None else ended_s + result_ttl_s,
+        attempts=row.recovery_attempts or 0,
+        worker=row.executor_id,
+        error=_error(row),
+    )
+
+
+def statuses(states: Iterable[State]) -> list[str]:
+    """The database's names for these states."""
+    wanted = set(states)
+    return [status for status, state in _STATES.items() if state in wanted]
+
+
+def is_over(expires_s: float | None) -> bool:
+    """Whether a Unix time has come; None never does."""
+    return expires_s is not None and expires_s <= time.time()
+
+
+def iso(unix_s: float) -> str:
+    """A Unix time as the database's filters take it."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat()
+
+
+def _error(row: WorkflowStatus) -> str | None:
+    if row.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
+        begun = max(1, (row.recovery_attempts or 0) - 1)
+        return f"the worker died each of the {begun} times that it worked on this job"
+    if row.status != "ERROR":
+        return None
+    return str(getattr(row.error, "message", row.error) or "unknown")

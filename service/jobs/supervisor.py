@@ -1,0 +1,86 @@
+"""The worker process of `rankpress serve`: started, started again when it dies, and stopped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from service.jobs.worker import STOP_S
+from service.settings import Settings
+
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 60.0
+"""Pauses before a dead worker's successor double up to this."""
+
+HEALTHY_S: Final = 60.0
+"""A worker that lived so long had no bad start: the next pause is short again."""
+
+log = structlog.get_logger("rankpress.server")
+
+
+class WorkerProcess:
+    """A worker in a process of its own, with the settings of the server."""
+
+    def __init__(self, settings: Settings, command: Sequence[str] = ()) -> None:
+        """Start it.
+
+        Args:
+            settings: given on through the environment.
+            command: what to run, which takes `--parent PID`; `rankpress worker` if empty.
+        """
+        self._command = command or (sys.executable, "-m", "service", "worker")
+        others = {k: v for k, v in os.environ.items() if not k.startswith("RANKPRESS_")}
+        self._variables = others | settings.as_environment()
+        self._stopping = threading.Event()
+        self._process = self._start()
+        self._thread = threading.Thread(target=self._watch, name="worker-watch", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs now, or ran last."""
+        return self._process.pid
+
+    def stop(self) -> None:
+        """Ask the process to end and wait for it, `STOP_S` and a little more at most."""
+        self._stopping.set()
+        if self._process.poll() is None:
+            self._process.terminate()
+        self._thread.join(STOP_S + 10)
+        if self._thread.is_alive():
+            log.error("worker killed: it did not stop", pid=self.pid)
+            self._process.kill()
+            self._thread.join()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # A session of its own: Ctrl-C reaches the server, which then ends the worker.
+        return subprocess.Popen(
+            [*self._command, "--parent", str(os.getpid())],
+            env=self._variables,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _watch(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            begun_s = time.monotonic()
+            code = self._process.wait()
+            if self._stopping.is_set():
+                return
+            if time.monotonic() - begun_s >= HEALTHY_S:
+                pause_s = FIRST_PAUSE_S
+            log.error("worker died", pid=self.pid, code=code, again_in_s=pause_s)
+            if self._stopping.wait(pause_s):
+                return
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            self._process = self._start()
+            if self._stopping.is_set():
+                self._process.terminate()

@@ -1,0 +1,208 @@
+"""The worker process: takes jobs from the queue, one at a time, and sees to the upkeep.
+
+Killed in any way, it loses at most the step it was at: by the same name it finds its jobs again,
+and other workers take those of one that stays away. Asked to end, it finishes its step and hands
+its job back. It runs at low priority, so that requests on the same machine come first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import structlog
+
+from service.engine.types import Adapter
+from service.errors import RankpressError
+from service.jobs import database, heartbeat
+from service.jobs.expiry import expire
+from service.jobs.job import JobSpec, StepRecord
+from service.jobs.jobs import open_jobs
+from service.jobs.work import JobWork, StepFailed, WorkLimits
+from service.objects import Objects, open_objects
+from service.settings import Settings
+
+NICENESS: Final = 15
+POLL_S: Final = 0.5
+"""Seconds between looks at the queue."""
+
+STOP_S: Final = 30.0
+"""Seconds that a step may take to end when the worker is asked to."""
+
+log = structlog.get_logger("rankpress.worker")
+
+
+class JobFailed(Exception):
+    """Ends a job as failed; the message is kept and shown."""
+
+
+def run_worker(
+    open_adapter: Callable[[], Adapter], settings: Settings, parent: int | None = None
+) -> None:
+    """Work on jobs until SIGTERM or SIGINT, or until the parent process is gone.
+
+    Does not return: what still runs in native code must not keep the process.
+
+    Args:
+        open_adapter: loads the models. settings: of the worker.
+        parent: process to end with, None for none.
+
+    Raises:
+        JobsUnavailable, ObjectsUnavailable: database or objects cannot be reached.
+        BadParameter, StoreError: as `open_adapter` does.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    os.nice(NICENESS)
+    url = database.prepare(settings)
+    objects = open_objects(settings.objects_place)
+    objects.check()
+    name = heartbeat.WorkerName(settings.state_folder / "workers")
+    limits = WorkLimits(
+        settings.job_step_s, settings.job_max_s, settings.job_attempts, settings.max_pixels
+    )
+    worker = Worker(JobWork(open_adapter(), objects, limits), objects, settings, url, name.name)
+    worker.start()
+    upkeep = threading.Thread(target=worker.keep_up, name="upkeep", daemon=True)
+    upkeep.start()
+    while not stop.wait(1.0):
+        if parent is not None and os.getppid() != parent:
+            log.warning("the parent is gone", parent=parent)
+            break
+    worker.stop()
+    logging.shutdown()
+    os._exit(0)
+
+
+class Worker:
+    """DBOS with the one workflow of a job. One in a process, for DBOS is one."""
+
+    def __init__(
+        self, work: JobWork, objects: Objects, settings: Settings, url: str, name: str
+    ) -> None:
+        self._work, self._objects, self._settings = work, objects, settings
+        self._url, self._name = url, name
+        self._jobs = open_jobs(settings, url)
+        self._client = database.open_client(url)
+        self._stopping = threading.Event()
+        self._at_work = threading.Lock()
+
+    def start(self) -> None:
+        """Show a heartbeat and begin to take jobs, those first that were left at a restart."""
+        from dbos import DBOS, DBOSPortableJSONSerializer
+
+        heartbeat.beat(self._objects, self._name)
+        DBOS(
+            config={
+                "name": database.APPLICATION,
+                "system_database_url": self._url,
+                "application_version": database.VERSION,
+                "executor_id": self._name,
+                "serializer": DBOSPortableJSONSerializer(),
+                "log_level": "WARNING",
+                "run_migrations": False,
+            }
+        )
+        self._register()
+        # Written where it is not, or else, before a look at the queue could find another limit.
+        self._client.register_queue(
+            database.QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S
+        )
+        DBOS.listen_queues([database.QUEUE])
+        DBOS.launch()
+        log.info("worker started", worker=self._name)
+
+    def stop(self) -> None:
+        """Finish the step, then let others have the job."""
+        from dbos import DBOS
+
+        log.info("worker stopping", worker=self._name)
+        self._stopping.set()
+        idle = self._at_work.acquire(timeout=STOP_S)  # kept: no step begins any more
+        DBOS.destroy()
+        with suppress(RankpressError), database.reported():
+            mine = [j.id for j in self._jobs.active() if (j.state, j.worker) == self._holding]
+            if mine:
+                self._client.resume_workflows(mine, queue_name=database.QUEUE)
+            heartbeat.leave(self._objects, self._name)
+            log.info("worker stopped", worker=self._name, idle=idle, handed_back=mine)
+
+    def keep_up(self) -> None:
+        """Show heartbeats, take the jobs of lost workers, remove what has expired; for ever."""
+        ttl_s = self._settings.result_ttl_s
+        last_sweep_s = last_rescue_s = time.monotonic()
+        while not self._stopping.wait(min(heartbeat.BEAT_S, ttl_s)):
+            now_s = time.monotonic()
+            try:
+                heartbeat.beat(self._objects, self._name)
+                if now_s - last_rescue_s >= heartbeat.LOST_S:
+                    last_rescue_s = now_s
+                    self._rescue()
+                if now_s - last_sweep_s >= min(3600.0, ttl_s):
+                    last_sweep_s = now_s
+                    expire(self._client, self._objects, ttl_s)
+            except RankpressError:
+                log.exception("upkeep failed", worker=self._name)
+            except Exception:  # the top of a thread that must not end
+                log.exception("unexpected error in upkeep", worker=self._name)
+
+    @property
+    def _holding(self) -> tuple[str, str]:
+        return "running", self._name
+
+    def _rescue(self) -> None:
+        """Queue the jobs of lost workers again. Attempts go on counting: such a job may kill."""
+        from dbos import DBOS
+
+        lost = {job.worker for job in self._jobs.lost()} - {None, self._name}
+        still = lost - heartbeat.live_workers(self._objects)
+        if still:
+            log.warning("jobs of lost workers taken over", lost=sorted(map(str, still)))
+            # Without a public name since DBOS 2; the client's resume would reset the attempts.
+            DBOS._recover_pending_workflows(sorted(map(str, still)))
+
+    def _register(self) -> None:
+        from dbos import DBOS
+
+        @DBOS.step(name=database.ADVANCE)
+        def advance(
+            spec: dict[str, Any], before: dict[str, Any] | None, stale: dict[str, Any] | None
+        ) -> dict[str, Any]:
+            with self._at_work:
+                record = self._work.try_step(JobSpec(**spec), _record(before), _record(stale))
+            return record.to_json()
+
+        @DBOS.step(name="finish")
+        def finish(spec: dict[str, Any], last: dict[str, Any]) -> None:
+            with self._at_work:
+                self._work.try_finish(JobSpec(**spec), StepRecord.from_json(last))
+
+        @DBOS.workflow(
+            name=database.WORKFLOW, max_recovery_attempts=self._settings.job_attempts - 1
+        )
+        def adapt(spec: dict[str, Any]) -> dict[str, Any]:
+            """Whatever decides what is done next comes from records, so that a replay agrees."""
+            stale: dict[str, Any] | None = None
+            last: dict[str, Any] | None = None
+            log.info("job begun", job=DBOS.workflow_id, worker=self._name)
+            try:
+                while last is None or not last["done"]:
+                    last, stale = advance(spec, last, stale), last
+                finish(spec, last)
+            except Exception as error:
+                message = error.args[0] if isinstance(error, StepFailed) else str(error)
+                log.warning("job failed", job=DBOS.workflow_id, reason=message)
+                raise JobFailed(message) from error
+            log.info("job done", job=DBOS.workflow_id, bytes=last["progress"]["bytes"])
+            return last
+
+
+def _record(values: dict[str, Any] | None) -> StepRecord | None:
+    return None if values is None else StepRecord.from_json(values)

@@ -1,0 +1,96 @@
+"""The four coding steps of the float model, each computed only where it codes.
+
+Latents are taken apart into the four classes of positions in a 2×2 cell, [4, n, C], and the
+channels of each class into groups by the step that codes them, so a step's layers see a quarter of
+the channels at each position, as the integer networks do (codec/entropy_model.py). The same sums
+as with masks over the whole grid, at about half the time of a training step's entropy part.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from service.codec.entropy_model import GROUP_AT, STEPS
+from service.nets.backbone import ScaledLinear
+
+XOR: Final = tuple(int(g) for g in GROUP_AT[:, 0])
+"""Step t codes at class p the channel group p xor XOR[t]."""
+
+
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """What a Linear multiplies by and adds, scale vectors folded in."""
+    assert isinstance(layer, nn.Linear)
+    if isinstance(layer, ScaledLinear):
+        return layer.effective_weight(), layer.bias * layer.so
+    return layer.weight, layer.bias
+
+
+def cells(x: Tensor) -> Tensor:
+    """[B, h, w, C] with even sides -> [4, n, C]: positions by their place in a 2×2 cell."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).permute(2, 4, 0, 1, 3, 5).reshape(4, -1, c)
+
+
+def from_cells(x: Tensor, b: int, h: int, w: int) -> Tensor:
+    """The inverse of `cells`, for latents [b, h, w, C]."""
+    c = x.shape[-1]
+    grid = x.reshape(2, 2, b, h // 2, w // 2, c).permute(2, 3, 0, 4, 1, 5)
+    return grid.reshape(b, h, w, c)
+
+
+def by_step(x: Tensor) -> tuple[Tensor, ...]:
+    """[4, n, M] -> for each step the channels it codes, [4, n, M/4]."""
+    swapped = _swap(x.reshape(2, 2, x.shape[1], -1, 2, 2)).reshape(4, x.shape[1], -1, 4)
+    parts = swapped.unbind(-1)
+    return tuple(parts[XOR[t]] for t in range(STEPS))
+
+
+def from_steps(parts: list[Tensor]) -> Tensor:
+    """The inverse of `by_step`."""
+    n = parts[0].shape[1]
+    order = [XOR.index(g) for g in range(STEPS)]
+    x = torch.stack([parts[t] for t in order], -1).reshape(2, 2, n, -1, 2, 2)
+    return _swap(x).reshape(4, n, -1)
+
+
+def groups_of(weight: Tensor) -> tuple[Tensor, ...]:
+    """Rows [M, ...] by channel group, four of [M/4, ...]."""
+    return torch.unflatten(weight, 0, (-1, STEPS)).unbind(1)
+
+
+def head(layer: nn.Module, t: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """mu and level/8 of step t, [4, n, M/4] float32 each, from hidden [4, n, K]."""
+    weight, bias = weight_and_bias(layer)
+    parts = zip(weight.chunk(2), bias.chunk(2), strict=True)
+    halves = [(groups_of(w), groups_of(b)) for w, b in parts]
+    at = [p ^ XOR[t] for p in range(4)]
+    weights = torch.stack([torch.cat([w[g] for w, _ in halves]) for g in at])
+    biases = torch.stack([torch.cat([b[g] for _, b in halves]) for g in at])
+    out = torch.baddbmm(_as(biases[:, None], hidden), hidden, _as(weights.mT, hidden))
+    mu, idx = out.float().chunk(2, -1)
+    return mu, idx
+
+
+def context(weight: Tensor, t: int, known: list[Tensor]) -> Tensor:
+    """What step t's first layer makes of the y_hat coded so far: [4, n, cc].
+
+    Args:
+        weight: its columns that read y_hat, [cc, M]. known: y_hat of steps 0…t-1, [4, n, M/4].
+    """
+    groups = groups_of(weight.T)
+    rows = [torch.cat([groups[p ^ XOR[u]] for u in range(t)]) for p in range(4)]
+    joined = torch.cat(known, -1)
+    return torch.bmm(joined, _as(torch.stack(rows), joined))
+
+
+def _swap(x: Tensor) -> Tensor:
+    """Exchange channel groups of x [row, column, n, q, g1, g0] where row or column is odd."""
+    x = torch.stack([x[0], x[1].flip(-2)])
+    return torch.stack([x[:, 0], x[:, 1].flip(-1)], 1)
+
+
+def _as(x: Tensor, other: Tensor) -> Tensor:
+    return x.to(other.dtype)

@@ -1,0 +1,115 @@
+"""The float twin of a stored model: what its integers say, as a Backbone to differentiate.
+
+Training adapters (service/train) and adapting to one picture (service/adapt) both start from it.
+Which merged rate the tensors are of does not matter: a rate's quantiser steps and level offsets
+are in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from service.codec.entropy_model import STEP_FRAC, Y_FRAC, Z_FRAC
+from service.codec.sizes import Sizes
+from service.nets.model import Backbone
+
+F64 = NDArray[np.float64]
+
+
+class Weights(Protocol):
+    """The tensors of a stored model (store.StoredModel)."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """Of the backbone."""
+        ...
+
+    @property
+    def transforms(self) -> Mapping[str, NDArray[Any]]:
+        """Weights of g_a, g_s and h_a."""
+        ...
+
+    @property
+    def entropy(self) -> Mapping[str, NDArray[Any]]:
+        """Integer tensors of codec.EntropyModel."""
+        ...
+
+
+def torch_name(layer: str) -> str:
+    """Name in Backbone of a layer of the stored entropy model."""
+    part = layer.split(".")
+    if part[0] == "h_s":
+        return f"{layer}.l" if len(part) == 2 else layer
+    t, kind = int(part[1]), part[2]
+    if kind == "head":
+        return "head0" if t == 0 else f"ctx.{t - 1}.2"
+    return f"ctx.{t - 1}.0" if kind == "first" else f"ctx.{t - 1}.1.{part[3]}"
+
+
+def entropy_layers(stored: Weights) -> list[str]:
+    """Names of the integer layers, in order of name."""
+    return sorted(n.removesuffix(".weight") for n in stored.entropy if n.endswith(".weight"))
+
+
+def float_twin(stored: Weights) -> Backbone:
+    """A frozen float Backbone that computes what the stored integers say, without rounding."""
+    model = Backbone(stored.sizes, nn.Linear)
+    state = {n: torch.from_numpy(t.astype(np.float32)) for n, t in stored.transforms.items()}
+    z_mean = stored.entropy["z.mean"] / 2.0**16
+    for layer in entropy_layers(stored):
+        weight, bias = _real_layer(stored, layer)
+        if layer == "h_s.0":
+            bias = bias - weight @ z_mean
+        name = torch_name(layer)
+        shape = model.get_parameter(f"{name}.weight").shape
+        state[f"{name}.weight"] = torch.from_numpy(weight).float().reshape(shape)
+        state[f"{name}.bias"] = torch.from_numpy(bias).float()
+    state["z_mean"] = torch.from_numpy(z_mean).float()
+    state["z_idx"] = torch.from_numpy(stored.entropy["z.level"] / 8.0).float()
+    model.load_state_dict(state)
+    return model.eval().requires_grad_(False)
+
+
+def _real_layer(stored: Weights, layer: str) -> tuple[F64, F64]:
+    """Weight [N, K] and bias [N] that the integers of a layer stand for."""
+    unit, columns = units(stored, layer)
+    weight = stored.entropy[f"{layer}.weight"] * unit[:, None] * columns
+    weight = weight * tap_scale(stored, layer)[:, None]
+    half = np.exp2(stored.entropy[f"{layer}.shift"].astype(np.float64) - 1)
+    bias = (stored.entropy[f"{layer}.bias"] - half) * unit
+    return weight, bias
+
+
+def units(stored: Weights, layer: str) -> tuple[F64, F64]:
+    """Real value of one step of a weight: rows [N] times columns [K]."""
+    shift, out_frac, in_frac = (
+        stored.entropy[f"{layer}.{part}"].astype(np.float64)
+        for part in ("shift", "out_frac", "in_frac")
+    )
+    rows = np.exp2(-shift - out_frac)
+    if layer.endswith(".head"):
+        rows[stored.sizes.M :] /= 8  # the float networks give level / 8
+    columns: F64 = np.exp2(in_frac)
+    return rows, columns
+
+
+def tap_scale(stored: Weights, layer: str) -> F64:
+    """What depthwise taps hold besides their row's unit: the format of the channel they read."""
+    if not layer.endswith(".dw"):
+        return np.ones(len(stored.entropy[f"{layer}.bias"]))
+    pw1 = stored.entropy[f"{layer.removesuffix('dw')}pw1.out_frac"].astype(np.float64)
+    scale: F64 = np.exp2(pw1)
+    return scale
+
+
+def quantiser_steps(stored: Weights) -> tuple[torch.Tensor, torch.Tensor]:
+    """y.step [M] and z.step [Cz] as the real numbers that symbols are multiplied by."""
+    y = torch.from_numpy(stored.entropy["y.step"].astype(np.float32))
+    z = torch.from_numpy(stored.entropy["z.step"].astype(np.float32))
+    return y / 2 ** (Y_FRAC + STEP_FRAC), z / 2 ** (Z_FRAC + STEP_FRAC)

@@ -1,0 +1,222 @@
+"""Rankpress streams as one more format of Pillow: `import rankpress_pillow` registers it.
+
+    Image.open("photo.rkp")                 size, mode and info at once, pixels when they are needed
+    image.save("photo.rkp", rate=4)         or target_bpp=, max_bytes=, target_psnr=; and tune=
+
+Opening needs only the base install; saving needs torch. Importing is all there is to call, so this
+module alone has an effect when it is imported. It is installed under its own name, outside the
+package, because that is the name people write.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from service import exif
+from service.codec import container
+from service.errors import BadParameter, BadStream, RankpressError, UnsupportedStream
+from service.picture import Picture
+
+if TYPE_CHECKING:
+    from service.engine.engine import Engine
+
+FORMAT: Final = "RKP"
+SUFFIX: Final = ".rkp"
+MIME: Final = "application/vnd.rankpress"
+DEFAULT_RATE: Final = 4.0
+
+_ANY_SIZE: Final = container.MAX_SIDE**2
+"""Pillow's own limit, Image.MAX_IMAGE_PIXELS, is checked as for every format."""
+
+_TO_SAVED: Final = {
+    "1": "L",
+    "L": "L",
+    "LA": "LA",
+    "La": "LA",
+    "RGB": "RGB",
+    "RGBX": "RGB",
+    "RGBA": "RGBA",
+    "RGBa": "RGBA",
+    "P": "RGB",
+    "PA": "RGBA",
+}
+"""Modes that are saved, and what they become; the rest is refused, as Pillow's formats do."""
+
+
+class RankpressImageFile(ImageFile.ImageFile):
+    """An open stream. Checked as a whole when it is opened, decoded when it is loaded."""
+
+    format = FORMAT
+    format_description = "Rankpress neural image"
+
+    def _open(self) -> None:
+        """Read what the stream says of itself.
+
+        Raises:
+            SyntaxError: damaged or no stream, which Image.open turns into UnidentifiedImageError.
+            OSError: whole, but of a newer format.
+        """
+        assert self.fp is not None
+        data = self.fp.read()
+        try:
+            stream = container.read_stream(data)
+        except UnsupportedStream as error:
+            raise OSError(str(error)) from error
+        except BadStream as error:
+            raise SyntaxError(str(error)) from error
+        header = stream.header
+        grey, opaque = bool(header.flags & container.Flags.GREY), stream.alpha is None
+        self._stream: bytes | None = data
+        self._size = header.width, header.height
+        self._mode = ("L" if grey else "RGB") + ("" if opaque else "A")
+        self.info["rate"] = header.rate
+        self.info["tune"] = header.tune
+        self.info["model"] = header.model.hex()
+        if stream.icc is not None:
+            self.info["icc_profile"] = stream.icc
+        if stream.exif is not None:
+            self.info["exif"] = exif.PREFIX + stream.exif
+        self.tile = [ImageFile._Tile("raw", (0, 0, *self._size), 0, self._mode)]
+
+    def load(self) -> Any:
+        """Decode, once.
+
+        Raises:
+            OSError: the coded latents are damaged, or made with weights that are not in the store.
+        """
+        if self.tile and self._stream is not None:
+            try:
+                picture = _decoder().decompress(self._stream).picture
+            except RankpressError as error:
+                raise OSError(str(error)) from error
+            if self._exclusive_fp and self.fp is not None:
+                self.fp.close()
+            self._exclusive_fp = True
+            self.fp = io.BytesIO(_samples(picture))
+            self._stream = None
+        return super().load()
+
+    def load_seek(self, pos: int) -> None:
+        """The decoded samples are in `fp` from the start."""
+
+
+def _samples(picture: Picture) -> bytes:
+    """Interleaved samples as Pillow's mode of the picture has them."""
+    channels = picture.rgb[..., :1] if picture.grey else picture.rgb
+    if picture.alpha is not None:
+        channels = np.concatenate([channels, picture.alpha[..., None]], axis=2)
+    return channels.tobytes()
+
+
+def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
+    """Compress.
+
+    Options of Image.save: rate or one of target_bpp, max_bytes and target_psnr; tune, one of
+    container.TUNES; icc_profile, kept unless None is given; exif, kept only if it is given.
+
+    Raises:
+        ValueError: an option is out of range, or more than one of rate and targets was given.
+        OSError: a mode that is not saved, or torch is not installed.
+    """
+    del filename
+    options: dict[str, Any] = image.encoderinfo
+    picture = _picture(image, options)
+    try:
+        wanted = _rate_or_target(options)
+        encoder, tune = _encoder(), str(options.get("tune") or container.PSNR)
+        if isinstance(wanted, float):
+            data = encoder.compress(picture, wanted, tune).data
+        else:
+            data = encoder.compress_to(picture, wanted, tune).data
+    except BadParameter as error:
+        raise ValueError(str(error)) from error
+    except RankpressError as error:
+        raise OSError(str(error)) from error
+    file.write(data)
+
+
+def _rate_or_target(options: dict[str, Any]) -> Any:
+    """A rate as a float, or the Target that was asked for. Raises BadParameter."""
+    from service.engine.types import Target
+
+    names = ("rate", "target_bpp", "max_bytes", "target_psnr")
+    given = {name: options[name] for name in names if options.get(name) is not None}
+    if len(given) > 1:
+        raise BadParameter(f"{' and '.join(given)} were given, expected only one of them")
+    if "rate" in given or not given:
+        return float(given.get("rate", DEFAULT_RATE))
+    return Target(given.get("target_bpp"), given.get("max_bytes"), given.get("target_psnr"))
+
+
+def _picture(image: Image.Image, options: dict[str, Any]) -> Picture:
+    """What Pillow holds, as what the codec takes."""
+    mode = _TO_SAVED.get(image.mode)
+    if mode is None:
+        raise OSError(f"cannot write mode {image.mode} as {FORMAT}")
+    if min(image.size) < 1:
+        raise ValueError("cannot write empty image as RKP")
+    if image.mode in ("L", "P", "RGB") and "transparency" in image.info:
+        mode = "LA" if image.mode == "L" else "RGBA"
+    samples = np.asarray(image if image.mode == mode else image.convert(mode))
+    samples = samples.reshape(image.height, image.width, len(mode))
+    alpha = samples[..., -1] if mode in ("LA", "RGBA") else None
+    if alpha is not None and (alpha == 255).all():
+        alpha = None
+    grey = mode in ("L", "LA")
+    rgb = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
+    icc = options.get("icc_profile", image.info.get("icc_profile"))
+    return Picture(
+        np.ascontiguousarray(rgb),
+        None if alpha is None else np.ascontiguousarray(alpha),
+        grey,
+        icc or None,
+        _exif(options.get("exif")),
+    )
+
+
+def _exif(given: Image.Exif | bytes | None) -> bytes | None:
+    """The Exif block to keep, without prefix; its orientation stays, as the pixels do."""
+    if not given:
+        return None
+    block = given.tobytes() if isinstance(given, Image.Exif) else bytes(given)
+    return block.removeprefix(exif.PREFIX) or None
+
+
+@cache
+def _decoder() -> Engine:
+    return _open_engine(decode_only=True)
+
+
+@cache
+def _encoder() -> Engine:
+    return _open_engine(decode_only=False)
+
+
+def _open_engine(*, decode_only: bool) -> Engine:
+    from service.engine.engine import open_engine
+    from service.settings import Settings
+
+    settings = Settings()
+    return open_engine(
+        store=settings.store,
+        device="cpu" if decode_only else settings.device,
+        check=settings.check,
+        max_pixels=_ANY_SIZE,
+        threads=settings.threads,
+        decode_only=decode_only,
+    )
+
+
+def _is_ours(prefix: bytes) -> bool:
+    return prefix.startswith(container.MAGIC)
+
+
+Image.register_open(FORMAT, RankpressImageFile, _is_ours)
+Image.register_save(FORMAT, _save)
+Image.register_extension(FORMAT, SUFFIX)
+Image.register_mime(FORMAT, MIME)

@@ -1,0 +1,295 @@
+"""A backbone's training run: by the clock, in as many pieces as you like, resumed exactly.
+
+    rankpress train base PICTURES --run runs/mine --minutes 480 --decay 60 --measure HELD_OUT
+
+Each piece goes on from the run's folder (checkpoint.py) as if there had been no interruption: the
+weights, Adam's moments, the average and the number of the step, of which every draw is a function.
+The learning rate rises over `warmup` steps and is then constant; the cosine decay that a run ends
+with is begun only when asked for, at the end of a piece's minutes, and is counted in steps, so that
+it too goes on exactly when it is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from service.codec.sizes import Sizes
+from service.errors import BadParameter
+from service.eval.machine import device_name
+from service.nets.model import Backbone
+from service.train.checkpoint import as_type, has_state, read_about, read_tensors, write_state
+from service.train.compiling import Compile
+from service.train.cut import Cut
+from service.train.evaluate import Quality, evaluate
+from service.train.recipe import Decay, Recipe, learning_rate
+from service.train.sample import Sampler
+from service.train.step import TrainingStep
+
+SYNC_STEPS: Final = 16
+"""The host runs at most so many steps ahead of the device, to keep to the clock."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """How long this piece of a run is and how it is done.
+
+    Attributes:
+        minutes: of this piece. decay: how many of them, at its end, are the run's final decay.
+        report_s: between progress lines. checkpoint_s: between checkpoints.
+        measure: folder of pictures, measured at the end; None for none.
+        compiled: what to compile. graph: replay CUDA graphs on CUDA.
+        moments: of Adam, as checkpoints keep them; exact only in float32.
+        commit: of the code, for the record.
+    """
+
+    minutes: float
+    decay: float = 0.0
+    report_s: float = 10.0
+    checkpoint_s: float = 300.0
+    measure: Path | None = None
+    compiled: Compile = "off"
+    graph: bool = True
+    moments: torch.dtype = torch.float32
+    commit: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of progress: means since the last line, on noise; pixels/s likewise."""
+
+    step: int
+    minutes: float
+    loss: float
+    bpp: float
+    psnr_db: float
+    pixels_per_s: float
+    lr: float
+    skipped: int
+
+
+Report = Callable[[Progress], None]
+
+
+class Run:
+    """A run in its folder: its state, and what is known of how it came about."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tiles: Tensor,
+        cut: Cut,
+        recipe: Recipe,
+        start: Callable[[], Backbone],
+        piece: Piece,
+        started_from: str,
+    ) -> None:
+        """Begin a run, or take it up where its folder says.
+
+        Args:
+            folder: of the run. tiles: [N, S, S, 3] uint8 on the device to train on. cut: of them.
+            recipe: must be that of the run, if there is one already.
+            start: gives the model of a run that is new. piece: see Piece.
+            started_from: what `start` gives, for the record.
+
+        Raises:
+            BadParameter: the folder's run has another recipe, other tiles, or has decayed already.
+        """
+        self._folder, self._recipe, self._piece = folder, recipe, piece
+        self._device = tiles.device
+        data = {"tiles": len(tiles), **asdict(cut)}
+        if has_state(folder):
+            self._about = read_about(folder)
+            self._refuse_other(asdict(recipe), data)
+            model = Backbone(Sizes.from_dict(self._about["sizes"]))
+        else:
+            model = start()
+            self._about = {
+                "sizes": asdict(model.sizes), "recipe": asdict(recipe), "data": data,
+                "started_from": started_from, "step": 0, "decay": None, "pieces": [],
+                "measured": None,
+            }  # fmt: skip
+        model = model.to(self._device).train()
+        sampler = Sampler(tiles, recipe.crop, recipe.batch)
+        self._work = TrainingStep(model, sampler, recipe, piece.compiled, piece.graph)
+        if has_state(folder):
+            self._work.load(as_type(read_tensors(folder), torch.float32))
+        self._step: int = self._about["step"]
+        told = self._about["decay"]
+        self._decay = Decay(**told) if told else None
+        self._first, self._began = self._step, time.monotonic()
+        self._pace = self._first, 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        self.shards = 0
+        self._earlier = list(self._about["pieces"])
+
+    @property
+    def step(self) -> int:
+        """Steps done in all pieces."""
+        return self._step
+
+    @property
+    def finished(self) -> bool:
+        """Whether the final decay is done."""
+        return self._decay is not None and self._step >= self._decay.start + self._decay.steps
+
+    def train(self, report: Report) -> Quality | None:
+        """Do the piece; its state is kept at the end, also when interrupted.
+
+        Returns:
+            What the averaged weights measure with real rounding, None where nothing to measure on.
+        """
+        self._began = saved = time.monotonic()
+        meter = _Meter(self._step)
+        try:
+            while not self.finished and self._minutes() < self._piece.minutes:
+                self._begin_decay()
+                for _ in range(min(SYNC_STEPS, self._left())):
+                    lr = learning_rate(self._recipe, self._step, self._decay)
+                    self._work.run(self._step, lr)
+                    self._step += 1
+                self._work.wait()
+                if self._pace[0] == self._first:
+                    self._pace = self._step, self._minutes()
+                if meter.due(self._piece.report_s):
+                    report(self._progress(meter))
+                if time.monotonic() - saved > self._piece.checkpoint_s:
+                    self.save()
+                    saved = time.monotonic()
+        finally:
+            self.save()
+        if self._step > meter.step:
+            report(self._progress(meter))
+        return self._measure()
+
+    def save(self) -> None:
+        """Write the state."""
+        self._about |= {
+            "step": self._step,
+            "pixels": self._step * self._recipe.pixels,
+            "skipped": self._work.skipped,
+            "decay": asdict(self._decay) if self._decay else None,
+            "pieces": [*self._earlier, self._this_piece()],
+        }
+        tensors = self._work.tensors()
+        if self._piece.moments != torch.float32:
+            moments = {n: t for n, t in tensors.items() if n.startswith(("adam.m.", "adam.v."))}
+            tensors |= as_type(moments, self._piece.moments)
+        self.shards = write_state(self._folder, tensors, self._about)
+
+    def _minutes(self) -> float:
+        return (time.monotonic() - self._began) / 60
+
+    def _left(self) -> int:
+        """Steps until the decay ends; plenty where there is none."""
+        return SYNC_STEPS if self._decay is None else (
+            self._decay.start + self._decay.steps - self._step
+        )
+
+    def _begin_decay(self) -> None:
+        """Once the clock says so, count the rest of the piece in steps at the speed so far."""
+        piece, minutes = self._piece, self._minutes()
+        if self._decay is not None or not piece.decay or minutes < piece.minutes - piece.decay:
+            return
+        # the first steps compile, and say nothing of the speed
+        pace_step, pace_minutes = self._pace
+        if self._step > pace_step > self._first:
+            speed = (self._step - pace_step) / (minutes - pace_minutes)
+            steps = max(1, int(0.98 * speed * (piece.minutes - minutes)))
+            self._decay = Decay(self._step, steps)
+
+    def _progress(self, meter: _Meter) -> Progress:
+        means, (steps, seconds) = self._work.means(), meter.lap(self._step)
+        lr = learning_rate(self._recipe, self._step - 1, self._decay)
+        psnr_db = -10 * math.log10(max(means.mse, 1e-10))
+        speed = steps * self._recipe.pixels / seconds
+        told = Progress(
+            self._step, self._total_minutes(), means.loss, means.bpp, psnr_db, speed, lr,
+            self._work.skipped,
+        )  # fmt: skip
+        with (self._folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(asdict(told)) + "\n")
+        return told
+
+    def _total_minutes(self) -> float:
+        earlier: float = sum(p["minutes"] for p in self._earlier)
+        return earlier + self._minutes()
+
+    def _this_piece(self) -> dict[str, Any]:
+        return {
+            "steps": self._step - self._first,
+            "minutes": round(self._minutes(), 2),
+            "device": device_name(self._device.type),
+            "torch": torch.__version__,
+            "commit": self._piece.commit,
+        }
+
+    def _measure(self) -> Quality | None:
+        if self._piece.measure is None:
+            return None
+        model = Backbone(Sizes.from_dict(self._about["sizes"]))
+        model.load_state_dict(self._work.averaged())
+        model = model.to(self._device).eval()
+        found = evaluate(model, self._piece.measure, self._recipe.lmbda)
+        told = {"step": self._step, "folder": self._piece.measure.name, **asdict(found)}
+        self._about["measured"] = told
+        with (self._folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"measured": told}) + "\n")
+        self.save()
+        return found
+
+    def _refuse_other(self, recipe: dict[str, Any], data: dict[str, Any]) -> None:
+        for name, mine in (("recipe", recipe), ("data", data)):
+            if self._about[name] != mine:
+                raise BadParameter(
+                    f"{self._folder} holds a run with {name} {self._about[name]}, not {mine}; "
+                    "give another --run, and --from this one to go on from its weights"
+                )
+        decay = self._about["decay"]
+        if decay and self._about["step"] >= decay["start"] + decay["steps"]:
+            raise BadParameter(
+                f"{self._folder} holds a run that has ended with its decay: export it, or begin "
+                "another --run --from it"
+            )
+
+
+class _Meter:
+    """Steps and seconds since the last line of progress."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self._last = step, time.monotonic()
+
+    def due(self, seconds: float) -> bool:
+        return time.monotonic() - self._last >= seconds
+
+    def lap(self, step: int) -> tuple[int, float]:
+        now = time.monotonic()
+        out = step - self.step, max(now - self._last, 1e-9)
+        self.step, self._last = step, now
+        return out
+
+
+def training_record(about: Mapping[str, Any]) -> dict[str, object]:
+    """What a manifest says of a run: data, pixels seen, minutes, devices, commits, recipe."""
+    pieces = about["pieces"]
+    return {
+        "data": about["data"],
+        "started_from": about["started_from"],
+        "recipe": about["recipe"],
+        "steps": about["step"],
+        "pixels": about["pixels"],
+        "skipped": about["skipped"],
+        "decay": about["decay"],
+        "minutes": round(sum(p["minutes"] for p in pieces), 1),
+        "devices": sorted({p["device"] for p in pieces}),
+        "commits": sorted({p["commit"] for p in pieces if p["commit"]}),
+        "measured": about["measured"],
+    }

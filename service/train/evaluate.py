@@ -1,0 +1,62 @@
+"""A float model over a folder of pictures, with real rounding: what its exported codec will do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.errors import BadParameter
+from service.images import read_image
+from service.nets.model import Backbone
+from service.picture import Picture
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Averages over pictures: bits per pixel, PSNR of 8-bit pixels in dB, and the loss."""
+
+    pictures: int
+    bpp: float
+    psnr_db: float
+    loss: float
+
+
+@torch.inference_mode()
+def evaluate(model: Backbone, folder: Path, lmbda: float) -> Quality:
+    """Average over the pictures of a folder, in float32 where the model lies.
+
+    Raises:
+        BadParameter: no picture of at least 64x64 pixels.
+    """
+    device = next(model.parameters()).device
+    rows = []
+    for _, picture in pictures_in(folder):
+        x = as_tensor(picture).to(device)
+        e = model(x, noise=False)
+        bpp = float(e.bits_y + e.bits_z) / (picture.width * picture.height)
+        shown = (e.x_hat.clamp(0, 1) * 255).round() / 255
+        mse = float((shown - x).square().mean())
+        rows.append((bpp, -10 * math.log10(max(mse, 1e-10)), bpp + lmbda * 255**2 * mse))
+    if not rows:
+        raise BadParameter(f"{folder} has no picture of at least 64x64 pixels to measure on")
+    return Quality(len(rows), *np.mean(rows, 0).tolist())
+
+
+def pictures_in(folder: Path) -> Iterator[tuple[Path, Picture]]:
+    """Every picture of a folder, cut to sides that are multiples of 64, sorted by name."""
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        picture = read_image(path.read_bytes(), max_pixels=10**8, metadata="none")
+        height, width = picture.height // 64 * 64, picture.width // 64 * 64
+        if height and width:
+            yield path, Picture(np.ascontiguousarray(picture.rgb[:height, :width]))
+
+
+def as_tensor(picture: Picture) -> Tensor:
+    """[1, H, W, 3] float32 in [0, 1]."""
+    return torch.from_numpy(picture.rgb).float()[None] / 255

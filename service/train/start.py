@@ -1,0 +1,194 @@
+"""Where training starts: a transform codec, or weights that were trained before.
+
+The transform start makes g_a an orthonormal 8×8 DCT on opponent colours, then the KLT of 2×2
+neighbours, whitened by fixed scale vectors beside near-orthonormal weights (ScaledLinear), and g_s
+its inverse. Folded into the weights instead, the scales would be destroyed by Adam's absolute
+steps within a few hundred steps; so weights that come folded, from a store, are given scale
+vectors again by the rms of their rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from service.codec.entropy_model import LEVELS
+from service.codec.sizes import Sizes
+from service.errors import BadParameter
+from service.nets.backbone import Down, ScaledLinear, Unshuffle, Up
+from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
+from service.nets.twin import float_twin
+from service.store import load_model
+from service.train.checkpoint import has_state, read_about, read_tensors
+
+
+def fresh(sizes: Sizes, crops: Tensor, lmbda: float, seed: int) -> Backbone:
+    """A backbone that is a transform codec already.
+
+    Args:
+        sizes: M at most 4·c8, c8 at least 192. crops: [N, H, W, 3] in [0, 1], to whiten on.
+        lmbda: sets the quantiser's step, by D'(step) at high rate. seed: of what is random.
+
+    Raises:
+        BadParameter: sizes that cannot hold the transform.
+    """
+    if sizes.c8 < 192 or sizes.M > 4 * 192:
+        raise BadParameter(
+            f"sizes c8 = {sizes.c8}, M = {sizes.M}: a fresh start needs c8 >= 192, M <= 768"
+        )
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        model = Backbone(sizes)
+    _start_as_transform(model, crops.cpu().float(), best_step(lmbda))
+    return model
+
+
+def best_step(lmbda: float) -> float:
+    """Quantiser step in pixel values of [0, 1] where dR/dstep = -lmbda · dD/dstep at high rate."""
+    return math.sqrt(12 * 3 / (2 * math.log(2) * lmbda * 255**2))
+
+
+def from_weights(path: Path, sizes: Sizes | None) -> Backbone:
+    """Weights that were trained before, ready to train on.
+
+    Args:
+        path: a run's folder (its averaged weights), a model's folder in a store (as float twin),
+            or a safetensors state dict of Backbone.
+        sizes: of the state dict, which does not say; folders do.
+
+    Raises:
+        BadParameter: none of these, or of other sizes.
+    """
+    if has_state(path):
+        model = Backbone(Sizes.from_dict(read_about(path)["sizes"]))
+        model.load_state_dict(read_tensors(path, "ema."))
+        return _checked(model, path, sizes)
+    if (path / "manifest.json").is_file():
+        return _checked(unfolded(float_twin(load_model(path))), path, sizes)
+    model = Backbone(sizes)
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise BadParameter(
+            f"{path} is no run, no model of a store and no state dict of these sizes: {error}"
+        ) from error
+    return model
+
+
+@torch.no_grad()
+def unfolded(plain: Backbone) -> Backbone:
+    """A backbone with scale vectors, from one whose scales are folded in; it computes the same."""
+    model = Backbone(plain.sizes)
+    state = dict(plain.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, ScaledLinear):
+            weight = state[f"{name}.weight"].double()
+            rows = weight.square().mean(1).sqrt().clamp_min(1e-6) * math.sqrt(weight.shape[1])
+            columns = (weight / rows[:, None]).square().mean(0).sqrt().clamp_min(1e-6)
+            columns = columns * math.sqrt(weight.shape[1])
+            state[f"{name}.weight"] = (weight / rows[:, None] / columns).float()
+            state[f"{name}.bias"] = (state[f"{name}.bias"].double() / rows).float()
+            state[f"{name}.so"], state[f"{name}.si"] = rows.float(), columns.float()
+    model.load_state_dict(state)
+    return model
+
+
+def _checked(model: Backbone, path: Path, sizes: Sizes | None) -> Backbone:
+    if sizes is not None and model.sizes != sizes:
+        raise BadParameter(f"{path} is of sizes {model.sizes}, not {sizes}")
+    return model
+
+
+@torch.no_grad()
+def _start_as_transform(model: Backbone, crops: Tensor, step: float) -> None:
+    s, dct = model.sizes, colour_dct()
+    first, last = _linear(model.g_a[0]), _linear(model.g_s[-1])
+    cells = Unshuffle(8)(crops - 0.5).reshape(-1, 192) @ dct.T
+    mean, spread = cells.mean(0), cells.std(0).clamp_min(1e-4)
+    # channels beyond the transform's 192 start small and random, and read nothing back
+    _set(first, dct, so=1 / spread, bias=-mean)
+    _set(last, dct.T, si=spread, bias=dct.T @ mean)
+    raw = Unshuffle(2)(Unshuffle(8)(crops - 0.5) @ dct.T - mean).reshape(-1, 4 * 192)
+    variance, basis = torch.linalg.eigh((raw.T @ raw / len(raw)).double())
+    basis = basis.flip(1)[:, : s.M].float()
+    deviation = variance.flip(0)[: s.M].float().clamp_min(1e-9).sqrt()
+    inner = torch.ones(4, s.c8)
+    inner[:, :192] = spread
+    wide = torch.zeros(4, s.c8, s.M)
+    wide[:, :192] = basis.reshape(4, 192, s.M)
+    klt, scale = wide.reshape(4 * s.c8, s.M), inner.flatten()
+    _set(_layer_of(model.g_a, Down, 1), klt.T, si=scale, so=1 / deviation)
+    _set(_layer_of(model.g_s, Up, 0), klt, si=deviation, so=1 / scale)
+    eye = torch.eye(s.M)
+    _set(_linear(model.g_a[-1]), eye, so=deviation / step)
+    _set(_linear(model.g_s[0]), eye, si=step / deviation)
+    _start_entropy(model, deviation / step)
+
+
+def _start_entropy(model: Backbone, deviation: Tensor) -> None:
+    """Entropy networks that read whitened latents and predict each channel's deviation."""
+    M = model.sizes.M
+    reads_y = _linear(model.h_a[0])
+    nn.init.orthogonal_(reads_y.weight)
+    _set(reads_y, reads_y.weight.clone(), si=1 / deviation)
+    level = torch.log(deviation.clamp(0.12, 100) / SIGMA_MIN) / LOG_STEP / 8
+    heads = [model.head0, *(model.step(t)[2] for t in (1, 2, 3))]
+    for head in map(_linear, heads):
+        head.weight.mul_(0.1)
+        head.bias[:M] = 0
+        head.bias[M:] = (level - 0.3).clamp(0, (LEVELS - 1) / 8)
+        head.so[:M] = deviation.clamp_min(0.2)
+    for t in (1, 2, 3):
+        _linear(model.step(t)[0]).si[-M:] = 1 / deviation
+
+
+def colour_dct() -> Tensor:
+    """[192, 192] orthonormal: the 8×8 DCT of three opponent colours, on cells unshuffled by 8."""
+    n = torch.arange(8.0)
+    dct = torch.cos(math.pi / 8 * (n[None] + 0.5) * n[:, None]) * 0.5
+    dct[0] *= math.sqrt(0.5)
+    colours = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1.0]])
+    colours = colours / colours.norm(dim=1, keepdim=True)
+    return torch.einsum("ui,vj,kc->uvkijc", dct, dct, colours).reshape(192, 192)
+
+
+def _set(
+    layer: ScaledLinear,
+    weight: Tensor,
+    *,
+    si: Tensor | None = None,
+    so: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> None:
+    """Put a smaller matrix and its vectors into the corner of a layer; zero its biases elsewhere.
+
+    Rows beyond the matrix keep their random start at a tenth; columns beyond it are zero.
+    """
+    rows, columns = weight.shape
+    layer.weight[:rows] = 0
+    layer.weight[rows:] *= 0.1
+    layer.weight[:rows, :columns] = weight
+    layer.weight[:, columns:] = 0
+    layer.bias.zero_()
+    if bias is not None:
+        layer.bias[: len(bias)] = bias
+    if si is not None:
+        layer.si[: len(si)] = si
+    if so is not None:
+        layer.so[: len(so)] = so
+
+
+def _linear(module: nn.Module) -> ScaledLinear:
+    layer = module.l if isinstance(module, (Down, Up)) else module
+    assert isinstance(layer, ScaledLinear)
+    return layer
+
+
+def _layer_of(net: nn.Module, kind: type[nn.Module], index: int) -> ScaledLinear:
+    """The index-th Down or Up of a transform."""
+    return _linear([m for m in net.children() if isinstance(m, kind)][index])

@@ -1,0 +1,33 @@
+"""The arrangement for many machines, started for real: RANKPRESS_ARRANGEMENT=1 pytest tests/deploy.
+
+Not by default: a dozen processes start, and a machine with little to spare makes it fail by time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from deploy.arrangement import started, what_is_missing
+from deploy.checks import CHECKS, Walk
+
+
+@pytest.fixture(scope="module")
+def walk() -> Iterator[Walk]:
+    if os.environ.get("RANKPRESS_ARRANGEMENT") != "1":
+        pytest.skip("asked for by RANKPRESS_ARRANGEMENT=1")
+    reason = what_is_missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with started() as arrangement:
+        walk = Walk(arrangement)
+        yield walk
+        walk.client.close()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_many_machines(walk: Walk, check: Callable[[Walk], None]) -> None:
+    check(walk)

@@ -1,0 +1,222 @@
+"""Worked on together or alone: the same bytes, the same pixels, the same errors."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from small_ladder import with_rates
+from small_model import photo_like
+
+from service.codec.latents import LatentCoder
+from service.engine.engine import Engine, load_models
+from service.engine.pipeline import LoadedModel
+from service.engine.types import Compressed, Decompressed
+from service.errors import (
+    BadParameter,
+    BadStream,
+    RankpressError,
+    RateUnavailable,
+    SelfTestFailed,
+    TooManyPixels,
+    UnknownModel,
+)
+from service.picture import Picture
+from service.store import StoredModel, load_store
+
+SIZES = ((40, 64), (48, 64), (33, 60), (17, 90), (1, 1), (70, 40))
+RATES = (3, 3.5, 4, 5, 6)
+
+
+@pytest.fixture(scope="module")
+def base(small_model: StoredModel) -> LoadedModel:
+    return load_models((with_rates(small_model, (3, 5, 6)),), "cpu", torch.float32)[0]
+
+
+@pytest.fixture(scope="module")
+def engine(base: LoadedModel) -> Engine:
+    return Engine((base,), max_batch=4)
+
+
+def pictures(count: int) -> list[Picture]:
+    """Of mixed sizes, three of each; (33, 60), (40, 64) and (48, 64) pad to one size."""
+    sizes = [size for size in SIZES for _ in range(3)][:count]
+    random.Random(1).shuffle(sizes)
+    alpha = photo_like(48, 64, 9)[..., 0]
+    made = [Picture(photo_like(h, w, i)) for i, (h, w) in enumerate(sizes)]
+    return [*made, Picture(photo_like(48, 64, 5), alpha), Picture(photo_like(48, 64, 6), icc=b"x")]
+
+
+def data_of(made: Compressed | RankpressError) -> bytes:
+    assert isinstance(made, Compressed), made
+    return made.data
+
+
+def picture_of(made: Decompressed | RankpressError) -> Picture:
+    assert isinstance(made, Decompressed), made
+    return made.picture
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_pictures_of_mixed_sizes_together_give_the_bytes_of_one_at_a_time(
+    engine: Engine, rate: float
+) -> None:
+    many = pictures(18)
+    alone = [engine.compress(p, rate) for p in many]
+    made = engine.compress_batch(many, rate)
+    assert list(map(data_of, made)) == [a.data for a in alone]
+    assert [m.psnr_db for m in made if isinstance(m, Compressed)] == [a.psnr_db for a in alone]
+
+
+def test_streams_of_mixed_rates_and_sizes_together_give_the_pixels_of_one_at_a_time(
+    engine: Engine,
+) -> None:
+    streams = [engine.compress(p, r).data for p in pictures(6) for r in RATES]
+    alone = [engine.decompress(s) for s in streams]
+    made = engine.decompress_batch(streams)
+    for one, other in zip(made, alone, strict=True):
+        assert np.array_equal(picture_of(one).rgb, other.picture.rgb)
+        assert isinstance(one, Decompressed) and one.rate == other.rate
+        assert (one.picture.alpha is None) == (other.picture.alpha is None)
+        assert one.picture.icc == other.picture.icc
+
+
+def test_the_shipped_model_gives_the_same_bytes_in_its_own_working_type() -> None:
+    """In bfloat16 where the CPU has it: there, g_a of a batch would give other latents."""
+    engine = Engine(load_models(load_store(), "cpu", None))
+    many = [Picture(photo_like(64, 80, i)) for i in range(4)]
+    for rate in (4, 7):
+        alone = [engine.compress(p, rate).data for p in many]
+        made = engine.compress_batch(many, rate)
+        assert list(map(data_of, made)) == alone
+        back = engine.decompress_batch(alone)
+        for one, stream in zip(back, alone, strict=True):
+            assert np.array_equal(picture_of(one).rgb, engine.decompress(stream).picture.rgb)
+
+
+def test_pictures_of_several_tiles_can_go_together_too(engine: Engine) -> None:
+    many = [Picture(photo_like(40, 1050, i)) for i in range(2)]
+    made = engine.compress_batch(many, 4)
+    assert list(map(data_of, made)) == [engine.compress(p, 4).data for p in many]
+
+
+def test_the_entropy_networks_are_called_once_for_a_batch(
+    base: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests above would pass without any batch."""
+    batches: list[int] = []
+    encode, decode = LatentCoder.encode, LatentCoder.decode
+
+    def counting_encode(self, y, z):  # type: ignore[no-untyped-def]
+        batches.append(len(y))
+        return encode(self, y, z)
+
+    def counting_decode(self, data, tile):  # type: ignore[no-untyped-def]
+        batches.append(len(data))
+        return decode(self, data, tile)
+
+    monkeypatch.setattr(LatentCoder, "encode", counting_encode)
+    monkeypatch.setattr(LatentCoder, "decode", counting_decode)
+    engine = Engine((base,), check=True)
+    made = engine.compress_batch([Picture(photo_like(40, 64, i)) for i in range(3)], 5)
+    assert batches == [3, 3], "coded together, and checked together"
+    batches.clear()
+    engine.decompress_batch(list(map(data_of, made)))
+    assert batches == [3]
+
+
+def test_one_that_fails_does_not_touch_the_others(base: LoadedModel, engine: Engine) -> None:
+    good = [engine.compress(Picture(photo_like(40, 64, i)), 5).data for i in range(3)]
+    middle = len(good[1]) // 2
+    flipped = good[1][:middle] + bytes([good[1][middle] ^ 1]) + good[1][middle + 1 :]
+    small = Engine((base,), max_pixels=40 * 64)
+    made = small.decompress_batch([good[0], flipped, b"", good[2][:-5], good[2]])
+    kinds = [type(m) for m in made]
+    assert kinds == [Decompressed, BadStream, BadStream, BadStream, Decompressed]
+    assert np.array_equal(picture_of(made[4]).rgb, engine.decompress(good[2]).picture.rgb)
+
+    many = [Picture(photo_like(40, 64)), Picture(photo_like(41, 64)), Picture(photo_like(64, 40))]
+    compressed = small.compress_batch(many, 5)
+    assert isinstance(compressed[1], TooManyPixels)
+    assert data_of(compressed[0]) == engine.compress(many[0], 5).data
+    assert data_of(compressed[2]) == engine.compress(many[2], 5).data
+
+
+def test_a_stream_whose_latents_do_not_end_right_fails_alone(engine: Engine) -> None:
+    """Its checksum is right, so only decoding finds out, after the batch has begun."""
+    from dataclasses import replace
+
+    from service.codec.container import read_stream, write_stream
+
+    good = [engine.compress(Picture(photo_like(40, 64, i)), 5).data for i in range(3)]
+    stream = read_stream(good[1])
+    bad = write_stream(replace(stream, tiles=(stream.tiles[0] + b"\1\0\0\0",)))
+    with pytest.raises(BadStream):
+        engine.decompress(bad)
+    made = engine.decompress_batch([good[0], bad, good[2]])
+    assert [type(m) for m in made] == [Decompressed, BadStream, Decompressed]
+
+
+def test_an_unknown_stream_and_a_missing_rate_are_told_as_alone(engine: Engine) -> None:
+    data = bytearray(engine.compress(Picture(photo_like(40, 64)), 5).data)
+    data[4:8] = b"\0\0\0\0"
+    with pytest.raises(BadStream):  # the checksum covers the header too
+        engine.decompress(bytes(data))
+    (made,) = engine.decompress_batch([bytes(data)])
+    assert isinstance(made, BadStream) and not isinstance(made, UnknownModel)
+    with pytest.raises(RateUnavailable):
+        engine.compress_batch([Picture(photo_like(8, 8))], 8)
+    with pytest.raises(BadParameter):
+        engine.compress_batch([Picture(photo_like(8, 8))], 9)
+    assert engine.compress_batch([], 4) == [] == engine.decompress_batch([])
+
+
+def test_the_check_fails_only_those_that_differ(
+    base: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = LatentCoder.encode
+
+    def tampering(self, y, z):  # type: ignore[no-untyped-def]
+        coded = encode(self, y, z)
+        coded.y_hat[1, 0, 0, 0] += 1
+        return coded
+
+    monkeypatch.setattr(LatentCoder, "encode", tampering)
+    made = Engine((base,)).compress_batch([Picture(photo_like(40, 64, i)) for i in range(3)], 4)
+    assert [type(m) for m in made] == [Compressed, SelfTestFailed, Compressed]
+
+
+def test_groups_tell_what_may_share_a_batch(engine: Engine) -> None:
+    group = engine.picture_group((64, 40), 4)
+    assert group is not None and group.batch is not None
+    assert group == engine.picture_group((60, 33), 4), "they pad to one size"
+    assert group != engine.picture_group((64, 49), 4)
+    other = engine.picture_group((64, 40), 4.5)
+    assert other is not None and group.weights != other.weights
+    huge = engine.picture_group((1025, 40), 4)
+    assert huge is not None and huge.batch is None, "several tiles: memory for one at a time"
+    unknown = engine.picture_group(None, 4)
+    assert unknown is not None and unknown.batch is None
+    assert engine.picture_group((64, 40), 8) is None, "there is no such rate"
+    assert engine.picture_group((64, 40), 4, "ms-ssim") is None, "nor such a ladder"
+    data = engine.compress(Picture(photo_like(40, 64)), 4).data
+    stream, part = engine.stream_group(data, whole=True), engine.stream_group(data, whole=False)
+    assert stream is not None and part is not None
+    assert stream.weights == group.weights == part.weights, "one merge serves both ways"
+    assert stream.batch != group.batch and part.batch is None
+    assert engine.stream_group(b"RKP", whole=True) is None
+
+
+def test_warm_merges_every_whole_rate_once_and_stops_where_the_cache_ends(
+    base: LoadedModel,
+) -> None:
+    engine = Engine((base,))
+    assert engine.warm() == 3
+    size = engine._weights.size_bytes
+    for rate in (3, 5, 6):
+        assert engine.compress(Picture(photo_like(9, 9)), rate).timings.swap_s < 0.005
+    assert engine._weights.size_bytes == size
+    assert Engine((base,), cache_bytes=size // 3).warm() == 1
+    assert Engine((base,), cache_bytes=0).warm() == 0

@@ -1,0 +1,147 @@
+"""g_s through ONNX Runtime gives the pixels of torch and numpy, for every size and any weights."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from small_ladder import with_rates
+
+from service.codec.sizes import Sizes
+from service.engine.engine import Engine, load_models
+from service.engine.light import load_light
+from service.engine.onnx_graph import synthesis_graph, weight_shapes
+from service.engine.synthesis_numpy import NumpySynthesis
+from service.engine.synthesis_onnx import OnnxSynthesis
+from service.errors import MissingExtra, StoreError
+from service.picture import Picture
+from service.store import StoredModel, load_store
+
+
+def latents(model: StoredModel, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Random y_hat that reach outside 0–255 here and there."""
+    rng = np.random.default_rng(seed)
+    golden = model.golden.y_hat.reshape(-1, model.sizes.M)
+    return golden[rng.integers(0, len(golden), (height, width))] + rng.integers(
+        -64, 65, (height, width, model.sizes.M), dtype=np.int16
+    )
+
+
+def off(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    assert one.shape == other.shape
+    return np.abs(one.astype(int) - other)
+
+
+@pytest.mark.parametrize("sizes", [Sizes(), Sizes(M=8, c8=12, nd8=2, nd16=0)])
+def test_the_graph_is_valid_onnx_without_a_single_weight_in_it(sizes: Sizes) -> None:
+    data = synthesis_graph(sizes)
+    model = onnx.load_from_string(data)
+    onnx.checker.check_model(_filled(model), full_check=True)
+    assert len(data) < 10_000
+    declared = {t.name: tuple(t.dims) for t in model.graph.initializer if t.external_data}
+    assert declared == weight_shapes(sizes)
+
+
+def _filled(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with zeros as its weights: the checker wants external data as files."""
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    for tensor in out.graph.initializer:
+        if tensor.external_data:
+            zeros = onnx.numpy_helper.from_array(np.zeros(tensor.dims, np.float32), tensor.name)
+            tensor.CopyFrom(zeros)
+    return out
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1), (3, 2), (9, 13)])
+def test_pixels_are_those_of_numpy_and_torch_at_every_size(
+    small_model: StoredModel, shape: tuple[int, int]
+) -> None:
+    y_hat = latents(small_model, *shape)
+    found = OnnxSynthesis(small_model).synthesise(y_hat)
+    assert found.dtype == np.uint8 and found.std() > 1
+    for witness in (
+        NumpySynthesis(small_model),
+        load_models((small_model,), "cpu", torch.float32)[0].synthesis,
+    ):
+        assert off(found, witness.synthesise(y_hat)).max() <= 1
+
+
+def test_the_shipped_backbone_has_the_same_pixels_too() -> None:
+    (model,) = load_store()
+    y_hat = latents(model, 7, 10)
+    found = OnnxSynthesis(model, threads=1).synthesise(y_hat)
+    assert (found == 0).any() and (found == 255).any(), "this test sees saturation"
+    difference = off(found, NumpySynthesis(model).synthesise(y_hat))
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+def test_streams_of_every_rate_decode_to_torchs_pixels(
+    small_model: StoredModel, photo: Picture
+) -> None:
+    ladder = with_rates(small_model, (3, 5, 6))
+    full = Engine(load_models((ladder,), "cpu", torch.float32))
+    light = Engine(load_light((ladder,)))
+    pictures = []
+    for rate in (3, 3.5, 4, 4.0625, 5, 5.75, 6):
+        data = full.compress(photo, rate).data
+        pictures.append(light.decompress(data).picture.rgb)
+        difference = off(pictures[-1], full.decompress(data).picture.rgb)
+        assert difference.max() <= 1 and (difference > 0).mean() < 1e-2
+    assert len({p.tobytes() for p in pictures}) == len(pictures)
+
+
+def test_other_weights_of_g_s_need_a_new_session_and_nothing_else(
+    small_model: StoredModel,
+) -> None:
+    """What a rate and an image's update do; the first session keeps its own weights."""
+    y_hat = latents(small_model, 4, 4)
+    first = OnnxSynthesis(small_model)
+    before = first.synthesise(y_hat)
+    changed = {
+        n: (t.astype(np.float32) * 1.05 if n.startswith("g_s.2.") else t)
+        for n, t in small_model.transforms.items()
+        if n.startswith("g_s.")
+    }
+    other = replace(small_model, transforms=changed)
+    after = OnnxSynthesis(other).synthesise(y_hat)
+    assert off(after, NumpySynthesis(other).synthesise(y_hat)).max() <= 1
+    assert off(after, before).max() > 3
+    assert np.array_equal(first.synthesise(y_hat), before)
+
+
+def test_threads_share_a_session(small_model: StoredModel) -> None:
+    synthesis = OnnxSynthesis(small_model)
+    inputs = [latents(small_model, 3 + i % 3, 5, i) for i in range(12)]
+    alone = [synthesis.synthesise(y) for y in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(synthesis.synthesise, inputs))
+    assert all(map(np.array_equal, alone, together))
+
+
+@pytest.mark.parametrize("wrong", ["missing", "unknown", "shape"])
+def test_tensors_that_do_not_fit_are_refused_by_name(
+    small_model: StoredModel, wrong: str
+) -> None:
+    tensors = dict(small_model.transforms)
+    name = "g_s.1.pw1.weight"
+    if wrong == "missing":
+        del tensors[name]
+    elif wrong == "unknown":
+        name = "g_s.9.pw1.weight"
+        tensors[name] = np.zeros((2, 2), np.float32)
+    else:
+        tensors[name] = tensors[name].reshape(2, -1)
+    with pytest.raises(StoreError, match=name):
+        OnnxSynthesis(replace(small_model, transforms=tensors))
+
+
+def test_the_light_decoder_says_what_compressing_needs(
+    small_model: StoredModel, photo: Picture
+) -> None:
+    with pytest.raises(MissingExtra, match=r"rankpress\[server\]"):
+        Engine(load_light((small_model,))).compress(photo, 4)

@@ -1,0 +1,28 @@
+"""The main function of a worker process with the fake adapter."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import dbos  # noqa: F401  (the fork server imports it once for all workers)
+
+from jobs.fake_adapter import FakeAdapter
+from service.api.logs import configure_logs
+from service.jobs import heartbeat, worker
+from service.settings import Settings
+
+
+def main(folder: Path, settings: Settings, hasty: bool, options: dict[str, Any]) -> None:
+    """Work until killed or stopped; what is written to standard error goes to a file."""
+    errors = os.open(folder / "worker.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(errors, 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    if hasty:  # a minute is long for a test
+        heartbeat.BEAT_S, heartbeat.LOST_S = 0.2, 1.0
+    worker.NICENESS = 1  # else a busy machine's tests wait for ever
+    worker.POLL_S = 0.1
+    configure_logs(settings)
+    worker.run_worker(lambda: FakeAdapter(folder, **options), settings)

@@ -1,0 +1,70 @@
+"""What is in the database, and where it is."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from jobs.conftest import MakePlace
+from jobs.machines import Place, png
+from service.errors import BadParameter, JobsUnavailable
+from service.jobs.database import database_url, prepare
+from service.jobs.jobs import open_jobs
+from service.settings import Settings
+
+
+@pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
+def test_the_file_keeps_json_and_no_pickles_and_writes_ahead(make_place: MakePlace) -> None:
+    place = make_place()
+    job = place.submit(effort=0)
+    failing = place.submit(png(1), effort=1)
+    place.worker(poison="raise", steps=5)
+    place.wait(job.id, lambda job: job.state == "succeeded")
+    place.jobs.cancel(failing.id)
+    with sqlite3.connect(place.folder / "state" / "jobs.sqlite") as file:
+        assert file.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        kinds = set()
+        for table in ("workflow_status", "operation_outputs"):
+            kinds |= set(file.execute(f"SELECT DISTINCT serialization FROM {table}"))
+        assert kinds == {("portable_json",)}
+        (inputs,) = file.execute(
+            "SELECT inputs FROM workflow_input WHERE workflow_uuid = ?", (job.id,)
+        ).fetchone()
+        assert len(inputs) < 400 and inputs.startswith('{"namedArgs"')
+        (priority,) = file.execute("SELECT min(priority) FROM workflow_status").fetchone()
+        assert priority == 5
+    mode = (place.folder / "state").stat().st_mode
+    assert mode & 0o077 == 0
+
+
+def test_urls_are_checked_and_get_a_time_limit(tmp_path: Path) -> None:
+    url = database_url(Settings(jobs_url="postgres://u:p@host/db?sslmode=require"))
+    assert url == "postgresql://u:p@host/db?sslmode=require&connect_timeout=10"
+    assert database_url(Settings(state=tmp_path)) == f"sqlite:///{tmp_path}/jobs.sqlite"
+    with pytest.raises(BadParameter):
+        database_url(Settings(jobs_url="mysql://host/db"))
+
+
+def test_a_password_is_neither_shown_nor_told(tmp_path: Path) -> None:
+    settings = Settings(state=tmp_path, jobs_url="postgresql://u:hunter2@127.0.0.1:1/db")
+    assert "hunter2" not in repr(settings)
+    with pytest.raises(JobsUnavailable) as told:
+        prepare(settings)
+    assert "hunter2" not in str(told.value)
+
+
+def test_a_lost_database_is_reported_and_comes_back(place: Place) -> None:
+    if place.server is None:
+        pytest.skip("a file does not go away")
+    job = place.submit()
+    place.server.stop()
+    try:
+        with pytest.raises(JobsUnavailable):
+            place.jobs.get(job.id)
+        with pytest.raises(JobsUnavailable):
+            open_jobs(place.settings, place.url)
+    finally:
+        place.server.start()
+    assert place.jobs.get(job.id).id == job.id

@@ -1,0 +1,302 @@
+"""Jobs over HTTP, on a real port, with the fake adapter in a worker process."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from api.fake_codec import FakeCodec
+
+from jobs.conftest import MakePlace
+from jobs.fake_adapter import expected_result
+from jobs.machines import Place, picture, png
+from service.api.server import Server
+from service.jobs import jobs as jobs_module
+
+pytestmark = pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
+
+
+@contextmanager
+def served(place: Place, codec: FakeCodec | None = None) -> Iterator[httpx.Client]:
+    """A client of a server on the place's settings."""
+    codec = codec or FakeCodec()
+    server = Server(codec, place.settings)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            while client.get("/readyz").status_code != 200:
+                time.sleep(0.01)
+            yield client
+    finally:
+        codec.gate.set()
+        server.should_exit = True
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def place(make_place: MakePlace) -> Place:
+    return make_place(port=0, drain_s=2.0)
+
+
+def problem(answer: httpx.Response) -> str:
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == answer.status_code
+    return str(answer.json()["type"]).rpartition(":")[2]
+
+
+def events(client: httpx.Client, path: str, last_id: str | None = None) -> list[dict[str, Any]]:
+    """All events until the server ends the stream: id, event and data."""
+    headers = {} if last_id is None else {"Last-Event-ID": last_id}
+    with client.stream("GET", path, headers=headers) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        blocks = "".join(answer.iter_text()).split("\n\n")
+    found = [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
+    return [event | {"data": json.loads(event["data"])} for event in found if "data" in event]
+
+
+def test_a_picture_is_posted_watched_and_fetched(place: Place) -> None:
+    with served(place) as client:
+        posted = client.post("/adapt?rate=4&effort=2", content=png())
+        assert posted.status_code == 202 and posted.headers["retry-after"] == "1"
+        job = posted.json()
+        path = posted.headers["location"]
+        assert path == f"/jobs/{job['id']}" == job["links"]["self"]
+        assert (job["status"], job["rate"], job["effort"], job["priority"]) == ("queued", 4, 2, 5)
+        assert (job["width"], job["height"], job["step"], job["bpp"]) == (20, 12, None, None)
+        for part in ("stream", "result"):
+            early = client.get(f"{path}/{part}")
+            assert (early.status_code, problem(early)) == (409, "job-unfinished")
+            assert early.headers["retry-after"] == "1"
+        place.worker()
+        seen = events(client, f"{path}/events")
+        steps = [event["data"]["step"] for event in seen if event["data"]["step"] is not None]
+        assert steps == sorted(steps) and steps[-1] == 40 and len(steps) > 4
+        assert [event.get("event") for event in seen] == [None] * (len(seen) - 1) + ["end"]
+        last = seen[-1]["data"]
+        assert last == client.get(path).json()
+        assert (last["status"], last["phase"], last["total"]) == ("succeeded", "done", 40)
+        assert last["bytes"] < last["first_bytes"] and last["bpp"] < last["first_bpp"]
+        assert last["psnr_db"] > last["first_psnr_db"] == 30
+        result = client.get(last["links"]["result"])
+        assert result.content == expected_result(picture(png()), 4.0, 2)
+        assert result.headers["content-type"] == "application/vnd.rankpress"
+        assert result.headers["x-rankpress-step"] == "40"
+        assert client.get(last["links"]["stream"]).content == result.content
+        ended = client.delete(path)
+        assert (ended.status_code, problem(ended)) == (409, "job-ended")
+
+
+def test_events_go_on_where_a_client_was_cut_off(place: Place) -> None:
+    with served(place) as client:
+        path = client.post("/adapt?effort=2", content=png()).headers["location"]
+        place.worker()
+        all_events = events(client, f"{path}/events")
+        cut = next(n for n, event in enumerate(all_events) if event["id"].startswith("4."))
+        again = events(client, f"{path}/events", all_events[cut]["id"])
+        assert again == all_events[cut + 1 :]
+        done = client.get(f"{path}/events", headers={"Last-Event-ID": all_events[-1]["id"]})
+        assert (done.status_code, done.content) == (204, b"")
+        for nonsense in ("x", "99999999.running", "4", "-1.running"):
+            assert events(client, f"{path}/events", nonsense)[-1] == all_events[-1]
+
+
+def test_a_job_is_cancelled_and_posted_again(place: Place) -> None:
+    with served(place) as client:
+        path = client.post("/adapt?effort=4&priority=1", content=png()).headers["location"]
+        place.worker()
+        place.wait(path[6:], lambda job: job.steps >= 2)
+        best = client.get(f"{path}/stream")
+        assert best.status_code == 200 and int(best.headers["x-rankpress-step"]) > 0
+        cancelled = client.delete(path)
+        assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+        assert client.delete(path).json()["status"] == "cancelled"
+        assert client.get(f"{path}/stream").status_code == 200
+        refused = client.get(f"{path}/result")
+        assert (refused.status_code, problem(refused)) == (409, "job-ended")
+        assert events(client, f"{path}/events")[-1]["data"]["status"] == "cancelled"
+        again = client.post("/adapt?effort=4", content=png())
+        assert again.json()["status"] in ("queued", "running")
+        assert (again.headers["location"], again.json()["priority"]) == (path, 1)
+
+
+def test_the_same_post_is_the_same_job_and_runs_once(place: Place) -> None:
+    with served(place) as client, ThreadPoolExecutor(6) as pool:
+        posts = list(pool.map(lambda _: client.post("/adapt", content=png()), range(6)))
+        assert {post.status_code for post in posts} == {202}
+        (path,) = {post.headers["location"] for post in posts}
+        others = [
+            client.post("/adapt", content=png(1)),
+            client.post("/adapt?rate=2", content=png()),
+            client.post("/adapt?effort=1", content=png()),
+        ]
+        assert len({path, *(other.headers["location"] for other in others)}) == 4
+        form = client.post("/adapt", files={"file": png()})
+        assert form.headers["location"] == path
+        place.worker(steps=1)
+        for one in (path, *(other.headers["location"] for other in others)):
+            place.wait(one[6:], lambda job: job.state == "succeeded")
+        assert len([line for line in place.log() if line.endswith(" new")]) == 4
+        assert client.post("/adapt", content=png()).json()["status"] == "succeeded"
+
+
+def test_what_is_no_picture_is_refused_at_once(make_place: MakePlace) -> None:
+    place = make_place(port=0, max_pixels=239, max_body_bytes=5000, max_waiting_bytes=5000)
+    cut = png(3, 10, 10)[:-40]
+    with served(place) as client:
+        for body, query, status, slug in (
+            (b"no image", "", 415, "bad-image"),
+            (cut, "", 415, "bad-image"),
+            (png(), "", 422, "too-many-pixels"),
+            (bytes(5001), "", 413, "too-many-bytes"),
+            (png(0, 10, 10), "?rate=3", 422, "rate-unavailable"),
+            (png(0, 10, 10), "?rate=9", 422, "bad-parameter"),
+            (png(0, 10, 10), "?effort=5", 422, "bad-parameter"),
+            (png(0, 10, 10), "?priority=0", 422, "bad-parameter"),
+            (png(0, 10, 10), "?target_bpp=1", 422, "bad-parameter"),
+        ):
+            answer = client.post(f"/adapt{query}", content=body)
+            assert (answer.status_code, problem(answer)) == (status, slug), query
+        assert place.jobs.recent() == []
+        assert not list(place.jobs._objects.list("jobs"))
+
+
+def test_a_full_queue_refuses_new_jobs_only(make_place: MakePlace) -> None:
+    place = make_place(port=0, max_jobs_waiting=2)
+    with served(place) as client:
+        first = client.post("/adapt", content=png(0))
+        client.post("/adapt", content=png(1))
+        full = client.post("/adapt", content=png(2))
+        assert (full.status_code, problem(full)) == (503, "saturated")
+        assert int(full.headers["retry-after"]) > 0
+        assert client.post("/adapt", content=png(0)).json()["id"] == first.json()["id"]
+        assert client.post("/compress", content=png()).status_code == 200
+        client.delete(first.headers["location"])
+        assert client.post("/adapt", content=png(2)).status_code == 202
+
+
+@pytest.mark.parametrize("path", ["/jobs/" + "0" * 32, "/jobs/x", "/jobs/..%2fx"])
+def test_an_unknown_job_is_404(place: Place, path: str) -> None:
+    with served(place) as client:
+        for answer in (client.get(path), client.delete(path), client.get(f"{path}/result")):
+            assert answer.status_code == 404
+        assert problem(client.get("/jobs/" + "0" * 32 + "/events")) == "unknown-job"
+        assert problem(client.get("/jobs/" + "0" * 32 + "?x=1")) == "bad-parameter"
+
+
+def test_an_expired_result_is_410(make_place: MakePlace) -> None:
+    place = make_place(port=0)
+    job = place.submit(effort=0)
+    place.worker()
+    place.wait(job.id, lambda job: job.state == "succeeded")
+    place.settings = place.settings.model_copy(update={"result_ttl_s": 0.1})
+    time.sleep(0.2)
+    path = f"/jobs/{job.id}"
+    with served(place) as client:
+        for part in ("", "/result", "/stream", "/events"):
+            gone = client.get(path + part)
+            assert (gone.status_code, problem(gone)) == (410, "expired-job")
+
+
+def test_where_jobs_are_off_the_problem_says_so(make_place: MakePlace) -> None:
+    place = make_place(port=0, jobs=False)
+    with served(place) as client:
+        for answer in (client.post("/adapt", content=png()), client.get("/jobs/" + "0" * 32)):
+            assert (answer.status_code, problem(answer)) == (404, "jobs-off")
+        assert client.post("/compress", content=png()).status_code == 200
+
+
+def test_a_database_that_fails_leaves_compress_alone(make_place: MakePlace) -> None:
+    place = make_place(port=0)
+    state = place.folder / "file"
+    state.write_bytes(b"")
+    place.settings = place.settings.model_copy(update={"state": state / "below"})
+    with served(place) as client:
+        for answer in (client.post("/adapt", content=png()), client.get("/jobs/" + "0" * 32)):
+            assert (answer.status_code, problem(answer)) == (503, "jobs-unavailable")
+            assert "retry-after" in answer.headers
+        assert client.post("/compress", content=png()).status_code == 200
+        assert "rankpress_jobs_queued NaN" in client.get("/metrics").text
+
+
+def test_a_slow_database_holds_up_nobody_else(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go = threading.Event(), threading.Event()
+
+    def slow(_jobs: object, _job_id: str) -> None:
+        asked.set()
+        go.wait(60)
+
+    monkeypatch.setattr(jobs_module.Jobs, "get", slow)
+    with served(place) as client, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.get, "/jobs/" + "0" * 32)
+        assert asked.wait(60)
+        assert client.get("/livez").status_code == 200
+        assert client.post("/compress", content=png()).status_code == 200
+        assert not waiting.done()
+        go.set()
+        wait([waiting])
+
+
+def test_metrics_count_jobs_and_time_their_steps(place: Place) -> None:
+    with served(place) as client:
+        path = client.post("/adapt?effort=1", content=png()).headers["location"]
+        client.post("/adapt?effort=1", content=png(1))
+        page = client.get("/metrics").text
+        assert "rankpress_jobs_queued 2.0" in page and "rankpress_jobs_running 0.0" in page
+        client.delete(path)
+        place.worker()
+        place.wait(path[6:], lambda job: job.state == "cancelled")
+        (other,) = place.jobs.active()
+        done = place.wait(other.id, lambda job: job.state == "succeeded")
+        for _ in range(2):  # nothing is counted twice
+            page = client.get("/metrics").text
+            assert "rankpress_jobs_queued 0.0" in page
+            assert 'rankpress_jobs_ended_total{state="succeeded"} 1.0' in page
+            assert 'rankpress_jobs_ended_total{state="cancelled"} 1.0' in page
+            assert f"rankpress_job_step_seconds_count {done.steps:.1f}" in page
+
+
+def test_event_streams_end_when_the_server_does(place: Place) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with served(place) as client:
+            path = client.post("/adapt", content=png()).headers["location"]
+            watcher = httpx.Client(base_url=client.base_url, timeout=60)
+            watching = pool.submit(events, watcher, f"{path}/events")
+            time.sleep(0.5)
+            assert not watching.done()
+        watching.result(60)
+        watcher.close()
+    assert [event["data"]["status"] for event in watching.result(60)] == ["queued"]
+
+
+def test_every_job_endpoint_is_in_openapi(place: Place) -> None:
+    with served(place) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+    ours = [path for path in paths if path == "/adapt" or path.startswith("/jobs")]
+    found = {(path, method) for path in ours for method in paths[path]}
+    job = "/jobs/{job_id}"
+    assert found == {
+        ("/adapt", "post"),
+        (job, "get"),
+        (job, "delete"),
+        (f"{job}/events", "get"),
+        (f"{job}/stream", "get"),
+        (f"{job}/result", "get"),
+    }
+    posted = paths["/adapt"]["post"]["responses"]
+    assert {"202", "404", "413", "415", "422", "503"} <= posted.keys()
+    assert {"404", "409", "410"} <= paths[f"{job}/result"]["get"]["responses"].keys()

@@ -1,0 +1,277 @@
+"""Pillow opens and saves streams as it does any format, and refuses them as it does any format."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rankpress_pillow
+from conftest import Small
+from image_files import profile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from service.codec import container
+from service.engine.engine import Engine
+from service.picture import Picture
+from service.train.publish import write_model
+
+REPO = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_store(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Iterator[None]:
+    """Streams of the small model, on both ways through the plugin."""
+    folder = tmp_path_factory.mktemp("store")
+    write_model(folder / "small", small.stored, small.base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANKPRESS_STORE", str(folder))
+        forget()
+        yield
+    forget()
+
+
+def forget() -> None:
+    rankpress_pillow._decoder.cache_clear()
+    rankpress_pillow._encoder.cache_clear()
+
+
+def saved(image: Image.Image, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format="RKP", **options)
+    return out.getvalue()
+
+
+def test_a_picture_survives_a_file(tmp_path: Path, engine: Engine, photo: Picture) -> None:
+    path = tmp_path / "photo.rkp"
+    Image.fromarray(photo.rgb).save(path, rate=4)
+    data = path.read_bytes()
+    with Image.open(path) as image:
+        assert (image.format, image.mode, image.size) == ("RKP", "RGB", (106, 75))
+        assert image.get_format_mimetype() == "application/vnd.rankpress"
+        assert (image.info["rate"], image.info["tune"]) == (4, "psnr")
+        assert len(bytes.fromhex(image.info["model"])) == 4
+        found = np.asarray(image).astype(int)
+    assert np.abs(found - engine.decompress(data).picture.rgb).max() <= 1
+
+
+def test_opening_reads_and_only_loading_decodes(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, photo: Picture
+) -> None:
+    data = engine.compress(photo, 4).data
+    calls: list[int] = []
+    decoder = rankpress_pillow._decoder()
+
+    def counted(data: bytes) -> object:
+        calls.append(len(data))
+        return decoder.decompress(data)
+
+    monkeypatch.setattr(
+        rankpress_pillow, "_decoder", lambda: type("Spy", (), {"decompress": staticmethod(counted)})
+    )
+    image = Image.open(io.BytesIO(data))
+    assert image.size == (106, 75) and calls == []
+    image.load()
+    image.load()
+    assert image.copy().resize((10, 10)).size == (10, 10)
+    assert calls == [len(data)]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_grey_stays_grey_and_alpha_is_exact(mode: str, engine: Engine, photo: Picture) -> None:
+    samples = np.dstack([photo.rgb, photo.rgb[..., 1]])
+    source = Image.fromarray(samples).convert(mode)
+    data = saved(source)
+    expected = engine.decompress(data).picture
+    assert expected.grey == (mode in ("L", "LA"))
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == mode
+        colours = np.asarray(image.convert("RGB")).astype(int)
+        assert np.abs(colours - expected.rgb).max() <= 1
+        if mode.endswith("A"):
+            assert image.getchannel("A").tobytes() == source.getchannel("A").tobytes()
+
+
+def test_an_opaque_alpha_channel_and_palettes_are_saved_as_what_they_show(photo: Picture) -> None:
+    opaque = Image.fromarray(photo.rgb).convert("RGBA")
+    with Image.open(io.BytesIO(saved(opaque))) as image:
+        assert image.mode == "RGB"
+    palette = Image.fromarray(photo.rgb).quantize(8)
+    with Image.open(io.BytesIO(saved(palette))) as image:
+        assert image.mode == "RGB"
+    palette.info["transparency"] = 0
+    with Image.open(io.BytesIO(saved(palette))) as image:
+        assert image.mode == "RGBA" and 0 in image.getchannel("A").getextrema()
+    bilevel = Image.new("1", (9, 5), 1)
+    with Image.open(io.BytesIO(saved(bilevel))) as image:
+        assert image.mode == "L" and image.size == (9, 5)
+
+
+def test_profile_and_exif_come_back_as_they_were(photo: Picture) -> None:
+    source = Image.fromarray(photo.rgb)
+    tags = Image.Exif()
+    tags[ExifTags.Base.Artist] = "A. Person"
+    tags[ExifTags.Base.Orientation] = 6
+    icc = profile()
+    with Image.open(io.BytesIO(saved(source, exif=tags, icc_profile=icc))) as image:
+        assert image.info["icc_profile"] == icc
+        assert image.getexif()[ExifTags.Base.Artist] == "A. Person"
+        assert image.getexif()[ExifTags.Base.Orientation] == 6
+        again = saved(image)
+    with Image.open(io.BytesIO(again)) as image:
+        assert image.info["icc_profile"] == icc, "a profile is kept, as Pillow's formats keep it"
+        assert "exif" not in image.info, "Exif is saved on request, as in Pillow's formats"
+    assert "icc_profile" not in Image.open(io.BytesIO(saved(image, icc_profile=None))).info
+
+
+def test_a_target_takes_the_place_of_a_rate(photo: Picture) -> None:
+    source = Image.fromarray(photo.rgb)
+    size = len(saved(source))
+    assert len(saved(source, max_bytes=size)) <= size
+    with pytest.raises(ValueError, match="rate and max_bytes"):
+        saved(source, rate=4, max_bytes=size)
+    with pytest.raises(ValueError, match="1 to 8"):
+        saved(source, rate=9)
+    with pytest.raises(ValueError, match="no tune 'vmaf'"):
+        saved(source, tune="vmaf")
+    with pytest.raises(ValueError, match="positive"):
+        saved(source, target_psnr=-1)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "F", "I", "I;16", "YCbCr", "HSV"])
+def test_modes_without_a_place_in_a_stream_are_refused(mode: str) -> None:
+    with pytest.raises(OSError, match="cannot write mode"):
+        saved(Image.new(mode, (8, 8)))
+
+
+def test_a_file_that_could_not_be_saved_is_not_left_behind(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="cannot write mode"):
+        Image.new("F", (8, 8)).save(tmp_path / "x.rkp")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_prefix_and_every_flipped_byte_is_refused_or_right_sized(
+    engine: Engine, photo: Picture
+) -> None:
+    data = engine.compress(Picture(photo.rgb, photo.rgb[..., 0]), 4).data
+    places = [*range(40), *range(40, len(data), max(1, len(data) // 60))]
+    for at in places:
+        with pytest.raises(UnidentifiedImageError):
+            Image.open(io.BytesIO(data[:at]))
+        damaged = bytearray(data)
+        damaged[at] ^= 0x55
+        with pytest.raises((UnidentifiedImageError, OSError, Image.DecompressionBombError)):
+            Image.open(io.BytesIO(bytes(damaged))).load()
+
+
+def resealed(data: bytes, change: Callable[[container.Stream], container.Stream]) -> bytes:
+    """A stream whose checksum is right although its content was changed."""
+    return container.write_stream(change(container.read_stream(data)))
+
+
+def test_damage_under_a_right_checksum_fails_when_it_is_loaded(
+    engine: Engine, photo: Picture
+) -> None:
+    data = engine.compress(photo, 4).data
+    cut = resealed(data, lambda s: replace(s, tiles=(s.tiles[0][:-8],)))
+    image = Image.open(io.BytesIO(cut))
+    assert image.size == (106, 75)
+    with pytest.raises(OSError, match="coded tile|zero word"):
+        image.load()
+    other = resealed(data, lambda s: replace(s, header=replace(s.header, model=b"none")))
+    with pytest.raises(OSError, match="needs weights 6e6f6e65"):
+        Image.open(io.BytesIO(other)).load()
+
+
+def test_a_newer_format_is_named_and_not_called_unidentified(
+    engine: Engine, photo: Picture
+) -> None:
+    data = bytearray(engine.compress(photo, 4).data)
+    data[3] = 9
+    with pytest.raises(OSError, match="format version 9") as caught:
+        Image.open(io.BytesIO(bytes(data)))
+    assert not isinstance(caught.value, UnidentifiedImageError)
+
+
+def test_a_bomb_is_refused_when_it_is_opened_by_pillows_own_limit(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, photo: Picture
+) -> None:
+    data = engine.compress(photo, 4).data
+
+    def enlarged(stream: container.Stream) -> container.Stream:
+        header = replace(stream.header, width=container.MAX_SIDE, height=container.MAX_SIDE)
+        return replace(stream, header=header, tiles=(b"",) * 65536)
+
+    bomb = resealed(data, enlarged)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(bomb))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 106 * 75 - 1)
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(io.BytesIO(data))
+
+
+def test_pillows_parser_and_lists_know_the_format(engine: Engine, photo: Picture) -> None:
+    assert Image.registered_extensions()[".rkp"] == "RKP"
+    data = engine.compress(photo, 4).data
+    parser = ImageFile.Parser()
+    parser.feed(data[:20])
+    parser.feed(data[20:])
+    assert parser.close().size == (106, 75)
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(data), formats=["PNG"])
+
+
+BASE_INSTALL = """
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "fastapi", "starlette"}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Without())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "torch" else find(name, *a)
+import rankpress_pillow
+from PIL import Image
+image = Image.open(sys.argv[1])
+heavy = {"onnxruntime", "constriction"} & set(sys.modules)
+print(image.size, sorted(heavy))
+image.load()
+print(image.mode)
+try:
+    image.save(sys.argv[2])
+except OSError as error:
+    print(error)
+"""
+
+
+def test_opening_needs_only_the_base_install_and_saving_says_what_it_needs(
+    tmp_path: Path, engine: Engine, photo: Picture
+) -> None:
+    source, target = tmp_path / "a.rkp", tmp_path / "b.rkp"
+    source.write_bytes(engine.compress(photo, 4).data)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", BASE_INSTALL, str(source), str(target)],
+        cwd=REPO,
+        env={"PYTHONPATH": "service/pillow:.", **_environment()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    opened, loaded, refused = done.stdout.splitlines()
+    assert (opened, loaded) == ("(106, 75) []", "RGB")
+    assert "torch" in refused and "rankpress[server]" in refused
+    assert not target.exists()
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

@@ -1,0 +1,103 @@
+"""From pictures to a model that compresses, by the commands of the README."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Small
+from small_model import SIZES, photo_like
+from test_cli import rankpress
+
+from service.codec.sizes import Sizes
+from service.engine.engine import open_engine
+from service.images import write_image
+from service.picture import Picture
+from service.train.export import Agreement
+from service.train.publish import write_model
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        data = write_image(Picture(photo_like(128, 192, i)), "png")
+        (folder / f"{i}.png").write_bytes(data)
+    return folder
+
+
+def test_from_pictures_to_checkpoint_to_a_model_that_compresses(
+    tmp_path: Path, pictures: Path, small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pieces from a stored model, the second with the decay, then an export beside it."""
+    # the small model's few bits a picture are mostly header: the limits are tested elsewhere
+    monkeypatch.setattr(Agreement, "check", lambda _: None)
+    store = tmp_path / "store"
+    write_model(store / "small", small.stored, small.base)
+    options = ["--run", str(tmp_path / "run"), "--device", "cpu", "--compile", "off"]
+    recipe = ["--from", str(store / "small"), "--batch", "1", "--crop", "64", "--tile", "64"]
+    first = rankpress("train", "base", str(pictures), *options, *recipe, "--minutes", "0.01")
+    assert first.exit_code == 0, first.output
+    assert "18 tiles of 64x64 from 3 pictures" in first.output
+    second = rankpress(
+        "train", "base", str(pictures), *options, "--tile", "64", "--minutes", "0.05",
+        "--decay", "0.03", "--measure", str(pictures),
+    )  # fmt: skip
+    assert second.exit_code == 0, second.output
+    assert "Mpixel/s" in second.output and "3 pictures, real rounding" in second.output
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(about["pieces"]) == 2 and about["recipe"]["batch"] == 1 and about["decay"]
+    where = ["--calibrate", str(pictures), "--measure", str(pictures)]
+    made = rankpress("train", "export", str(tmp_path / "run"), str(store / "new"), *where)
+    assert made.exit_code == 0, made.output
+    assert open_engine(store=store).models()[0].name == "new", "first by name"
+    assert rankpress("train", "default", str(store / "small")).exit_code == 0
+    assert open_engine(store=store).models()[0].name == "small"
+    training = dict(open_engine(store=store, model="new").models()[0].training)
+    assert training["steps"] == about["step"] and training["started_from"] == "small"
+    again = rankpress("train", "export", str(tmp_path / "run"), str(store / "new"), *where)
+    assert again.exit_code == 2 and "export under another name" in again.output
+
+
+def test_what_cannot_be_trained_is_said_in_a_line(tmp_path: Path, pictures: Path) -> None:
+    run = ["--run", str(tmp_path / "run"), "--minutes", "1", "--device", "cpu"]
+    for arguments, said in (
+        (["nowhere"], "nowhere is not a folder"),
+        ([str(pictures), "--size", "huge"], "expected light, base or a JSON file"),
+        ([str(pictures), "--tile", "500"], "no picture of at least 500x500"),
+        ([str(pictures), "--crop", "100", "--tile", "128"], "multiple of 64"),
+        ([str(pictures), "--tile", "64", "--crop", "64", "--from", "nowhere"], "no run, no model"),
+    ):
+        result = rankpress("train", "base", *arguments, *run)
+        assert result.exit_code == 2 and said in result.output, result.output
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+def test_a_training_step_is_measured(tmp_path: Path) -> None:
+    sizes = tmp_path / "sizes.json"
+    values = {f: getattr(SIZES, f) for f in Sizes.__dataclass_fields__}
+    sizes.write_text(json.dumps(values | {"c8": 192}))
+    record = tmp_path / "record.json"
+    result = rankpress(
+        "bench", "train", "--size", str(sizes), "--batch", "1", "--crop", "64", "--compile", "off",
+        "--seconds", "0.2", "--device", "cpu", "--record", str(record),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.output.splitlines()[-1])
+    assert told == json.loads(record.read_text())
+    assert told["pixels_per_s"] == pytest.approx(64 * 64 / told["step_ms"] * 1000)
+    macs = told["kmac_per_pixel"] * 1000
+    block = (6 * 192**2 + 9 * 192) / 64
+    # of this small model g_a's and g_s's block and outer layer at 1/8 are nearly all
+    assert macs == pytest.approx(2 * (block + 192 * 192 / 64), rel=0.15)
+
+
+def test_bench_alone_still_means_the_codec() -> None:
+    for arguments in ((), ("codec",)):
+        shown = rankpress("bench", *arguments, "--service", "--nonsense")
+        assert shown.exit_code == 2 and "--nonsense" in shown.output
+    assert "train" in rankpress("bench", "--help").output
+    assert "--seconds" in rankpress("bench", "train", "--help").output
