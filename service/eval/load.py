@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,8 @@ def throughput(rate: float, device: str, threads: int, store: Path | None) -> di
         decompress = Request("/decompress?format=png", stream)
         results: dict[str, Any] = {"width": SIZE[0], "height": SIZE[1]}
         for name, request in (("compress", compress), ("decompress", decompress)):
-            closed = [closed_loop(port, request, n, SECONDS) for n in CONCURRENCIES]
+            same = itertools.repeat(request)
+            closed = [closed_loop(port, same, clients, SECONDS) for clients in CONCURRENCIES]
             capacity = max(float(c["per_second"]) for c in closed)
             seconds = min(MAX_OVERLOAD_S, max(10.0, 2 * MAX_WAITING / capacity))
             results[name] = {
@@ -117,23 +118,21 @@ def fetch(port: int, request: Request) -> bytes:
     return body
 
 
-def closed_loop(port: int, request: Request, clients: int, seconds: float) -> dict[str, Any]:
-    """Clients that each send the next request when they have the last one's answer."""
-    return alternating(port, [request], clients, seconds)
-
-
-def alternating(
-    port: int, requests: Sequence[Request], clients: int, seconds: float
+def closed_loop(
+    port: int, requests: Iterator[Request], clients: int, seconds: float
 ) -> dict[str, Any]:
-    """The same, all clients taking the next of several requests in turn."""
+    """Clients that each send the next request when they have the last one's answer.
+
+    Args:
+        requests: without end; all clients take from it in turn.
+    """
     answers: list[Answer] = []
     deadline = time.monotonic() + seconds
-    turn = itertools.cycle(requests)
 
     def work() -> None:
         with closing(_Client(port)) as client:
             while time.monotonic() < deadline:
-                answers.append(client.send(next(turn)))
+                answers.append(client.send(next(requests)))
 
     begun = time.monotonic()
     threads = [threading.Thread(target=work) for _ in range(clients)]

@@ -2,20 +2,21 @@
 
 A load of mixed rates is compared with every rate alone: pictures take longer at high rates, so the
 fair measure of eight rates mixed is the throughput of a server that gives each rate, alone, as many
-requests. All loads take turns on one server, several times, and medians are over the turns.
+requests. All loads take turns on one server, several times, and means are over the turns.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from statistics import harmonic_mean, median
+from statistics import harmonic_mean
 from typing import Any, Final
 
 from service.engine.loading import load_models
-from service.eval.load import SIZE, Request, alternating, closed_loop, fetch, server
+from service.eval.load import SIZE, Request, closed_loop, fetch, server
 from service.eval.machine import this_machine
 from service.eval.memory import as_png
 from service.eval.pictures import generate
@@ -60,26 +61,31 @@ def changing_rates(
 def mixed_load(
     rates: list[float], device: str, threads: int, store: Path | None
 ) -> dict[str, Any]:
-    """Compress requests a second over loopback: each rate alone, and all in turn."""
+    """Compress requests a second over loopback: each rate alone, and all in turn.
+
+    A spell of the mixed load follows every spell of one rate, so that both see the machine in the
+    same state; a machine that others share may change by a fifth within a minute.
+    """
     png = as_png(generate(*SIZE).rgb)
-    requests = [Request(f"/compress?rate={rate:g}", png) for rate in rates]
-    found: dict[str, list[float]] = defaultdict(list)
+    requests = {f"{rate:g}": Request(f"/compress?rate={rate:g}", png) for rate in rates}
+    alone: dict[str, list[float]] = defaultdict(list)
+    mixed: list[float] = []
     failures = 0
     with server(device, threads, store) as port:
-        for request in requests:
+        for request in requests.values():
             fetch(port, request)
-        for _ in range(TURNS):
-            loads = [(f"{r:g}", q) for r, q in zip(rates, requests, strict=True)]
-            for name, request in loads:
-                result = closed_loop(port, request, CLIENTS, SECONDS)
-                found[name].append(result["per_second"])
+        turn = itertools.cycle(requests.values())
+        for name in [*requests] * TURNS:
+            for loads, found in ((itertools.repeat(requests[name]), alone[name]), (turn, mixed)):
+                result = closed_loop(port, loads, CLIENTS, SECONDS)
+                found.append(result["per_second"])
                 failures += result["answered_503"] + result["answered_otherwise"]
-            result = alternating(port, requests, CLIENTS, len(rates) * SECONDS)
-            found["mixed"].append(result["per_second"])
-            failures += result["answered_503"] + result["answered_otherwise"]
-    medians = {name: median(values) for name, values in found.items()}
-    mixed = medians.pop("mixed")
-    alone = harmonic_mean(medians.values())
-    return {"alone_per_second": medians, "each_alone_per_second": alone,
-            "mixed_per_second": mixed, "mixed_share": mixed / alone,
-            "failures": failures}  # fmt: skip
+    means = {name: harmonic_mean(values) for name, values in alone.items()}
+    each_alone, all_mixed = harmonic_mean(means.values()), harmonic_mean(mixed)
+    return {
+        "alone_per_second": means,
+        "each_alone_per_second": each_alone,
+        "mixed_per_second": all_mixed,
+        "mixed_share": all_mixed / each_alone,
+        "failures": failures,
+    }

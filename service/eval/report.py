@@ -137,7 +137,7 @@ def swap_table(result: Result) -> str:
             ["weights of a rate merged from the base", f"{_ms(swap['merged'])} ms"],
             ["a whole model read, checked and made resident", f"{_ms(swap['loaded'])} ms"],
         ]
-    return table([f"{_size(result)}, {result['clients']} clients", "median"], rows) + (
+    return table([f"{_size(result)}, {result['clients']} clients", "measured"], rows) + (
         f"\n\n{_machine(result)}"
     )
 
