@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
@@ -19,18 +17,27 @@ from typer.core import TyperGroup
 
 from service.cli_eval import register as register_eval
 from service.cli_jobs import register as register_jobs
-from service.cli_settings import settings_of as _settings
+from service.cli_open import open_codec, open_store
+from service.cli_options import (
+    CheckOption,
+    DeviceOption,
+    JsonOption,
+    MetadataOption,
+    ModelOption,
+    OverwriteOption,
+    StoreOption,
+)
+from service.cli_serve import register as register_serve
+from service.cli_settings import settings_of
 from service.cli_train import train_app
-from service.errors import BadParameter, MissingExtra, RankpressError
+from service.errors import BadParameter, RankpressError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from service.cli_batch import Made, Task
-    from service.engine.engine import Engine
-    from service.engine.types import Codec
+    from service.images import Metadata
     from service.picture import Picture
-    from service.settings import Settings
 
 Loaded = TypeVar("Loaded")
 
@@ -38,7 +45,6 @@ STREAM_SUFFIX: Final = ".rkp"
 IMAGE_SUFFIXES: Final = frozenset(
     ".avif .bmp .gif .jfif .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
-Device = Literal["auto", "cpu", "cuda"]
 Format = Literal["png", "webp", "jpeg", "avif"]
 FORMAT_OF_SUFFIX: Final[dict[str, Format]] = {
     ".png": "png",
@@ -54,17 +60,9 @@ SourcesArgument = Annotated[
 OutArgument = Annotated[
     str, typer.Argument(metavar="OUT", show_default=False, help="A file, a folder, or -.")
 ]
-StoreOption = Annotated[Path | None, typer.Option(help="Folder of models, if not the built-in.")]
-ModelOption = Annotated[str | None, typer.Option(help="Compress with this model of the store.")]
-DeviceOption = Annotated[Device | None, typer.Option(help="Where the networks run.")]
-CheckOption = Annotated[
-    bool | None, typer.Option("--check/--no-check", help="Decode each fresh stream and compare.")
-]
 TuneOption = Annotated[
     Literal["psnr", "ms-ssim"], typer.Option(help="What the rate was trained for.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", "-f", help="Replace files.")]
 
 
 class _Group(TyperGroup):
@@ -159,10 +157,7 @@ def compress(
         float | None, typer.Option(help="At least so many dB, in place of a rate.")
     ] = None,
     tune: TuneOption = "psnr",
-    metadata: Annotated[
-        Literal["none", "icc", "all"],
-        typer.Option(help="Keep the colour profile, that and Exif, or nothing."),
-    ] = "icc",
+    metadata: MetadataOption = "icc",
     store: StoreOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -172,16 +167,12 @@ def compress(
 ) -> None:
     """Compress pictures, and all pictures in folders, to .rkp streams."""
     from service.cli_batch import Made, check_output, plan, rate_or_target
-    from service.images import read_image
 
     check_output(out, json)
     wanted = rate_or_target(rate, target_bpp, max_bytes, target_psnr)
     tasks = plan(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
-    settings = _settings(store=store, model=model, device=device, check=check)
-    codec = _open(settings)
-
-    def load(data: bytes) -> Picture:
-        return read_image(data, max_pixels=settings.max_pixels, metadata=metadata)
+    settings = settings_of(store=store, model=model, device=device, check=check)
+    codec = open_codec(settings)
 
     def make(picture: Picture) -> Made:
         if isinstance(wanted, float):
@@ -190,7 +181,7 @@ def compress(
             c = codec.compress_to(picture, wanted, tune)
         return Made(c.data, c.width, c.height, c.rate, c.bpp, c.psnr_db, picture.notes)
 
-    _work(tasks, load, make, json=json, overwrite=overwrite)
+    _work(tasks, _reader(settings.max_pixels, metadata), make, json=json, overwrite=overwrite)
 
 
 @app.command()
@@ -228,7 +219,7 @@ def decompress(
     if quality is not None and chosen == "png":
         raise BadParameter("PNG is lossless: --quality is for webp, jpeg and avif")
     part = None if region is None else Region.parse(region)
-    codec = _open(_settings(store=store, device=device))
+    codec = open_codec(settings_of(store=store, device=device))
 
     def make(data: bytes) -> Made:
         decompressed = codec.decompress(data, part)
@@ -254,10 +245,7 @@ def adapt(
         float | None, typer.Option(min=1, help="End about then, picture by picture.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
-    metadata: Annotated[
-        Literal["none", "icc", "all"],
-        typer.Option(help="Keep the colour profile, that and Exif, or nothing."),
-    ] = "icc",
+    metadata: MetadataOption = "icc",
     store: StoreOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
@@ -266,21 +254,17 @@ def adapt(
     """Compress pictures with minutes of optimisation for each; any decoder reads the streams."""
     from service.cli_adapt import run_adaptation
     from service.cli_batch import check_output, plan
-    from service.images import read_image
 
     check_output(out, json)
     tasks = plan(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
-    settings = _settings(store=store, device=device)
-    codec = _open_engine(settings)
-
-    def load(data: bytes) -> Picture:
-        return read_image(data, max_pixels=settings.max_pixels, metadata=metadata)
+    settings = settings_of(store=store, device=device)
+    codec = open_store(settings)
 
     def make(picture: Picture) -> Made:
         begun = codec.adapt(picture, rate, effort=effort, seed=seed, max_seconds=max_seconds)
         return run_adaptation(begun, picture, rate, quiet=json or len(tasks) > 1)
 
-    _work(tasks, load, make, json=json, overwrite=overwrite)
+    _work(tasks, _reader(settings.max_pixels, metadata), make, json=json, overwrite=overwrite)
 
 
 @app.command()
@@ -314,111 +298,23 @@ def models(store: StoreOption = None, json: JsonOption = False) -> None:
     """List the models of the store and the rates they offer."""
     from service.cli_print import model_json, print_model
 
-    for model in _open(_settings(store=store, device="cpu", check=False)).models():
+    for model in open_codec(settings_of(store=store, device="cpu", check=False)).models():
         if json:
             typer.echo(model_json(model))
         else:
             print_model(model)
 
 
-@app.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
-    store: StoreOption = None,
-    model: ModelOption = None,
-    device: DeviceOption = None,
-    check: CheckOption = None,
-    workers: Annotated[int | None, typer.Option(help="Requests worked on at a time.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of a network call.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Pixels of the largest picture.")] = None,
-    decode_only: Annotated[
-        bool | None, typer.Option("--decode-only", help="Only decode, with the light decoder.")
-    ] = None,
-    objects_url: Annotated[
-        str | None, typer.Option("--objects", help="Folder or URL of stored streams.")
-    ] = None,
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"] | None, typer.Option(help="Least severe.")
-    ] = None,
-    log_format: Annotated[
-        Literal["json", "text"] | None, typer.Option(help="Of log lines, on stderr.")
-    ] = None,
-) -> None:
-    """Serve compress and decompress over HTTP; RANKPRESS_* variables set what is not given."""
-    settings = _settings(
-        host=host,
-        port=port,
-        store=store,
-        model=model,
-        device=device,
-        check=check,
-        workers=workers,
-        threads=threads,
-        max_pixels=max_pixels,
-        decode_only=decode_only,
-        objects_url=objects_url,
-        log_level=log_level,
-        log_format=log_format,
-    )
-    try:
-        from service.api.server import serve as run_server
-    except ModuleNotFoundError as error:
-        if (error.name or "service").startswith("service"):
-            raise
-        extra = "decode" if settings.decode_only else "server"
-        needs = f"serving needs {error.name}: pip install 'rankpress[{extra}]'"
-        raise MissingExtra(needs) from error
-    if not settings.decode_only and find_spec("torch") is None:
-        needs = "serving needs torch: pip install 'rankpress[server]', or serve --decode-only"
-        raise MissingExtra(needs)
-    # A thread that loads leaves an OpenMP team behind; with the worker's there would be more
-    # threads than cores, and all would wait slowly (186 ms a photo, not 146). This one ends first.
-    with ThreadPoolExecutor(1) as loader:
-        codec = loader.submit(_open_to_serve, settings).result()
-    run_server(codec, settings)
-
-
+register_serve(app)
 register_eval(app)
 register_jobs(app)
 
 
-def _open_to_serve(settings: Settings) -> Codec:
-    """Load the models for many requests."""
-    return _open(settings, max_batch=settings.max_batch, warm=settings.warm)
+def _reader(max_pixels: int, metadata: Metadata) -> Callable[[bytes], Picture]:
+    """What reads image files."""
+    from service.images import read_image
 
-
-def _open(settings: Settings, **serving: Any) -> Codec:
-    """Load the models: those of the store, or the one of CompressAI that is set."""
-    if settings.zoo is None:
-        return _open_engine(settings, **serving)
-    from service.engine.zoo import open_zoo
-
-    return open_zoo(
-        settings.zoo,
-        settings.zoo_adapters,
-        settings.machine_key,
-        settings.max_pixels,
-        settings.threads,
-    )
-
-
-def _open_engine(settings: Settings, **serving: Any) -> Engine:
-    """Load the models of the store."""
-    from service.engine.engine import open_engine
-
-    return open_engine(
-        store=settings.store,
-        device=settings.device,
-        check=settings.check,
-        max_pixels=settings.max_pixels,
-        threads=settings.threads,
-        cache_bytes=settings.cache_bytes,
-        adapters=settings.adapters,
-        decode_only=settings.decode_only,
-        model=settings.model,
-        **serving,
-    )
+    return lambda data: read_image(data, max_pixels=max_pixels, metadata=metadata)
 
 
 def _work(

@@ -8,20 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from service.cli_options import CompileOption, Device, StoreOption, ThreadsOption
 
 if TYPE_CHECKING:
     from service.eval.pictures import Named
     from service.eval.rows import Row
     from service.eval.run import Plan
 
-Device = Literal["auto", "cpu", "cuda"]
-StoreOption = Annotated[Path | None, typer.Option(help="Folder of models, if not the built-in.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where the networks run.")]
-ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
 RecordOption = Annotated[
     Path | None, typer.Option(help="Also write the results here, for README tables.")
 ]
@@ -217,10 +216,7 @@ def bench_train(
     ] = "light",
     batch: Annotated[int | None, typer.Option(min=1, help="Crops a step; 8, on CUDA 64.")] = None,
     crop: Annotated[int, typer.Option(min=64, help="Side of the crops in pixels.")] = 192,
-    compiled: Annotated[
-        Literal["auto", "off", "blocks", "whole"],
-        typer.Option("--compile", help="What torch.compile is given; auto: blocks, on CUDA whole."),
-    ] = "auto",
+    compiled: CompileOption = "auto",
     seconds: Annotated[float, typer.Option(min=0, help="To time steps for.")] = 15.0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,

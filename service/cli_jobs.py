@@ -17,19 +17,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from service.cli_open import open_store
+from service.cli_options import DeviceOption, JsonOption, StoreOption
 from service.cli_settings import settings_of
 from service.errors import MissingExtra
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from service.engine.types import Adapter
     from service.jobs.job import Job
     from service.jobs.jobs import Jobs
 
-Device = Literal["auto", "cpu", "cuda"]
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 StateOption = Annotated[
     Path | None, typer.Option(help="Folder of the jobs, if not the user's own.")
 ]
@@ -44,8 +43,8 @@ def register(app: typer.Typer) -> None:
 
 
 def worker(
-    store: Annotated[Path | None, typer.Option(help="Folder of models.")] = None,
-    device: Annotated[Device | None, typer.Option(help="Where the networks run.")] = None,
+    store: StoreOption = None,
+    device: DeviceOption = None,
     state: StateOption = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; 0 takes all cores.")] = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -59,21 +58,8 @@ def worker(
         from service.jobs.worker import run_worker
     configure_logs(settings)
 
-    def open_adapter() -> Adapter:
-        from service.engine.engine import open_engine
-
-        return open_engine(
-            store=settings.store,
-            device=settings.device,
-            check=settings.check,
-            max_pixels=settings.max_pixels,
-            threads=settings.job_threads,
-            cache_bytes=settings.cache_bytes,
-            adapters=settings.adapters,
-            model=settings.model,
-        )
-
-    run_worker(open_adapter, settings, parent)
+    own = settings.model_copy(update={"threads": settings.job_threads, "decode_only": False})
+    run_worker(lambda: open_store(own), settings, parent)
 
 
 @jobs_app.command("list")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from service.cli_options import CompileOption, Device, ThreadsOption
 from service.codec.sizes import Sizes
 from service.errors import BadParameter
 
@@ -27,11 +28,7 @@ DataArgument = Annotated[
 SizeOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="light, base, or a JSON file of sizes.")
 ]
-DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.")]
-CompileOption = Annotated[
-    Literal["auto", "off", "blocks", "whole"],
-    typer.Option("--compile", help="What torch.compile is given; auto: blocks, on CUDA whole."),
-]
+DeviceOption = Annotated[Device, typer.Option(help="Where to train.")]
 MeasureOption = Annotated[
     Path, typer.Option(help="Folder of pictures for the figures in the manifest.")
 ]
@@ -74,7 +71,7 @@ def base(
         typer.Option(help="Of Adam, in checkpoints; bfloat16 is smaller and resumes inexactly."),
     ] = "float32",
     checkpoint: Annotated[float, typer.Option(min=0.1, help="Minutes between two.")] = 5.0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads, 0 for all.")] = 0,
+    threads: ThreadsOption = 0,
 ) -> None:
     """Train a backbone for some minutes, or go on with one; `train export` makes it a model."""
     import torch
@@ -141,7 +138,7 @@ def rates(
         str | None, typer.Option(metavar="5,6", help="Train these rates, not all.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of crops and initial factors.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads, 0 for all.")] = 0,
+    threads: ThreadsOption = 0,
     device: DeviceOption = "auto",
     about: Annotated[str, typer.Option(help="What the manifest says of the data.")] = "",
 ) -> None:
@@ -178,7 +175,7 @@ def control(
     scratch: Annotated[Path, typer.Option(help="Where `train rates` left its checkpoints.")],
     steps: Annotated[int, typer.Option(min=1, help="As given to `train rates`.")] = 600,
     seed: Annotated[int, typer.Option(min=0, help="As given to `train rates`.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads, 0 for all.")] = 0,
+    threads: ThreadsOption = 0,
 ) -> None:
     """Fine-tune every weight for one rate and say how much better than its adapter that is."""
     import torch
@@ -205,7 +202,7 @@ def control(
 def measure(
     pictures: Annotated[Path, typer.Argument(help="Folder of pictures: Kodak.")],
     model: Annotated[Path, typer.Option(help="The model's folder in a store.")],
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads, 0 for all.")] = 0,
+    threads: ThreadsOption = 0,
 ) -> None:
     """Measure every rate of a model and replace the figures in its manifest."""
     import torch
@@ -229,7 +226,7 @@ def trials(
     scratch: Annotated[Path, typer.Option(help="Folder for checkpoints.")],
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps a trial.")] = 150,
     seed: Annotated[int, typer.Option(min=0, help="Of crops and initial factors.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads, 0 for all.")] = 0,
+    threads: ThreadsOption = 0,
 ) -> None:
     """Try ranks and placements of a rate's adapter, and record what they cost and gain."""
     from dataclasses import asdict

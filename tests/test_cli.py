@@ -369,7 +369,7 @@ def test_serving_decode_only_opens_the_light_decoder_and_needs_no_torch(
 ) -> None:
     served: list[Any] = []
     monkeypatch.setattr("service.api.server.serve", lambda _, s: served.append(s))
-    monkeypatch.setattr("service.cli.find_spec", lambda _: None)
+    monkeypatch.setattr("service.cli_serve.find_spec", lambda _: None)
     result = rankpress("serve")
     assert result.exit_code == 1
     assert result.stderr == (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from power_cut import PowerCut, cuts
 from torch import Tensor
 
 from service.errors import BadParameter
@@ -48,34 +48,6 @@ def test_an_older_state_is_replaced_and_its_shards_go(tmp_path: Path) -> None:
     write_state(tmp_path, tensors(2), {})
     assert same(read_tensors(tmp_path), tensors(2))
     assert len(list(tmp_path.glob("state-*"))) == 2 and (tmp_path / "tiles.safetensors").exists()
-
-
-class PowerCut(BaseException):
-    pass
-
-
-def cuts(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Makes the n-th change of a file fail, half written, for n = 0, 1, ... until none is left."""
-    real = {name: getattr(Path, name) for name in ("write_bytes", "replace", "unlink")}
-    for last in range(20):
-        left = [last]
-
-        def cut(name: str, left: list[int] = left) -> object:
-            def call(self: Path, *args: object, **options: object) -> object:
-                if left[0] == 0:
-                    if name == "write_bytes":
-                        real[name](self, args[0][: len(args[0]) // 2])  # type: ignore[index]
-                    raise PowerCut
-                left[0] -= 1
-                return real[name](self, *args, **options)
-
-            return call
-
-        for name in real:
-            monkeypatch.setattr(Path, name, cut(name))
-        yield last
-        if left[0] > 0:
-            return
 
 
 def test_a_write_that_is_cut_off_leaves_the_old_state_or_the_new(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Small
+from power_cut import PowerCut, cuts
 from small_ladder import RANKS, small_adapter, small_update, with_update
 from small_model import photo_like
 
@@ -256,34 +256,6 @@ def test_a_replaced_rate_leaves_no_file_behind(folder: Path, small_model: Stored
         f"rates/{p.name}" for p in (folder / "rates").iterdir()
     }
     assert now.file_bytes == sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
-
-
-class PowerCut(BaseException):
-    pass
-
-
-def cuts(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Makes the n-th change of a file fail, for n = 0, 1, ... until a run needs fewer."""
-    real = {name: getattr(Path, name) for name in ("write_bytes", "replace", "unlink")}
-    for last in range(20):
-        left = [last]
-
-        def cut(name: str, left: list[int] = left) -> object:
-            def call(self: Path, *args: object, **options: object) -> object:
-                if left[0] == 0:
-                    if name == "write_bytes":
-                        real[name](self, args[0][: len(args[0]) // 2])  # type: ignore[index]
-                    raise PowerCut
-                left[0] -= 1
-                return real[name](self, *args, **options)
-
-            return call
-
-        for name in real:
-            monkeypatch.setattr(Path, name, cut(name))
-        yield last
-        if left[0] > 0:
-            return
 
 
 def test_a_store_is_whole_wherever_publishing_is_cut_off(
