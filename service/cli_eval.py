@@ -26,7 +26,7 @@ RecordOption = Annotated[
 ]
 
 
-BENCH_HELP = "Measure times and memory of the codec, or of training. Without a name: of the codec."
+BENCH_HELP = "Measure the codec, jobs or training: times and memory. Without a name: the codec."
 
 
 class _CodecFirst(TyperGroup):
@@ -44,6 +44,7 @@ def register(app: typer.Typer) -> None:
     app.command("eval")(evaluate)
     group = typer.Typer(cls=_CodecFirst, no_args_is_help=False, help=BENCH_HELP)
     group.command("codec")(bench)
+    group.command("jobs")(bench_jobs)
     group.command("train")(bench_train)
     app.add_typer(group, name="bench")
 
@@ -208,6 +209,26 @@ def _bench_decoder(
     if record is not None:
         _write(record, to_json(found))
     typer.echo(json.dumps(found))
+
+
+def bench_jobs(
+    rate: Annotated[float, typer.Option(min=1, max=8, help="Of the ladder.")] = 4.0,
+    record: RecordOption = None,
+    store: StoreOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Measure what a job costs the requests beside it; a table, then one line of JSON."""
+    from service.eval.beside import beside_a_job
+    from service.eval.report import jobs_table
+    from service.eval.run import to_json
+
+    text = to_json(beside_a_job(rate, device, threads, store, _say))
+    result = json.loads(text)
+    typer.echo(jobs_table(result))
+    if record is not None:
+        _write(record, text)
+    typer.echo(json.dumps(result))
 
 
 def bench_train(

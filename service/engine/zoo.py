@@ -2,9 +2,8 @@
 
 Its entropy networks run in floating point, so another machine, library or number of threads may see
 other tables than the encoder did; and its range coder is not made for bytes from strangers (an
-empty stream ends the process). So a stream carries a message authentication code under a key that
-never leaves the machine, over all that decides how it is decoded, the software included. Bytes that
-this machine did not make, or made otherwise, are refused before the range coder sees them.
+empty stream ends the process). So a stream is signed (zoo_signing.py), and bytes that this machine
+did not make, or made otherwise, are refused before the range coder sees them.
 
 A rate is an adapter (nets/zoo.py); the base is rate 4. There are no rates between, no batches, no
 tiles and no regions decoded alone: pictures are limited to MAX_PIXELS.
@@ -14,11 +13,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import hmac
 import math
-import os
-import platform
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +38,7 @@ from service.engine.types import (
     Target,
     Timings,
 )
+from service.engine.zoo_signing import machine_key, pack, sign, unpack, verified
 from service.errors import (
     BadAdapter,
     BadParameter,
@@ -54,7 +50,6 @@ from service.errors import (
     TooManyPixels,
     UnknownAdapter,
     UnknownModel,
-    UnsupportedStream,
 )
 from service.nets.zoo import digest, merged, pretrained, ready
 from service.picture import U8, Picture, Region
@@ -63,9 +58,6 @@ BASE_RATE: Final = 4
 MAX_PIXELS: Final = 1 << 22
 CELL: Final = 64
 """Pictures are padded to multiples of this."""
-
-_MAC_BYTES: Final = 32
-_FINGERPRINT_BYTES: Final = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +135,9 @@ class ZooCodec:
             made.identity[:4], round(rate * container.RATE_UNIT), flags, picture.width,
             picture.height,
         )  # fmt: skip
-        payload = _pack(coded["strings"], coded["shape"])
+        payload = pack(coded["strings"], coded["shape"])
         packed = None if picture.alpha is None else alpha.pack(picture.alpha)
-        signed = self._sign(header, made.identity, payload) + payload
+        signed = sign(self._key, header, made.identity, payload)
         data = container.write_stream(
             container.Stream(header, (signed,), packed, picture.icc, picture.exif)
         )
@@ -178,7 +170,8 @@ class ZooCodec:
         made = self._made_by(header)
         stream = container.read_stream(data)
         start = perf_counter()
-        strings, shape = self._verified(header, made, stream.tiles[0])
+        payload = verified(self._key, header, made.identity, stream.tiles[0], self._name)
+        strings, shape = unpack(payload)
         out = made.network.decompress(strings, shape)  # type: ignore[operator]
         rgb = _pixels(out["x_hat"], header.height, header.width, header.flags)
         rows = slice(region.y, region.y + region.height)
@@ -270,34 +263,6 @@ class ZooCodec:
             )
         return made
 
-    def _sign(self, header: container.Header, identity: bytes, payload: bytes) -> bytes:
-        """The code over all that decides how the payload is decoded, and what it was made with."""
-        software = fingerprint()
-        facts = struct.pack("<BBII", header.rate16, header.flags, header.width, header.height)
-        mac = hmac.new(self._key, identity + facts + software + payload, hashlib.sha256)
-        return mac.digest() + software
-
-    def _verified(
-        self, header: container.Header, made: Made, signed: bytes
-    ) -> tuple[list[list[bytes]], tuple[int, int]]:
-        """What `_pack` packed, if this machine did with this software."""
-        head = _MAC_BYTES + _FINGERPRINT_BYTES
-        payload = signed[head:]
-        software = signed[_MAC_BYTES:head]
-        facts = struct.pack("<BBII", header.rate16, header.flags, header.width, header.height)
-        mac = hmac.new(self._key, made.identity + facts + software + payload, hashlib.sha256)
-        if not hmac.compare_digest(mac.digest(), signed[:_MAC_BYTES]):
-            raise UnsupportedStream(
-                f"streams of {self._name} can only be decoded on the machine that made them, and "
-                "this one was not made here or was changed"
-            )
-        if software != fingerprint():
-            raise UnsupportedStream(
-                f"streams of {self._name} can only be decoded by the software that made them; "
-                f"here run now torch {torch.__version__} and {torch.get_num_threads()} threads"
-            )
-        return _unpack(payload)
-
     def _check_pixels(self, width: int, height: int) -> None:
         if width * height > self._max_pixels:
             raise TooManyPixels(
@@ -337,34 +302,6 @@ def open_zoo(
         raise StoreError(f"an adapter in {adapters} does not fit {chosen}: {error}") from error
 
 
-def machine_key(path: Path | None = None) -> bytes:
-    """The key that says which streams were made on this machine; made when it is first needed.
-
-    Args:
-        path: of its file, which only its owner may read; None takes one in the home folder.
-    """
-    path = path or Path.home() / ".local" / "state" / "rankpress" / "machine.key"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-    else:
-        key = os.urandom(32)
-        with os.fdopen(handle, "wb") as file:
-            file.write(key)
-    if len(key) != 32:
-        raise StoreError(f"{path} has {len(key)} bytes, a machine's key has 32")
-    return key
-
-
-def fingerprint() -> bytes:
-    """Hash of what else decides the entropy model's floats: library, processor, threads."""
-    told = (torch.__version__, torch.__config__.show(), platform.machine(), platform.processor(),
-            torch.get_num_threads())  # fmt: skip
-    return hashlib.sha256(repr(told).encode()).digest()[:_FINGERPRINT_BYTES]
-
-
 def _factors(data: bytes) -> dict[str, Tensor]:
     try:
         return load(data)
@@ -386,26 +323,6 @@ def _pixels(x_hat: Tensor, height: int, width: int, flags: int) -> U8:
         mean = (rgb.sum(-1, dtype=np.uint16, keepdims=True) + 1) // 3
         rgb = np.repeat(mean.astype(np.uint8), 3, -1)
     return rgb
-
-
-def _pack(strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> bytes:
-    """One picture's strings, each after its length, behind the latents' shape."""
-    parts = [struct.pack("<HHB", shape[0], shape[1], len(strings))]
-    for (string,) in strings:
-        parts += [struct.pack("<I", len(string)), string]
-    return b"".join(parts)
-
-
-def _unpack(payload: bytes) -> tuple[list[list[bytes]], tuple[int, int]]:
-    """What `_pack` packed; the payload is known to come from it."""
-    height, width, count = struct.unpack_from("<HHB", payload)
-    strings, at = [], struct.calcsize("<HHB")
-    for _ in range(count):
-        (length,) = struct.unpack_from("<I", payload, at)
-        at += 4
-        strings.append([payload[at : at + length]])
-        at += length
-    return strings, (height, width)
 
 
 def _outcome(work: Any, *arguments: Any) -> Any:

@@ -23,6 +23,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -40,6 +41,7 @@ MAX_WAITING: Final = 64
 
 MAX_OVERLOAD_S: Final = 60.0
 SIZE: Final = (768, 512)
+WITHOUT_JOBS: Final = MappingProxyType({"RANKPRESS_JOBS": "false"})
 
 
 class ServerFailed(RankpressError):
@@ -83,8 +85,16 @@ def throughput(rate: float, device: str, threads: int, store: Path | None) -> di
 
 
 @contextmanager
-def server(device: str, threads: int, store: Path | None) -> Iterator[int]:
+def server(
+    device: str,
+    threads: int,
+    store: Path | None,
+    settings: Mapping[str, str] = WITHOUT_JOBS,
+) -> Iterator[int]:
     """A server process that is ready; gives its port and ends it afterwards.
+
+    Args:
+        settings: environment variables of the server; no other RANKPRESS_* is passed on.
 
     Raises:
         ServerFailed: it was not ready in START_TIMEOUT_S.
@@ -96,8 +106,8 @@ def server(device: str, threads: int, store: Path | None) -> Iterator[int]:
     arguments = ["serve", "--port", str(port), "--device", device, "--threads", str(threads)]
     arguments += ["--log-level", "error", *(["--store", str(store)] if store else [])]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RANKPRESS_")}
-    environment["RANKPRESS_JOBS"] = "false"
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment)
+    command = [sys.executable, "-c", code, *arguments]
+    process = subprocess.Popen(command, env={**environment, **settings})
     try:
         _await_ready(process, port)
         yield port
@@ -108,14 +118,19 @@ def server(device: str, threads: int, store: Path | None) -> Iterator[int]:
 
 def fetch(port: int, request: Request) -> bytes:
     """The answer's body. Raises ServerFailed: it was not 200."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_TIMEOUT_S)
-    connection.request("POST", request.path, request.body)
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    if answer.status != 200:
-        raise ServerFailed(f"POST {request.path} was answered {answer.status}: {body[:200]!r}")
+    status, body = ask(port, "POST", request.path, request.body)
+    if status != 200:
+        raise ServerFailed(f"POST {request.path} was answered {status}: {body[:200]!r}")
     return body
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """One request on a connection of its own: the answer's status and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_TIMEOUT_S)
+    with closing(connection):
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
 
 
 def closed_loop(

@@ -10,6 +10,7 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
     memory    the same file
     service   the same file, when `--service` was given
     swap      service/eval/results/rates.json, written by `rankpress bench --rates --record`
+    jobs      service/eval/results/jobs.json, written by `rankpress bench jobs --record`
     decoder   service/eval/results/decoder.json, written by `rankpress bench --decoder … --record`
     agreement service/eval/results/agreement.json, by `rankpress bench DIR --decoder … --record`
     adaptation service/eval/results/adapted.json, written by `rankpress eval … --adapt … --record`
@@ -34,6 +35,7 @@ from service.eval.report import (
     bench_tables,
     decoder_table,
     eval_table,
+    jobs_table,
     rates_table,
     trials_table,
 )
@@ -42,8 +44,8 @@ RESULTS: Final = Path(__file__).parent / "results"
 README: Final = Path(__file__).parents[2] / "README.md"
 MANIFEST: Final = Path(__file__).parents[2] / "model_store" / "light" / "manifest.json"
 NAMES: Final = (
-    "rates", "trials", "kodak", "latency", "stages", "memory", "service", "swap", "decoder",
-    "agreement", "adaptation",
+    "rates", "trials", "kodak", "latency", "stages", "memory", "service", "swap", "jobs",
+    "decoder", "agreement", "adaptation",
 )  # fmt: skip
 NOT_MEASURED: Final = "_Not measured yet._"
 MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -68,6 +70,9 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     adapted = _read(results / "adapted.json")
     if adapted is not None:
         found["adaptation"] = adaptation_table(adapted)
+    jobs = _read(results / "jobs.json")
+    if jobs is not None:
+        found["jobs"] = jobs_table(jobs)
     if decoder is not None:
         found["decoder"] = decoder_table(decoder)
     if agreement is not None:

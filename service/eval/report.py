@@ -170,6 +170,20 @@ def service_table(result: Result) -> str:
     return table(head, found)
 
 
+def jobs_table(result: Result) -> str:
+    """Latency of compress without and beside a job, and the job's pace."""
+    ways = {"no job": result["without"], "beside a job": result["beside"]}
+    rows = [
+        [name, f"{way['per_second']:.2f}", _ms(way["median_ms"]), _ms(way["p95_ms"])]
+        for name, way in ways.items()
+    ]
+    pace = f"{result['job_steps_per_second']:.1f} steps a second"
+    return table(["compress, 1 client", "200/s", "median ms", "p95 ms"], rows) + (
+        f"\n\nThe job, of effort {result['effort']}, makes {pace} meanwhile. "
+        f"{_size(result)}, rate {result['rate']:g}, {_machine(result)}"
+    )
+
+
 def decoder_table(result: Result) -> str:
     """Start, times, memory and size of the light decoder."""
     rows = [
