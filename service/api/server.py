@@ -78,7 +78,9 @@ def serve(codec: Codec, settings: Settings) -> None:
 
 
 def without_idle_jobs(settings: Settings) -> Settings:
-    """The settings, without jobs where the worker that should do them has nothing to do it with."""
+    """The settings, without jobs where none can be posted or the worker could not do them."""
+    if settings.decode_only:
+        return settings.model_copy(update={"jobs": False})
     if settings.jobs and settings.jobs_worker and importlib.util.find_spec("torch") is None:
         log.warning("no jobs: the worker needs torch (pip install 'rankpress[server]')")
         return settings.model_copy(update={"jobs": False})

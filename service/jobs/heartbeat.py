@@ -1,13 +1,15 @@
 """Which workers live: each writes an object every few seconds, and is lost when it stops.
 
 Every worker has a name that no other has and that it has again when it is restarted: the host's
-name and the number of a slot, held by a lock on a file that the system drops when a process ends,
-however it does. By that name a restarted worker finds the jobs it was at.
+name, a hash of its folder's path, for several on one host may each have their own, and the number
+of a slot, held by a lock on a file that the system drops when a process ends, however it does. By
+that name a restarted worker finds the jobs it was at.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import socket
@@ -57,7 +59,8 @@ class WorkerName:
             slot, self._file = _lock_slot(folder, host)
         except OSError as error:
             raise JobsUnavailable(f"{folder} cannot be written: {error.strerror}") from error
-        self.name = f"{host}-{slot}"
+        place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:6]
+        self.name = f"{host}-{place}-{slot}"
 
 
 def _lock_slot(folder: Path, host: str) -> tuple[int, IO[bytes]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import io
 import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -184,6 +186,28 @@ def the_cache_answers_conditions_and_ranges(walk: Walk) -> None:
     assert part.headers["x-request-id"] != whole.headers["x-request-id"]
 
 
+def many_clients_at_once_are_all_answered(walk: Walk) -> None:
+    """A load over loopback; however many want a picture at once, it is made once."""
+    wanted = [(a, f"?max_size={size}") for a in FORMATS for size in (24, 32, 48)]
+
+    def client(n: int) -> list[tuple[int, str]]:
+        found = []
+        for i in range(n, n + 60):
+            if i % 20 == 0:
+                answer = walk.client.post("/compress?rate=4", content=walk.photo)
+                assert answer.content == walk.stream
+            else:
+                answer = walk.picture(*wanted[i // 2 % len(wanted)])
+            found.append((answer.status_code, cache(answer)))
+        return found
+
+    with ThreadPoolExecutor(8) as clients:
+        found = [one for each in clients.map(client, range(8)) for one in each]
+    assert {status for status, _ in found} == {200}
+    counts = Counter(told for _, told in found)
+    assert counts == {"MISS": 12, "HIT": 444, "None": 24}, counts
+
+
 def errors_are_worded_as_the_service_does(walk: Walk) -> None:
     nothing = walk.client.get(f"/objects/{'0' * 64}")
     assert (nothing.status_code, problem_of(nothing)) == (404, "no-such-object")
@@ -236,6 +260,7 @@ CHECKS = (
     accept_chooses_the_picture_and_the_cache_keeps_it,
     headers_that_mean_the_same_share_an_entry,
     the_cache_answers_conditions_and_ranges,
+    many_clients_at_once_are_all_answered,
     errors_are_worded_as_the_service_does,
     a_dead_server_is_not_missed,
     without_the_decoder_servers_decode,

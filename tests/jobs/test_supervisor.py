@@ -14,6 +14,7 @@ import pytest
 
 from service.api import server
 from service.jobs import supervisor
+from service.jobs.heartbeat import WorkerName
 from service.jobs.supervisor import WorkerProcess
 from service.settings import Settings
 
@@ -98,6 +99,10 @@ def test_jobs_are_not_taken_in_where_the_worker_could_do_none(
     assert server.without_idle_jobs(Settings(jobs_worker=False)).jobs
 
 
+def test_a_server_that_only_decodes_starts_no_worker() -> None:
+    assert not server.without_idle_jobs(Settings(decode_only=True)).jobs
+
+
 def test_a_worker_gets_the_server_s_settings_but_not_its_secret(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -109,3 +114,15 @@ def test_a_worker_gets_the_server_s_settings_but_not_its_secret(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings.model_copy(update={"admin_token": Settings().admin_token})
+
+
+def test_workers_of_one_host_have_names_of_their_own_and_get_them_again(tmp_path: Path) -> None:
+    first = WorkerName(tmp_path / "a")
+    others = WorkerName(tmp_path / "a"), WorkerName(tmp_path / "b")
+    assert len({first.name, *(w.name for w in others)}) == 3
+    name = first.name
+    for worker in (first, *others):
+        worker._file.close()  # as when its process ends
+    again = WorkerName(tmp_path / "a")
+    again._file.close()
+    assert again.name == name
