@@ -7,6 +7,9 @@ at fixed steps the picture is coded by the exact path, decoded, and kept if R + 
 bytes and real 8-bit pixels is the lowest so far. The plain stream is where it starts, so the answer
 is never worse.
 
+Without steps (effort 0) there is one choice to make: which of the store's ready updates of g_s the
+stream names, if that pays. "Dynamic Low-Rank Instance Adaptation" has this one-step mode too.
+
 Pictures larger than a tile are worked on tile by tile, in turn, so memory beyond their latents is
 bounded; each step sees its neighbours' latents as they are.
 """
@@ -181,6 +184,20 @@ class PictureAdaptation:
             self._update = None
         self._optimiser = self._new_optimiser()
         s.done = self._total == 0
+        if s.done:
+            self._try_ready(plain)
+
+    def _try_ready(self, plain: Measured) -> None:
+        """Keep the store's ready update that gains most, if one pays for being named."""
+        stream, job = container.read_stream(plain.data), self._job
+        found = [
+            measure(
+                self._model, job.picture, job.lmbda, replace(stream, ready=u.reference), plain.y_hat
+            )
+            for u in self._model.stored.updates
+        ]
+        if found:
+            self._keep(min(found, key=lambda one: one.loss))
 
     def _resume(self, data: bytes) -> None:
         found = read_checkpoint(data, self._digest)

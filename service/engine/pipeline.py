@@ -143,18 +143,24 @@ def pixels_under(rgb: U8, window: Box) -> U8:
 
 
 def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:
-    """The model with the stream's own update of g_s put in afresh; `model` is not changed.
+    """The model with the update of g_s that a stream brings or names put in afresh.
+
+    `model` is not changed.
 
     Raises:
         BadStream: the update does not fit the model.
+        UnknownUpdate: the stream names one that is not in the store.
         UnsupportedStream: the model was made ready without what updates need.
     """
-    if stream.update is None:
+    payload = stream.update
+    if stream.ready is not None:
+        payload = model.stored.update_named(stream.ready).data
+    if payload is None:
         return model
     if model.build_synthesis is None:
         raise UnsupportedStream("this decoder does not take updates of the decoder's weights")
     g_s = {n: t for n, t in model.stored.transforms.items() if n.startswith(SYNTHESIS)}
-    update = read_update(stream.update, layer_shapes(g_s), model.coder.tables)
+    update = read_update(payload, layer_shapes(g_s), model.coder.tables)
     merged = merge_transforms(g_s, [Share(update, PARTS)])
     return replace(
         model, synthesis=model.build_synthesis(replace(model.stored, transforms=merged))

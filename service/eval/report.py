@@ -255,7 +255,7 @@ def adaptation_table(summary: Result) -> str:
             [
                 f"{g['group']}, {g['images']}",
                 str(g["effort"]),
-                "latents and decoder" if g["kind"] == "both" else "latents alone",
+                _adapted(g),
                 "-" if found is None else f"{found:+.1f} %",
                 loss,
                 f"{g['bytes_percent']:+.1f} %",
@@ -269,6 +269,13 @@ def adaptation_table(summary: Result) -> str:
     head += ["dB", "update, of bytes", "s", "ms a step"]
     rates = ", ".join(f"{r:g}" for r in summary["rates"])
     return f"Rates {rates}, {_machine(summary)}\n\n" + table(head, rows)
+
+
+def _adapted(gain: Result) -> str:
+    """What a row of gains adapted."""
+    if gain["effort"] == 0:
+        return f"ready update, in {100 * gain['with_update']:.0f} % of streams"
+    return "latents and decoder" if gain["kind"] == "both" else "latents alone"
 
 
 def _versus(entry: Result | None) -> str:
