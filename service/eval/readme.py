@@ -13,6 +13,7 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
     decoder   service/eval/results/decoder.json, written by `rankpress bench --decoder … --record`
     agreement service/eval/results/agreement.json, by `rankpress bench DIR --decoder … --record`
     adaptation service/eval/results/adapted.json, written by `rankpress eval … --adapt … --record`
+    ready     service/eval/results/ready.json, by `rankpress eval … --adapt 0 … --record`
 
 A table whose file or part is missing says so. `--check` writes nothing and exits with 1 when the
 README does not agree with the results.
@@ -43,7 +44,7 @@ README: Final = Path(__file__).parents[2] / "README.md"
 MANIFEST: Final = Path(__file__).parents[2] / "model_store" / "light" / "manifest.json"
 NAMES: Final = (
     "rates", "trials", "kodak", "latency", "stages", "memory", "service", "swap", "decoder",
-    "agreement", "adaptation",
+    "agreement", "adaptation", "ready",
 )  # fmt: skip
 NOT_MEASURED: Final = "_Not measured yet._"
 MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -68,6 +69,9 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     adapted = _read(results / "adapted.json")
     if adapted is not None:
         found["adaptation"] = adaptation_table(adapted)
+    ready = _read(results / "ready.json")
+    if ready is not None:
+        found["ready"] = adaptation_table(ready)
     if decoder is not None:
         found["decoder"] = decoder_table(decoder)
     if agreement is not None:

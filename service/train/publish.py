@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,9 @@ from service.store import (
     STORE_FILE,
     StoredModel,
     StoredRate,
+    StoredUpdate,
     check_adapter,
+    check_updates,
     layer_shapes,
     load_model,
 )
@@ -91,6 +93,50 @@ def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredMo
     _replace(folder, manifest)
     for old in superseded:
         (folder / old).unlink(missing_ok=True)
+    return load_model(folder)
+
+
+@dataclass(frozen=True)
+class ReadyUpdate:
+    """An update of g_s to publish.
+
+    Attributes:
+        name: of what it is for. data: coded (codec/model_stream.py).
+        training: record of how it was made, plain JSON values.
+    """
+
+    name: str
+    data: bytes
+    training: Mapping[str, object]
+
+
+def publish_updates(folder: Path, updates: Sequence[ReadyUpdate]) -> StoredModel:
+    """Add ready updates to a model; returns the model as it is now stored.
+
+    Those that are there stay: streams that name them need them.
+
+    Args:
+        folder: of the model.
+
+    Raises:
+        StoreError: one does not fit the base, or cannot be told from another by its reference;
+            the store is left as it was.
+    """
+    stored = load_model(folder)
+    fresh = [StoredUpdate(u.name, u.data, u.training) for u in updates]
+    known = {u.digest for u in stored.updates}
+    fresh = [u for u in fresh if u.digest not in known]
+    check_updates(stored, fresh)
+    (folder / "updates").mkdir(exist_ok=True)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    entries = manifest.setdefault("updates", [])
+    for update in fresh:
+        name = f"updates/{update.digest.hex()[:12]}.rku"
+        write_whole(folder / name, update.data)
+        manifest["files"][name] = _entry(update.data)
+        base, training = stored.sha256, dict(update.training)
+        entries.append({"name": update.name, "file": name, "base": base, "training": training})
+    _replace(folder, manifest)
     return load_model(folder)
 
 
