@@ -170,15 +170,23 @@ class StoredModel:
         digests = [r.digest for r, _ in self.mix(rate16, tune) if r.update is not None]
         return identity([bytes.fromhex(self.sha256), *digests])
 
-    def update_named(self, reference: bytes) -> StoredUpdate:
+    def ready_update(self, reference: bytes, tables: Tables) -> Update:
         """The ready update that a stream names.
 
+        Args:
+            reference: its name. tables: of the model.
+
         Raises:
-            UnknownUpdate: it is not here.
+            UnknownUpdate: it is not here. StoreError: it does not fit the model.
         """
+        g_s = {n: t for n, t in self.transforms.items() if n.startswith(SYNTHESIS)}
         for update in self.updates:
             if update.reference == reference:
-                return update
+                try:
+                    return read_update(update.data, layer_shapes(g_s), tables)
+                except BadStream as error:
+                    words = f"ready update {update.name} of model {self.name}: {error}"
+                    raise StoreError(words) from error
         known = ", ".join(u.reference.hex() for u in self.updates) or "none"
         raise UnknownUpdate(
             f"the stream needs the ready update {reference.hex()} of model {self.name}; "
@@ -314,9 +322,7 @@ def load_model(folder: Path) -> StoredModel:
         _golden(golden, folder),
         sum(len(data) for data in files.values()),
     )
-    updates = _updates(manifest.get("updates", []), files, model)
-    check_updates(model, updates)
-    return replace(model, updates=updates)
+    return with_updates(model, _updates(manifest.get("updates", []), files, model))
 
 
 def layer_shapes(*tensors: Tensors) -> dict[str, tuple[int, ...]]:
@@ -344,24 +350,16 @@ def check_adapter(model: StoredModel, tensors: Tensors) -> Update:
     return update
 
 
-def check_updates(model: StoredModel, fresh: Sequence[StoredUpdate]) -> None:
-    """Prove that ready updates fit a model and can be told apart by what streams name them by.
+def with_updates(model: StoredModel, fresh: Sequence[StoredUpdate]) -> StoredModel:
+    """A model with more ready updates; they are read when they are used.
 
     Raises:
-        StoreError: they do not, or cannot.
+        StoreError: two cannot be told apart by what streams name them by.
     """
-    every = [*model.updates, *fresh]
+    every = (*model.updates, *fresh)
     if len({u.reference for u in every}) < len(every):
         raise StoreError(f"model {model.name} has two ready updates of one reference")
-    if not fresh:
-        return
-    g_s = {n: t for n, t in model.transforms.items() if n.startswith(SYNTHESIS)}
-    shapes, tables = layer_shapes(g_s), Tables(model.entropy["tables"])
-    for update in fresh:
-        try:
-            read_update(update.data, shapes, tables)
-        except BadStream as error:
-            raise StoreError(f"ready update {update.name} of {model.name}: {error}") from error
+    return replace(model, updates=every)
 
 
 def read_adapter(model: StoredModel, data: bytes, rate: int, tune: str = PSNR) -> StoredRate:

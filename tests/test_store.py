@@ -301,19 +301,21 @@ def test_ready_updates_are_added_and_stay(folder: Path, small: Small) -> None:
         (first.name, first.data), (second.name, second.data),
     ]  # fmt: skip
     digest = hashlib.sha256(first.data).digest()
-    assert model.update_named(digest[:4]).training == {"made": "by hand"}
+    tables = Tables(model.entropy["tables"])
+    bias = model.ready_update(digest[:4], tables).layers["g_s.0"].bias
+    assert set(bias.tolist()) == {5} and model.updates[0].training == {"made": "by hand"}
     assert (folder / "updates" / f"{digest.hex()[:12]}.rku").read_bytes() == first.data
     assert model.identity == before.identity and model.rates == before.rates
     assert model.file_bytes == before.file_bytes + len(first.data) + len(second.data)
     with pytest.raises(UnknownUpdate, match=f"ready update 0a0b0c0d.*{digest[:4].hex()}"):
-        model.update_named(b"\x0a\x0b\x0c\x0d")
+        model.ready_update(b"\x0a\x0b\x0c\x0d", tables)
 
 
 def test_a_ready_update_that_does_not_fit_is_not_published(folder: Path, small: Small) -> None:
     manifest = (folder / "manifest.json").read_bytes()
     good = ready_update(small)
     for data in (b"", good.data[:-1], good.data + bytes(4)):
-        with pytest.raises(StoreError, match="ready update x of small"):
+        with pytest.raises(StoreError, match="ready update x of model small"):
             publish_updates(folder, [ReadyUpdate("x", data, {})])
     with pytest.raises(StoreError, match="two ready updates of one reference"):
         publish_updates(folder, [good, good])
@@ -340,8 +342,9 @@ def test_a_damaged_or_doubled_ready_update_is_refused(folder: Path, small: Small
     (path,) = (folder / "updates").iterdir()
     data = path.read_bytes()
     replace_file(folder, f"updates/{path.name}", data[:-1])
-    with pytest.raises(StoreError, match="ready update bias-5 of small"):
-        load_model(folder)
+    damaged = load_model(folder)
+    with pytest.raises(StoreError, match="ready update bias-5 of model small"):
+        damaged.ready_update(damaged.updates[0].reference, Tables(damaged.entropy["tables"]))
     path.write_bytes(data)
     with pytest.raises(StoreError, match="the manifest says"):
         load_model(folder)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save as save_safetensors
 
+from service.codec.coder import Tables
 from service.codec.container import PSNR, TUNES
 from service.codec.lowrank import Update, pack
 from service.errors import BadParameter
@@ -26,9 +27,9 @@ from service.store import (
     StoredRate,
     StoredUpdate,
     check_adapter,
-    check_updates,
     layer_shapes,
     load_model,
+    with_updates,
 )
 
 
@@ -126,7 +127,10 @@ def publish_updates(folder: Path, updates: Sequence[ReadyUpdate]) -> StoredModel
     fresh = [StoredUpdate(u.name, u.data, u.training) for u in updates]
     known = {u.digest for u in stored.updates}
     fresh = [u for u in fresh if u.digest not in known]
-    check_updates(stored, fresh)
+    model = with_updates(stored, fresh)
+    tables = Tables(stored.entropy["tables"])
+    for update in fresh:
+        model.ready_update(update.reference, tables)
     (folder / "updates").mkdir(exist_ok=True)
     manifest = json.loads((folder / "manifest.json").read_bytes())
     entries = manifest.setdefault("updates", [])
