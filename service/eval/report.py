@@ -14,7 +14,7 @@ TITLES: Final = {"psnr_db": "PSNR", "ms_ssim": "MS-SSIM", "ssimulacra2": "SSIMUL
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, columns padded so that it reads as text too; numbers to the right."""
-    widths = [max(len(str(r[i])) for r in (head, *rows)) for i in range(len(head))]
+    widths = [max(2, *(len(str(r[i])) for r in (head, *rows))) for i in range(len(head))]
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
     lines = [head, rule, *rows]
     return "\n".join(
@@ -259,7 +259,7 @@ def adaptation_table(summary: Result) -> str:
                 "-" if found is None else f"{found:+.1f} %",
                 loss,
                 f"{g['bytes_percent']:+.1f} %",
-                f"{g['gain_db']:+.2f}",
+                f"{round(g['gain_db'], 2) + 0:+.2f}",  # + 0: no -0.00
                 f"{100 * g['update_share']:.1f} %",
                 f"{g['seconds']:.0f}",
                 "-" if g["ms_per_step"] is None else _ms(g["ms_per_step"]),
