@@ -239,7 +239,7 @@ def adapt(
     out: OutArgument,
     rate: Annotated[float, typer.Option(min=1, max=8, help="1 smallest, 8 best.")] = 4.0,
     effort: Annotated[
-        int, typer.Option(min=0, max=4, help="0, 100, 500, 1000 or 2000 steps of each phase.")
+        int, typer.Option(min=0, max=4, help="0: a ready update; 100 to 2000 steps a phase.")
     ] = 2,
     max_seconds: Annotated[
         float | None, typer.Option(min=1, help="End about then, picture by picture.")

@@ -67,7 +67,7 @@ def evaluate(
     ] = False,
     adapt: Annotated[
         str | None,
-        typer.Option(metavar="1,2", help="Instead: what adapting with these efforts gains."),
+        typer.Option(metavar="0,1", help="Instead: what adapting with these efforts gains."),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure the peers again too, not only ours.")

@@ -156,6 +156,8 @@ def print_stream(source: str, info: StreamInfo) -> None:
     table.add_row("picture", f"{info.width}x{info.height} {channels}{alpha}")
     table.add_row("rate", f"{info.rate:g}, tune {info.tune}")
     table.add_row("model", info.model)
+    if info.ready is not None:
+        table.add_row("ready update", info.ready)
     table.add_row("format", f"version {info.version}, {tiles}")
     table.add_row("size", f"{info.total_bytes:,} bytes, {_bpp(info):.3f} bits per pixel")
     for name, length in info.sections:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from service.train.base import Progress as BaseProgress
     from service.train.cut import Cut
     from service.train.one_rate import Progress
+    from service.train.updates import Progress as UpdateProgress
 
 train_app = typer.Typer(no_args_is_help=True, help="Train backbones and rates, export backbones.")
 
@@ -295,6 +296,40 @@ def default(
 
 
 @train_app.command()
+def updates(
+    pictures: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER...", help="Folders of pictures, one for each kind."),
+    ],
+    model: Annotated[Path, typer.Option(help="The model's folder in a store.")],
+    scratch: Annotated[
+        Path, typer.Option(help="Folder for finished rounds; a run that was cut off goes on.")
+    ],
+    rates: Annotated[str, typer.Option(metavar="2,4,6", help="To fit for.")] = "2,4,6",
+    rank: Annotated[int, typer.Option(min=1, max=8, help="Pieces of a layer.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Of an update in the first round.")] = 300,
+    rounds: Annotated[int, typer.Option(min=1, help="Of fitting and sorting pictures.")] = 2,
+    tiles: Annotated[int, typer.Option(min=1, help="Tiles cut from each folder.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="Of tiles, draws and factors.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads, 0 for all.")] = 0,
+    about: Annotated[str, typer.Option(help="What the manifest says of the data.")] = "",
+) -> None:
+    """Fit ready updates of the decoder, for effort 0 of adaptation, and put them in the store."""
+    import torch
+
+    from service.train.updates import Recipe, train_updates
+
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = tuple(_rate(text, tuple(range(1, 9))) for text in rates.split(","))
+    recipe = Recipe(chosen, rank, rounds, steps, tiles=tiles, seed=seed)
+    record: dict[str, object] = {"data": about} if about else {}
+    for made in train_updates(model, pictures, scratch, recipe, record, _print_update):
+        change = made.training["change_of_loss"]
+        typer.echo(f"{made.name:16} {len(made.data):8,} bytes  loss {change:+.2%}")
+
+
+@train_app.command()
 def zoo(
     name: Annotated[str, typer.Argument(help="CompressAI's name of a model: mbt2018-mean.")],
     quality: Annotated[int, typer.Argument(min=1, help="Which of its published weights.")],
@@ -358,6 +393,13 @@ def _print_base(p: BaseProgress) -> None:
     typer.echo(
         f"{p.minutes:.1f} min  step {p.step}  loss {p.loss:.4f}  {p.bpp:.4f} bpp  "
         f"{p.psnr_db:.2f} dB  {p.pixels_per_s / 1e6:.2f} Mpixel/s  lr {p.lr:.2e}{skipped}"
+    )
+
+
+def _print_update(p: UpdateProgress) -> None:
+    typer.echo(
+        f"round {p.round + 1}  {p.group}  step {p.step}/{p.steps}  "
+        f"error {p.loss:.4f} of the plain loss  {p.bits / 8:,.0f} bytes"
     )
 
 

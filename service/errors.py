@@ -4,6 +4,7 @@ RankpressError
 ├── BadStream              the bytes are not a stream, or a damaged one
 │   ├── UnsupportedStream  a newer format version or an unknown critical section
 │   └── UnknownModel       made with weights that are not in the store
+│       └── UnknownUpdate  names a ready update that is not in the store
 ├── BadImage               the bytes are not an image file we read
 │   └── TooManyPixels      the picture is larger than the pixel limit
 ├── TooManyBytes           the body is larger than the byte limit
@@ -49,6 +50,10 @@ class UnsupportedStream(BadStream):
 
 class UnknownModel(BadStream):
     """The stream was made with weights that the store does not hold."""
+
+
+class UnknownUpdate(UnknownModel):
+    """The stream names a ready update of the decoder that the store does not hold."""
 
 
 class BadImage(RankpressError):

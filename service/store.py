@@ -8,6 +8,10 @@ its files, base first; streams carry its first four bytes. Which files those are
 `StoredModel.mix`: none beside the base at its own rate, one adapter at the other whole rates, the
 two neighbours' in between; never of two ladders.
 
+A model may hold ready updates of g_s (codec/model_stream.py), which streams name by the first four
+bytes of their sha256. They are of the base and serve all its rates, and change no identity. What
+was released stays, for streams may name it.
+
 A store holds every model whose streams exist; `store.json` says which one compresses.
 """
 
@@ -17,7 +21,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,8 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 
-from service.codec.container import PSNR, TUNES
+from service.codec.coder import Tables
+from service.codec.container import PSNR, READY_BYTES, TUNES
 from service.codec.entropy_model import EntropyModel
 from service.codec.lowrank import (
     PARTS,
@@ -37,8 +42,9 @@ from service.codec.lowrank import (
     merge_transforms,
     unpack,
 )
+from service.codec.model_stream import read_update
 from service.codec.sizes import Sizes
-from service.errors import BadParameter, StoreError
+from service.errors import BadParameter, BadStream, StoreError, UnknownUpdate
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -75,6 +81,30 @@ class StoredRate:
 
 
 @dataclass(frozen=True, eq=False)
+class StoredUpdate:
+    """A ready update of g_s, which streams can name instead of bringing one of their own.
+
+    Attributes:
+        name: of the pictures that it is for. data: coded (codec/model_stream.py), for every rate.
+        training: record of how it was made.
+    """
+
+    name: str
+    data: bytes
+    training: Mapping[str, object]
+
+    @property
+    def digest(self) -> bytes:
+        """sha256 of the data."""
+        return hashlib.sha256(self.data).digest()
+
+    @property
+    def reference(self) -> bytes:
+        """What streams name it by."""
+        return self.digest[:READY_BYTES]
+
+
+@dataclass(frozen=True, eq=False)
 class Golden:
     """A stream and what it must decode to: y_hat exactly, pixels to within rounding of g_s."""
 
@@ -93,7 +123,7 @@ class StoredModel:
         transforms: g_a, g_s, h_a weights, float16, scales folded in.
         entropy: integer tensors of codec.EntropyModel, and "tables".
         rates: what can be asked for. training: record of how the weights were made.
-        file_bytes: all files together.
+        file_bytes: all files together. updates: ready ones; none of them is ever taken out.
     """
 
     name: str
@@ -106,6 +136,7 @@ class StoredModel:
     training: Mapping[str, object]
     golden: Golden
     file_bytes: int
+    updates: tuple[StoredUpdate, ...] = ()
 
     @property
     def tunes(self) -> tuple[str, ...]:
@@ -138,6 +169,29 @@ class StoredModel:
         """Identity of the weights that a rate needs, 32 bytes."""
         digests = [r.digest for r, _ in self.mix(rate16, tune) if r.update is not None]
         return identity([bytes.fromhex(self.sha256), *digests])
+
+    def ready_update(self, reference: bytes, tables: Tables) -> Update:
+        """The ready update that a stream names.
+
+        Args:
+            reference: its name. tables: of the model.
+
+        Raises:
+            UnknownUpdate: it is not here. StoreError: it does not fit the model.
+        """
+        g_s = {n: t for n, t in self.transforms.items() if n.startswith(SYNTHESIS)}
+        for update in self.updates:
+            if update.reference == reference:
+                try:
+                    return read_update(update.data, layer_shapes(g_s), tables)
+                except BadStream as error:
+                    words = f"ready update {update.name} of model {self.name}: {error}"
+                    raise StoreError(words) from error
+        known = ", ".join(u.reference.hex() for u in self.updates) or "none"
+        raise UnknownUpdate(
+            f"the stream needs the ready update {reference.hex()} of model {self.name}; "
+            f"the store holds {known}"
+        )
 
     def lmbda_at(self, rate16: int, tune: str = PSNR) -> float | None:
         """Weight of the error in the loss at a rate; between rates their geometric mean.
@@ -256,7 +310,7 @@ def load_model(folder: Path) -> StoredModel:
     entropy = {n.removeprefix(ENTROPY): t for n, t in base.items() if n.startswith(ENTROPY)}
     sizes = Sizes.from_dict(manifest["sizes"])
     fit = _Fit(layer_shapes(transforms, entropy), sizes)
-    return StoredModel(
+    model = StoredModel(
         folder.name,
         sizes,
         digest.hexdigest(),
@@ -268,6 +322,7 @@ def load_model(folder: Path) -> StoredModel:
         _golden(golden, folder),
         sum(len(data) for data in files.values()),
     )
+    return with_updates(model, _updates(manifest.get("updates", []), files, model))
 
 
 def layer_shapes(*tensors: Tensors) -> dict[str, tuple[int, ...]]:
@@ -295,6 +350,18 @@ def check_adapter(model: StoredModel, tensors: Tensors) -> Update:
     return update
 
 
+def with_updates(model: StoredModel, fresh: Sequence[StoredUpdate]) -> StoredModel:
+    """A model with more ready updates; they are read when they are used.
+
+    Raises:
+        StoreError: two cannot be told apart by what streams name them by.
+    """
+    every = (*model.updates, *fresh)
+    if len({u.reference for u in every}) < len(every):
+        raise StoreError(f"model {model.name} has two ready updates of one reference")
+    return replace(model, updates=every)
+
+
 def read_adapter(model: StoredModel, data: bytes, rate: int, tune: str = PSNR) -> StoredRate:
     """An adapter's file, checked as `check_adapter` does, as a whole rate of a ladder of a base.
 
@@ -320,20 +387,24 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read as JSON: {error}") from error
     expected = {"schema", "sizes", "files", "rates", "training"}
-    if not isinstance(manifest, dict) or set(manifest) != expected:
+    later = {"updates"}  # stores before the ready updates lack these
+    if not isinstance(manifest, dict) or set(manifest) - later != expected:
         raise StoreError(f"{path} must be an object with the keys {sorted(expected)}")
     if manifest["schema"] != SCHEMA:
         raise StoreError(f"{path} has schema {manifest['schema']!r}, expected {SCHEMA}")
     for key, kind in (("sizes", dict), ("files", dict), ("rates", list), ("training", dict)):
         if not isinstance(manifest[key], kind):
             raise StoreError(f"{path}: {key} must be a {kind.__name__}")
+    if not isinstance(manifest.get("updates", []), list):
+        raise StoreError(f"{path}: updates must be a list")
     return manifest
 
 
 def _verified(folder: Path, name: str, entry: object) -> bytes:
     """The bytes of a file that matches its manifest entry."""
-    if not re.fullmatch(r"(?:[a-z0-9_-]+/)?[a-z0-9_.-]+\.safetensors", name) or ".." in name:
-        raise StoreError(f"{folder}: {name!r} is no plain name of a safetensors file")
+    plain = re.fullmatch(r"(?:[a-z0-9_-]+/)?[a-z0-9_.-]+\.(?:safetensors|rku)", name)
+    if plain is None or ".." in name:
+        raise StoreError(f"{folder}: {name!r} is no plain name of a safetensors or rku file")
     if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
         raise StoreError(f"{folder}: the entry of {name} must have bytes and sha256")
     try:
@@ -407,6 +478,22 @@ def _rate(
         training=training,
         tune=entry["tune"],
     )
+
+
+def _updates(
+    entries: list[object], files: Mapping[str, bytes], model: StoredModel
+) -> tuple[StoredUpdate, ...]:
+    out = []
+    for entry in entries:
+        if not isinstance(entry, dict) or set(entry) != {"name", "file", "base", "training"}:
+            raise StoreError(f"{model.name}: a ready update has a name, file, base and training")
+        name, file, training = entry["name"], entry["file"], entry["training"]
+        if not isinstance(name, str) or file not in files or not isinstance(training, dict):
+            raise StoreError(f"{model.name}: a ready update needs a listed file, {entry!r}")
+        if entry["base"] != model.sha256:
+            raise StoreError(f"{model.name}: ready update {name} is for base {entry['base']!r}")
+        out.append(StoredUpdate(name, files[file], training))
+    return tuple(out)
 
 
 def _golden(tensors: Tensors, folder: Path) -> Golden:

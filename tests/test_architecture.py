@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pillow": COMMON | {"codec", "engine", "images", "settings"},
     "api": COMMON | {"engine", "images", "jobs", "objects", "settings"},
     "eval": COMMON | {"images", "codec", "adapt", "engine", "store"},
-    "train": COMMON | {"images", "codec", "nets", "store", "eval", "engine"},
+    "train": COMMON | {"images", "codec", "nets", "store", "adapt", "eval", "engine"},
 }
 """The import column of the architecture; cli may import anything."""
 

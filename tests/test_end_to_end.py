@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -23,6 +24,7 @@ from small_ladder import with_rates
 from small_model import photo_like
 from test_architecture import WITHOUT
 
+from service.codec.container import read_stream, write_stream
 from service.engine.engine import Engine, load_models
 from service.engine.pipeline import LoadedModel
 from service.images import read_image
@@ -75,6 +77,20 @@ def test_http_gives_the_engine_s_stream_and_the_decoded_picture(engine: Engine) 
             assert np.abs(crop - decoded[20:70, 30:70]).max() <= 1
             ready = await client.get("/readyz")
             assert ready.status_code == 200
+
+    asyncio.run(law())
+
+
+def test_http_names_a_ready_update_that_is_not_here(engine: Engine) -> None:
+    stream = read_stream(engine.compress(Picture(PIXELS), 4).data)
+    body = write_stream(replace(stream, ready=b"\xca\xfe\0\1"))
+
+    async def law() -> None:
+        async with running(engine) as client:
+            answer = await client.post("/decompress", content=body)
+            assert answer.status_code == 422
+            assert answer.json()["type"].endswith("unknown-model")
+            assert "ready update cafe0001" in answer.json()["detail"]
 
     asyncio.run(law())
 

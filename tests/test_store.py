@@ -16,12 +16,22 @@ from conftest import Small
 from safetensors.numpy import save
 from small_model import small_stored_model
 
+from service.codec.coder import Tables
+from service.codec.lowrank import LayerUpdate, Update
+from service.codec.model_stream import write_update
 from service.codec.sizes import Sizes
 from service.engine.engine import open_engine
-from service.errors import BadParameter, StoreError
+from service.errors import BadParameter, StoreError, UnknownUpdate
 from service.picture import Picture
-from service.store import default_model, identity, load_model, load_store
-from service.train.publish import set_default, write_model
+from service.store import (
+    SYNTHESIS,
+    default_model,
+    identity,
+    layer_shapes,
+    load_model,
+    load_store,
+)
+from service.train.publish import ReadyUpdate, publish_updates, set_default, write_model
 
 Manifest = dict[str, Any]
 
@@ -267,6 +277,83 @@ def test_a_number_format_that_numpy_lacks_is_refused(folder: Path) -> None:
     data = len(header).to_bytes(8, "little") + header + bytes(2)
     replace_file(folder, "base.safetensors", data)
     with pytest.raises(StoreError, match="safetensors"):
+        load_model(folder)
+
+
+def ready_update(small: Small, symbol: int = 5) -> ReadyUpdate:
+    """An update of one bias, coded."""
+    g_s = {n: t for n, t in small.stored.transforms.items() if n.startswith(SYNTHESIS)}
+    shapes = layer_shapes(g_s)
+    rows, columns = shapes["g_s.0"]
+    factors = np.zeros((rows, 0), np.int8), np.zeros((0, columns), np.int8), np.zeros(0, np.int8)
+    bias = np.full(rows, symbol, np.int8), np.array([-6], np.int8)
+    update = Update({"g_s.0": LayerUpdate(*factors, *bias)}, {})
+    data = write_update(update, shapes, Tables(small.stored.entropy["tables"]))
+    return ReadyUpdate(f"bias-{symbol}", data, {"made": "by hand"})
+
+
+def test_ready_updates_are_added_and_stay(folder: Path, small: Small) -> None:
+    before = load_model(folder)
+    first, second = ready_update(small), ready_update(small, 6)
+    publish_updates(folder, [first])
+    model = publish_updates(folder, [first, second])
+    assert [(u.name, u.data) for u in model.updates] == [
+        (first.name, first.data), (second.name, second.data),
+    ]  # fmt: skip
+    digest = hashlib.sha256(first.data).digest()
+    tables = Tables(model.entropy["tables"])
+    bias = model.ready_update(digest[:4], tables).layers["g_s.0"].bias
+    assert set(bias.tolist()) == {5} and model.updates[0].training == {"made": "by hand"}
+    assert (folder / "updates" / f"{digest.hex()[:12]}.rku").read_bytes() == first.data
+    assert model.identity == before.identity and model.rates == before.rates
+    assert model.file_bytes == before.file_bytes + len(first.data) + len(second.data)
+    with pytest.raises(UnknownUpdate, match=f"ready update 0a0b0c0d.*{digest[:4].hex()}"):
+        model.ready_update(b"\x0a\x0b\x0c\x0d", tables)
+
+
+def test_a_ready_update_that_does_not_fit_is_not_published(folder: Path, small: Small) -> None:
+    manifest = (folder / "manifest.json").read_bytes()
+    good = ready_update(small)
+    for data in (b"", good.data[:-1], good.data + bytes(4)):
+        with pytest.raises(StoreError, match="ready update x of model small"):
+            publish_updates(folder, [ReadyUpdate("x", data, {})])
+    with pytest.raises(StoreError, match="two ready updates of one reference"):
+        publish_updates(folder, [good, good])
+    assert (folder / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [({"base": "0" * 64}, "is for base"), ({"file": "updates/x.rku"}, "needs a listed file"),
+     ({"name": 3}, "needs a listed file"), ({"training": None}, "needs a listed file"),
+     ({"more": 1}, "a ready update has a name")],
+)  # fmt: skip
+def test_a_wrong_entry_of_a_ready_update_is_refused(
+    folder: Path, small: Small, change: Manifest, said: str
+) -> None:
+    publish_updates(folder, [ready_update(small)])
+    edit(folder, lambda m: m["updates"][0].update(change))
+    with pytest.raises(StoreError, match=said):
+        load_model(folder)
+
+
+def test_a_damaged_or_doubled_ready_update_is_refused(folder: Path, small: Small) -> None:
+    publish_updates(folder, [ready_update(small)])
+    (path,) = (folder / "updates").iterdir()
+    data = path.read_bytes()
+    replace_file(folder, f"updates/{path.name}", data[:-1])
+    damaged = load_model(folder)
+    with pytest.raises(StoreError, match="ready update bias-5 of model small"):
+        damaged.ready_update(damaged.updates[0].reference, Tables(damaged.entropy["tables"]))
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="the manifest says"):
+        load_model(folder)
+    replace_file(folder, f"updates/{path.name}", data)
+    edit(folder, lambda m: m["updates"].append(m["updates"][0]))
+    with pytest.raises(StoreError, match="two ready updates"):
+        load_model(folder)
+    edit(folder, lambda m: m.update(updates={}))
+    with pytest.raises(StoreError, match="updates must be a list"):
         load_model(folder)
 
 

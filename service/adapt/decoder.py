@@ -12,6 +12,7 @@ measured instead of being trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,13 @@ class DecoderUpdate:
                 start |= {"a": a, "b": torch.zeros(len(layer.rows), rank)}
             for part, value in start.items():
                 self.tensors[f"{name}/{part}"] = value.to(device).requires_grad_()
+
+    def on(self, transforms: Mapping[str, NDArray[Any]]) -> DecoderUpdate:
+        """The same variables as an update of other weights of the same shapes: another rate's."""
+        other = copy(self)
+        device = next(iter(self.tensors.values())).device
+        other.layers = {name: _layer(transforms, name, device) for name in self.layers}
+        return other
 
     def groups(self, lr: LearningRates) -> list[dict[str, Any]]:
         """Optimiser groups."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from service.errors import BadParameter
 
 STEPS = (0, 100, 500, 1000, 2000)
-"""Steps of each phase by effort, as published for "Dynamic Low-Rank Instance Adaptation"."""
+"""Steps of each phase by effort, as published for "Dynamic Low-Rank Instance Adaptation".
+
+Effort 0 optimises nothing: it picks one of the store's ready updates, if one pays."""
 
 RANK, QUICK_RANK = 4, 2
 """Rank-1 pieces of a layer that are tried; gates close those that do not pay. Two more than the

@@ -21,7 +21,8 @@ class AdaptQuery(Query):
     """Quality and size, from 1 (smallest) to 8 (best), as of `/compress`."""
 
     effort: int = Field(default=2, ge=0, le=4)
-    """How much work the stream is worth, from 0 (seconds) to 4 (many minutes)."""
+    """How much work the stream is worth, from 0 (seconds: a ready update is picked) to 4 (many
+    minutes)."""
 
     priority: int = Field(default=DEFAULT_PRIORITY, ge=1, le=9)
     """Which of the waiting jobs is done first, from 1 (first) to 9 (last)."""

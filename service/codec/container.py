@@ -32,6 +32,8 @@ MAX_METADATA_BYTES = 2**22
 """Largest ICC profile or Exif block, unpacked."""
 RATE_UNIT = 16
 """Rates are stored in sixteenths."""
+READY_BYTES = 4
+"""Of a ready update's sha256, to name it by."""
 PSNR, MS_SSIM = TUNES = ("psnr", "ms-ssim")
 """What a ladder of rates is trained for; a flag says which one a stream's rate belongs to."""
 
@@ -53,6 +55,7 @@ class Section(IntEnum):
     EXIF = 3
     ALPHA = 4
     UPDATE = 6
+    READY = 8
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Stream:
         alpha: packed alpha plane (alpha.py), None when opaque.
         icc: ICC profile. exif: Exif block.
         update: coded update of g_s for this picture (model_stream.py), None without one.
+        ready: READY_BYTES that name an update of g_s in the model's store instead, or None; a
+            stream has one or the other.
     """
 
     header: Header
@@ -102,6 +107,7 @@ class Stream:
     icc: bytes | None = None
     exif: bytes | None = None
     update: bytes | None = None
+    ready: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ class StreamInfo:
     Attributes:
         model: identity in hex. tune: one of TUNES.
         sections: (name, payload bytes) in stored order.
+        ready: what names a ready update, in hex; None without one.
     """
 
     version: int
@@ -124,6 +131,7 @@ class StreamInfo:
     tiles: int
     total_bytes: int
     sections: tuple[tuple[str, int], ...] = field(default=())
+    ready: str | None = None
 
 
 class _Reader:
@@ -216,12 +224,16 @@ def write_stream(stream: Stream) -> bytes:
 
     Raises:
         BadParameter: metadata larger than a reader accepts.
+        BadStream: a ready update besides one of its own, or named by other than READY_BYTES.
     """
+    _check_updates(stream.update, stream.ready)
     parts = [MAGIC, bytes([VERSION])]
     parts += [f.write(getattr(stream.header, f.name)) for f in HEADER]
     sections = [(Section.LATENTS, _join_tiles(stream.tiles))]
     if stream.update is not None:
         sections.append((Section.UPDATE, stream.update))
+    if stream.ready is not None:
+        sections.append((Section.READY, stream.ready))
     if stream.alpha is not None:
         sections.append((Section.ALPHA, stream.alpha))
     if stream.icc is not None:
@@ -250,6 +262,7 @@ def read_stream(data: bytes) -> Stream:
         _unpack(sections.get(Section.ICC), "ICC profile"),
         _unpack(sections.get(Section.EXIF), "Exif block"),
         sections.get(Section.UPDATE),
+        sections.get(Section.READY),
     )
 
 
@@ -260,6 +273,7 @@ def describe(data: bytes) -> StreamInfo:
         BadStream: damaged or not a stream. UnsupportedStream: needs a newer reader.
     """
     header, sections = _read_sections(data)
+    ready = sections.get(Section.READY)
     return StreamInfo(
         VERSION,
         header.model.hex(),
@@ -272,6 +286,7 @@ def describe(data: bytes) -> StreamInfo:
         tile_count(latent_box(header.width, header.height)),
         len(data),
         tuple((_section_name(kind), len(payload)) for kind, payload in sections.items()),
+        None if ready is None else ready.hex(),
     )
 
 
@@ -296,7 +311,18 @@ def _read_sections(data: bytes) -> tuple[Header, dict[int, bytes]]:
         sections[kind] = payload
     if Section.LATENTS not in sections:
         raise BadStream("the stream has no latents section")
+    _check_updates(sections.get(Section.UPDATE), sections.get(Section.READY))
     return header, sections
+
+
+def _check_updates(update: bytes | None, ready: bytes | None) -> None:
+    """Raise BadStream unless there is at most one update, and a ready one is named rightly."""
+    if ready is None:
+        return
+    if len(ready) != READY_BYTES:
+        raise BadStream(f"a ready update is named by {len(ready)} bytes, expected {READY_BYTES}")
+    if update is not None:
+        raise BadStream("the stream has an update of its own and names a ready one")
 
 
 def _crc(body: bytes) -> int:

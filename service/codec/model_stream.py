@@ -70,7 +70,7 @@ def write_update(update: Update, shapes: Shapes, tables: Tables) -> bytes:
     rank = max((len(u.e) for u in update.layers.values()), default=0)
     groups = [g for name in sorted(shapes) for g in _groups(update, name, shapes[name], rank)]
     found = [g for g in groups if g is not None]
-    levels = [_best_level(v, tables) for g in found for v in g.vectors]
+    levels = [best_level(v, tables)[0] for g in found for v in g.vectors]
     encoder = Encoder(tables)
     _push(encoder, [rank], RANK_LEVEL)
     _push(encoder, [int(g is not None) for g in groups], GATE_LEVEL)
@@ -180,10 +180,6 @@ def best_level(symbols: Symbols, tables: Tables) -> tuple[int, float]:
     ]
     best = int(np.argmin(costs))
     return best + 1, costs[best]
-
-
-def _best_level(symbols: Symbols, tables: Tables) -> int:
-    return best_level(symbols, tables)[0]
 
 
 def _push(encoder: Encoder, symbols: Sequence[int] | Symbols, level: int) -> None:

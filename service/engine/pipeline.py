@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from service.codec import alpha, container
 from service.codec.latents import LatentCoder
-from service.codec.lowrank import PARTS, Share, merge_transforms
+from service.codec.lowrank import PARTS, Share, Update, merge_transforms
 from service.codec.model_stream import read_update
 from service.codec.tiles import PATCH, Box, hyper_shape, latent_box, tiles
 from service.errors import MissingExtra, UnsupportedStream
 from service.picture import U8, Picture
-from service.store import SYNTHESIS, StoredModel, layer_shapes
+from service.store import SYNTHESIS, StoredModel, Tensors, layer_shapes
 
 
 class Synthesis(Protocol):
@@ -143,22 +143,39 @@ def pixels_under(rgb: U8, window: Box) -> U8:
 
 
 def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:
-    """The model with the stream's own update of g_s put in afresh; `model` is not changed.
+    """The model with the update of g_s that a stream brings or names put in afresh.
+
+    `model` is not changed.
 
     Raises:
         BadStream: the update does not fit the model.
+        UnknownUpdate: the stream names one that is not in the store.
         UnsupportedStream: the model was made ready without what updates need.
     """
-    if stream.update is None:
+    update = _update_of(model, stream)
+    if update is None:
         return model
     if model.build_synthesis is None:
         raise UnsupportedStream("this decoder does not take updates of the decoder's weights")
-    g_s = {n: t for n, t in model.stored.transforms.items() if n.startswith(SYNTHESIS)}
-    update = read_update(stream.update, layer_shapes(g_s), model.coder.tables)
-    merged = merge_transforms(g_s, [Share(update, PARTS)])
+    merged = merge_transforms(_synthesis_of(model), [Share(update, PARTS)])
     return replace(
         model, synthesis=model.build_synthesis(replace(model.stored, transforms=merged))
     )
+
+
+def _update_of(model: LoadedModel, stream: container.Stream) -> Update | None:
+    """The update that a stream brings or names, None where it does neither."""
+    if stream.ready is not None:
+        return model.stored.ready_update(stream.ready, model.coder.tables)
+    if stream.update is not None:
+        shapes = layer_shapes(_synthesis_of(model))
+        return read_update(stream.update, shapes, model.coder.tables)
+    return None
+
+
+def _synthesis_of(model: LoadedModel) -> Tensors:
+    """The weights of g_s."""
+    return {n: t for n, t in model.stored.transforms.items() if n.startswith(SYNTHESIS)}
 
 
 def decode_latents(model: LoadedModel, stream: container.Stream, want: Box) -> Latents:

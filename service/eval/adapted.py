@@ -41,7 +41,8 @@ class Row:
     Attributes:
         image: name. sha256: of its pixels, first 16 hex digits. model: of the weights, likewise.
         kind: BOTH, or LATENTS where no update of the decoder was tried.
-        bytes, psnr_db: adapted. plain_bytes, plain_psnr_db: not. update_bytes: of `bytes`.
+        bytes, psnr_db: adapted. plain_bytes, plain_psnr_db: not.
+        update_bytes: of `bytes`, what an update or the name of a ready one takes.
         steps: that were planned. seconds: of all of it.
     """
 
@@ -76,12 +77,16 @@ class Plan:
     """What to measure.
 
     Attributes:
-        rates: of tune PSNR. efforts: 1–4. kinds: BOTH, LATENTS.
+        rates: of tune PSNR. efforts: 0–4. kinds: BOTH, LATENTS.
     """
 
     rates: tuple[float, ...]
     efforts: tuple[int, ...]
     kinds: tuple[str, ...] = (BOTH, LATENTS)
+
+    def kinds_of(self, effort: int) -> tuple[str, ...]:
+        """What is adapted: without steps there is but one way, a ready update."""
+        return self.kinds if effort else self.kinds[:1]
 
 
 def parse_efforts(text: str) -> tuple[int, ...]:
@@ -106,7 +111,8 @@ def measure(
     model = engine.models()[0].sha256[:16]
     taken = {row.key: row for row in known}
     rows = []
-    for named, effort, rate, kind in product(pictures, plan.efforts, plan.rates, plan.kinds):
+    whats = [(e, r, k) for e in plan.efforts for r in plan.rates for k in plan.kinds_of(e)]
+    for named, (effort, rate, kind) in product(pictures, whats):
         digest = hashlib.sha256(named.rgb.tobytes()).hexdigest()[:16]
         row = taken.get((digest, model, rate, effort, kind))
         if row is None:
@@ -183,7 +189,7 @@ def _adapted(
         told.first_psnr_db,
         len(data),
         psnr_db,
-        dict(container.describe(data).sections).get("update", 0),
+        sum(n for name, n in container.describe(data).sections if name in ("update", "ready")),
         told.total,
         seconds,
     )

@@ -14,6 +14,7 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
     decoder   service/eval/results/decoder.json, written by `rankpress bench --decoder … --record`
     agreement service/eval/results/agreement.json, by `rankpress bench DIR --decoder … --record`
     adaptation service/eval/results/adapted.json, written by `rankpress eval … --adapt … --record`
+    ready     service/eval/results/ready.json, by `rankpress eval … --adapt 0 … --record`
 
 A table whose file or part is missing says so. `--check` writes nothing and exits with 1 when the
 README does not agree with the results.
@@ -24,12 +25,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from service.errors import BadParameter
 from service.eval.report import (
+    Result,
     adaptation_table,
     agreement_table,
     bench_tables,
@@ -43,10 +45,17 @@ from service.eval.report import (
 RESULTS: Final = Path(__file__).parent / "results"
 README: Final = Path(__file__).parents[2] / "README.md"
 MANIFEST: Final = Path(__file__).parents[2] / "model_store" / "light" / "manifest.json"
-NAMES: Final = (
-    "rates", "trials", "kodak", "latency", "stages", "memory", "service", "swap", "jobs",
-    "decoder", "agreement", "adaptation",
-)  # fmt: skip
+TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
+    "kodak": ("kodak.json", eval_table),
+    "jobs": ("jobs.json", jobs_table),
+    "decoder": ("decoder.json", decoder_table),
+    "agreement": ("agreement.json", agreement_table),
+    "adaptation": ("adapted.json", adaptation_table),
+    "ready": ("ready.json", adaptation_table),
+}
+"""Tables that are all of what a file holds."""
+
+NAMES: Final = ("rates", "trials", "latency", "stages", "memory", "service", "swap", *TABLES)
 NOT_MEASURED: Final = "_Not measured yet._"
 MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -58,25 +67,14 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     if manifest is not None:
         found["rates"] = rates_table(manifest)
         found["trials"] = trials_table(manifest) or NOT_MEASURED
-    kodak, bench = _read(results / "kodak.json"), _read(results / "bench.json")
-    changes = _read(results / "rates.json")
-    if changes is not None:
-        found |= bench_tables(changes)
-    decoder, agreement = _read(results / "decoder.json"), _read(results / "agreement.json")
-    if kodak is not None:
-        found["kodak"] = eval_table(kodak)
-    if bench is not None:
-        found.update(bench_tables(bench))
-    adapted = _read(results / "adapted.json")
-    if adapted is not None:
-        found["adaptation"] = adaptation_table(adapted)
-    jobs = _read(results / "jobs.json")
-    if jobs is not None:
-        found["jobs"] = jobs_table(jobs)
-    if decoder is not None:
-        found["decoder"] = decoder_table(decoder)
-    if agreement is not None:
-        found["agreement"] = agreement_table(agreement)
+    for file in ("bench.json", "rates.json"):
+        result = _read(results / file)
+        if result is not None:
+            found |= bench_tables(result)
+    for name, (file, table) in TABLES.items():
+        result = _read(results / file)
+        if result is not None:
+            found[name] = table(result)
     return found
 
 

@@ -14,7 +14,7 @@ TITLES: Final = {"psnr_db": "PSNR", "ms_ssim": "MS-SSIM", "ssimulacra2": "SSIMUL
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, columns padded so that it reads as text too; numbers to the right."""
-    widths = [max(len(str(r[i])) for r in (head, *rows)) for i in range(len(head))]
+    widths = [max(2, *(len(str(r[i])) for r in (head, *rows))) for i in range(len(head))]
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
     lines = [head, rule, *rows]
     return "\n".join(
@@ -269,11 +269,11 @@ def adaptation_table(summary: Result) -> str:
             [
                 f"{g['group']}, {g['images']}",
                 str(g["effort"]),
-                "latents and decoder" if g["kind"] == "both" else "latents alone",
+                _adapted(g),
                 "-" if found is None else f"{found:+.1f} %",
                 loss,
                 f"{g['bytes_percent']:+.1f} %",
-                f"{g['gain_db']:+.2f}",
+                f"{round(g['gain_db'], 2) + 0:+.2f}",  # + 0: no -0.00
                 f"{100 * g['update_share']:.1f} %",
                 f"{g['seconds']:.0f}",
                 "-" if g["ms_per_step"] is None else _ms(g["ms_per_step"]),
@@ -283,6 +283,13 @@ def adaptation_table(summary: Result) -> str:
     head += ["dB", "update, of bytes", "s", "ms a step"]
     rates = ", ".join(f"{r:g}" for r in summary["rates"])
     return f"Rates {rates}, {_machine(summary)}\n\n" + table(head, rows)
+
+
+def _adapted(gain: Result) -> str:
+    """What a row of gains adapted."""
+    if gain["effort"] == 0:
+        return f"ready update, in {100 * gain['with_update']:.0f} % of streams"
+    return "latents and decoder" if gain["kind"] == "both" else "latents alone"
 
 
 def _versus(entry: Result | None) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save as save_safetensors
 
+from service.codec.coder import Tables
 from service.codec.container import PSNR, TUNES
 from service.codec.lowrank import Update, pack
 from service.errors import BadParameter
@@ -24,9 +25,11 @@ from service.store import (
     STORE_FILE,
     StoredModel,
     StoredRate,
+    StoredUpdate,
     check_adapter,
     layer_shapes,
     load_model,
+    with_updates,
 )
 
 
@@ -91,6 +94,53 @@ def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredMo
     _replace(folder, manifest)
     for old in superseded:
         (folder / old).unlink(missing_ok=True)
+    return load_model(folder)
+
+
+@dataclass(frozen=True)
+class ReadyUpdate:
+    """An update of g_s to publish.
+
+    Attributes:
+        name: of what it is for. data: coded (codec/model_stream.py).
+        training: record of how it was made, plain JSON values.
+    """
+
+    name: str
+    data: bytes
+    training: Mapping[str, object]
+
+
+def publish_updates(folder: Path, updates: Sequence[ReadyUpdate]) -> StoredModel:
+    """Add ready updates to a model; returns the model as it is now stored.
+
+    Those that are there stay: streams that name them need them.
+
+    Args:
+        folder: of the model.
+
+    Raises:
+        StoreError: one does not fit the base, or cannot be told from another by its reference;
+            the store is left as it was.
+    """
+    stored = load_model(folder)
+    fresh = [StoredUpdate(u.name, u.data, u.training) for u in updates]
+    known = {u.digest for u in stored.updates}
+    fresh = [u for u in fresh if u.digest not in known]
+    model = with_updates(stored, fresh)
+    tables = Tables(stored.entropy["tables"])
+    for update in fresh:
+        model.ready_update(update.reference, tables)
+    (folder / "updates").mkdir(exist_ok=True)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    entries = manifest.setdefault("updates", [])
+    for update in fresh:
+        name = f"updates/{update.digest.hex()[:12]}.rku"
+        write_whole(folder / name, update.data)
+        manifest["files"][name] = _entry(update.data)
+        base, training = stored.sha256, dict(update.training)
+        entries.append({"name": update.name, "file": name, "base": base, "training": training})
+    _replace(folder, manifest)
     return load_model(folder)
 
 

@@ -87,3 +87,20 @@ def test_pruning_weighs_savings_against_bits(small_model: StoredModel) -> None:
         factor = update.tensors["g_s.0/b"]
         update.prune(lambda f=factor, w=worth: w * float((f[:, 0] == 0).all()), tables)
         assert bool(update.update().layers) is kept
+
+
+def test_the_same_symbols_are_an_update_of_every_rate(small_model: StoredModel) -> None:
+    """What is shared are the variables: in units of another rate's weights they mean its update."""
+    update = update_of(small_model, spread=0.1)
+    other = {n: 3 * t.astype(np.float32) for n, t in small_model.transforms.items()}
+    elsewhere = update.on(other)
+    sent = update.update()
+    with torch.no_grad():
+        update.tensors["g_s.0/bias"].add_(1.0)
+    moved = elsewhere.update()
+    assert not np.array_equal(moved.layers["g_s.0"].bias, sent.layers["g_s.0"].bias)
+    merged = merge_transforms(
+        {n: t for n, t in other.items() if n.startswith(SYNTHESIS)}, [Share(moved, PARTS)]
+    )
+    for name, value in elsewhere.parameters().items():
+        assert np.allclose(value.detach().numpy(), merged[f"g_s.{name}"], rtol=1e-4, atol=1e-5)

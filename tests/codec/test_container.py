@@ -68,18 +68,21 @@ def memory_below(limit: int) -> Iterator[None]:
 
 
 streams = st.builds(
-    lambda model, rate, flags, side, words, alpha, icc, exif: Stream(
+    lambda model, rate, flags, side, words, updates, alpha, icc, exif: Stream(
         (h := Header(model, rate, flags, *side)),
         tuple(bytes(4 * n) for n in words[: tile_count(latent_box(h.width, h.height))]),
         alpha,
         icc,
         exif,
+        *updates,
     ),
     st.binary(min_size=4, max_size=4),
     st.integers(16, 128),
     st.integers(0, 1),
     st.tuples(st.integers(1, 2048), st.integers(1, 2048)),
     st.lists(st.integers(0, 300), min_size=4, max_size=4),
+    st.tuples(st.none() | st.binary(max_size=50), st.none())
+    | st.tuples(st.none(), st.binary(min_size=4, max_size=4)),
     *[st.none() | st.binary(max_size=50)] * 3,
 )
 
@@ -176,9 +179,26 @@ def test_unknown_sections_are_skipped_when_optional_and_refused_when_critical() 
     for kind in (7, 101, 2**14 + 1):
         stream = read_stream(stream_of((kind, b"whatever"), latents, (kind + 2, b"")))
         assert stream.tiles == (b"abcd",)
-    for kind in (0, 8, 2**14):
+    for kind in (0, 10, 2**14):
         with pytest.raises(UnsupportedStream, match=f"critical section {kind}"):
             read_stream(stream_of(latents, (kind, b"")))
+
+
+def test_a_ready_update_is_named_by_four_bytes_and_stands_alone() -> None:
+    latents, own = (int(Section.LATENTS), b"abcd"), (int(Section.UPDATE), b"update")
+    named = stream_of(latents, (int(Section.READY), b"\xca\xfe\0\1"))
+    assert int(Section.READY) % 2 == 0, "a decoder that does not know it must refuse the stream"
+    assert read_stream(named).ready == b"\xca\xfe\0\1"
+    assert write_stream(read_stream(named)) == named
+    assert describe(named).ready == "cafe0001" and describe(write_stream(PLAIN)).ready is None
+    for read in (read_stream, describe):
+        for wrong in (b"", b"abc", b"abcde"):
+            with pytest.raises(BadStream, match=f"named by {len(wrong)} bytes, expected 4"):
+                read(stream_of(latents, (int(Section.READY), wrong)))
+        with pytest.raises(BadStream, match="an update of its own and names a ready one"):
+            read(stream_of(latents, (int(Section.READY), b"abcd"), own))
+    with pytest.raises(BadStream, match="names a ready one"):
+        write_stream(replace(PLAIN, update=b"update", ready=b"abcd"))
 
 
 def test_sections_come_in_any_order_but_only_once() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from service.errors import BadParameter
 from service.eval import readme
+from service.eval.report import table
 
 TEXT = "before\n<!-- table:kodak -->\nold\n<!-- /table -->\nafter\n"
 
@@ -40,3 +41,8 @@ def test_every_documented_table_can_be_asked_for_whatever_was_measured() -> None
 def test_markers_that_are_wrong_are_refused(text: str) -> None:
     with pytest.raises(BadParameter):
         readme.filled(text, {"kodak": "| new |"})
+
+
+def test_a_column_of_single_digits_is_still_a_table() -> None:
+    """Markdown wants a dash in every rule."""
+    assert table(["what", "s"], [["one", "2"]]).splitlines()[1] == "| ---- | -: |"

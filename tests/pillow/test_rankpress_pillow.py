@@ -188,6 +188,22 @@ def test_damage_under_a_right_checksum_fails_when_it_is_loaded(
         Image.open(io.BytesIO(other)).load()
 
 
+def test_a_stream_that_names_a_ready_update_opens(engine: Engine, photo: Picture) -> None:
+    """One that the shipped store holds; one that no store holds is named."""
+    golden = Path(__file__).parents[1] / "golden" / "v1" / "drawing-ready-r4.5"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RANKPRESS_STORE")
+        forget()
+        with Image.open(golden.with_name(f"{golden.name}.rkp")) as image:
+            found = np.asarray(image.convert("RGB")).astype(int)
+    forget()
+    with Image.open(golden.with_name(f"{golden.name}.png")) as expected:
+        assert np.abs(found - np.asarray(expected)).max() <= 1
+    data = resealed(engine.compress(photo, 4).data, lambda s: replace(s, ready=b"none"))
+    with pytest.raises(OSError, match="ready update 6e6f6e65"):
+        Image.open(io.BytesIO(data)).load()
+
+
 def test_a_newer_format_is_named_and_not_called_unidentified(
     engine: Engine, photo: Picture
 ) -> None:

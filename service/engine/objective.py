@@ -1,0 +1,121 @@
+"""What adapting to one picture minimises, in floats that gradients flow through: R + lmbda·D.
+
+The picture is seen tile by tile. A tile's window reaches into its neighbours, whose latents are
+taken as they were last coded: `canvas` holds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from service.adapt.decoder import DecoderUpdate
+from service.adapt.latents import RateModel, annealed
+from service.codec.tiles import PATCH, Box, latent_box, tiles
+from service.engine.pipeline import LoadedModel, pixels_under
+from service.engine.synthesis_torch import TorchTransforms
+from service.picture import Picture
+
+PRUNE_TILES = 2
+"""Tiles that gates are decided on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One tile's place, the window that g_s needs for it, and its variables."""
+
+    box: Box
+    window: Box
+    y: Tensor
+    z: Tensor
+
+
+class Objective:
+    """The picture's tiles, and the loss of each.
+
+    Attributes:
+        tiles: in storing order. canvas: [h, w, M], what windows see of other tiles.
+    """
+
+    def __init__(self, model: LoadedModel, picture: Picture, lmbda: float) -> None:
+        """Analyse the picture; the canvas is zero until someone fills it.
+
+        Args:
+            model: merged for the rate, with torch. lmbda: of the rate.
+        """
+        assert isinstance(model.analysis, TorchTransforms)
+        self._picture, self._lmbda = picture, lmbda
+        self._device = model.analysis.device
+        self._rate = RateModel(model.stored, self._device, model.analysis.dtype)
+        box = latent_box(picture.width, picture.height)
+        halo = model.stored.sizes.halo
+        self.tiles = [_tile(model.analysis, picture, t, t.grown(halo, box)) for t in tiles(box)]
+        self.canvas = torch.zeros(box.height, box.width, model.stored.sizes.M, device=self._device)
+
+    def loss(
+        self,
+        tile: Tile,
+        update: DecoderUpdate | None,
+        tau: float | None,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """R and lmbda·D per pixel: of a tile, and of the whole update.
+
+        Args:
+            update: of g_s, None without one. tau: of the annealing; None leaves latents alone.
+            generator: of what is drawn.
+        """
+        pixels = self._pixels([tile])
+        rate = torch.zeros((), device=self._device)
+        y_hat = self.canvas[tile.window.slices]
+        if tau is not None:
+            coded = self._rate.code(tile.y, tile.z, annealed(tau, generator))
+            rate = coded.bits / pixels
+            y_hat = y_hat.clone()
+            y_hat[tile.box.relative(tile.window).slices] = coded.y_hat
+            self.canvas[tile.box.slices] = coded.y_hat.detach()
+        if update is not None:
+            rate = rate + update.bits(generator) / (self._picture.width * self._picture.height)
+        with self._rate.autocast():
+            error = self._squared_error(tile, y_hat, update)
+        return rate, self._lmbda * error / (3 * pixels)
+
+    @torch.no_grad()
+    def distortion(self, update: DecoderUpdate | None) -> float:
+        """lmbda·D in bits of the whole picture, from a tile or two."""
+        chosen = self.tiles[:: max(1, len(self.tiles) // PRUNE_TILES)][:PRUNE_TILES]
+        error = sum(
+            float(self._squared_error(t, self.canvas[t.window.slices], update)) for t in chosen
+        )
+        whole = self._picture.width * self._picture.height
+        return self._lmbda * error / (3 * self._pixels(chosen)) * whole
+
+    def _inside(self, tile: Tile) -> Box:
+        """The tile's pixels that the picture has."""
+        return tile.box.scaled(PATCH).cut(Box(0, 0, self._picture.height, self._picture.width))
+
+    def _pixels(self, chosen: list[Tile]) -> int:
+        return sum(self._inside(t).height * self._inside(t).width for t in chosen)
+
+    def _squared_error(self, tile: Tile, y_hat: Tensor, update: DecoderUpdate | None) -> Tensor:
+        """Sum of squared errors over a tile's samples, in 8-bit steps."""
+        changed = {} if update is None else update.parameters()
+        x_hat = torch.func.functional_call(self._rate.net.g_s, changed, (y_hat[None],))[0]
+        inside = self._inside(tile)
+        x_hat = x_hat[inside.relative(tile.window.scaled(PATCH)).slices].float() + 0.5
+        if self._picture.grey:
+            x_hat = x_hat.mean(-1, keepdim=True)
+        rgb = torch.from_numpy(self._picture.rgb[inside.slices].copy()).to(self._device)
+        error: Tensor = (x_hat * 255 - rgb).square().sum()
+        return error
+
+
+def _tile(analysis: TorchTransforms, picture: Picture, box: Box, window: Box) -> Tile:
+    """A tile with its plain latents."""
+    seen = analysis.analyse(pixels_under(picture.rgb, window))
+    y = seen[box.relative(window).slices]
+    z = analysis.hyper_analyse(y[None])[0]
+    y_t, z_t = (torch.from_numpy(v.copy()).to(analysis.device) for v in (y, z))
+    return Tile(box, window, y_t.requires_grad_(), z_t.requires_grad_())

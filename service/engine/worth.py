@@ -1,0 +1,108 @@
+"""What a picture's latents and an update of g_s are worth: real bytes, real 8-bit pixels.
+
+The exact coder rounds what optimisation leaves, and the codec's own g_s paints the pixels, so that
+what is compared is what a decoder will have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.codec import container
+from service.codec.tiles import Box, latent_box
+from service.engine.pipeline import (
+    Latents,
+    LoadedModel,
+    decode_latents,
+    painted_tiles,
+    with_update,
+)
+from service.errors import SelfTestFailed
+from service.picture import Picture
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """A picture's latents, coded.
+
+    Attributes:
+        tiles: coded bytes of each tile, in storing order. y_hat: what they decode to, [h, w, M].
+    """
+
+    tiles: tuple[bytes, ...]
+    y_hat: NDArray[np.int16]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A stream, the latents it was made of, and what it is worth.
+
+    Attributes:
+        loss: R + lmbda·D, bits per pixel.
+    """
+
+    data: bytes
+    y_hat: NDArray[np.int16]
+    psnr_db: float
+    loss: float
+
+
+def code(
+    model: LoadedModel, picture: Picture, latents: Iterable[tuple[Box, Tensor, Tensor]]
+) -> Coded:
+    """Code latents tile by tile.
+
+    Args:
+        model: merged for the rate. picture: that they are of.
+        latents: of every tile in storing order: its box, y [h, w, M] and z [h', w', Cz].
+    """
+    box = latent_box(picture.width, picture.height)
+    y_hat = np.empty((box.height, box.width, model.stored.sizes.M), np.int16)
+    tiles = []
+    for tile, *variables in latents:
+        y, z = (v.detach().cpu().numpy()[None] for v in variables)
+        result = model.coder.encode(y, z)
+        tiles.append(result.data[0])
+        y_hat[tile.slices] = result.y_hat[0]
+    return Coded(tuple(tiles), y_hat)
+
+
+def measure(
+    model: LoadedModel,
+    picture: Picture,
+    lmbda: float,
+    stream: container.Stream,
+    y_hat: NDArray[np.int16],
+) -> Measured:
+    """Write a stream, paint its pixels, and say what that is worth.
+
+    Args:
+        model: merged for the rate. picture: that the stream is of. lmbda: of the rate.
+        y_hat: that the stream's tiles hold.
+    """
+    squared = 0
+    everything = Box(0, 0, picture.height, picture.width)
+    own = with_update(model, stream)
+    latents = Latents(latent_box(picture.width, picture.height), y_hat, 0.0)
+    for box, rgb in painted_tiles(own, latents, everything, picture.grey):
+        error = np.subtract(rgb, picture.rgb[box.slices], dtype=np.int16)
+        squared += int(np.square(error, dtype=np.int32).sum(dtype=np.int64))
+    data = container.write_stream(stream)
+    mse = squared / picture.rgb.size
+    psnr_db = 10 * math.log10(255**2 / mse) if mse else math.inf
+    bpp = 8 * len(data) / (picture.width * picture.height)
+    return Measured(data, y_hat, psnr_db, bpp + lmbda * mse)
+
+
+def prove(model: LoadedModel, found: Measured) -> None:
+    """Decode a stream's latents from its bytes. Raises SelfTestFailed: they are others."""
+    stream = container.read_stream(found.data)
+    everything = Box(0, 0, stream.header.height, stream.header.width)
+    if not np.array_equal(decode_latents(model, stream, everything).y_hat, found.y_hat):
+        raise SelfTestFailed("the adapted stream decodes to other latents than were encoded")

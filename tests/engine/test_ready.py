@@ -1,0 +1,191 @@
+"""Effort 0 names the ready update that pays most; what a name means, every decoder agrees on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hostile import check_any_bytes
+from small_ladder import with_rates
+from small_model import decode_only, photo_like
+
+from service.adapt.plan import Plan, plan_of
+from service.codec import container
+from service.engine.adaptation import Job, PictureAdaptation
+from service.engine.engine import Engine, load_models
+from service.engine.light import load_light
+from service.engine.pipeline import LoadedModel
+from service.errors import BadStream, UnknownModel, UnknownUpdate, UnsupportedStream
+from service.picture import Picture, Region
+from service.store import StoredModel, StoredUpdate
+
+LMBDA = 0.05
+
+
+def drawing(height: int = 80, width: int = 96) -> Picture:
+    """Flat colours, unlike what the small model is made for."""
+    rgb = np.zeros((height, width, 3), np.uint8)
+    rgb[:, :, 0], rgb[:, :, 2] = 250, 40
+    rgb[10:50, 20:70] = (10, 200, 120)
+    return Picture(rgb)
+
+
+def fitted(model: LoadedModel, picture: Picture) -> bytes:
+    """The update that adapting to a picture sends: a ready one holds the same."""
+    adaptation = PictureAdaptation(model, Job(picture, 64, LMBDA, Plan(120, 1, rank=1)))
+    adaptation.advance(math.inf)
+    update = container.read_stream(adaptation.best()).update
+    assert update is not None
+    return update
+
+
+@pytest.fixture(scope="module")
+def stored(loaded: LoadedModel, small_model: StoredModel) -> StoredModel:
+    """The small model with rates 4 and 5 and two ready updates, one of them for drawings."""
+    swapped = Picture(np.ascontiguousarray(drawing().rgb[..., ::-1]))
+    updates = tuple(
+        StoredUpdate(name, fitted(loaded, picture), {})
+        for name, picture in (("swapped", swapped), ("drawing", drawing()))
+    )
+    return replace(with_rates(small_model, (5,)), updates=updates)
+
+
+@pytest.fixture(scope="module")
+def ready(stored: StoredModel) -> LoadedModel:
+    return load_models((stored,), "cpu", torch.float32)[0]
+
+
+@pytest.fixture(scope="module")
+def codec(ready: LoadedModel) -> Engine:
+    return Engine((ready,))
+
+
+def quick(model: LoadedModel, picture: Picture, lmbda: float = LMBDA) -> PictureAdaptation:
+    adaptation = PictureAdaptation(model, Job(picture, 64, lmbda, plan_of(0)))
+    assert adaptation.done
+    return adaptation
+
+
+def loss(data: bytes, psnr_db: float, picture: Picture) -> float:
+    bpp = 8 * len(data) / (picture.width * picture.height)
+    return bpp + LMBDA * 255**2 / 10 ** (psnr_db / 10)
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    return 10 * math.log10(255**2 / np.square(one.astype(float) - other).mean())
+
+
+def test_effort_0_names_the_update_that_serves_the_picture(
+    ready: LoadedModel, stored: StoredModel, codec: Engine
+) -> None:
+    picture = drawing(60, 70)
+    done = quick(ready, picture)
+    stream = container.read_stream(done.best())
+    assert stream.update is None and stream.ready == stored.updates[1].reference
+    plain, told = codec.compress(picture, 4), done.progress
+    assert len(done.best()) == len(plain.data) + 6
+    assert (told.first_bytes, told.first_psnr_db) == (len(plain.data), plain.psnr_db)
+    decoded = codec.decompress(done.best()).picture.rgb
+    assert psnr(decoded, picture.rgb) == pytest.approx(told.psnr_db)
+    before = loss(plain.data, told.first_psnr_db, picture)
+    assert loss(done.best(), told.psnr_db, picture) < 0.95 * before
+    assert told.phase == "done" and told.total == 0
+
+
+def test_the_plain_stream_stays_where_a_name_does_not_pay(
+    ready: LoadedModel, loaded: LoadedModel, codec: Engine
+) -> None:
+    """Where bytes are all that counts, and where there is no update to name."""
+    plain = codec.compress(drawing(), 4).data
+    assert quick(ready, drawing(), lmbda=1e-9).best() == plain
+    assert quick(loaded, drawing()).best() == plain
+
+
+def test_a_name_stands_for_the_bytes_that_it_names(
+    ready: LoadedModel, stored: StoredModel, codec: Engine
+) -> None:
+    named = container.read_stream(quick(ready, drawing()).best())
+    brought = replace(named, ready=None, update=stored.updates[1].data)
+    one, two = (codec.decompress(container.write_stream(s)).picture.rgb for s in (named, brought))
+    assert np.array_equal(one, two)
+    plain = container.write_stream(replace(named, ready=None))
+    assert not np.array_equal(codec.decompress(plain).picture.rgb, one)
+
+
+@pytest.mark.parametrize("rate", [4, 4.5, 5])
+def test_decoders_without_torch_agree_at_every_rate(
+    stored: StoredModel, codec: Engine, rate: float
+) -> None:
+    data = codec.adapt(drawing(), rate, effort=0).best()
+    assert container.describe(data).ready is not None
+    expected = codec.decompress(data).picture.rgb.astype(int)
+    light = Engine(load_light((stored,), 1))
+    assert np.abs(light.decompress(data).picture.rgb - expected).max() <= 1
+    part = light.decompress(data, Region(30, 20, 40, 50)).picture.rgb
+    assert np.abs(part - expected[20:70, 30:70]).max() <= 1
+
+
+def test_numpy_alone_agrees_too(stored: StoredModel, codec: Engine) -> None:
+    data = codec.adapt(drawing(), 4, effort=0).best()
+    off = Engine((decode_only(stored),)).decompress(data).picture.rgb.astype(int)
+    assert np.abs(off - codec.decompress(data).picture.rgb).max() <= 1
+
+
+def test_streams_that_name_updates_decode_beside_others(codec: Engine) -> None:
+    streams = [codec.adapt(drawing(), 4, effort=0).best(), codec.compress(drawing(), 4).data]
+    streams.append(container.write_stream(replace(container.read_stream(streams[0]),
+                                                  ready=b"none")))  # fmt: skip
+    together = codec.decompress_batch(streams)
+    assert isinstance(together[2], UnknownUpdate)
+    for data, made in zip(streams[:2], together, strict=False):
+        assert np.array_equal(made.picture.rgb, codec.decompress(data).picture.rgb)
+
+
+def test_an_update_that_is_not_in_the_store_is_named(
+    engine: Engine, numpy_engine: Engine, ready: LoadedModel, stored: StoredModel
+) -> None:
+    data = quick(ready, drawing()).best()
+    name = stored.updates[1].reference.hex()
+    for other in (engine, numpy_engine):
+        with pytest.raises(UnknownUpdate, match=f"ready update {name} of model small.*none"):
+            other.decompress(data)
+    assert issubclass(UnknownUpdate, UnknownModel), "what to do about it is the same"
+
+
+def test_a_decoder_without_updates_says_so(ready: LoadedModel, stored: StoredModel) -> None:
+    old = Engine((replace(decode_only(stored), build_synthesis=None),))
+    with pytest.raises(UnsupportedStream, match="updates"):
+        old.decompress(quick(ready, drawing()).best())
+
+
+def test_any_name_gives_a_picture_or_a_bad_stream(codec: Engine, ready: LoadedModel) -> None:
+    stream = container.read_stream(quick(ready, drawing()).best())
+    rng = np.random.default_rng(0)
+    names = [u.reference for u in ready.stored.updates] + [rng.bytes(4) for _ in range(20)]
+    outcomes = [
+        check_any_bytes(codec, container.write_stream(replace(stream, ready=n))) for n in names
+    ]
+    assert outcomes == [True, True] + 20 * [False]
+    with pytest.raises(BadStream):
+        container.write_stream(replace(stream, ready=b"", update=None))
+
+
+def test_a_finished_adaptation_comes_back_from_its_checkpoint(ready: LoadedModel) -> None:
+    first = quick(ready, drawing())
+    job = Job(drawing(), 64, LMBDA, plan_of(0))
+    second = PictureAdaptation(ready, job, first.checkpoint())
+    assert second.done and second.best() == first.best() and second.progress == first.progress
+
+
+def test_pictures_of_several_tiles_and_alpha(ready: LoadedModel, codec: Engine) -> None:
+    alpha = np.full((40, 1040), 7, np.uint8)
+    done = quick(ready, Picture(drawing(40, 1040).rgb, alpha))
+    assert container.read_stream(done.best()).ready is not None
+    picture = codec.decompress(done.best()).picture
+    assert np.array_equal(picture.alpha, alpha)
+    assert psnr(picture.rgb, drawing(40, 1040).rgb) == pytest.approx(done.progress.psnr_db)
+    grey = Picture(np.repeat(photo_like(33, 40, 2)[..., :1], 3, axis=2), grey=True)
+    assert codec.decompress(quick(ready, grey).best()).picture.grey
