@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.api import openapi
 from service.api.bodies import read_body
+from service.api.negotiate import SMALL, choose_format
 from service.api.ranges import Span, requested_span, tags
 from service.api.record import record_of
 from service.api.routes import (
@@ -31,8 +32,8 @@ from service.api.routes import (
     run_work,
     view_of,
 )
-from service.api.schemas import DecompressQuery, StoredObject
-from service.api.work import DecompressFile, ImageFile, View
+from service.api.schemas import LOSSLESS_ONLY, ObjectQuery, StoredObject
+from service.api.work import DecompressFile, Form, ImageFile, View
 from service.engine.batching import Done
 from service.errors import (
     BadParameter,
@@ -44,7 +45,7 @@ from service.errors import (
     UnknownModel,
     UnsupportedStream,
 )
-from service.images import MEDIA_TYPES
+from service.images import MEDIA_TYPES, Format
 from service.objects import Objects, digest_of, shared_key
 
 T = TypeVar("T")
@@ -53,6 +54,12 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 
 RENDITION = 1
 """Part of every entity tag; to be raised when pictures made earlier should not be used any more."""
+
+_QUALITY: Final[Mapping[Format, int]] = {"webp": 90}
+"""Of what Accept chose, where no quality is asked for and `write_image` would write lossless."""
+
+_OPAQUE: Final[frozenset[Format]] = frozenset({"jpeg"})
+"""Formats without alpha."""
 
 Digest = Annotated[
     str,
@@ -72,10 +79,10 @@ async def get_object(
     request: Request,
     service: ServiceArg,
     sha256: Digest,
-    query: Annotated[DecompressQuery, Query()],
+    query: Annotated[ObjectQuery, Query()],
 ) -> Response:
     """Decode a stored stream, whole or in part, in the format that is asked for or accepted."""
-    view = view_of(query, ",".join(request.headers.getlist("accept")))
+    view = _view(query, ",".join(request.headers.getlist("accept")))
     asked = _asked(sha256, view)
     caching = {"Cache-Control": IMMUTABLE}
     if query.format is None:
@@ -94,7 +101,7 @@ async def get_object(
     etag = f'"{asked}-{_short_hash(image.data)}"'
     headers = {**caching, **image_headers(done, fetch=fetch_s), "ETag": etag}
     span = requested_span(request.headers, etag, len(image.data))
-    return _answer(image.data, span, headers, MEDIA_TYPES[view.format])
+    return _answer(image.data, span, headers, MEDIA_TYPES[image.format])
 
 
 @writing.put("/objects", status_code=201, **openapi.PUT_OBJECT)
@@ -178,10 +185,23 @@ async def _decoded(
         raise DamagedObject(f"object {sha256} is no whole stream: {error}") from error
 
 
+def _view(query: ObjectQuery, accept: str) -> View:
+    """What a request asks to see: a small file where Accept decides. Raises as `view_of` does."""
+    if query.format is not None:
+        return view_of(query, accept)
+
+    def form(avoid: frozenset[Format]) -> Form:
+        name = choose_format(accept, SMALL, avoid)
+        lossless = name in LOSSLESS_ONLY
+        return Form(name, None if lossless else query.quality or _QUALITY.get(name))
+
+    plain = form(frozenset() if query.quality is None else LOSSLESS_ONLY)
+    return View(plain, form(_OPAQUE), query.parsed_region(), query.max_size)
+
+
 def _asked(sha256: str, view: View) -> str:
     """A hash of what was asked for."""
-    parts = (RENDITION, sha256, view.format, view.region, view.max_size, view.quality)
-    return _short_hash(repr(parts).encode())
+    return _short_hash(repr((RENDITION, sha256, view)).encode())
 
 
 def _known(request: Request, asked: str) -> str | None:

@@ -18,7 +18,7 @@ from service.api.desk import Desk
 from service.api.errors import NOT_READY, problem
 from service.api.job_metrics import JobMetrics
 from service.api.metrics import Metrics
-from service.api.negotiate import choose_format
+from service.api.negotiate import EXACT, choose_format
 from service.api.record import record_of
 from service.api.schemas import (
     LOSSLESS_ONLY,
@@ -31,7 +31,7 @@ from service.api.schemas import (
     Models,
     Rates,
 )
-from service.api.work import CompressFile, DecompressFile, ImageFile, Stream, View
+from service.api.work import CompressFile, DecompressFile, Form, ImageFile, Stream, View
 from service.engine.batching import Admission, Done, Phase
 from service.engine.line import Group
 from service.engine.types import Codec, ModelInfo, Target, Timings
@@ -131,7 +131,7 @@ async def decompress(
     record.pixels = image.width * image.height
     service.metrics.observe_work(done.queue_s, image.timings, image.write_s)
     headers = {"Vary": "Accept", **image_headers(done)}
-    return Response(image.data, 200, headers, media_type=MEDIA_TYPES[view.format])
+    return Response(image.data, 200, headers, media_type=MEDIA_TYPES[image.format])
 
 
 @about.get("/models", summary="What is loaded", responses=openapi.problems(422))
@@ -185,10 +185,11 @@ async def metrics(service: ServiceArg) -> Response:
 
 def view_of(query: DecompressQuery, accept: str) -> View:
     """What a request asks to see. Raises BadParameter or NotAcceptable."""
-    name = query.format or choose_format(accept)
+    name = query.format or choose_format(accept, EXACT)
     if query.quality is not None and name in LOSSLESS_ONLY:
         raise BadParameter(f"quality is {query.quality}, but {name} is lossless: ask for a format")
-    return View(name, query.parsed_region(), query.max_size, query.quality)
+    form = Form(name, query.quality)
+    return View(form, form, query.parsed_region(), query.max_size)
 
 
 async def run_work(

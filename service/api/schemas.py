@@ -67,7 +67,7 @@ class CompressQuery(Query):
 
 
 class DecompressQuery(Query):
-    """Parameters of `POST /decompress` and `GET /objects/{sha256}`."""
+    """Parameters of `POST /decompress`."""
 
     format: Format | None = None
     """Image format of the answer; wins over the Accept header."""
@@ -84,6 +84,19 @@ class DecompressQuery(Query):
     def parsed_region(self) -> Region | None:
         """The rectangle. Raises BadParameter for anything but four whole numbers."""
         return None if self.region is None else Region.parse(self.region)
+
+
+class ObjectQuery(DecompressQuery):
+    """Parameters of `GET /objects/{sha256}`."""
+
+    format: Format | None = None
+    """Image format of the answer; wins over the Accept header. Without it Accept chooses a lossy
+    format where it allows one: of those it names AVIF, WebP, JPEG, PNG in this order, JPEG where
+    it has only wildcards or is missing; a picture with alpha is WebP instead of JPEG, or PNG."""
+
+    quality: int | None = Field(default=None, ge=1, le=100)
+    """Quality of a lossy file: webp, jpeg or avif. Ignored where Accept leaves nothing but PNG,
+    refused together with `format=png`. With `format=webp` and without it webp is lossless."""
 
 
 class InvalidParameter(Document):

@@ -31,13 +31,26 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class View:
-    """What to show of a stream, and in which file format."""
+class Form:
+    """A file format and its quality; None is what `write_image` takes for the format."""
 
     format: Format
+    quality: int | None
+
+
+@dataclass(frozen=True)
+class View:
+    """What to show of a stream, and how to write it.
+
+    Attributes:
+        form: of a picture without alpha. alpha_form: of one that has it.
+        region: to show, None is all. max_size: of the longest side in pixels, None is as it is.
+    """
+
+    form: Form
+    alpha_form: Form
     region: Region | None
     max_size: int | None
-    quality: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +58,7 @@ class ImageFile:
     """A written image file of `width` x `height` pixels, and how it came about."""
 
     data: bytes
+    format: Format
     width: int
     height: int
     rate: float
@@ -113,9 +127,11 @@ class DecompressFile:
         picture, view = decoded.picture, self.view
         if view.max_size is not None:
             picture = shrink(picture, view.max_size)
-        written = write_image(picture, view.format, quality=view.quality)
+        form = view.form if picture.alpha is None else view.alpha_form
+        written = write_image(picture, form.format, quality=form.quality)
         return ImageFile(
             data=written,
+            format=form.format,
             width=picture.width,
             height=picture.height,
             rate=decoded.rate,

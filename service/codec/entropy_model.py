@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,18 @@ Choose = Callable[[int, NDArray[np.int32], NDArray[np.uint8]], Symbols]
 """(step, mu, levels) -> symbols, all flat in coding order, per batch item [B, n]."""
 
 
+class Walk(Protocol):
+    """The networks on their way through the four steps of some latents."""
+
+    def parameters(self, t: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """mu and levels of step t, [B, n] each, in coding order."""
+        ...
+
+    def learn(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
+        """Take in y_hat of one channel group at one class of positions: [B, rows, cols, M/4]."""
+        ...
+
+
 class EntropyModel:
     """The integer networks of one model at one rate. Immutable; safe to share between threads."""
 
@@ -99,7 +111,7 @@ class EntropyModel:
         self.block0 = Block(numbers, tensors, "h_s.1", sizes.Cz)
         self.up1 = Layer(numbers, up1, input_max=ACTIVATION_MAX, name="h_s.2")
         self.block1 = Block(numbers, tensors, "h_s.3", sizes.cp)
-        self.steps = [_Step(sizes, tensors, numbers, t) for t in range(STEPS)]
+        self.steps = [Step(sizes, tensors, numbers, t) for t in range(STEPS)]
         context_frac = vector(tensors, "context.frac", sizes.M, -30, 30).astype(np.int64)
         self.context_shift = numbers.carry(np.ldexp(1.0, context_frac - Y_FRAC))
         self.z_levels = vector(tensors, "z.level", sizes.Cz, 1, LEVELS - 1).astype(np.uint8)
@@ -114,13 +126,24 @@ class EntropyModel:
 
     def y_steps(self, t: int, height: int, width: int) -> NDArray[np.float32]:
         """Quantiser steps of y in the coding order of step t, in units of 2^-Y_FRAC, [n]."""
-        classes = (_class(p, height, width) for p in range(STEPS))
-        groups = [np.tile(self._y_step[GROUP_AT[t, p] :: 4], c.size) for p, c in enumerate(classes)]
+        groups = [
+            np.tile(self._y_step[GROUP_AT[t, p] :: 4], c.size)
+            for p, c in enumerate(classes_of(height, width))
+        ]
         return (np.concatenate(groups) / 2.0**STEP_FRAC).astype(np.float32)
 
-    def features(self, z: NDArray[np.int32]) -> Array:
-        """h_s. z: [B, h, w, Cz] symbols -> P [B, 4h, 4w, cp] integers."""
-        z_hat = _times_step(z, self._z_step).clip(-ACTIVATION_MAX, ACTIVATION_MAX)
+    def begin(self, z_hat: NDArray[np.int32], height: int, width: int) -> Walk:
+        """Run h_s and be ready for step 0; another way to run the networks replaces this.
+
+        Args:
+            z_hat: [B, ceil(height/4), ceil(width/4), Cz] in units of 2^-Z_FRAC, in ±ACTIVATION_MAX.
+            height: of the latents.
+            width: of the latents.
+        """
+        return _Walk(self, self.features(z_hat)[:, :height, :width])
+
+    def features(self, z_hat: NDArray[np.int32]) -> Array:
+        """h_s. z_hat: see `begin` -> P [B, 4h, 4w, cp] integers."""
         x = self.numbers.carry(z_hat)
         x = self.block0(settle(self.xp, shuffle2(self.up0.accumulate(x))))
         return self.block1(settle(self.xp, shuffle2(self.up1.accumulate(x))))
@@ -139,16 +162,13 @@ class EntropyModel:
         Returns:
             y_hat [B, height, width, M] in units of 2^-Y_FRAC, int16.
         """
-        features = self.features(z)[:, :height, :width]
-        classes = [_class(p, height, width) for p in range(STEPS)]
-        parts = [features[:, c.rows, c.cols] for c in classes]
-        shared = [self._shared(features, t) for t in range(1, STEPS)]
+        z_hat = _times_step(z, self._z_step).clip(-ACTIVATION_MAX, ACTIVATION_MAX)
+        walk = self.begin(z_hat, height, width)
+        classes = classes_of(height, width)
         quarter = self.sizes.M // 4
         coded = [np.empty((len(z), c.height, c.width, STEPS, quarter), np.int16) for c in classes]
-        known: list[list[Array]] = [[] for _ in classes]
-        for t, step in enumerate(self.steps):
-            hidden = parts if t == 0 else step.hidden(shared[t - 1], known, classes)
-            mu, levels = self._parameters(step, hidden)
+        for t in range(STEPS):
+            mu, levels = walk.parameters(t)
             symbols = choose(t, mu, levels)
             start = 0
             for p, c in enumerate(classes):
@@ -161,7 +181,7 @@ class EntropyModel:
                 np.clip(value, -Y_MAX, Y_MAX, out=value)
                 coded[p][..., t, :] = value
                 if t < STEPS - 1:
-                    known[p].append(self._context(value, int(GROUP_AT[t, p])))
+                    walk.learn(p, int(GROUP_AT[t, p]), value)
         y_hat = np.empty((len(z), height, width, self.sizes.M), np.int16)
         for p, c in enumerate(classes):
             step_of_group = np.argsort(GROUP_AT[:, p])
@@ -169,20 +189,31 @@ class EntropyModel:
             y_hat[:, c.rows, c.cols] = by_group.reshape(len(z), c.height, c.width, self.sizes.M)
         return y_hat
 
-    def _shared(self, features: Array, t: int) -> Array:
-        """The part of step t's first layer that reads P: [B, H, W, cc] multiples of 2^-shift."""
-        return self.steps[t].features.accumulate(features)
-
-    def _context(self, value: NDArray[np.int32], group: int) -> Array:
-        """y_hat values of one channel group as context activations."""
-        scaled = self.numbers.carry(value) * self.context_shift[group::4] + 0.5
+    def context(self, y_hat: NDArray[np.int32], group: int) -> Array:
+        """y_hat of one channel group as activations."""
+        scaled = self.numbers.carry(y_hat) * self.context_shift[group::4] + 0.5
         return settle(self.xp, scaled)
 
-    def _parameters(
-        self, step: _Step, hidden: list[Array]
-    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        """mu and levels of one step, [B, n] each, classes one after another."""
-        quarter, xp = self.sizes.M // 4, self.xp
+
+class _Walk:
+    """A walk in the numbers of its model, layer by layer."""
+
+    def __init__(self, model: EntropyModel, features: Array) -> None:
+        """features: P [B, H, W, cp]."""
+        _, height, width, _ = features.shape
+        self._model, self._classes = model, classes_of(height, width)
+        self._parts = [features[:, c.rows, c.cols] for c in self._classes]
+        # The part of each first layer that reads P: [B, H, W, cc] multiples of 2^-shift.
+        self._shared = [step.features.accumulate(features) for step in model.steps[1:]]
+        self._known: list[list[Array]] = [[] for _ in self._classes]
+
+    def learn(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
+        self._known[p].append(self._model.context(y_hat, group))
+
+    def parameters(self, t: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        step, numbers, xp = self._model.steps[t], self._model.numbers, self._model.xp
+        quarter = self._model.sizes.M // 4
+        hidden = self._parts if t == 0 else self._hidden(t)
         means, levels = [], []
         for head, h in zip(step.heads, hidden, strict=True):
             out = head.accumulate(h)
@@ -190,12 +221,20 @@ class EntropyModel:
             flat = out.reshape(len(out), -1, 2 * quarter)
             means.append(xp.clip(flat[..., :quarter], -MU_MAX, MU_MAX).reshape(len(out), -1))
             levels.append(xp.clip(flat[..., quarter:], 0, LEVELS - 1).reshape(len(out), -1))
-        mu = self.numbers.integers(xp.concatenate(means, 1))
-        return mu, self.numbers.integers(xp.concatenate(levels, 1)).astype(np.uint8)
+        mu = numbers.integers(xp.concatenate(means, 1))
+        return mu, numbers.integers(xp.concatenate(levels, 1)).astype(np.uint8)
+
+    def _hidden(self, t: int) -> list[Array]:
+        """First layer and block of step t; the block's output at each class of positions."""
+        step, shared, xp = self._model.steps[t], self._shared[t - 1], self._model.xp
+        for c, layer, values in zip(self._classes, step.context, self._known, strict=True):
+            shared[:, c.rows, c.cols] += layer.multiply(xp.concatenate(values, -1))
+        out = step.block(settle(xp, shared))
+        return [out[:, c.rows, c.cols] for c in self._classes]
 
 
 @dataclass(frozen=True)
-class _Class:
+class Class:
     """The positions of one class in a latent grid."""
 
     rows: slice
@@ -208,14 +247,15 @@ class _Class:
         return self.height * self.width
 
 
-def _class(p: int, height: int, width: int) -> _Class:
-    row, col = divmod(p, 2)
-    return _Class(
-        slice(row, None, 2), slice(col, None, 2), (height - row + 1) // 2, (width - col + 1) // 2
+def classes_of(height: int, width: int) -> tuple[Class, ...]:
+    """The four classes of a grid; those of a grid of one row or column may be empty."""
+    return tuple(
+        Class(slice(r, None, 2), slice(c, None, 2), (height - r + 1) // 2, (width - c + 1) // 2)
+        for r, c in (divmod(p, 2) for p in range(STEPS))
     )
 
 
-class _Step:
+class Step:
     """One step's network: a linear head for step 0; linear, block, head for the others."""
 
     def __init__(
@@ -242,8 +282,8 @@ class _Step:
         if t == 0:
             return
         first = IntLinear.from_tensors(tensors, f"{name}.first", (sizes.cc, sizes.cp + sizes.M))
-        # Bound the whole layer: its two halves are added before rounding.
-        Layer(numbers, first, input_max=ACTIVATION_MAX, name=f"{name}.first")
+        # The whole layer, which proves its bound: its two halves are added before rounding.
+        self.first = Layer(numbers, first, input_max=ACTIVATION_MAX, name=f"{name}.first")
         reads_p = IntLinear(first.weight[:, : sizes.cp], first.bias, first.shift)
         self.features = Layer(numbers, reads_p, input_max=ACTIVATION_MAX, name=f"{name}.first")
         reads_y = first.columns(np.arange(sizes.cp, sizes.cp + sizes.M))
@@ -260,14 +300,6 @@ class _Step:
         ]
         self.block = Block(numbers, tensors, f"{name}.block", sizes.cc)
 
-    def hidden(self, shared: Array, known: list[list[Array]], classes: list[_Class]) -> list[Array]:
-        """First layer and block; returns the block's output at each class of positions."""
-        xp = self.block.pw1.xp
-        for c, layer, values in zip(classes, self.context, known, strict=True):
-            shared[:, c.rows, c.cols] += layer.multiply(xp.concatenate(values, -1))
-        out = self.block(settle(xp, shared))
-        return [out[:, c.rows, c.cols] for c in classes]
-
 
 def gather(values: Array, t: int) -> Array:
     """Reorder latents [B, H, W, M] into the coding order of step t: [B, n].
@@ -276,8 +308,7 @@ def gather(values: Array, t: int) -> Array:
     """
     batch, height, width, _ = values.shape
     parts = []
-    for p in range(STEPS):
-        c = _class(p, height, width)
+    for p, c in enumerate(classes_of(height, width)):
         parts.append(values[:, c.rows, c.cols, GROUP_AT[t, p] :: 4].reshape(batch, -1))
     return np.concatenate(parts, 1)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+from service.codec.entropy_model import EntropyModel
 from service.codec.fixed_point import Numbers
 from service.engine.light import coder_of
 from service.engine.pipeline import LoadedModel
@@ -50,7 +52,7 @@ def load_models(
 
     def build(model: StoredModel) -> LoadedModel:
         transforms = TorchTransforms(model, device, working)
-        coder = coder_of(model, numbers)
+        coder = coder_of(model, partial(EntropyModel, numbers=numbers))
         return LoadedModel(model, coder, transforms, transforms, build, build_synthesis)
 
     def build_synthesis(model: StoredModel) -> TorchSynthesis:

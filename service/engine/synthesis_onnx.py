@@ -7,13 +7,12 @@ weights, opened in about 20 ms. Why this and not OpenVINO is told in README ("Th
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from service.codec.entropy_model import Y_FRAC
-from service.codec.sizes import Sizes
 from service.codec.tiles import PATCH
 from service.engine.onnx_graph import INPUT, OUTPUT, synthesis_graph, weight_shapes
+from service.engine.onnx_session import open_session
 from service.errors import StoreError
 from service.store import StoredModel
 
@@ -21,9 +20,6 @@ F32 = NDArray[np.float32]
 
 CELL = 8
 """Pixels along the side of what one position of the last layer gives."""
-
-_QUIET = 3
-"""Severity: errors only."""
 
 
 class OnnxSynthesis:
@@ -40,7 +36,7 @@ class OnnxSynthesis:
             StoreError: a tensor of g_s is missing, unknown or of the wrong shape.
         """
         self._weights = _weights(model)  # the session reads some of them where they are
-        self._session = _session(model.sizes, self._weights, threads)
+        self._session = open_session(synthesis_graph(model.sizes), self._weights, threads)
 
     def synthesise(self, y_hat: NDArray[np.int16]) -> NDArray[np.uint8]:
         """y_hat [h, w, M] in units of 2^-Y_FRAC -> pixels [16h, 16w, 3]."""
@@ -71,22 +67,3 @@ def _weights(model: StoredModel) -> dict[str, F32]:
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without the 1×1 that a Linear has as a Conv."""
     return shape[:2] if shape[2:] == (1, 1) else shape
-
-
-def _session(
-    sizes: Sizes, weights: dict[str, F32], threads: int
-) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _QUIET
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # An arena in every rate's session would keep its peak for ever; it is no faster here.
-    options.enable_cpu_mem_arena = False
-    # Threads that spin while they wait take a busy machine's cores from one another: with two cores
-    # and two other processes a photo took 219 ms to decode, not 158.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
-    options.add_external_initializers(list(weights), values)
-    return onnxruntime.InferenceSession(
-        synthesis_graph(sizes), options, providers=["CPUExecutionProvider"]
-    )

@@ -53,7 +53,7 @@ class FakeCodec:
     golden: what the self-test waits for.
     calls: units of work that have begun. tunes: that were asked for.
     fault: raised by every piece of work, if any.
-    healthy: whether the self-test passes.
+    healthy: whether the self-test passes. alpha: of every sample that is decoded, None is opaque.
     batch: how many it likes to be given at once. batches: how many it was given at once.
     """
 
@@ -72,6 +72,7 @@ class FakeCodec:
         self.fault: Exception | None = None
         self.healthy = healthy
         self.work_s = 0.0
+        self.alpha: int | None = None
         self.max_pixels = max_pixels
 
     def models(self) -> tuple[ModelInfo, ...]:
@@ -121,7 +122,9 @@ class FakeCodec:
             region.check_inside(width, height)
             rows = slice(region.y, region.y + region.height)
             rgb = rgb[rows, region.x : region.x + region.width]
-        return Decompressed(Picture(np.ascontiguousarray(rgb)), rate16 / 16, "fake", TIMINGS)
+        alpha = None if self.alpha is None else np.full(rgb.shape[:2], self.alpha, np.uint8)
+        picture = Picture(np.ascontiguousarray(rgb), alpha)
+        return Decompressed(picture, rate16 / 16, "fake", TIMINGS)
 
     @property
     def max_batch(self) -> int:

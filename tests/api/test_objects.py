@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from PIL import Image
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
@@ -45,7 +47,7 @@ async def stocked(folder: Path, **settings: Any) -> AsyncIterator[tuple[Client, 
 def test_a_stored_stream_is_a_picture_that_may_be_kept_for_ever(tmp_path: Path) -> None:
     async def law() -> None:
         async with stocked(tmp_path) as (client, path, _):
-            answer = await client.get(path)
+            answer = await client.get(path, headers={"Accept": "image/png"})
             assert answer.status_code == 200
             assert answer.headers["content-type"] == "image/png"
             assert np.array_equal(pixels_of(answer.content), PIXELS)
@@ -55,7 +57,7 @@ def test_a_stored_stream_is_a_picture_that_may_be_kept_for_ever(tmp_path: Path) 
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["x-rankpress-rate"] == "4"
             assert answer.headers["server-timing"].count("fetch;dur=") == 1
-            head = await client.head(path)
+            head = await client.head(path, headers={"Accept": "image/png"})
             assert head.content == b"" and head.headers["etag"] == answer.headers["etag"]
             assert head.headers["content-length"] == str(len(answer.content))
 
@@ -77,13 +79,59 @@ def test_accept_chooses_the_format_unless_the_address_does(tmp_path: Path) -> No
     asyncio.run(law())
 
 
+def test_accept_gives_small_files_and_the_address_exact_ones(tmp_path: Path) -> None:
+    async def law() -> None:
+        async with stocked(tmp_path) as (client, path, codec):
+
+            async def got(accept: str, query: str = "") -> Any:
+                return await client.get(f"{path}{query}", headers={"Accept": accept})
+
+            for accept, media_type in (
+                ("", "image/jpeg"),
+                ("*/*", "image/jpeg"),
+                ("image/webp,*/*", "image/webp"),
+                ("image/avif,image/webp,image/*", "image/avif"),
+            ):
+                answer = await got(accept)
+                assert answer.headers["content-type"] == media_type, accept
+                assert not np.array_equal(pixels_of(answer.content), PIXELS), accept
+            for query in ("?format=png", "?format=webp"):
+                assert np.array_equal(pixels_of((await got("*/*", query)).content), PIXELS)
+            codec.alpha = 77
+            for accept, media_type in (("", "image/webp"), ("image/png,image/jpeg", "image/png")):
+                answer = await got(accept)
+                assert answer.headers["content-type"] == media_type, accept
+                mode = Image.open(io.BytesIO(answer.content)).convert("RGBA")
+                assert mode.getchannel("A").getextrema() == (77, 77)
+
+    asyncio.run(law())
+
+
+def test_a_quality_is_of_the_lossy_format_that_accept_leaves(tmp_path: Path) -> None:
+    async def law() -> None:
+        async with stocked(tmp_path) as (client, path, _):
+            for accept in ("*/*", "image/webp", "image/avif", "image/png,image/jpeg;q=0.1"):
+                answers = [
+                    await client.get(f"{path}?quality={q}", headers={"Accept": accept})
+                    for q in (10, 95)
+                ]
+                assert len(answers[0].content) < len(answers[1].content), accept
+                assert answers[0].headers["etag"] != answers[1].headers["etag"]
+            png = await client.get(f"{path}?quality=10", headers={"Accept": "image/png"})
+            assert np.array_equal(pixels_of(png.content), PIXELS)
+            both = await client.get(f"{path}?format=png&quality=10")
+            check_problem(both, 422, "bad-parameter")
+
+    asyncio.run(law())
+
+
 def test_a_region_and_a_size_are_pictures_of_their_own(tmp_path: Path) -> None:
     async def law() -> None:
         async with stocked(tmp_path) as (client, path, _):
-            whole = await client.get(path)
-            part = await client.get(f"{path}?region=3,2,5,4")
+            whole = await client.get(f"{path}?format=png")
+            part = await client.get(f"{path}?format=png&region=3,2,5,4")
             assert np.array_equal(pixels_of(part.content), PIXELS[2:6, 3:8])
-            small = await client.get(f"{path}?max_size=10")
+            small = await client.get(f"{path}?format=png&max_size=10")
             assert pixels_of(small.content).shape == (HEIGHT * 10 // WIDTH, 10, 3)
             tags = {a.headers["etag"] for a in (whole, part, small)}
             assert len(tags) == 3

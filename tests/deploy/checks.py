@@ -147,8 +147,7 @@ def accept_chooses_the_picture_and_the_cache_keeps_it(walk: Walk) -> None:
     assert exact.shape == PIXELS.shape
     posted = walk.client.post("/decompress?format=png", content=walk.adapted)
     assert np.array_equal(exact, pixels_of(posted))
-    assert np.array_equal(exact, pixels_of(walk.picture("image/webp")))  # lossless as served
-    for accept in ("image/avif", "image/jpeg"):
+    for accept in ("image/avif", "image/webp", "image/jpeg"):
         difference = np.square(exact - pixels_of(walk.picture(accept))).mean()
         assert 0 < difference < 200, (accept, difference)
 
