@@ -14,7 +14,7 @@ from service.engine.engine import Engine, load_models
 from service.engine.pipeline import LoadedModel
 from service.nets.model import Backbone
 from service.picture import Picture
-from service.store import StoredModel
+from service.stored import StoredModel
 
 # The same examples in every run; tests/fuzz/fuzz_decompress.py explores others.
 settings.register_profile("rankpress", deadline=None, derandomize=True)

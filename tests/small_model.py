@@ -22,7 +22,7 @@ from service.engine.pipeline import LoadedModel
 from service.engine.synthesis_numpy import NumpySynthesis
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.picture import U8
-from service.store import StoredModel
+from service.stored import StoredModel
 from service.train.export import stored_model
 
 SIZES = Sizes(M=16, Cz=8, c8=16, ne8=1, ne16=1, nd8=1, nd16=1, cp=16, cc=16)

@@ -38,8 +38,14 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """The import column of the architecture; cli may import anything."""
 
-HELPERS = {"colour": "images", "exif": "images", "image_kinds": "images", "image_samples": "images"}
-"""Files beside images.py that only it is made of."""
+HELPERS = {
+    "colour": "images",
+    "exif": "images",
+    "image_kinds": "images",
+    "image_samples": "images",
+    "stored": "store",
+}
+"""Files that are part of what another file is named for."""
 
 WEB = {"fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"}
 

@@ -30,7 +30,7 @@ from service.engine.pipeline import LoadedModel
 from service.images import read_image
 from service.objects import open_objects
 from service.picture import U8, Picture
-from service.store import StoredModel
+from service.stored import StoredModel
 from service.train.publish import write_model
 
 WIDTH, HEIGHT = 106, 75

@@ -23,14 +23,8 @@ from service.codec.sizes import Sizes
 from service.engine.engine import open_engine
 from service.errors import BadParameter, StoreError, UnknownUpdate
 from service.picture import Picture
-from service.store import (
-    SYNTHESIS,
-    default_model,
-    identity,
-    layer_shapes,
-    load_model,
-    load_store,
-)
+from service.store import default_model, load_model, load_store
+from service.stored import SYNTHESIS, identity, layer_shapes
 from service.train.publish import ReadyUpdate, publish_updates, set_default, write_model
 
 Manifest = dict[str, Any]

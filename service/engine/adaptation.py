@@ -46,7 +46,7 @@ from service.engine.synthesis_torch import TorchTransforms
 from service.engine.types import AdaptProgress
 from service.engine.worth import Measured, code, measure, prove
 from service.picture import Picture
-from service.store import SYNTHESIS, layer_shapes
+from service.stored import SYNTHESIS, layer_shapes
 
 MEASURE_STEPS = 50
 """Steps of every tile between two measurements."""

@@ -62,7 +62,8 @@ from service.errors import (
     UnsupportedStream,
 )
 from service.picture import U8, Picture, Region
-from service.store import StoredModel, load_store
+from service.store import load_store
+from service.stored import StoredModel
 
 
 class Engine:

@@ -19,7 +19,7 @@ from service.codec.latents import LatentCoder
 from service.codec.sizes import Sizes
 from service.engine.pipeline import LoadedModel, Synthesis
 from service.errors import StoreError
-from service.store import ENTROPY, StoredModel
+from service.stored import ENTROPY, StoredModel
 
 BuildEntropy = Callable[[Sizes, Mapping[str, NDArray[Any]]], EntropyModel]
 """(sizes, stored tensors) -> the entropy model."""

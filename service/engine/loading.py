@@ -10,7 +10,7 @@ from service.codec.fixed_point import Numbers
 from service.engine.light import coder_of
 from service.engine.pipeline import LoadedModel
 from service.errors import BadParameter
-from service.store import StoredModel
+from service.stored import StoredModel
 
 if TYPE_CHECKING:
     import torch

@@ -24,7 +24,7 @@ from service.codec.model_stream import read_update
 from service.codec.tiles import PATCH, Box, hyper_shape, latent_box, tiles
 from service.errors import MissingExtra, UnsupportedStream
 from service.picture import U8, Picture
-from service.store import SYNTHESIS, StoredModel, Tensors, layer_shapes
+from service.stored import SYNTHESIS, StoredModel, Tensors, layer_shapes
 
 
 class Synthesis(Protocol):

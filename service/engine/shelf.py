@@ -22,7 +22,8 @@ from service.engine.adapter_files import AdapterFiles, Kept
 from service.engine.pipeline import LoadedModel
 from service.engine.types import AdapterInfo
 from service.errors import BadAdapter, BadParameter, StoreError, TooManyBytes, UnknownAdapter
-from service.store import StoredRate, read_adapter
+from service.store import read_adapter
+from service.stored import StoredRate
 
 MAX_ADAPTER_BYTES: Final = 1 << 24
 """Far more than rank 16 in every layer of the shipped backbone takes."""

@@ -14,7 +14,7 @@ from service.codec.entropy_model import Y_FRAC
 from service.codec.fixed_point import LEAK
 from service.codec.sizes import Sizes
 from service.errors import StoreError
-from service.store import StoredModel
+from service.stored import StoredModel
 
 F32 = NDArray[np.float32]
 

@@ -14,7 +14,7 @@ from service.codec.tiles import PATCH
 from service.engine.onnx_graph import INPUT, OUTPUT, synthesis_graph, weight_shapes
 from service.engine.onnx_session import open_session
 from service.errors import StoreError
-from service.store import StoredModel
+from service.stored import StoredModel
 
 F32 = NDArray[np.float32]
 

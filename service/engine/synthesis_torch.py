@@ -17,7 +17,7 @@ from service.codec.fixed_point import LEAK
 from service.codec.tiles import PATCH, Z_CELL
 from service.errors import StoreError
 from service.nets.backbone import Block, Down, Unshuffle, analysis, hyper_analysis, synthesis
-from service.store import StoredModel
+from service.stored import StoredModel
 
 
 class TorchSynthesis:

@@ -16,7 +16,7 @@ from threading import Lock
 from service.codec.container import PSNR
 from service.engine.pipeline import LoadedModel
 from service.errors import StoreError
-from service.store import SYNTHESIS, TRANSFORMS
+from service.stored import SYNTHESIS, TRANSFORMS
 
 Key = tuple[bytes, int]
 """Identity of the base and adapters that a rate needs, rate in sixteenths."""

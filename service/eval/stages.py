@@ -23,7 +23,7 @@ from service.engine.engine import Engine
 from service.engine.pipeline import Analysis, LoadedModel, Synthesis
 from service.images import read_image, write_image
 from service.picture import U8, Picture
-from service.store import StoredModel
+from service.stored import StoredModel
 
 ROUNDS = 9
 MIN_ROUNDS = 3

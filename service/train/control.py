@@ -15,7 +15,7 @@ import torch
 from service.nets.lora import FullRank, RateAdapter
 from service.nets.model import Backbone
 from service.nets.twin import float_twin
-from service.store import StoredModel
+from service.stored import StoredModel
 from service.train.data import Crops
 from service.train.evaluate import as_tensor, pictures_in
 from service.train.one_rate import Recipe, Report, train_rate, trained

@@ -31,15 +31,7 @@ from service.errors import BadParameter, RankpressError
 from service.nets.backbone import folded
 from service.nets.model import Backbone
 from service.picture import Picture
-from service.store import (
-    ENTROPY,
-    TRANSFORMS,
-    Golden,
-    StoredModel,
-    StoredRate,
-    Tensors,
-    identity,
-)
+from service.stored import ENTROPY, TRANSFORMS, Golden, StoredModel, StoredRate, Tensors, identity
 from service.train.base import training_record
 from service.train.checkpoint import has_state, read_about, read_tensors
 from service.train.evaluate import as_tensor, pictures_in

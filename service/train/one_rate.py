@@ -23,7 +23,7 @@ from service.errors import BadParameter
 from service.nets.lora import LearningRates, RateAdapter
 from service.nets.model import Backbone
 from service.nets.twin import float_twin
-from service.store import StoredModel
+from service.stored import StoredModel
 from service.train.adapters import domains
 from service.train.compiling import choose, compile_blocks
 from service.train.data import Crops

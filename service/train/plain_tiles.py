@@ -23,7 +23,7 @@ from service.errors import BadImage, BadParameter
 from service.images import read_image
 from service.nets.twin import float_twin
 from service.picture import U8, Picture
-from service.store import StoredModel, Tensors
+from service.stored import StoredModel, Tensors
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,15 +20,13 @@ from service.codec.coder import Tables
 from service.codec.container import PSNR, TUNES
 from service.codec.lowrank import Update, pack
 from service.errors import BadParameter
-from service.store import (
-    SCHEMA,
-    STORE_FILE,
+from service.store import SCHEMA, STORE_FILE, load_model
+from service.stored import (
     StoredModel,
     StoredRate,
     StoredUpdate,
     check_adapter,
     layer_shapes,
-    load_model,
     with_updates,
 )
 

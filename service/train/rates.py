@@ -19,7 +19,8 @@ from service.errors import BadParameter
 from service.eval.metrics import ms_ssim
 from service.images import read_image
 from service.nets.twin import float_twin
-from service.store import StoredModel, StoredRate, load_model
+from service.store import load_model
+from service.stored import StoredModel, StoredRate
 from service.train.adapters import quantised
 from service.train.data import Crops
 from service.train.evaluate import as_tensor, pictures_in

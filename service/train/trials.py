@@ -20,7 +20,7 @@ from service.codec.lowrank import pack
 from service.errors import BadParameter
 from service.nets.lora import RateAdapter
 from service.nets.twin import float_twin
-from service.store import StoredModel, layer_shapes
+from service.stored import StoredModel, layer_shapes
 from service.train.adapters import domains, quantised
 from service.train.control import Point, point
 from service.train.data import Crops

@@ -32,7 +32,8 @@ from service.adapt.plan import decayed
 from service.codec.coder import Tables
 from service.codec.entropy_model import Y_FRAC
 from service.codec.model_stream import write_update
-from service.store import SYNTHESIS, StoredModel, layer_shapes, load_model
+from service.store import load_model
+from service.stored import SYNTHESIS, StoredModel, layer_shapes
 from service.train.plain_tiles import Group, RateNet, Tile, digest_of, rate_nets, read_groups
 from service.train.publish import ReadyUpdate, publish_updates
 

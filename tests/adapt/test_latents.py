@@ -11,7 +11,7 @@ from service.adapt.latents import RateModel, annealed, nearest
 from service.codec.entropy_model import Y_FRAC
 from service.engine.engine import load_models
 from service.engine.pipeline import LoadedModel
-from service.store import StoredModel
+from service.stored import StoredModel
 
 CPU = torch.device("cpu")
 

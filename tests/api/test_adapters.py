@@ -16,7 +16,7 @@ from service.codec.lowrank import pack
 from service.engine.engine import Engine, load_models
 from service.engine.shelf import MAX_ADAPTER_BYTES
 from service.settings import Settings
-from service.store import StoredModel, layer_shapes
+from service.stored import StoredModel, layer_shapes
 
 from .client import PNG, png_of, running
 from .fake_codec import FakeCodec

@@ -27,7 +27,7 @@ from service.codec.entropy_model import (
 )
 from service.codec.fixed_point import ACTIVATION_MAX, LEAK, NUMPY, Numbers
 from service.errors import StoreError
-from service.store import StoredModel, Tensors
+from service.stored import StoredModel, Tensors
 
 CPU = torch.device("cpu")
 CARRIERS = {

@@ -20,7 +20,7 @@ from service.codec.tiles import Box
 from service.engine.engine import load_models
 from service.engine.pipeline import LoadedModel
 from service.errors import BadStream
-from service.store import StoredModel
+from service.stored import StoredModel
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from service.errors import (
     UnknownModel,
 )
 from service.picture import Picture
-from service.store import StoredModel, layer_shapes
+from service.stored import StoredModel, layer_shapes
 
 RATES = (3, 3.5, 4, 4.5, 5, 5.5, 6)
 

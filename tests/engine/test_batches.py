@@ -24,7 +24,8 @@ from service.errors import (
     UnknownModel,
 )
 from service.picture import Picture
-from service.store import StoredModel, load_store
+from service.store import load_store
+from service.stored import StoredModel
 
 SIZES = ((40, 64), (48, 64), (33, 60), (17, 90), (1, 1), (70, 40))
 RATES = (3, 3.5, 4, 5, 6)

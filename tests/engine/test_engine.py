@@ -29,7 +29,8 @@ from service.errors import (
     UnknownModel,
 )
 from service.picture import U8, Picture, Region
-from service.store import StoredModel, StoredRate, load_store
+from service.store import load_store
+from service.stored import StoredModel, StoredRate
 from service.train.publish import write_model
 
 RATE = 4

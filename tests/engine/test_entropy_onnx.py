@@ -17,7 +17,8 @@ from service.engine import entropy_onnx
 from service.engine.entropy_onnx import OnnxEntropyModel
 from service.engine.light import load_light
 from service.errors import StoreError
-from service.store import StoredModel, load_store
+from service.store import load_store
+from service.stored import StoredModel
 
 SHAPES = [(1, 1), (1, 2), (2, 1), (1, 7), (5, 1), (4, 4), (3, 5), (9, 13)]
 

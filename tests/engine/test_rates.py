@@ -19,7 +19,7 @@ from service.engine.light import load_light
 from service.engine.pipeline import LoadedModel, decode_latents
 from service.errors import BadStream, RateUnavailable, UnknownModel
 from service.picture import Picture
-from service.store import StoredModel
+from service.stored import StoredModel
 
 STORED = (1, 2, 3, 4, 5, 6, 7, 8)
 FRACTIONS = (1 + 1 / 16, 2.5, 3.5, 3 + 15 / 16, 4 + 1 / 16, 4.75, 6.25, 7 + 15 / 16)

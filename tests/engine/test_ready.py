@@ -20,7 +20,7 @@ from service.engine.light import load_light
 from service.engine.pipeline import LoadedModel
 from service.errors import BadStream, UnknownModel, UnknownUpdate, UnsupportedStream
 from service.picture import Picture, Region
-from service.store import StoredModel, StoredUpdate
+from service.stored import StoredModel, StoredUpdate
 
 LMBDA = 0.05
 

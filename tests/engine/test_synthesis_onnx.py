@@ -19,7 +19,8 @@ from service.engine.synthesis_numpy import NumpySynthesis
 from service.engine.synthesis_onnx import OnnxSynthesis
 from service.errors import MissingExtra, StoreError
 from service.picture import Picture
-from service.store import StoredModel, load_store
+from service.store import load_store
+from service.stored import StoredModel
 
 
 def latents(model: StoredModel, height: int, width: int, seed: int = 0) -> np.ndarray:

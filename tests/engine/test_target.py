@@ -20,7 +20,7 @@ from service.engine.target import goal_of, search
 from service.engine.types import Compressed, Target, Timings
 from service.errors import BadParameter, TargetUnreachable
 from service.picture import Picture
-from service.store import StoredModel, StoredRate
+from service.stored import StoredModel, StoredRate
 
 PIXELS = 768 * 512
 KODAK_BPP = (0.12, 0.19, 0.31, 0.48, 0.74, 1.09, 1.58, 2.2)

@@ -25,7 +25,7 @@ from service.engine.engine import Engine, load_models
 from service.engine.types import Target
 from service.errors import BadParameter, RateUnavailable, UnknownModel
 from service.picture import Picture
-from service.store import StoredModel
+from service.stored import StoredModel
 
 PHOTO = Picture(photo_like(100, 130))
 

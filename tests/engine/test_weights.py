@@ -21,7 +21,7 @@ from service.engine.synthesis_torch import TorchTransforms
 from service.engine.weights import Weights
 from service.errors import StoreError
 from service.picture import Picture
-from service.store import StoredModel
+from service.stored import StoredModel
 
 
 @pytest.fixture(scope="module")

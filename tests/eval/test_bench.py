@@ -21,7 +21,8 @@ from service.eval import bench, load, memory, rates, report, stages
 from service.eval.load import Request
 from service.eval.pictures import generate
 from service.eval.run import to_json
-from service.store import StoredModel, load_store
+from service.store import load_store
+from service.stored import StoredModel
 
 
 def test_actions_take_turns_and_the_first_round_is_not_counted() -> None:

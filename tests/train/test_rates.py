@@ -27,7 +27,8 @@ from service.nets.backbone import Block
 from service.nets.lora import LearningRates, RateAdapter
 from service.nets.twin import float_twin
 from service.picture import Picture
-from service.store import StoredModel, StoredRate, load_model, load_store
+from service.store import load_model, load_store
+from service.stored import StoredModel, StoredRate
 from service.train import publish as publish_module
 from service.train import rates as rates_module
 from service.train.adapters import domains, quantised

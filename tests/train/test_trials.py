@@ -14,7 +14,8 @@ from service.eval.report import trials_table
 from service.images import write_image
 from service.nets.backbone import Block
 from service.picture import Picture
-from service.store import StoredRate, load_model
+from service.store import load_model
+from service.stored import StoredRate
 from service.train.data import Crops
 from service.train.one_rate import Recipe
 from service.train.publish import publish_rate, record_trials, write_model

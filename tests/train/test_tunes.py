@@ -22,7 +22,8 @@ from service.nets.backbone import Block
 from service.nets.lora import RateAdapter
 from service.nets.twin import float_twin
 from service.picture import Picture
-from service.store import StoredModel, StoredRate, load_model
+from service.store import load_model
+from service.stored import StoredModel, StoredRate
 from service.train.adapters import domains, quantised
 from service.train.data import Crops
 from service.train.one_rate import RECIPES, Progress, Recipe, train_rate
