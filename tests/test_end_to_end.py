@@ -241,7 +241,7 @@ def test_a_server_without_torch_serves_stored_streams(
         try:
             url = _url_of(tmp_path / "log", server)
             _until_ready(url)
-            got = httpx.get(f"{url}/objects/{key.rpartition('/')[2]}", timeout=60)
+            got = httpx.get(f"{url}/objects/{key.rpartition('/')[2]}?format=png", timeout=60)
             posted = httpx.post(f"{url}/decompress", content=data, timeout=60)
             assert httpx.post(f"{url}/compress", content=b"").status_code == 404
         finally:

@@ -22,7 +22,8 @@ def main(stream: str, store: str, threads: str) -> None:
     """Decode a file and print what it took."""
     begun = time.perf_counter()
     import service.engine.engine
-    import service.engine.synthesis_onnx  # noqa: F401  (open_engine would import it)
+    import service.engine.entropy_onnx  # (open_engine would import these two)
+    import service.engine.synthesis_onnx  # noqa: F401
 
     import_s = time.perf_counter() - begun
     engine = service.engine.engine.open_engine(
