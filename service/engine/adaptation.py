@@ -1,14 +1,14 @@
 """One picture's instance adaptation, from the plain stream to the best one found.
 
-Two phases. The update of g_s is fitted to the plain latents first, and pruned: where it pays it
-moves the decoder further than latents can, and where it does not, that is soon known. Then the
-latents are annealed, the update with them. What is optimised are floats; what counts is measured:
-at fixed steps the picture is coded by the exact path, decoded, and kept if R + lmbda·D over real
-bytes and real 8-bit pixels is the lowest so far. The plain stream is where it starts, so the answer
-is never worse.
+First the store's ready updates of g_s are tried, and the best is named if that pays: all there is
+to do without steps (effort 0), the one-step mode of "Dynamic Low-Rank Instance Adaptation".
 
-Without steps (effort 0) there is one choice to make: which of the store's ready updates of g_s the
-stream names, if that pays. "Dynamic Low-Rank Instance Adaptation" has this one-step mode too.
+Then two phases. An update of g_s is fitted to the plain latents, and pruned: where it pays it moves
+the decoder further than latents can, and where it does not, that is soon known. Then the latents
+are annealed, the update with them, or through the ready one where that is worth more. What is
+optimised are floats; what counts is measured: at fixed steps the picture is coded by the exact
+path, decoded, and kept if R + lmbda·D over real bytes and real 8-bit pixels is the lowest so far.
+The plain stream is where it starts, so the answer is never worse, nor worse than with no steps.
 
 Pictures larger than a tile are worked on tile by tile, in turn, so memory beyond their latents is
 bounded; each step sees its neighbours' latents as they are.
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.adapt.decoder import DecoderUpdate, LearningRates
+from service.adapt.decoder import NET, DecoderUpdate, LearningRates
 from service.adapt.plan import Plan, decayed
 from service.codec import container
 from service.codec.entropy_model import Y_FRAC
@@ -41,10 +41,11 @@ from service.engine.checkpoint import (
     write_checkpoint,
 )
 from service.engine.objective import Objective
-from service.engine.pipeline import LoadedModel, assemble
+from service.engine.pipeline import LoadedModel, assemble, ready_weights
 from service.engine.synthesis_torch import TorchTransforms
 from service.engine.types import AdaptProgress
 from service.engine.worth import Measured, code, measure, prove
+from service.errors import UnknownUpdate
 from service.picture import Picture
 from service.stored import SYNTHESIS, layer_shapes
 
@@ -184,20 +185,22 @@ class PictureAdaptation:
             self._update = None
         self._optimiser = self._new_optimiser()
         s.done = self._total == 0
-        if s.done:
+        if s.done or self._decoder_steps:
             self._try_ready(plain)
 
     def _try_ready(self, plain: Measured) -> None:
         """Keep the store's ready update that gains most, if one pays for being named."""
-        stream, job = container.read_stream(plain.data), self._job
+        stream, job, s = container.read_stream(plain.data), self._job, self._state
         found = [
             measure(
                 self._model, job.picture, job.lmbda, replace(stream, ready=u.reference), plain.y_hat
             )
             for u in self._model.stored.updates
         ]
-        if found:
-            self._keep(min(found, key=lambda one: one.loss))
+        best = min(found, key=lambda one: one.loss, default=plain)
+        if best.loss < s.loss_best:
+            self._keep(best)
+            s.ready = container.describe(best.data).ready or ""
 
     def _resume(self, data: bytes) -> None:
         found = read_checkpoint(data, self._digest)
@@ -207,7 +210,8 @@ class PictureAdaptation:
         self._optimiser = self._new_optimiser()
         try:
             self._load(found)
-        except DAMAGED as error:
+            self._use_ready()
+        except (UnknownUpdate, *DAMAGED) as error:
             raise damaged(error) from error
 
     @torch.no_grad()
@@ -299,16 +303,20 @@ class PictureAdaptation:
         return self._state.first_loss - bits / self._pixels
 
     def _end_fitting(self, hopeless: bool) -> None:
-        """Prune what was fitted, and drop it if nothing is left."""
+        """Prune what was fitted, and drop it if nothing is left or a ready update is better."""
         s, update = self._state, self._update
         s.step = self._decoder_steps
         assert update is not None
         if not hopeless:
             self._prune(update)
-        if hopeless or not update.update().layers:
+        fitted = None
+        if not hopeless and update.update().layers:
+            fitted = self._measure(update)
+        if fitted is None or (s.ready and fitted.loss >= s.loss_best):
             self._update = None
+            self._use_ready()
         else:
-            self._keep(self._measure(update))
+            self._keep(fitted)
         self._optimiser = self._new_optimiser()
 
     def _end(self) -> None:
@@ -317,6 +325,15 @@ class PictureAdaptation:
             self._prune(self._update)
             self._keep(self._measure(self._update))
         self._state.done = True
+
+    def _use_ready(self) -> None:
+        """Take the ready update for what latents are seen through, if there is no other."""
+        if self._update is None and self._state.ready:
+            merged = ready_weights(self._model, bytes.fromhex(self._state.ready))
+            self._objective.weights = {
+                name.removeprefix(NET): torch.from_numpy(tensor).to(self._device)
+                for name, tensor in merged.items()
+            }
 
     def _prune(self, update: DecoderUpdate) -> None:
         """Close the gates that do not pay."""
@@ -340,6 +357,8 @@ class PictureAdaptation:
         if found is not None and found.layers:
             payload = write_update(found, self._shapes, model.coder.tables)
             stream = replace(stream, update=payload)
+        elif update is None and self._state.ready:
+            stream = replace(stream, ready=bytes.fromhex(self._state.ready))
         return measure(model, job.picture, job.lmbda, stream, coded.y_hat)
 
     def _keep(self, found: Measured) -> None:

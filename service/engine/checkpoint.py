@@ -39,6 +39,8 @@ class State:
     loss_best: float = math.inf
     trend: float = math.inf
     first_loss: float = 0.0
+    ready: str = ""
+    """Name of the ready update that the stream has without one of its own, in hex; or none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,7 @@ def read_checkpoint(data: bytes, digest: str) -> Checkpoint:
     try:
         found = load_tensors(data)  # checks the whole of it
         meta = _metadata(data)
-        told = json.loads(meta["state"])
+        told = {"ready": ""} | json.loads(meta["state"])  # what was before ready updates
         if meta["digest"] != digest:
             raise BadParameter("the checkpoint is of another picture, rate, plan or model")
         state = State(**{f.name: told[f.name] for f in fields(State)})

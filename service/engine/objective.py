@@ -37,6 +37,7 @@ class Objective:
 
     Attributes:
         tiles: in storing order. canvas: [h, w, M], what windows see of other tiles.
+        weights: of g_s by their names inside it, where there is no update; others are the model's.
     """
 
     def __init__(self, model: LoadedModel, picture: Picture, lmbda: float) -> None:
@@ -53,6 +54,7 @@ class Objective:
         halo = model.stored.sizes.halo
         self.tiles = [_tile(model.analysis, picture, t, t.grown(halo, box)) for t in tiles(box)]
         self.canvas = torch.zeros(box.height, box.width, model.stored.sizes.M, device=self._device)
+        self.weights: dict[str, Tensor] = {}
 
     def loss(
         self,
@@ -101,10 +103,12 @@ class Objective:
 
     def _squared_error(self, tile: Tile, y_hat: Tensor, update: DecoderUpdate | None) -> Tensor:
         """Sum of squared errors over a tile's samples, in 8-bit steps."""
-        changed = {} if update is None else update.parameters()
+        changed = self.weights if update is None else update.parameters()
         x_hat = torch.func.functional_call(self._rate.net.g_s, changed, (y_hat[None],))[0]
         inside = self._inside(tile)
         x_hat = x_hat[inside.relative(tile.window.scaled(PATCH)).slices].float() + 0.5
+        if update is None and self.weights:  # fitted to clamped samples: beyond is no error to it
+            x_hat = x_hat.clamp(0, 1)
         if self._picture.grey:
             x_hat = x_hat.mean(-1, keepdim=True)
         rgb = torch.from_numpy(self._picture.rgb[inside.slices].copy()).to(self._device)

@@ -163,6 +163,16 @@ def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:
     )
 
 
+def ready_weights(model: LoadedModel, reference: bytes) -> Tensors:
+    """The weights of g_s with a ready update put in afresh.
+
+    Raises:
+        UnknownUpdate: it is not in the store.
+    """
+    update = model.stored.ready_update(reference, model.coder.tables)
+    return merge_transforms(_synthesis_of(model), [Share(update, PARTS)])
+
+
 def _update_of(model: LoadedModel, stream: container.Stream) -> Update | None:
     """The update that a stream brings or names, None where it does neither."""
     if stream.ready is not None:

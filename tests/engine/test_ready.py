@@ -18,7 +18,7 @@ from service.engine.adaptation import Job, PictureAdaptation
 from service.engine.engine import Engine, load_models
 from service.engine.light import load_light
 from service.engine.pipeline import LoadedModel
-from service.errors import BadStream, UnknownModel, UnknownUpdate, UnsupportedStream
+from service.errors import BadParameter, BadStream, UnknownModel, UnknownUpdate, UnsupportedStream
 from service.picture import Picture, Region
 from service.stored import StoredModel, StoredUpdate
 
@@ -178,6 +178,71 @@ def test_a_finished_adaptation_comes_back_from_its_checkpoint(ready: LoadedModel
     job = Job(drawing(), 64, LMBDA, plan_of(0))
     second = PictureAdaptation(ready, job, first.checkpoint())
     assert second.done and second.best() == first.best() and second.progress == first.progress
+
+
+LITTLE = Plan(5, 60, rank=1, latent_lr=2e-2)
+"""Too few steps for an update of the picture's own."""
+
+
+def steps_of(model: LoadedModel, plan: Plan, count: float = math.inf) -> PictureAdaptation:
+    adaptation = PictureAdaptation(model, Job(drawing(), 64, LMBDA, plan))
+    while not adaptation.done and count > 0:
+        adaptation.advance(0)
+        count -= 1
+    return adaptation
+
+
+def test_latents_are_annealed_through_the_ready_update_where_it_is_better(
+    ready: LoadedModel, loaded: LoadedModel, codec: Engine
+) -> None:
+    none, some = quick(ready, drawing()), steps_of(ready, LITTLE)
+    stream = container.read_stream(some.best())
+    assert stream.ready == container.read_stream(none.best()).ready and stream.update is None
+    decoded = codec.decompress(some.best()).picture.rgb
+    assert psnr(decoded, drawing().rgb) == pytest.approx(some.progress.psnr_db)
+    losses = [
+        loss(a.best(), a.progress.psnr_db, drawing())
+        for a in (some, none, steps_of(loaded, LITTLE))
+    ]
+    assert losses[0] < 0.998 * losses[1] and losses[0] < 0.95 * losses[2]
+
+
+def test_an_update_of_the_picture_s_own_takes_its_place_where_that_is_better(
+    stored: StoredModel
+) -> None:
+    """The update for other pictures pays, but not as one that is fitted to this one does."""
+    other = replace(stored, updates=stored.updates[:1])
+    (model,) = load_models((other,), "cpu", torch.float32)
+    assert container.read_stream(quick(model, drawing()).best()).ready is not None
+    stream = container.read_stream(steps_of(model, Plan(120, 5, rank=1)).best())
+    assert stream.update is not None and stream.ready is None
+
+
+def test_latents_alone_leave_the_decoder_as_it_is(ready: LoadedModel) -> None:
+    stream = container.read_stream(steps_of(ready, replace(LITTLE, decoder_steps=0)).best())
+    assert stream.ready is None and stream.update is None
+
+
+@pytest.mark.parametrize("steps", [0, 3, 20])
+def test_a_run_with_a_ready_update_goes_on_from_a_checkpoint(
+    ready: LoadedModel, steps: int
+) -> None:
+    whole, cut = steps_of(ready, LITTLE), steps_of(ready, LITTLE, steps)
+    job = Job(drawing(), 64, LMBDA, LITTLE)
+    again = PictureAdaptation(ready, job, cut.checkpoint())
+    assert again.progress == cut.progress and again.best() == cut.best()
+    again.advance(math.inf)
+    assert again.best() == whole.best()
+
+
+def test_a_checkpoint_of_an_update_that_is_gone_is_refused(
+    ready: LoadedModel, loaded: LoadedModel
+) -> None:
+    cut = steps_of(ready, LITTLE, 20)
+    gone = replace(ready, stored=replace(ready.stored, updates=()))
+    assert gone.stored.identity == loaded.stored.identity
+    with pytest.raises(BadParameter, match="ready update"):
+        PictureAdaptation(gone, Job(drawing(), 64, LMBDA, LITTLE), cut.checkpoint())
 
 
 def test_pictures_of_several_tiles_and_alpha(ready: LoadedModel, codec: Engine) -> None:
