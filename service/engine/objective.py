@@ -107,8 +107,7 @@ class Objective:
         x_hat = torch.func.functional_call(self._rate.net.g_s, changed, (y_hat[None],))[0]
         inside = self._inside(tile)
         x_hat = x_hat[inside.relative(tile.window.scaled(PATCH)).slices].float() + 0.5
-        if update is None and self.weights:  # fitted to clamped samples: beyond is no error to it
-            x_hat = x_hat.clamp(0, 1)
+        x_hat = x_hat.clamp(0, 1)  # as decoders do: what is beyond white is no error
         if self._picture.grey:
             x_hat = x_hat.mean(-1, keepdim=True)
         rgb = torch.from_numpy(self._picture.rgb[inside.slices].copy()).to(self._device)
