@@ -84,7 +84,7 @@ def evaluate(
     if adapt is not None:
         _measure_adaptation(folder, out, rates, adapt, store, device, threads, record)
         return
-    from service.engine.engine import open_engine
+    from service.engine.opening import open_engine
     from service.eval import run
     from service.eval.machine import this_machine
     from service.eval.peers import choose
@@ -122,7 +122,7 @@ def _measure_adaptation(
     record: Path | None,
 ) -> None:
     """Adapt to every picture; OUT/adapted.csv keeps the rows, and a run goes on from them."""
-    from service.engine.engine import open_engine
+    from service.engine.opening import open_engine
     from service.eval import adapted
     from service.eval.machine import this_machine
     from service.eval.pictures import read_folder

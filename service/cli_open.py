@@ -31,7 +31,7 @@ def open_codec(settings: Settings, **serving: Any) -> Codec:
 
 def open_store(settings: Settings, **serving: Any) -> Engine:
     """Load the models of the store."""
-    from service.engine.engine import open_engine
+    from service.engine.opening import open_engine
 
     return open_engine(
         store=settings.store,

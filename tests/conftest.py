@@ -10,7 +10,8 @@ import torch
 from hypothesis import settings
 from small_model import decode_only, photo_like, small_stored_model
 
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel
 from service.nets.model import Backbone
 from service.picture import Picture

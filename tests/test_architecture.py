@@ -153,7 +153,7 @@ import service.codec
 for module in pkgutil.iter_modules(service.codec.__path__, "service.codec."):
     __import__(module.name)
 import numpy as np
-from service.engine.engine import open_engine
+from service.engine.opening import open_engine
 folder = Path(sys.argv[1])
 engine = open_engine(store=folder / "store")
 engine.self_test()

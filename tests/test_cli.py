@@ -21,7 +21,7 @@ from image_files import exif_of, file_of, photo, profile
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-import service.engine.engine
+import service.engine.opening
 from service import cli
 from service.cli_batch import Made, Task, check_output, plan, run, write_whole
 from service.codec.container import Flags, Header, Stream, write_stream
@@ -50,7 +50,7 @@ class OpenedCodec(FakeCodec):
 def codec(monkeypatch: pytest.MonkeyPatch) -> OpenedCodec:
     """What every command gets for an engine."""
     quick = OpenedCodec()
-    monkeypatch.setattr(service.engine.engine, "open_engine", quick.open)
+    monkeypatch.setattr(service.engine.opening, "open_engine", quick.open)
     for name in [name for name in os.environ if name.startswith("RANKPRESS_")]:
         monkeypatch.delenv(name)
     return quick
@@ -442,14 +442,14 @@ except SystemExit:
     print([name for name in heavy if name in sys.modules])
 """
 SLOW = """
-import time, service.engine.engine
+import time, service.engine.opening
 class Slow:
     def compress(self, picture, rate, tune):
         time.sleep(60)
 def open_engine(**_):
     print("begun", flush=True)
     return Slow()
-service.engine.engine.open_engine = open_engine
+service.engine.opening.open_engine = open_engine
 main()
 """
 

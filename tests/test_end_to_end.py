@@ -25,7 +25,8 @@ from small_model import photo_like
 from test_architecture import WITHOUT
 
 from service.codec.container import read_stream, write_stream
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel
 from service.images import read_image
 from service.objects import open_objects

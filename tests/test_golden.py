@@ -19,8 +19,9 @@ from small_model import decode_only
 
 from service.codec import alpha, container
 from service.codec.tiles import Box
-from service.engine.engine import Engine, open_engine
+from service.engine.engine import Engine
 from service.engine.golden import GOLDEN_TOLERANCE
+from service.engine.opening import open_engine
 from service.engine.pipeline import decode_latents
 from service.store import load_store
 

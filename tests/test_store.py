@@ -20,7 +20,7 @@ from service.codec.coder import Tables
 from service.codec.lowrank import LayerUpdate, Update
 from service.codec.model_stream import write_update
 from service.codec.sizes import Sizes
-from service.engine.engine import open_engine
+from service.engine.opening import open_engine
 from service.errors import BadParameter, StoreError, UnknownUpdate
 from service.picture import Picture
 from service.store import default_model, load_model, load_store

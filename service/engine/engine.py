@@ -8,11 +8,8 @@ torch the engine still decompresses (light.py), and `compress` says what to inst
 
 from __future__ import annotations
 
-import importlib.util
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -21,22 +18,20 @@ from service.adapt.plan import plan_of
 from service.codec import container
 from service.codec.container import PSNR
 from service.codec.lowrank import PARTS
-from service.codec.tiles import Box, latent_box, tile_count
+from service.codec.tiles import Box, latent_box
 from service.engine.adapter_files import AdapterFiles, Kept
 from service.engine.check import verify
 from service.engine.golden import decode_golden
-from service.engine.light import load_light
 from service.engine.line import Group
-from service.engine.loading import batch_for
 from service.engine.loading import load_models as load_models  # the engine's users want both
 from service.engine.pipeline import (
     LoadedModel,
-    alpha_plane,
     decode_all,
     encode_all,
     paint,
     with_update,
 )
+from service.engine.requests import Order, batch_of, check_pixels, check_tune, rate16_of
 from service.engine.shelf import Shelves
 from service.engine.target import QualityGoal, goal_of, search
 from service.engine.types import (
@@ -55,14 +50,12 @@ from service.errors import (
     BadStream,
     MissingExtra,
     RankpressError,
-    RateUnavailable,
     SelfTestFailed,
     TooManyPixels,
     UnknownModel,
     UnsupportedStream,
 )
-from service.picture import U8, Picture, Region
-from service.store import load_store
+from service.picture import Picture, Region
 from service.stored import StoredModel
 
 
@@ -153,12 +146,12 @@ class Engine:
             RateUnavailable, BadParameter, MissingExtra: as `compress` does, for all of them.
         """
         base = self._models[0]
-        rate16 = _rate16(rate, tune, base.stored)
+        rate16 = rate16_of(rate, tune, base.stored)
         out: list[Compressed | RankpressError | None] = [None] * len(pictures)
         groups: dict[Box, list[int]] = defaultdict(list)
         for i, picture in enumerate(pictures):
             try:
-                self._check_pixels(picture.width, picture.height)
+                check_pixels(self._max_pixels, picture.width, picture.height)
             except TooManyPixels as error:
                 out[i] = error
             else:
@@ -179,8 +172,8 @@ class Engine:
             TargetUnreachable: no rate of the tune meets it. Others as `compress`.
         """
         base = self._models[0]
-        _check_tune(tune, base.stored)
-        self._check_pixels(picture.width, picture.height)
+        check_tune(tune, base.stored)
+        check_pixels(self._max_pixels, picture.width, picture.height)
         goal = goal_of(target, picture.width * picture.height)
 
         def needs_check(data: bytes) -> bool:
@@ -252,8 +245,8 @@ class Engine:
         base = self._models[0]
         if not (max_seconds is None or max_seconds > 0):
             raise BadParameter(f"max_seconds is {max_seconds:g}, expected more than 0")
-        rate16 = _rate16(rate, PSNR, base.stored)
-        self._check_pixels(picture.width, picture.height)
+        rate16 = rate16_of(rate, PSNR, base.stored)
+        check_pixels(self._max_pixels, picture.width, picture.height)
         if base.analysis is None or base.build is None:
             raise MissingExtra("adapting needs torch: pip install 'rankpress[server]'")
         from service.engine.adaptation import Job, PictureAdaptation
@@ -282,7 +275,7 @@ class Engine:
         Those of one rate and padded size share the calls of the entropy networks.
         """
         out: list[Decompressed | RankpressError | None] = [None] * len(streams)
-        groups: dict[object, list[tuple[int, _Order]]] = defaultdict(list)
+        groups: dict[object, list[tuple[int, Order]]] = defaultdict(list)
         for i, data in enumerate(streams):
             try:
                 order = self._ordered(data, None)
@@ -295,7 +288,7 @@ class Engine:
                 out[i] = made
         return [one for one in out if one is not None]
 
-    def _decoded_each(self, orders: Sequence[_Order]) -> list[Decompressed | RankpressError]:
+    def _decoded_each(self, orders: Sequence[Order]) -> list[Decompressed | RankpressError]:
         """Together; one at a time where a damaged stream among them makes that fail."""
         try:
             return [*self._decoded(orders)]
@@ -304,7 +297,7 @@ class Engine:
                 return [error]
         return [made for order in orders for made in self._decoded_each([order])]
 
-    def _decoded(self, orders: Sequence[_Order]) -> list[Decompressed]:
+    def _decoded(self, orders: Sequence[Order]) -> list[Decompressed]:
         """Streams of one group as pictures. Timings are those of all of them together."""
         start = perf_counter()
         base, header = orders[0].base, orders[0].stream.header
@@ -319,7 +312,7 @@ class Engine:
         timings = Timings(live - start, perf_counter() - live - code_s, code_s)
         return [o.decompressed(rgb, timings) for o, rgb in zip(orders, rgbs, strict=True)]
 
-    def _ordered(self, data: bytes, region: Region | None) -> _Order:
+    def _ordered(self, data: bytes, region: Region | None) -> Order:
         """A stream that was read and found fit to be decoded."""
         header = container.read_header(data)
         if header.flags & container.Flags.SAME_MACHINE:
@@ -327,12 +320,12 @@ class Engine:
                 "the stream was made by a CompressAI model: only the machine that made it, serving "
                 "that model, can decode it"
             )
-        self._check_pixels(header.width, header.height)
+        check_pixels(self._max_pixels, header.width, header.height)
         region = region or Region(0, 0, header.width, header.height)
         region.check_inside(header.width, header.height)
         stream = container.read_stream(data)
         want = Box(region.y, region.x, region.y + region.height, region.x + region.width)
-        return _Order(self._base_of(header), stream, want)
+        return Order(self._base_of(header), stream, want)
 
     def picture_group(
         self, size: tuple[int, int] | None, rate: float, tune: str = PSNR
@@ -344,11 +337,11 @@ class Engine:
         """
         stored = self._models[0].stored
         try:
-            rate16 = _rate16(rate, tune, stored)
+            rate16 = rate16_of(rate, tune, stored)
         except BadParameter:
             return None
         weights = stored.identity_at(rate16, tune)[:4], rate16
-        return Group(weights, size and _batch("compress", *size))
+        return Group(weights, size and batch_of("compress", *size))
 
     def stream_group(self, data: bytes, whole: bool) -> Group | None:
         """What decompressing a stream may run beside; None where that cannot be told.
@@ -360,7 +353,7 @@ class Engine:
             header = container.read_header(data)
         except BadStream:
             return None
-        batch = _batch("decompress", header.width, header.height) if whole else None
+        batch = batch_of("decompress", header.width, header.height) if whole else None
         return Group((header.model, header.rate16), batch)
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
@@ -418,17 +411,6 @@ class Engine:
                     f"model {model.stored.name}: the golden stream does not decode: {error}"
                 ) from error
 
-    def _check_pixels(self, width: int, height: int) -> None:
-        if max(width, height) > container.MAX_SIDE:
-            raise TooManyPixels(
-                f"the picture is {width}x{height}, a side has at most {container.MAX_SIDE} pixels"
-            )
-        if width * height > self._max_pixels:
-            raise TooManyPixels(
-                f"the picture has {width}x{height} = {width * height} pixels, "
-                f"the limit is {self._max_pixels}"
-            )
-
     def _base_of(self, header: container.Header) -> LoadedModel:
         """The model that made a stream."""
         known = []
@@ -443,114 +425,6 @@ class Engine:
             f"the stream needs weights {header.model.hex()} at rate {header.rate:g}, tune "
             f"{header.tune}; there the store holds {', '.join(sorted(known)) or 'none'}"
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Order:
-    """A stream to decode, with the model that made it and the pixels that are wanted."""
-
-    base: LoadedModel
-    stream: container.Stream
-    want: Box
-
-    @property
-    def group(self) -> object:
-        """Equal for streams that can be decoded together."""
-        header = self.stream.header
-        return header.model, header.rate16, latent_box(header.width, header.height)
-
-    @property
-    def grey(self) -> bool:
-        """Whether the picture is grey."""
-        return bool(self.stream.header.flags & container.Flags.GREY)
-
-    def decompressed(self, rgb: U8, timings: Timings) -> Decompressed:
-        """The answer, given its pixels."""
-        stream = self.stream
-        alpha = alpha_plane(stream, self.want)
-        picture = Picture(rgb, alpha, self.grey, stream.icc, stream.exif)
-        return Decompressed(picture, stream.header.rate, self.base.stored.name, timings)
-
-
-def open_engine(
-    *,
-    store: Path | None = None,
-    device: str = "auto",
-    check: bool = True,
-    max_pixels: int = 10**8,
-    threads: int = 0,
-    cache_bytes: int = 2**30,
-    max_batch: int = 0,
-    warm: bool = False,
-    adapters: Path | None = None,
-    decode_only: bool = False,
-    model: str | None = None,
-) -> Engine:
-    """Load a store and make every model of it resident.
-
-    Args:
-        store: folder of models; None takes the one that comes with Rankpress.
-        device: "auto", "cpu" or "cuda".
-        check: see Engine. max_pixels: see Engine.
-        threads: CPU threads for the networks, 0 takes what the library takes.
-        cache_bytes: see Engine.
-        max_batch: see Engine; 0 takes what suits the device.
-        warm: merge the rates of the ladder now, not when they are first asked for.
-        adapters: see Engine.
-        decode_only: with the light decoder, even where torch is installed.
-        model: name of the one that compresses; None is the store's own choice.
-
-    Raises:
-        StoreError: the store is incomplete or damaged. BadParameter: no such device or model.
-        MissingExtra: a GPU was asked for and torch is not installed.
-    """
-    stored = load_store(store, model)
-    if decode_only or importlib.util.find_spec("torch") is None:
-        if device not in ("auto", "cpu"):
-            raise MissingExtra(
-                f"device {device} needs torch: pip install 'rankpress[server]', and no decode-only"
-            )
-        models = load_light(stored, threads)
-    else:
-        models = load_models(stored, device, None, threads)
-    engine = Engine(
-        models,
-        check=check,
-        max_pixels=max_pixels,
-        cache_bytes=cache_bytes,
-        max_batch=max_batch or batch_for(models[0]),
-        adapters=adapters,
-    )
-    if warm:
-        engine.warm()
-    return engine
-
-
-def _check_tune(tune: str, model: StoredModel) -> None:
-    """Raise BadParameter unless the model has a ladder of that name."""
-    if tune not in model.tunes:
-        held = ", ".join(model.tunes)
-        raise BadParameter(f"model {model.name} has no tune {tune!r}, it has {held}")
-
-
-def _rate16(rate: float, tune: str, model: StoredModel) -> int:
-    """A rate in sixteenths. Raises BadParameter or RateUnavailable."""
-    _check_tune(tune, model)
-    if not (math.isfinite(rate) and 1 <= rate <= 8):
-        raise BadParameter(f"rate is {rate:g}, expected a number from 1 to 8")
-    available = tuple(r.rate for r in model.ladder(tune))
-    rounded = round(rate * container.RATE_UNIT)
-    if not model.offers(rounded, tune):
-        listed = ", ".join(f"{r:g}" for r in available)
-        held = f"{listed} and what lies between neighbours"
-        raise RateUnavailable(f"rate {rate:g} is not in the store; it holds {held}", available)
-    return rounded
-
-
-def _batch(way: str, width: int, height: int) -> tuple[str, int, int] | None:
-    """Equal for pictures of one padded size; None for those of several tiles, worked on alone."""
-    box = latent_box(width, height)
-    return (way, box.height, box.width) if tile_count(box) == 1 else None
 
 
 def _only(made: Sequence[Compressed | RankpressError]) -> Compressed:

@@ -52,7 +52,7 @@ def measure(wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
     Args:
         wanted: what to measure. say: is told the next step.
     """
-    from service.engine.engine import open_engine
+    from service.engine.opening import open_engine
 
     before = this_machine("cpu")
     if before.busy:
@@ -115,7 +115,9 @@ def agreement(
     """Compare at every one of RATES that the store offers."""
     import torch
 
-    from service.engine.engine import Engine, load_models, open_engine
+    from service.engine.engine import Engine
+    from service.engine.loading import load_models
+    from service.engine.opening import open_engine
     from service.store import load_store
 
     stored = load_store(store)

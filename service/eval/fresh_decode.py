@@ -21,12 +21,12 @@ BUDGET_S = 5.0
 def main(stream: str, store: str, threads: str) -> None:
     """Decode a file and print what it took."""
     begun = time.perf_counter()
-    import service.engine.engine
     import service.engine.entropy_onnx  # (open_engine would import these two)
+    import service.engine.opening
     import service.engine.synthesis_onnx  # noqa: F401
 
     import_s = time.perf_counter() - begun
-    engine = service.engine.engine.open_engine(
+    engine = service.engine.opening.open_engine(
         store=Path(store) if store else None,
         decode_only=True,
         threads=int(threads),

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from service.engine.engine import open_engine
+from service.engine.opening import open_engine
 from service.eval.pictures import generate
 from service.images import read_image, write_image
 from service.picture import U8

@@ -198,7 +198,7 @@ def _encoder() -> Engine:
 
 
 def _open_engine(*, decode_only: bool) -> Engine:
-    from service.engine.engine import open_engine
+    from service.engine.opening import open_engine
     from service.settings import Settings
 
     settings = Settings()

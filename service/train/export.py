@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from service.codec.container import read_stream
 from service.codec.sizes import Sizes
 from service.codec.tiles import Box, latent_box
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.errors import BadParameter, RankpressError
 from service.nets.backbone import folded
 from service.nets.model import Backbone

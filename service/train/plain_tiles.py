@@ -17,7 +17,7 @@ from torch import nn
 
 from service.codec.lowrank import PARTS
 from service.codec.tiles import Box
-from service.engine.engine import load_models
+from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel, encode, paint
 from service.errors import BadImage, BadParameter
 from service.images import read_image

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.errors import BadParameter
 from service.eval.metrics import ms_ssim
 from service.images import read_image

@@ -9,7 +9,7 @@ from small_model import photo_like, with_steps
 
 from service.adapt.latents import RateModel, annealed, nearest
 from service.codec.entropy_model import Y_FRAC
-from service.engine.engine import load_models
+from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel
 from service.stored import StoredModel
 

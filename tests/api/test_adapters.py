@@ -13,7 +13,8 @@ from small_model import photo_like
 from structlog.testing import capture_logs
 
 from service.codec.lowrank import pack
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.engine.shelf import MAX_ADAPTER_BYTES
 from service.settings import Settings
 from service.stored import StoredModel, layer_shapes

@@ -18,7 +18,8 @@ from small_model import decode_only, photo_like
 
 from service.codec.lowrank import pack
 from service.engine import shelf
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel
 from service.errors import (
     BadAdapter,

@@ -11,7 +11,8 @@ from small_ladder import with_rates
 from small_model import photo_like
 
 from service.codec.latents import LatentCoder
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel
 from service.engine.types import Compressed, Decompressed
 from service.errors import (

@@ -15,8 +15,10 @@ from small_model import photo_like
 
 from service.codec import container
 from service.codec.latents import CodedTiles
-from service.engine.engine import Engine, load_models, open_engine
+from service.engine.engine import Engine
 from service.engine.golden import GOLDEN_TOLERANCE
+from service.engine.loading import load_models
+from service.engine.opening import open_engine
 from service.engine.pipeline import LoadedModel
 from service.engine.synthesis_numpy import NumpySynthesis
 from service.errors import (

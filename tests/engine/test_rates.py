@@ -14,8 +14,9 @@ from small_model import photo_like
 
 from service.codec.container import read_stream, write_stream
 from service.codec.tiles import Box
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
 from service.engine.light import load_light
+from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel, decode_latents
 from service.errors import BadStream, RateUnavailable, UnknownModel
 from service.picture import Picture

@@ -15,8 +15,9 @@ from small_model import decode_only, photo_like
 from service.adapt.plan import Plan, plan_of
 from service.codec import container
 from service.engine.adaptation import Job, PictureAdaptation
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
 from service.engine.light import load_light
+from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel
 from service.errors import BadParameter, BadStream, UnknownModel, UnknownUpdate, UnsupportedStream
 from service.picture import Picture, Region

@@ -12,8 +12,9 @@ import torch
 from small_ladder import with_rates
 
 from service.codec.sizes import Sizes
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
 from service.engine.light import load_light
+from service.engine.loading import load_models
 from service.engine.onnx_graph import synthesis_graph, weight_shapes
 from service.engine.synthesis_numpy import NumpySynthesis
 from service.engine.synthesis_onnx import OnnxSynthesis

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from small_ladder import with_rates
 
 from service.codec.lowrank import Update
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel
 from service.engine.target import goal_of, search
 from service.engine.types import Compressed, Target, Timings

@@ -21,7 +21,8 @@ from service.codec.container import (
     write_stream,
 )
 from service.codec.lowrank import Share, merge_entropy, merge_transforms
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.engine.types import Target
 from service.errors import BadParameter, RateUnavailable, UnknownModel
 from service.picture import Picture

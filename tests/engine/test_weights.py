@@ -15,7 +15,7 @@ import torch
 from small_ladder import small_update, with_rates, with_update
 from small_model import photo_like
 
-from service.engine.engine import load_models
+from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel, encode
 from service.engine.synthesis_torch import TorchTransforms
 from service.engine.weights import Weights

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from service.codec.lowrank import RATE_VECTORS, Update
-from service.engine.engine import load_models
+from service.engine.loading import load_models
 from service.eval import bench, load, memory, rates, report, stages
 from service.eval.load import Request
 from service.eval.pictures import generate

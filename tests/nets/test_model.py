@@ -14,7 +14,8 @@ from torch import nn
 from service.codec.container import read_stream
 from service.codec.entropy_model import GROUP_AT, LEVELS, STEPS, gather
 from service.codec.sizes import Sizes
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.nets.backbone import ScaledLinear, folded, leaky, shifted_products
 from service.nets.model import (
     LOG_STEP,

@@ -18,7 +18,8 @@ from small_model import SIZES, photo_like, random_backbone
 from torch import Tensor
 
 from service.codec.sizes import Sizes
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.errors import BadParameter
 from service.images import write_image
 from service.nets.backbone import ScaledLinear

@@ -12,7 +12,7 @@ from small_model import SIZES, photo_like
 from test_cli import rankpress
 
 from service.codec.sizes import Sizes
-from service.engine.engine import open_engine
+from service.engine.opening import open_engine
 from service.images import write_image
 from service.picture import Picture
 from service.train.export import Agreement

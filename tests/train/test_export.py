@@ -10,7 +10,8 @@ import torch
 from conftest import Small
 from small_model import SIZES, photo_like, random_backbone, small_stored_model
 
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.images import write_image
 from service.nets.model import Backbone
 from service.picture import Picture

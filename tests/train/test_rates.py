@@ -20,7 +20,8 @@ from small_model import photo_like
 
 from service.codec.container import read_stream
 from service.codec.lowrank import MAX_EXPONENT, Update
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.errors import BadParameter, StoreError
 from service.images import write_image
 from service.nets.backbone import Block

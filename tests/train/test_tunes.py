@@ -15,7 +15,8 @@ from small_ladder import RANKS, small_adapter, small_update, with_update
 from small_model import photo_like
 from torch import Tensor
 
-from service.engine.engine import Engine, load_models
+from service.engine.engine import Engine
+from service.engine.loading import load_models
 from service.errors import BadParameter
 from service.images import write_image
 from service.nets.backbone import Block

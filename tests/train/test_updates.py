@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from service import cli
 from service.codec.container import describe
-from service.engine.engine import open_engine
+from service.engine.opening import open_engine
 from service.errors import BadParameter
 from service.store import load_model
 from service.train.publish import ReadyUpdate, write_model
