@@ -24,8 +24,8 @@ from service.engine.opening import open_engine
 from service.errors import BadParameter, StoreError, UnknownUpdate
 from service.picture import Picture
 from service.store import default_model, load_model, load_store
-from service.stored import SYNTHESIS, identity, layer_shapes
-from service.train.publish import ReadyUpdate, publish_updates, set_default, write_model
+from service.stored import SYNTHESIS, StoredUpdate, identity, layer_shapes
+from service.train.publish import publish_updates, set_default, write_model
 
 Manifest = dict[str, Any]
 
@@ -274,7 +274,7 @@ def test_a_number_format_that_numpy_lacks_is_refused(folder: Path) -> None:
         load_model(folder)
 
 
-def ready_update(small: Small, symbol: int = 5) -> ReadyUpdate:
+def ready_update(small: Small, symbol: int = 5) -> StoredUpdate:
     """An update of one bias, coded."""
     g_s = {n: t for n, t in small.stored.transforms.items() if n.startswith(SYNTHESIS)}
     shapes = layer_shapes(g_s)
@@ -283,7 +283,7 @@ def ready_update(small: Small, symbol: int = 5) -> ReadyUpdate:
     bias = np.full(rows, symbol, np.int8), np.array([-6], np.int8)
     update = Update({"g_s.0": LayerUpdate(*factors, *bias)}, {})
     data = write_update(update, shapes, Tables(small.stored.entropy["tables"]))
-    return ReadyUpdate(f"bias-{symbol}", data, {"made": "by hand"})
+    return StoredUpdate(f"bias-{symbol}", data, {"made": "by hand"})
 
 
 def test_ready_updates_are_added_and_stay(folder: Path, small: Small) -> None:
@@ -310,7 +310,7 @@ def test_a_ready_update_that_does_not_fit_is_not_published(folder: Path, small: 
     good = ready_update(small)
     for data in (b"", good.data[:-1], good.data + bytes(4)):
         with pytest.raises(StoreError, match="ready update x of model small"):
-            publish_updates(folder, [ReadyUpdate("x", data, {})])
+            publish_updates(folder, [StoredUpdate("x", data, {})])
     with pytest.raises(StoreError, match="two ready updates of one reference"):
         publish_updates(folder, [good, good])
     assert (folder / "manifest.json").read_bytes() == manifest

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -95,21 +95,7 @@ def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredMo
     return load_model(folder)
 
 
-@dataclass(frozen=True)
-class ReadyUpdate:
-    """An update of g_s to publish.
-
-    Attributes:
-        name: of what it is for. data: coded (codec/model_stream.py).
-        training: record of how it was made, plain JSON values.
-    """
-
-    name: str
-    data: bytes
-    training: Mapping[str, object]
-
-
-def publish_updates(folder: Path, updates: Sequence[ReadyUpdate]) -> StoredModel:
+def publish_updates(folder: Path, updates: Sequence[StoredUpdate]) -> StoredModel:
     """Add ready updates to a model; returns the model as it is now stored.
 
     Those that are there stay: streams that name them need them.
@@ -122,9 +108,8 @@ def publish_updates(folder: Path, updates: Sequence[ReadyUpdate]) -> StoredModel
             the store is left as it was.
     """
     stored = load_model(folder)
-    fresh = [StoredUpdate(u.name, u.data, u.training) for u in updates]
     known = {u.digest for u in stored.updates}
-    fresh = [u for u in fresh if u.digest not in known]
+    fresh = [u for u in updates if u.digest not in known]
     model = with_updates(stored, fresh)
     tables = Tables(stored.entropy["tables"])
     for update in fresh:

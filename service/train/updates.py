@@ -33,9 +33,9 @@ from service.codec.coder import Tables
 from service.codec.entropy_model import Y_FRAC
 from service.codec.model_stream import write_update
 from service.store import load_model
-from service.stored import SYNTHESIS, StoredModel, layer_shapes
+from service.stored import SYNTHESIS, StoredModel, StoredUpdate, layer_shapes
 from service.train.plain_tiles import Group, RateNet, Tile, digest_of, rate_nets, read_groups
-from service.train.publish import ReadyUpdate, publish_updates
+from service.train.publish import publish_updates
 
 BETAS = (0.9, 0.99)
 """Of Adam, as in adaptation."""
@@ -93,7 +93,7 @@ def train_updates(
     recipe: Recipe,
     record: Mapping[str, object],
     report: Report,
-) -> tuple[ReadyUpdate, ...]:
+) -> tuple[StoredUpdate, ...]:
     """Fit updates to folders of pictures and put them into a model of the store.
 
     Args:
@@ -150,7 +150,7 @@ class _Fitting:
 
     def ready(
         self, name: str, update: DecoderUpdate, record: Mapping[str, object]
-    ) -> ReadyUpdate:
+    ) -> StoredUpdate:
         """An update as it is published."""
         g_s = {n: t for n, t in self._stored.transforms.items() if n.startswith(SYNTHESIS)}
         tables = Tables(self._stored.entropy["tables"])
@@ -165,7 +165,7 @@ class _Fitting:
             "cpu_minutes": round(self._spent_s[name] / 60, 1),
             **record,
         }
-        return ReadyUpdate(name, data, training)
+        return StoredUpdate(name, data, training)
 
     def _fresh(self, number: int) -> DecoderUpdate:
         seed = 1000 * self._recipe.seed + number

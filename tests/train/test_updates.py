@@ -18,7 +18,7 @@ from service.codec.container import describe
 from service.engine.opening import open_engine
 from service.errors import BadParameter
 from service.store import load_model
-from service.train.publish import ReadyUpdate, write_model
+from service.train.publish import StoredUpdate, write_model
 from service.train.updates import Progress, Recipe, train_updates
 
 RECIPE = Recipe((4,), rank=1, rounds=2, steps=40, batch=2, tile=64, tiles=4, lr=4.0)
@@ -53,7 +53,7 @@ def model(tmp_path: Path, small: Small) -> Path:
     return tmp_path / "store" / "small"
 
 
-def train(model: Path, folders: list[Path], scratch: Path) -> tuple[ReadyUpdate, ...]:
+def train(model: Path, folders: list[Path], scratch: Path) -> tuple[StoredUpdate, ...]:
     return train_updates(model, folders, scratch, RECIPE, {"data": "drawn"}, lambda _: None)
 
 
