@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -29,6 +30,7 @@ from service.objects import Objects, open_objects
 from service.settings import Settings
 
 NICENESS: Final = 15
+AUTOGROUP: Final = Path("/proc/self/autogroup")
 POLL_S: Final = 0.5
 """Seconds between looks at the queue."""
 
@@ -60,7 +62,7 @@ def run_worker(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    os.nice(NICENESS)
+    let_others_first()
     url = database.prepare(settings)
     objects = open_objects(settings.objects_place)
     objects.check()
@@ -81,6 +83,30 @@ def run_worker(
     os._exit(0)
 
 
+def let_others_first() -> None:
+    """Run at low priority, also where the system weighs whole sessions.
+
+    Linux gives every session (`setsid`) the same share of the processor and niceness counts only
+    within one, unless the session's own is set: sched(7), autogroup.
+    """
+    os.nice(NICENESS)
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):
+            AUTOGROUP.write_text(str(NICENESS))
+
+
+class Cancelled(logging.Filter):
+    """Keeps DBOS from telling of a job that a user cancelled as of a crash."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for the end of a cancelled workflow."""
+        from dbos import error
+
+        told = record.exc_info[1] if record.exc_info else None
+        ends = (error.DBOSAwaitedWorkflowCancelledError, error.DBOSWorkflowCancelledError)
+        return not isinstance(told, ends)
+
+
 class Worker:
     """DBOS with the one workflow of a job. One in a process, for DBOS is one."""
 
@@ -99,6 +125,7 @@ class Worker:
         from dbos import DBOS, DBOSPortableJSONSerializer
 
         heartbeat.beat(self._objects, self._name)
+        logging.getLogger("dbos").addFilter(Cancelled())
         DBOS(
             config={
                 "name": database.APPLICATION,

@@ -16,6 +16,7 @@ from service.api import server
 from service.jobs import supervisor
 from service.jobs.heartbeat import WorkerName
 from service.jobs.supervisor import WorkerProcess
+from service.jobs.worker import NICENESS
 from service.settings import Settings
 
 SCRIPT = """
@@ -25,6 +26,19 @@ with open(sys.argv[1], "a") as log:
 if len(open(sys.argv[1]).readlines()) < 3:
     sys.exit(1)
 time.sleep(60)
+"""
+
+
+LAST_IN_LINE = """
+import os
+import sys
+from pathlib import Path
+from service.jobs.worker import AUTOGROUP, NICENESS, let_others_first
+let_others_first()
+niceness = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[16]
+told = os.access(AUTOGROUP, os.W_OK)
+group = AUTOGROUP.read_text().split()[-1] if told else str(NICENESS)
+Path(sys.argv[1]).write_text(f"{niceness} {group}")
 """
 
 
@@ -88,6 +102,14 @@ def test_a_worker_does_not_outlive_its_server(tmp_path: Path, number: int) -> No
 def children_of(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in found.read_text().split()]
+
+
+def test_a_worker_comes_last_also_against_other_sessions(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    worker = WorkerProcess(Settings(), [sys.executable, "-c", LAST_IN_LINE, str(log)])
+    until(lambda: log.exists() and log.read_text() != "")
+    worker.stop()
+    assert log.read_text() == f"{NICENESS} {NICENESS}"
 
 
 def test_jobs_are_not_taken_in_where_the_worker_could_do_none(

@@ -119,6 +119,7 @@ def test_cancelling_stops_within_a_step_and_posting_again_goes_on(place: Place) 
     lines = len(place.log())
     time.sleep(0.5)
     assert len(place.log()) == lines
+    assert "Traceback" not in place.errors()  # somebody's wish is no crash
     assert place.jobs.get(job.id).steps == steps
     assert place.jobs.best(job.id)[1].startswith(b"rkp ")
     with pytest.raises(JobEnded):
