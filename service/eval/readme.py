@@ -5,9 +5,11 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
     rates     model_store/light/manifest.json, written by `rankpress train`
     trials    the same file, by `rankpress train trials`
     kodak     service/eval/results/kodak.json, written by `rankpress eval … --record`
+    perceptual service/eval/results/perceptual.json, by `rankpress eval … --perceptual --record`
     latency   service/eval/results/bench.json, written by `rankpress bench … --record`
     stages    the same file
     memory    the same file
+    latency-amx service/eval/results/bench-amx.json, by `rankpress bench --record` on a CPU with AMX
     service   the same file, when `--service` was given
     swap      service/eval/results/rates.json, written by `rankpress bench --rates --record`
     jobs      service/eval/results/jobs.json, written by `rankpress bench jobs --record`
@@ -38,6 +40,8 @@ from service.eval.report import (
     decoder_table,
     eval_table,
     jobs_table,
+    latency_table,
+    perceptual_table,
     rates_table,
     trials_table,
 )
@@ -47,6 +51,8 @@ README: Final = Path(__file__).parents[2] / "README.md"
 MANIFEST: Final = Path(__file__).parents[2] / "model_store" / "light" / "manifest.json"
 TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "kodak": ("kodak.json", eval_table),
+    "perceptual": ("perceptual.json", perceptual_table),
+    "latency-amx": ("bench-amx.json", latency_table),
     "jobs": ("jobs.json", jobs_table),
     "decoder": ("decoder.json", decoder_table),
     "agreement": ("agreement.json", agreement_table),

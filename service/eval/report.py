@@ -39,6 +39,17 @@ def eval_table(summary: Result) -> str:
     return "\n\n".join(p for p in parts if p)
 
 
+def perceptual_table(summary: Result) -> str:
+    """BD-rates by SSIMULACRA 2, lowest first."""
+    found = summary["bd_rate"]
+    rows = [
+        [entry["codec"], f"{entry['percent']:+.1f} %", f"{entry['overlap']:.0%}"]
+        for entry in sorted(found["ssimulacra2"], key=lambda e: float(e["percent"]))
+    ]
+    head = [f"BD-rate against {found['anchor']}", "SSIMULACRA 2", "overlap"]
+    return table(head, rows) + f"\n\nMean of {summary['images']} pictures."
+
+
 def rates_table(manifest: Result) -> str:
     """What a model's manifest says of its rates."""
     files = manifest["files"]
