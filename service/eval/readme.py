@@ -15,6 +15,7 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
     jobs      service/eval/results/jobs.json, written by `rankpress bench jobs --record`
     decoder   service/eval/results/decoder.json, written by `rankpress bench --decoder … --record`
     agreement service/eval/results/agreement.json, by `rankpress bench DIR --decoder … --record`
+    adaptation-since service/eval/results/adapted-since.json, the same with ready updates
     adaptation service/eval/results/adapted.json, written by `rankpress eval … --adapt … --record`
     ready     service/eval/results/ready.json, by `rankpress eval … --adapt 0 … --record`
 
@@ -57,6 +58,7 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "decoder": ("decoder.json", decoder_table),
     "agreement": ("agreement.json", agreement_table),
     "adaptation": ("adapted.json", adaptation_table),
+    "adaptation-since": ("adapted-since.json", adaptation_table),
     "ready": ("ready.json", adaptation_table),
 }
 """Tables that are all of what a file holds."""
