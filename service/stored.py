@@ -153,6 +153,11 @@ class StoredModel:
         digests = [r.digest for r, _ in self.mix(rate16, tune) if r.update is not None]
         return identity([bytes.fromhex(self.sha256), *digests])
 
+    @property
+    def synthesis(self) -> Tensors:
+        """The weights of g_s among the transforms."""
+        return {n: t for n, t in self.transforms.items() if n.startswith(SYNTHESIS)}
+
     def ready_update(self, reference: bytes, tables: Tables) -> Update:
         """The ready update that a stream names.
 
@@ -162,11 +167,10 @@ class StoredModel:
         Raises:
             UnknownUpdate: it is not here. StoreError: it does not fit the model.
         """
-        g_s = {n: t for n, t in self.transforms.items() if n.startswith(SYNTHESIS)}
         for update in self.updates:
             if update.reference == reference:
                 try:
-                    return read_update(update.data, layer_shapes(g_s), tables)
+                    return read_update(update.data, layer_shapes(self.synthesis), tables)
                 except BadStream as error:
                     words = f"ready update {update.name} of model {self.name}: {error}"
                     raise StoreError(words) from error

@@ -47,7 +47,7 @@ from service.engine.types import AdaptProgress
 from service.engine.worth import Measured, code, measure, prove
 from service.errors import UnknownUpdate
 from service.picture import Picture
-from service.stored import SYNTHESIS, layer_shapes
+from service.stored import layer_shapes
 
 MEASURE_STEPS = 50
 """Steps of every tile between two measurements."""
@@ -111,8 +111,7 @@ class PictureAdaptation:
         self._objective = Objective(model, job.picture, job.lmbda)
         self._tiles = self._objective.tiles
         self._pixels = job.picture.width * job.picture.height
-        g_s = {n: t for n, t in stored.transforms.items() if n.startswith(SYNTHESIS)}
-        self._shapes = layer_shapes(g_s)
+        self._shapes = layer_shapes(stored.synthesis)
         self._generator = torch.Generator(self._device).manual_seed(job.seed)
         on_cpu = torch.Generator().manual_seed(job.seed)
         self._update: DecoderUpdate | None = DecoderUpdate(

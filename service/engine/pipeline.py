@@ -24,7 +24,7 @@ from service.codec.model_stream import read_update
 from service.codec.tiles import PATCH, Box, hyper_shape, latent_box, tiles
 from service.errors import MissingExtra, UnsupportedStream
 from service.picture import U8, Picture
-from service.stored import SYNTHESIS, StoredModel, Tensors, layer_shapes
+from service.stored import StoredModel, Tensors, layer_shapes
 
 
 class Synthesis(Protocol):
@@ -157,9 +157,9 @@ def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:
         return model
     if model.build_synthesis is None:
         raise UnsupportedStream("this decoder does not take updates of the decoder's weights")
-    merged = merge_transforms(_synthesis_of(model), [Share(update, PARTS)])
+    transforms = _merged(model, update)
     return replace(
-        model, synthesis=model.build_synthesis(replace(model.stored, transforms=merged))
+        model, synthesis=model.build_synthesis(replace(model.stored, transforms=transforms))
     )
 
 
@@ -169,8 +169,7 @@ def ready_weights(model: LoadedModel, reference: bytes) -> Tensors:
     Raises:
         UnknownUpdate: it is not in the store.
     """
-    update = model.stored.ready_update(reference, model.coder.tables)
-    return merge_transforms(_synthesis_of(model), [Share(update, PARTS)])
+    return _merged(model, model.stored.ready_update(reference, model.coder.tables))
 
 
 def _update_of(model: LoadedModel, stream: container.Stream) -> Update | None:
@@ -178,14 +177,14 @@ def _update_of(model: LoadedModel, stream: container.Stream) -> Update | None:
     if stream.ready is not None:
         return model.stored.ready_update(stream.ready, model.coder.tables)
     if stream.update is not None:
-        shapes = layer_shapes(_synthesis_of(model))
+        shapes = layer_shapes(model.stored.synthesis)
         return read_update(stream.update, shapes, model.coder.tables)
     return None
 
 
-def _synthesis_of(model: LoadedModel) -> Tensors:
-    """The weights of g_s."""
-    return {n: t for n, t in model.stored.transforms.items() if n.startswith(SYNTHESIS)}
+def _merged(model: LoadedModel, update: Update) -> Tensors:
+    """The weights of g_s with an update put in."""
+    return merge_transforms(model.stored.synthesis, [Share(update, PARTS)])
 
 
 def decode_latents(model: LoadedModel, stream: container.Stream, want: Box) -> Latents:

@@ -124,7 +124,7 @@ def _merged(base: LoadedModel, rate16: int, tune: str) -> _Entry:
     arrays = [*stored.transforms.values(), *stored.entropy.values()]
     model = base.build(stored)
     # the ready model holds its own copies; keep what a stream's own update of g_s is merged into
-    g_s = {n: t for n, t in stored.transforms.items() if n.startswith(SYNTHESIS)}
+    g_s = stored.synthesis
     arrays += g_s.values()
     described = replace(stored, transforms=g_s, entropy={})
     return _Entry(replace(model, stored=described), sum(a.nbytes for a in arrays))

@@ -33,7 +33,7 @@ from service.codec.coder import Tables
 from service.codec.entropy_model import Y_FRAC
 from service.codec.model_stream import write_update
 from service.store import load_model
-from service.stored import SYNTHESIS, StoredModel, StoredUpdate, layer_shapes
+from service.stored import StoredModel, StoredUpdate, layer_shapes
 from service.train.plain_tiles import Group, RateNet, Tile, digest_of, rate_nets, read_groups
 from service.train.publish import publish_updates
 
@@ -152,9 +152,8 @@ class _Fitting:
         self, name: str, update: DecoderUpdate, record: Mapping[str, object]
     ) -> StoredUpdate:
         """An update as it is published."""
-        g_s = {n: t for n, t in self._stored.transforms.items() if n.startswith(SYNTHESIS)}
         tables = Tables(self._stored.entropy["tables"])
-        data = write_update(update.update(), layer_shapes(g_s), tables)
+        data = write_update(update.update(), layer_shapes(self._stored.synthesis), tables)
         tiles, rates = self._members[name], self._recipe.rates
         change = np.mean([self._shares(update, tiles, r) - self._shares(None, tiles, r)
                           for r in rates])  # fmt: skip
