@@ -15,6 +15,7 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
     jobs      service/eval/results/jobs.json, written by `rankpress bench jobs --record`
     decoder   service/eval/results/decoder.json, written by `rankpress bench --decoder … --record`
     agreement service/eval/results/agreement.json, by `rankpress bench DIR --decoder … --record`
+    compare   service/eval/results/compare.json, by `rankpress train compare … --out`
     adaptation-since service/eval/results/adapted-since.json, the same with ready updates
     adaptation service/eval/results/adapted.json, written by `rankpress eval … --adapt … --record`
     ready     service/eval/results/ready.json, by `rankpress eval … --adapt 0 … --record`
@@ -38,6 +39,7 @@ from service.eval.report import (
     adaptation_table,
     agreement_table,
     bench_tables,
+    compare_table,
     decoder_table,
     eval_table,
     jobs_table,
@@ -57,6 +59,7 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "jobs": ("jobs.json", jobs_table),
     "decoder": ("decoder.json", decoder_table),
     "agreement": ("agreement.json", agreement_table),
+    "compare": ("compare.json", compare_table),
     "adaptation": ("adapted.json", adaptation_table),
     "adaptation-since": ("adapted-since.json", adaptation_table),
     "ready": ("ready.json", adaptation_table),

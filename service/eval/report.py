@@ -89,6 +89,23 @@ def trials_table(manifest: Result) -> str:
     return "\n\n".join(parts)
 
 
+def compare_table(result: Result) -> str:
+    """Backbones and recipes of `rankpress train compare`, each beside the first."""
+    found = result["found"]
+    first = next(iter(found.values()))
+    rows = [
+        [name, str(f["steps"]), f"{f['parameters'] / 1e6:.1f} M", f"{f['kmac_per_pixel']:.1f}",
+         _ms(f["decode_ms"]), f"{f['train_s']:.0f}",
+         *(f"{mine:.4f} ({mine / its - 1:+.1%})"
+           for mine, its in zip(f["loss"], first["loss"], strict=True))]
+        for name, f in found.items()
+    ]  # fmt: skip
+    head = [f"{result['pixels'] / 1e6:.0f} Mpixel from the transform start", "steps", "parameters",
+            "g_s kMAC/pixel", "g_s ms", "training s",
+            *(f"loss, {name}" for name in result["measured"])]  # fmt: skip
+    return table(head, rows) + f"\n\n{_machine(result)}"
+
+
 def bench_tables(result: Result) -> dict[str, str]:
     """The tables of a benchmark by the name of their marker, those that were measured."""
     if result.get("what") == "rates":

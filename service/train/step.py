@@ -139,6 +139,13 @@ class TrainingStep:
         found = {n: t for n, t in self.tensors().items() if n.startswith(prefix)}
         return {n.removeprefix(prefix): t.detach().cpu().clone() for n, t in found.items()}
 
+    def update(self, divisor: Tensor, finite: Tensor) -> None:
+        """Move the weights by their gradients over a divisor; not at all where not finite."""
+        # as torch's GradScaler tells the optimiser: divide by the one, do nothing at the other
+        optimiser: Any = self._optimiser
+        optimiser.grad_scale, optimiser.found_inf = divisor, (~finite).float()
+        optimiser.step()
+
     def _on_side(self) -> None:
         """A step on another stream, as capturing wants it before it."""
         assert self._side is not None
@@ -169,11 +176,7 @@ class TrainingStep:
             norms = torch._foreach_norm([w.grad for w in weights if w.grad is not None])
             norm = torch.linalg.vector_norm(torch.stack(norms))
             finite = torch.isfinite(norm + loss)
-            # as torch's GradScaler tells the optimiser: divide by the one, do nothing at the other
-            optimiser: Any = self._optimiser
-            optimiser.grad_scale = (norm / self._recipe.clip).clamp_min(1.0)
-            optimiser.found_inf = (~finite).float()
-            optimiser.step()
+            self.update((norm / self._recipe.clip).clamp_min(1.0), finite)
             change = torch._foreach_sub(weights, self._average)
             torch._foreach_mul_(change, self._share * finite)
             torch._foreach_add_(self._average, change)

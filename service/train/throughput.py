@@ -17,7 +17,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from service.codec.sizes import Sizes
-from service.nets.model import Backbone
 from service.train.compiling import Compile
 from service.train.recipe import Recipe
 from service.train.sample import Sampler
@@ -58,7 +57,8 @@ def measure(
     tiles = torch.randint(256, (TILES, side, side, 3), dtype=torch.uint8, device=device)
     sampler = Sampler(tiles, recipe.crop, recipe.batch)
     model = fresh(sizes, sampler.draw(), recipe.lmbda, seed=0)
-    kmac = kmac_per_pixel(model)
+    x = torch.rand(1, 128, 128, 3)
+    kmac_per_pixel = kmac(lambda: model(x, noise=True)) / 128**2
     work = TrainingStep(model.to(device), sampler, recipe, compiled, graph=True)
     begun = perf_counter()
     work.run(0, 1e-5)
@@ -68,11 +68,11 @@ def measure(
         work.run(step, 1e-5)
     work.wait()
     step_s = _step_seconds(work, device, seconds)
-    flops = 6e3 * kmac * recipe.pixels / step_s
+    flops = 6e3 * kmac_per_pixel * recipe.pixels / step_s
     size = 8192 if device.type == "cuda" else 2048
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
     return Throughput(
-        recipe.pixels / step_s, 1e3 * step_s, first_s, kmac, flops / 1e12,
+        recipe.pixels / step_s, 1e3 * step_s, first_s, kmac_per_pixel, flops / 1e12,
         _product_tflops(device, size), _copy_gb_s(device), memory,
     )  # fmt: skip
 
@@ -89,13 +89,12 @@ def told(found: Throughput) -> str:
 
 
 @torch.no_grad()
-def kmac_per_pixel(model: Backbone) -> float:
-    """Thousand multiply-adds a pixel that a forward pass takes, counted in one."""
-    x = torch.rand(1, 128, 128, 3)
+def kmac(call: Callable[[], object]) -> float:
+    """Thousand multiply-adds that a call takes, counted in one."""
     with FlopCounterMode(display=False) as counter:
-        model(x, noise=True)
+        call()
     flops: int = counter.get_total_flops()
-    return flops / 2e3 / (x.numel() / 3)
+    return flops / 2e3
 
 
 def _step_seconds(work: TrainingStep, device: torch.device, seconds: float) -> float:
