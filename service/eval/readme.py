@@ -2,8 +2,8 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
 
-    rates     model_store/light/manifest.json, written by `rankpress train`
-    trials    the same file, by `rankpress train trials`
+    rates     manifest.json of the model that compresses, written by `rankpress train`
+    trials    model_store/light/manifest.json, by `rankpress train trials`
     kodak     service/eval/results/kodak.json, written by `rankpress eval … --record`
     perceptual service/eval/results/perceptual.json, by `rankpress eval … --perceptual --record`
     latency   service/eval/results/bench.json, written by `rankpress bench … --record`
@@ -15,6 +15,7 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
     jobs      service/eval/results/jobs.json, written by `rankpress bench jobs --record`
     decoder   service/eval/results/decoder.json, written by `rankpress bench --decoder … --record`
     agreement service/eval/results/agreement.json, by `rankpress bench DIR --decoder … --record`
+    speed     service/eval/results/train.json, by `rankpress bench train --record`
     compare   service/eval/results/compare.json, by `rankpress train compare … --out`
     adaptation-since service/eval/results/adapted-since.json, the same with ready updates
     adaptation service/eval/results/adapted.json, written by `rankpress eval … --adapt … --record`
@@ -46,12 +47,17 @@ from service.eval.report import (
     latency_table,
     perceptual_table,
     rates_table,
+    speed_table,
     trials_table,
 )
+from service.store import default_model
 
 RESULTS: Final = Path(__file__).parent / "results"
 README: Final = Path(__file__).parents[2] / "README.md"
-MANIFEST: Final = Path(__file__).parents[2] / "model_store" / "light" / "manifest.json"
+STORE: Final = Path(__file__).parents[2] / "model_store"
+TRIED: Final = "light"
+"""The model whose rate 5 was tried with several ranks."""
+
 TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "kodak": ("kodak.json", eval_table),
     "perceptual": ("perceptual.json", perceptual_table),
@@ -59,6 +65,7 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "jobs": ("jobs.json", jobs_table),
     "decoder": ("decoder.json", decoder_table),
     "agreement": ("agreement.json", agreement_table),
+    "speed": ("train.json", speed_table),
     "compare": ("compare.json", compare_table),
     "adaptation": ("adapted.json", adaptation_table),
     "adaptation-since": ("adapted-since.json", adaptation_table),
@@ -74,10 +81,11 @@ MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", 
 def tables(results: Path = RESULTS) -> dict[str, str]:
     """Every table by name, from the JSON files in a folder."""
     found = dict.fromkeys(NAMES, NOT_MEASURED)
-    manifest = _read(MANIFEST)
-    if manifest is not None:
-        found["rates"] = rates_table(manifest)
-        found["trials"] = trials_table(manifest) or NOT_MEASURED
+    shipped = default_model(STORE) or TRIED
+    for name, model, told in (("rates", shipped, rates_table), ("trials", TRIED, trials_table)):
+        manifest = _read(STORE / model / "manifest.json")
+        if manifest is not None:
+            found[name] = told(manifest) or NOT_MEASURED
     for file in ("bench.json", "rates.json"):
         result = _read(results / file)
         if result is not None:

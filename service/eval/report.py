@@ -106,6 +106,18 @@ def compare_table(result: Result) -> str:
     return table(head, rows) + f"\n\n{_machine(result)}"
 
 
+def speed_table(result: Result) -> str:
+    """What `rankpress bench train` measured."""
+    cells = [
+        f"{result['pixels_per_s'] / 1e6:.2f} Mpixel/s", f"{_ms(result['step_ms'])} ms",
+        f"{result['kmac_per_pixel']:.1f}", f"{result['tflops']:.2f}",
+        f"{result['peak_tflops']:.2f}", f"{result['copy_gb_s']:.0f}",
+    ]  # fmt: skip
+    head = [f"{result['size']}, {result['batch']} crops of {result['crop']}", "pixels", "a step",
+            "kMAC/pixel", "TFLOP/s", "of one large product", "a copy, GB/s"]  # fmt: skip
+    return table(head, [["training", *cells]]) + f"\n\n{_machine(result)}"
+
+
 def bench_tables(result: Result) -> dict[str, str]:
     """The tables of a benchmark by the name of their marker, those that were measured."""
     if result.get("what") == "rates":
