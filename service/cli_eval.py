@@ -69,6 +69,10 @@ def evaluate(
         str | None,
         typer.Option(metavar="0,1", help="Instead: what adapting with these efforts gains."),
     ] = None,
+    latents: Annotated[
+        bool,
+        typer.Option("--latents/--no-latents", help="With --adapt: also adapt latents alone."),
+    ] = True,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure the peers again too, not only ours.")
     ] = False,
@@ -82,7 +86,7 @@ def evaluate(
     What OUT/images.csv holds of the peers, for the same pixels and settings, is not measured again.
     """
     if adapt is not None:
-        _measure_adaptation(folder, out, rates, adapt, store, device, threads, record)
+        _measure_adaptation(folder, out, rates, adapt, latents, store, device, threads, record)
         return
     from service.engine.opening import open_engine
     from service.eval import run
@@ -116,6 +120,7 @@ def _measure_adaptation(
     out: Path,
     rates: str,
     efforts: str,
+    latents: bool,
     store: Path | None,
     device: Device,
     threads: int,
@@ -129,7 +134,8 @@ def _measure_adaptation(
     from service.eval.report import adaptation_table
     from service.eval.run import parse_rates, to_json
 
-    plan = adapted.Plan(parse_rates(rates), adapted.parse_efforts(efforts))
+    kinds = (adapted.BOTH, adapted.LATENTS) if latents else (adapted.BOTH,)
+    plan = adapted.Plan(parse_rates(rates), adapted.parse_efforts(efforts), kinds)
     pictures = read_folder(folder)
     engine = open_engine(store=store, device=device, check=False, threads=threads)
     out.mkdir(parents=True, exist_ok=True)

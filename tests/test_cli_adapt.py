@@ -79,6 +79,10 @@ def test_eval_adapt_measures_what_adapting_gains_and_goes_on(store: Path) -> Non
     assert again.exit_code == 0 and read_rows(Path("out/adapted.csv")) == rows
     summary = json.loads(Path("out/adapted.json").read_text())
     assert [g["group"] for g in summary["gains"]] == ["flat", "flat"]
+    less = rankpress(*command, "--no-latents")
+    assert less.exit_code == 0, less.stderr
+    summary = json.loads(Path("out/adapted.json").read_text())
+    assert [g["kind"] for g in summary["gains"]] == ["both"]
     assert "flat, 2" in first.stdout and "latents alone" in first.stdout
 
 

@@ -82,7 +82,7 @@ class Plan:
 
     rates: tuple[float, ...]
     efforts: tuple[int, ...]
-    kinds: tuple[str, ...] = (BOTH, LATENTS)
+    kinds: tuple[str, ...]
 
     def kinds_of(self, effort: int) -> tuple[str, ...]:
         """What is adapted: without steps there is but one way, a ready update."""
