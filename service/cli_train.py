@@ -39,6 +39,10 @@ def rates(
         Literal["psnr", "ms-ssim"], typer.Option(help="Which of the model's ladders.")
     ] = "psnr",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps a rate.")] = 600,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Start from the rates of this model, which the base is from."),
+    ] = None,
     only: Annotated[
         str | None, typer.Option(metavar="5,6", help="Train these rates, not all.")
     ] = None,
@@ -52,6 +56,7 @@ def rates(
 
     from service.engine.synthesis_torch import pick_device
     from service.eval.machine import device_name
+    from service.store import load_model
     from service.train.data import Crops
     from service.train.one_rate import RECIPES
     from service.train.rates import train_ladder
@@ -68,7 +73,8 @@ def rates(
         "threads": torch.get_num_threads(),
     }
     where = pick_device(device)
-    train_ladder(model, crops, measure, recipe, scratch, chosen, record, _print, where)
+    earlier = None if start is None else load_model(start)
+    train_ladder(model, crops, measure, recipe, scratch, chosen, record, _print, where, earlier)
 
 
 @train_app.command()

@@ -1,6 +1,7 @@
 """Between the store's integers and the trainer's floats.
 
-The domains in which adapters of a stored model are trained, and trained adapters as 8-bit updates.
+The domains in which adapters of a stored model are trained, trained adapters as 8-bit updates, and
+such updates as adapters again.
 """
 
 from __future__ import annotations
@@ -60,9 +61,7 @@ def quantised(stored: StoredModel, adapter: RateAdapter) -> Update:
     """A trained adapter with 8-bit factors."""
     layers = {}
     for layer in entropy_layers(stored):
-        # bias deltas are stored in units of the layer's output: 2^shift accumulator steps
-        shift = stored.entropy[f"{layer}.shift"].astype(np.float64)
-        unit = _bias_step(stored, layer) / np.exp2(shift)
+        unit = _bias_unit(stored, layer)
         groups = 2 if layer.endswith(".head") else 1
         layers[layer] = _layer(adapter, torch_name(layer), _step(stored, layer), unit, groups)
     for name, domain in adapter.domains.items():
@@ -82,6 +81,42 @@ def quantised(stored: StoredModel, adapter: RateAdapter) -> Update:
             "level.offset": np.round(offset * 2**OFFSET_FRAC).astype(np.int16),
         },
     )
+
+
+@torch.no_grad()
+def take_over(adapter: RateAdapter, stored: StoredModel, update: Update) -> None:
+    """Put what an update of a stored model says into an adapter of the same sizes.
+
+    In the domain of the adapter's own base: with that model's base it merges to what the update
+    does, with one that was trained on from it to something near. Factors beyond the adapter's ranks
+    are dropped.
+
+    Args:
+        adapter: changed in place. stored: whose update it is. update: as `quantised` gives it.
+    """
+    for layer, change in update.layers.items():
+        step, groups = 1.0, len(change.bias_e)
+        name = layer
+        if f"{layer}.weight" in stored.entropy:
+            name, step = torch_name(layer), _step(stored, layer)
+            unit = _bias_unit(stored, layer)
+        else:
+            weight = stored.transforms[f"{layer}.weight"]
+            unit = np.full(len(weight), math.sqrt(weight[0].size))
+        key = name.replace(".", "/")
+        exponents = np.repeat(change.bias_e.astype(np.float64), len(change.bias) // groups)
+        bias = change.bias * np.exp2(exponents) / unit
+        adapter.d[key].copy_(_t(bias))
+        if key in adapter.a:
+            a, b = change.a.astype(np.float64), change.b * np.exp2(change.e.astype(np.float64))
+            scale = np.sqrt(np.square(a).mean(1)).clip(1e-9)  # as A factors begin: of unit variance
+            rank = min(len(a), len(adapter.a[key]))
+            adapter.a[key][:rank] = _t((a / scale[:, None])[:rank])
+            adapter.b[key][:, :rank] = _t((b / step * scale)[:, :rank])
+    vectors = update.vectors
+    adapter.log_y_step.copy_(_t(np.log(vectors["y.step"] / 2.0 ** (Y_FRAC + STEP_FRAC))))
+    adapter.log_z_step.copy_(_t(np.log(vectors["z.step"] / 2.0 ** (Z_FRAC + STEP_FRAC))))
+    adapter.z_idx.copy_(_t(vectors["z.level"] / 8.0))
 
 
 def _layer(
@@ -126,6 +161,12 @@ def _bias_step(stored: StoredModel, layer: str) -> F64:
     weight = stored.entropy[f"{layer}.weight"].astype(np.float64)
     rms = np.sqrt(np.square(weight).mean(1)).clip(1)
     out: F64 = rms * math.sqrt(weight.shape[1]) * TYPICAL_ACTIVATION
+    return out
+
+
+def _bias_unit(stored: StoredModel, layer: str) -> F64:
+    """The same in units of the layer's output, 2^shift accumulator steps, as bias deltas are."""
+    out: F64 = _bias_step(stored, layer) / np.exp2(stored.entropy[f"{layer}.shift"].astype(float))
     return out
 
 

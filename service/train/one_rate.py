@@ -40,6 +40,8 @@ class Recipe:
         lr: peak learning rates, cosine to a twentieth after `warmup` steps.
         ranks: of the updates, by part of the model; "kernels" are the depthwise of g_a and g_s.
         seed: of draws and initial factors. checkpoint_s: seconds between checkpoints.
+        start: sha256 of the model whose rate of the same number this starts from; empty where it
+            starts from its neighbour.
     """
 
     tune: str = PSNR.name
@@ -53,11 +55,16 @@ class Recipe:
     )
     seed: int = 0
     checkpoint_s: float = 60.0
+    start: str = ""
 
     @property
     def loss(self) -> Tune:
         """What is trained for."""
         return TUNES[self.tune]
+
+    def steps_of(self, rate: int) -> int:
+        """Steps of a rate; what starts from a rate of its own number needs no head start."""
+        return self.steps if self.start else self.loss.steps(rate, self.steps)
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -95,8 +102,9 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A finished rate: its adapter, the lmbda it ended with, and processor minutes."""
+    """A finished rate: its number, its adapter, the lmbda it ended with, and processor minutes."""
 
+    rate: int
     adapter: RateAdapter
     lmbda: float
     cpu_minutes: float
@@ -118,7 +126,7 @@ def train_rate(
 
     Args:
         stored: the base. crops: training pictures.
-        start: the neighbour; None starts from the base itself.
+        start: the neighbour, or the same rate of another base; None starts from the base itself.
         checkpoint: file to save to and resume from.
         report: called about every ten seconds.
         aim: what the rate is to cost; None leaves lmbda alone.
@@ -130,7 +138,7 @@ def train_rate(
         compile_blocks(base)
     run = _Run(stored, base, rate, start, recipe, kind)
     run.resume(checkpoint)
-    steps = recipe.loss.steps(rate, recipe.steps)
+    steps = recipe.steps_of(rate)
     if run.step == steps:
         return run.trained()
     meter = _Meter(rate, recipe)
@@ -155,7 +163,7 @@ def trained(stored: StoredModel, rate: int, recipe: Recipe, checkpoint: Path) ->
     """
     run = _Run(stored, float_twin(stored), rate, None, recipe)
     run.resume(checkpoint)
-    if run.step < recipe.loss.steps(rate, recipe.steps):
+    if run.step < recipe.steps_of(rate):
         words = f"rate {rate} must be trained first: {checkpoint} is missing or not finished"
         raise BadParameter(words)
     return run.trained()
@@ -179,10 +187,10 @@ class _Run:
         adapter = kind(float_twin(stored), domains(stored, recipe.ranks), recipe.seed + rate)
         self.device = base.z_idx.device
         self.adapter = adapter.to(self.device)
-        lmbdas, near = recipe.loss.lmbdas, recipe.loss.neighbour(rate) or BASE
-        ratio = lmbdas[rate] / lmbdas[near]
+        lmbdas, origin = recipe.loss.lmbdas, start.rate if start else BASE
+        ratio = lmbdas[rate] / lmbdas[origin]
         self.adapter.start_from(start.adapter if start else self.adapter, ratio)
-        found = start.lmbda if start and recipe.loss.found else lmbdas[near]
+        found = start.lmbda if start and recipe.loss.found else lmbdas[origin]
         self.log_lmbda = math.log(found * ratio)
         self.since_s = time.process_time()
         groups = self.adapter.groups(recipe.lr)
@@ -214,7 +222,7 @@ class _Run:
 
     def trained(self) -> Trained:
         """What there is to use of it, on the CPU."""
-        return Trained(self.adapter.cpu(), self.lmbda, self.cpu_s / 60)
+        return Trained(self.rate, self.adapter.cpu(), self.lmbda, self.cpu_s / 60)
 
     def save(self, path: Path) -> None:
         """Adapter, Adam moments and counters in one file, written whole or not at all."""

@@ -2,8 +2,9 @@
 
     rankpress train rates DATA --model light --steps 600 --tune psnr
 
-Each rate starts from its neighbour (4→5→…→8 and 4→3→…→1) and is written to the store as soon as it
-is done; a run that is cut off goes on from the last checkpoint of the rate it was at (one_rate.py).
+Each rate starts from its neighbour (4→5→…→8 and 4→3→…→1), or where the backbone was trained on from
+another one, from that one's rate of the same number. It is written to the store as soon as it is
+done; a run that is cut off goes on from the last checkpoint of the rate it was at (one_rate.py).
 Losses are in tunes.py. See codec/lowrank.py for the method.
 """
 
@@ -19,10 +20,11 @@ from service.engine.loading import load_models
 from service.errors import BadParameter
 from service.eval.metrics import ms_ssim
 from service.images import read_image
+from service.nets.lora import RateAdapter
 from service.nets.twin import float_twin
 from service.store import load_model
 from service.stored import StoredModel, StoredRate
-from service.train.adapters import quantised
+from service.train.adapters import domains, quantised, take_over
 from service.train.data import Crops
 from service.train.evaluate import as_tensor, pictures_in
 from service.train.one_rate import CPU, Recipe, Report, Trained, train_rate, trained
@@ -40,6 +42,7 @@ def train_ladder(
     record: dict[str, object],
     report: Report,
     device: torch.device = CPU,
+    earlier: StoredModel | None = None,
 ) -> None:
     """Train rates outwards from the base and publish each as it is done.
 
@@ -52,15 +55,20 @@ def train_ladder(
         scratch: folder for checkpoints. rates: which to train, others are left alone.
         record: what the manifest says of the data and device besides the recipe.
         device: where to train.
+        earlier: start from this model's rates, not from neighbours.
 
     Raises:
-        BadParameter: a rate's neighbour was not trained.
+        BadParameter: a rate's neighbour was not trained, or `earlier` has no such rate.
     """
     stored, tune = load_model(folder), recipe.loss
+    if earlier is not None:
+        recipe = replace(recipe, start=earlier.sha256)
     done: dict[int, Trained] = {}
     for rate in (r for r in tune.order if r in rates):
         near, start = tune.neighbour(rate), None
-        if near is not None:
+        if earlier is not None:
+            start = _taken_over(earlier, stored, rate, recipe)
+        elif near is not None:
             finished = scratch / f"{near}.safetensors"
             start = done.get(near) or trained(stored, near, recipe, finished)
         aim = _aim(stored, rate, measure, device) if tune.found else None
@@ -69,10 +77,20 @@ def train_ladder(
             stored, crops, rate, start, recipe, checkpoint, report, aim, device=device
         )
         took = {
-            "steps": tune.steps(rate, recipe.steps),
+            "steps": recipe.steps_of(rate),
             "cpu_minutes": round(done[rate].cpu_minutes, 1),
         }
         publish(folder, stored, rate, done[rate], measure, asdict(recipe) | record | took)
+
+
+def _taken_over(earlier: StoredModel, stored: StoredModel, rate: int, recipe: Recipe) -> Trained:
+    """A rate of an earlier model on a base that was trained on from its base."""
+    found = [r for r in earlier.ladder(recipe.tune) if r.rate == rate and r.update is not None]
+    if not found or found[0].lmbda is None or found[0].update is None:
+        raise BadParameter(f"{earlier.name} has no {recipe.tune} rate {rate} to start from")
+    adapter = RateAdapter(float_twin(stored), domains(stored, recipe.ranks), recipe.seed)
+    take_over(adapter, earlier, found[0].update)
+    return Trained(rate, adapter, found[0].lmbda, 0.0)
 
 
 def _aim(stored: StoredModel, rate: int, measure: Path, device: torch.device) -> Aim:

@@ -32,12 +32,12 @@ from service.store import load_model, load_store
 from service.stored import StoredModel, StoredRate
 from service.train import publish as publish_module
 from service.train import rates as rates_module
-from service.train.adapters import domains, quantised
+from service.train.adapters import domains, quantised, take_over
 from service.train.data import Crops
 from service.train.one_rate import Progress, Recipe, Trained, _loss, train_rate
 from service.train.publish import publish_rate, write_model
 from service.train.rates import train_ladder
-from service.train.tunes import LADDER, PSNR
+from service.train.tunes import BASE, LADDER, PSNR
 
 RECIPE = Recipe(steps=6, batch=2, crop=64, warmup=2, ranks=RANKS, checkpoint_s=0.0)
 
@@ -340,3 +340,40 @@ def test_the_shipped_ladder_is_monotone() -> None:
         for figures in ([r.kodak_bpp for r in rates], [r.kodak_psnr_db for r in rates]):
             known = [f for f in figures if f is not None]
             assert known == sorted(known) and len(set(known)) == len(rates)
+
+
+def test_a_rate_of_an_earlier_model_is_taken_over_and_trained_on(
+    folder: Path, crops: Crops, pictures: Path, tmp_path: Path, small_model: StoredModel
+) -> None:
+    """On the same base it merges to what it was; a ladder starts from it with no head start."""
+    measure = tmp_path / "measure"
+    measure.mkdir()
+    (measure / "0.png").write_bytes((pictures / "0.png").read_bytes())
+    update = small_update(small_model, 8, seed=3)
+    earlier = with_update(small_model, 8, update)
+    adapter = RateAdapter(float_twin(small_model), domains(small_model, RANKS), 0)
+    take_over(adapter, small_model, update)
+    mine, theirs = adapter.merged(), small_adapter(small_model, 8, seed=3).merged()
+    base = dict(float_twin(small_model).named_parameters())
+    for name, tensor in mine.items():
+        own = theirs[name].detach()
+        moved = (own - base[name]).abs().max() if name in base else own.max()
+        near = 1 / 16 + 1e-6 if name == "z_idx" else 0.03 * float(moved)  # z's levels are eighths
+        assert float((tensor.detach() - own).abs().max()) < near, name
+    recipe = replace(RECIPE, steps=2, lr=LearningRates(b=1e-9, a=1e-9, steps=1e-9))
+
+    def run(earlier: StoredModel, rates: tuple[int, ...]) -> None:
+        train_ladder(
+            folder, crops, measure, recipe, tmp_path / "s", rates, {}, print, earlier=earlier
+        )
+
+    with pytest.raises(BadParameter, match="no psnr rate 7 to start from"):
+        run(earlier, (7,))
+    run(earlier, (8,))
+    (found,) = [r for r in load_model(folder).rates if r.rate == 8]
+    assert found.update is not None and found.training["start"] == small_model.sha256
+    for name in ("y.step", "z.step", "z.level"):
+        was, now = update.vectors[name].astype(int), found.update.vectors[name].astype(int)
+        assert np.abs(was - now).max() <= 1
+    assert replace(recipe, tune="ms-ssim", start="x").steps_of(BASE) == 2
+    assert replace(recipe, tune="ms-ssim").steps_of(BASE) == 6
