@@ -11,10 +11,12 @@ it too goes on exactly when it is cut off.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -146,7 +148,15 @@ class Run:
 
         Returns:
             What the averaged weights measure with real rounding, None where nothing to measure on.
+
+        Raises:
+            BadParameter: another process trains in the folder.
         """
+        with _alone(self._folder):
+            self._train(report)
+        return self._measure()
+
+    def _train(self, report: Report) -> None:
         self._began = saved = time.monotonic()
         meter = _Meter(self._step)
         try:
@@ -168,7 +178,6 @@ class Run:
             self.save()
         if self._step > meter.step:
             report(self._progress(meter))
-        return self._measure()
 
     def save(self) -> None:
         """Write the state."""
@@ -259,6 +268,17 @@ class Run:
                 f"{self._folder} holds a run that has ended with its decay: export it, or begin "
                 "another --run --from it"
             )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a run's folder."""
+    with (folder / "lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadParameter(f"another process is training in {folder}") from None
+        yield
 
 
 class _Meter:

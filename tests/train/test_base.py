@@ -255,6 +255,19 @@ def test_an_interrupted_run_keeps_what_it_did(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("clock")
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    other = run(tmp_path / "r", Piece(minutes=1))
+
+    def begin_another(_: Progress) -> None:
+        with pytest.raises(BadParameter, match="another process is training"):
+            other.train(print)
+
+    one = run(tmp_path / "r", Piece(minutes=1, report_s=0))
+    one.train(begin_another)
+    assert read_about(tmp_path / "r")["step"] == one.step > 0 and other.step == 0
+
+
+@pytest.mark.usefixtures("clock")
 def test_a_decay_that_is_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
     one = run(tmp_path / "r", Piece(minutes=4, decay=2, report_s=1e9))
     one.train(print)
