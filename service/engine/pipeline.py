@@ -21,7 +21,7 @@ from service.codec import alpha, container
 from service.codec.latents import LatentCoder
 from service.codec.lowrank import PARTS, Share, Update, merge_transforms
 from service.codec.model_stream import read_update
-from service.codec.tiles import PATCH, Box, hyper_shape, latent_box, tiles
+from service.codec.tiles import PATCH, Z_CELL, Box, hyper_shape, latent_box, tiles
 from service.errors import MissingExtra, UnsupportedStream
 from service.picture import U8, Picture
 from service.stored import StoredModel, Tensors, layer_shapes
@@ -140,6 +140,12 @@ def pixels_under(rgb: U8, window: Box) -> U8:
     if pad == (0, 0):
         return inside.copy()  # torch wants arrays that it could write to
     return np.pad(inside, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
+
+
+def whole_cells(y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """y [B, h, w, M] grown to whole hyper-latents; the last row and column are repeated."""
+    pad = [(0, 0), (0, -y.shape[1] % Z_CELL), (0, -y.shape[2] % Z_CELL), (0, 0)]
+    return np.pad(y, pad, mode="edge") if any(after for _, after in pad) else y
 
 
 def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:

@@ -11,15 +11,12 @@ from numpy.typing import NDArray
 
 from service.codec.entropy_model import Y_FRAC
 from service.codec.tiles import PATCH
-from service.engine.onnx_graph import INPUT, OUTPUT, synthesis_graph, weight_shapes
+from service.engine.onnx_graph import CELL, INPUT, OUTPUT, synthesis, synthesis_graph
 from service.engine.onnx_session import open_session
-from service.errors import StoreError
+from service.engine.onnx_weights import weights_of
 from service.stored import StoredModel
 
 F32 = NDArray[np.float32]
-
-CELL = 8
-"""Pixels along the side of what one position of the last layer gives."""
 
 
 class OnnxSynthesis:
@@ -49,21 +46,11 @@ class OnnxSynthesis:
 
 
 def _weights(model: StoredModel) -> dict[str, F32]:
-    """The tensors of g_s as the graph wants them: float32, input and output scales folded in."""
-    shapes = weight_shapes(model.sizes)
-    found = {n: t for n, t in model.transforms.items() if n.startswith("g_s.")}
-    wrong = found.keys() ^ shapes.keys()
-    wrong |= {n for n, t in found.items() if n in shapes and _flat(t.shape) != _flat(shapes[n])}
-    if wrong:
-        raise StoreError(f"the stored tensors {', '.join(sorted(wrong))} do not fit the sizes")
-    out = {n: np.ascontiguousarray(t, np.float32).reshape(shapes[n]) for n, t in found.items()}
-    last = f"g_s.{2 + model.sizes.nd16 + model.sizes.nd8}.l"
+    """The tensors of g_s as the graph wants them: input and output scales folded in."""
+    layers = synthesis(model.sizes)
+    out = weights_of(model.transforms, "g_s", layers)
+    last = f"g_s.{len(layers) - 1}.l"
     out["g_s.0.weight"] = out["g_s.0.weight"] * np.float32(2.0**-Y_FRAC)
     out[f"{last}.weight"] = out[f"{last}.weight"] * np.float32(255)
     out[f"{last}.bias"] = (out[f"{last}.bias"] + np.float32(0.5)) * np.float32(255)
     return out
-
-
-def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without the 1×1 that a Linear has as a Conv."""
-    return shape[:2] if shape[2:] == (1, 1) else shape

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from service.codec.entropy_model import Y_FRAC
 from service.codec.fixed_point import LEAK
-from service.codec.tiles import PATCH, Z_CELL
+from service.codec.tiles import PATCH
+from service.engine.pipeline import Analysis, whole_cells
 from service.errors import StoreError
 from service.nets.backbone import Block, Down, Unshuffle, analysis, hyper_analysis, synthesis
 from service.stored import StoredModel
@@ -76,9 +77,8 @@ class TorchTransforms(TorchSynthesis):
     @torch.inference_mode()
     def hyper_analyse(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
         """y [B, h, w, M] -> z [B, ceil(h/4), ceil(w/4), Cz]; edges are repeated to whole cells."""
-        pad = [(0, 0), (0, -y.shape[1] % Z_CELL), (0, -y.shape[2] % Z_CELL), (0, 0)]
-        padded = np.pad(y, pad, mode="edge")
-        body = self._h_a_body(torch.from_numpy(padded).to(self.device).to(self.dtype))
+        cells = np.ascontiguousarray(whole_cells(y))
+        body = self._h_a_body(torch.from_numpy(cells).to(self.device).to(self.dtype))
         return _numpy(self._h_a_last(body.float()))
 
 
@@ -121,6 +121,16 @@ def best_dtype(device: torch.device) -> torch.dtype:
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     native = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return torch.bfloat16 if native else torch.float32
+
+
+def place_of(analysis: Analysis) -> tuple[torch.device, torch.dtype]:
+    """The device and working type to differentiate a loaded model on and in.
+
+    Those that it runs on and in; the CPU in float32 where it does not run in torch.
+    """
+    if isinstance(analysis, TorchTransforms):
+        return analysis.device, analysis.dtype
+    return torch.device("cpu"), torch.float32
 
 
 def best_batch(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,10 +13,10 @@ import torch
 from small_ladder import with_rates
 
 from service.codec.sizes import Sizes
+from service.engine import onnx_graph
 from service.engine.engine import Engine
 from service.engine.light import load_light
 from service.engine.loading import load_models
-from service.engine.onnx_graph import synthesis_graph, weight_shapes
 from service.engine.synthesis_numpy import NumpySynthesis
 from service.engine.synthesis_onnx import OnnxSynthesis
 from service.errors import MissingExtra, StoreError
@@ -38,14 +39,27 @@ def off(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.abs(one.astype(int) - other)
 
 
-@pytest.mark.parametrize("sizes", [Sizes(), Sizes(M=8, c8=12, nd8=2, nd16=0)])
-def test_the_graph_is_valid_onnx_without_a_single_weight_in_it(sizes: Sizes) -> None:
-    data = synthesis_graph(sizes)
+@pytest.mark.parametrize("sizes", [Sizes(), Sizes(M=8, c8=12, nd8=2, nd16=0, ne8=1, ne16=0)])
+@pytest.mark.parametrize(
+    ("net", "layers", "graph"),
+    [
+        ("g_a", onnx_graph.analysis, onnx_graph.analysis_graph),
+        ("h_a", onnx_graph.hyper_analysis, onnx_graph.hyper_analysis_graph),
+        ("g_s", onnx_graph.synthesis, onnx_graph.synthesis_graph),
+    ],
+)
+def test_the_graphs_are_valid_onnx_without_a_single_weight_in_them(
+    sizes: Sizes,
+    net: str,
+    layers: Callable[[Sizes], list[onnx_graph.Layer]],
+    graph: Callable[[Sizes], bytes],
+) -> None:
+    data = graph(sizes)
     model = onnx.load_from_string(data)
     onnx.checker.check_model(_filled(model), full_check=True)
     assert len(data) < 10_000
     declared = {t.name: tuple(t.dims) for t in model.graph.initializer if t.external_data}
-    assert declared == weight_shapes(sizes)
+    assert declared == onnx_graph.weight_shapes(net, layers(sizes))
 
 
 def _filled(model: onnx.ModelProto) -> onnx.ModelProto:
