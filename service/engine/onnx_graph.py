@@ -7,15 +7,18 @@ Layers are named by their place, as in nets/backbone.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from service.codec.fixed_point import LEAK
 from service.codec.sizes import Sizes
-from service.engine.onnx_proto import FLOAT, INT16, UINT8, Graph
+from service.engine.onnx_proto import FLOAT, INT16, INT64, UINT8, Graph, Shape
 
 INPUT, OUTPUT = "input", "output"
+
+BEGIN, END = "begin", "end"
+"""First row and column, and those after the last, int64 each, of what is kept at 1/8 in g_s."""
 
 CELL = 8
 """Pixels along the side of what one position of g_a's first and g_s's last layer stands for."""
@@ -63,7 +66,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Up:
-    """A Linear, then its channels into 2×2 cells."""
+    """A Linear, then its channels into 2×2 cells; of these, what is kept."""
 
     inputs: int
     outputs: int
@@ -76,6 +79,7 @@ class Up:
         """See Layer."""
         x = Linear(self.inputs, 4 * self.outputs, part=".l").add(g, x, name)
         x = g.add("DepthToSpace", [x], blocksize=2, mode="DCR")
+        x = g.add("Slice", [x, BEGIN, END, g.integers(2, 3)])
         # A maximum over one sample changes nothing, but it is a layer that ONNX Runtime has in its
         # blocked layout: without one here, no sum of the blocks below would be fused into a Conv.
         return g.add("MaxPool", [x], kernel_shape=(1, 1))
@@ -137,16 +141,17 @@ def weight_shapes(net: str, layers: Sequence[Layer]) -> Shapes:
 def synthesis_graph(s: Sizes) -> bytes:
     """A serialised ModelProto of g_s.
 
-    Its input is y_hat [1, h, w, M] int16, as integers; its output [1, 2h, 2w, SAMPLES] uint8. The
-    first layer's weights are expected to undo Y_FRAC and the last one's to give 0–255, see
-    synthesis_onnx.py.
+    Its input is y_hat [1, h, w, M] int16, as integers, and what of it is kept: BEGIN and END. Its
+    output is that as [1, 2h, 2w, SAMPLES] uint8. The first layer's weights are expected to undo
+    Y_FRAC and the last one's to give 0–255, see synthesis_onnx.py.
     """
     g, layers = Graph(), synthesis(s)
     x = _run(g, "g_s", layers, g.add("Cast", [INPUT], to=FLOAT))
     # Rounds half to even and saturates, as numpy's rint and clip do.
     x = g.add("QuantizeLinear", [x, g.number(1.0), g.zero_byte()])
     g.add("Transpose", [x], perm=(0, 2, 3, 1), output=OUTPUT)
-    return _model(g, "g_s", layers, (INT16, s.M), (UINT8, SAMPLES))
+    kept = {BEGIN: (INT64, (2,)), END: (INT64, (2,))}
+    return _model(g, "g_s", layers, (INT16, s.M), (UINT8, SAMPLES), kept)
 
 
 def analysis_graph(s: Sizes) -> bytes:
@@ -177,10 +182,18 @@ def _run(g: Graph, net: str, layers: Sequence[Layer], x: str) -> str:
 
 
 def _model(
-    g: Graph, net: str, layers: Sequence[Layer], told: tuple[int, int], gives: tuple[int, int]
+    g: Graph,
+    net: str,
+    layers: Sequence[Layer],
+    told: tuple[int, int],
+    gives: tuple[int, int],
+    more: Mapping[str, tuple[int, Shape]] | None = None,
 ) -> bytes:
-    """The graph of a network, with the type and the channels of its input and output."""
-    inputs = {INPUT: (told[0], ("B", "h", "w", told[1]))}
+    """The graph of a network, with the type and the channels of its input and output.
+
+    `more` are further inputs, their types and shapes.
+    """
+    inputs = {INPUT: (told[0], ("B", "h", "w", told[1])), **(more or {})}
     outputs = {OUTPUT: (gives[0], ("B", "h2", "w2", gives[1]))}
     return g.model(net, inputs, outputs, weight_shapes(net, layers))
 

@@ -30,8 +30,16 @@ from service.stored import StoredModel, Tensors, layer_shapes
 class Synthesis(Protocol):
     """g_s of one model."""
 
-    def synthesise(self, y_hat: NDArray[np.int16]) -> U8:
-        """y_hat [h, w, M] in units of 2^-Y_FRAC -> pixels [16h, 16w, 3]."""
+    def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> U8:
+        """A window of latents as pixels.
+
+        Args:
+            y_hat: [h, w, M] in units of 2^-Y_FRAC.
+            inner: the part of the window whose pixels are wanted, None for all of it.
+
+        Returns:
+            [16 inner.height, 16 inner.width, 3].
+        """
         ...
 
 
@@ -245,9 +253,10 @@ def painted_tiles(
         if inner.empty:
             continue
         window = inner.grown(halo, latents.box)
-        rgb = model.synthesis.synthesise(latents.y_hat[window.relative(latents.box).slices])
+        y_hat = latents.y_hat[window.relative(latents.box).slices]
+        rgb = model.synthesis.synthesise(y_hat, inner.relative(window))
         box = inner.scaled(PATCH).cut(want)
-        rgb = rgb[box.relative(window.scaled(PATCH)).slices]
+        rgb = rgb[box.relative(inner.scaled(PATCH)).slices]
         if grey:
             mean = (rgb.sum(-1, dtype=np.uint16, keepdims=True) + 1) // 3
             rgb = np.broadcast_to(mean.astype(np.uint8), rgb.shape)

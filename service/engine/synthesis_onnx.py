@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.codec.entropy_model import Y_FRAC
-from service.codec.tiles import PATCH
-from service.engine.onnx_graph import CELL, INPUT, OUTPUT, synthesis, synthesis_graph
+from service.codec.tiles import PATCH, Box, seen_at_eighth
+from service.engine.onnx_graph import BEGIN, CELL, END, INPUT, OUTPUT, synthesis, synthesis_graph
 from service.engine.onnx_session import open_session
 from service.engine.onnx_weights import weights_of
 from service.stored import StoredModel
@@ -32,16 +32,26 @@ class OnnxSynthesis:
         Raises:
             StoreError: a tensor of g_s is missing, unknown or of the wrong shape.
         """
+        self._blocks = model.sizes.nd8
         self._weights = _weights(model)  # the session reads some of them where they are
         self._session = open_session(synthesis_graph(model.sizes), self._weights, threads)
 
-    def synthesise(self, y_hat: NDArray[np.int16]) -> NDArray[np.uint8]:
-        """y_hat [h, w, M] in units of 2^-Y_FRAC -> pixels [16h, 16w, 3]."""
-        height, width, _ = y_hat.shape
-        feed = {INPUT: np.ascontiguousarray(y_hat)[None]}
-        (cells,) = self._session.run([OUTPUT], feed)
-        rows = cells.reshape(-1, width * PATCH // CELL, CELL, CELL * 3).swapaxes(1, 2)
-        out: NDArray[np.uint8] = rows.reshape(height * PATCH, width * PATCH, 3)
+    def synthesise(
+        self, y_hat: NDArray[np.int16], inner: Box | None = None
+    ) -> NDArray[np.uint8]:
+        """See pipeline.Synthesis."""
+        window = Box(0, 0, *y_hat.shape[:2])
+        inner = inner or window
+        seen = seen_at_eighth(inner, window, self._blocks)
+        feed = {
+            INPUT: np.ascontiguousarray(y_hat)[None],
+            BEGIN: np.array([seen.top, seen.left]),
+            END: np.array([seen.bottom, seen.right]),
+        }
+        cells: NDArray[np.uint8] = self._session.run([OUTPUT], feed)[0]
+        kept = cells[0][inner.scaled(2).relative(seen).slices]
+        rows = kept.reshape(*kept.shape[:2], CELL, CELL * 3).swapaxes(1, 2)
+        out: NDArray[np.uint8] = rows.reshape(inner.height * PATCH, inner.width * PATCH, 3)
         return out
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from service.codec.entropy_model import Y_FRAC
 from service.codec.fixed_point import LEAK
-from service.codec.tiles import PATCH
+from service.codec.tiles import PATCH, Box, seen_at_eighth
 from service.engine.pipeline import Analysis, whole_cells
 from service.errors import StoreError
 from service.nets.backbone import Block, Down, Unshuffle, analysis, hyper_analysis, synthesis
@@ -36,20 +36,28 @@ class TorchSynthesis:
         with torch.device("meta"):
             g_s = synthesis(model.sizes)
         _fill(g_s, model.transforms, "g_s", device)
-        self._g_s = _float32_sums(g_s, dtype)
+        layers, self._blocks = _float32_sums(g_s, dtype), model.sizes.nd8
+        up = model.sizes.nd16 + 1
+        self._coarse, self._fine, self._last = layers[: up + 1], layers[up + 1 : -1], layers[-1]
 
     @torch.inference_mode()
-    def synthesise(self, y_hat: NDArray[np.int16]) -> NDArray[np.uint8]:
-        """y_hat [h, w, M] in units of 2^-Y_FRAC -> pixels [16h, 16w, 3].
+    def synthesise(
+        self, y_hat: NDArray[np.int16], inner: Box | None = None
+    ) -> NDArray[np.uint8]:
+        """See pipeline.Synthesis.
 
         Samples that are not a number, which only a hostile update of the weights can give, are 0.
         """
         y = torch.from_numpy(y_hat).to(self.device).to(torch.float32) * 2.0**-Y_FRAC
-        x = self._g_s(y[None])[0].add_(0.5).mul_(255).round_()
+        window = Box(0, 0, *y_hat.shape[:2])
+        inner = inner or window
+        seen = seen_at_eighth(inner, window, self._blocks)
+        x = self._fine(_cut(self._coarse(y[None]), seen))
+        x = self._last(_cut(x, inner.scaled(2).relative(seen)))[0].add_(0.5).mul_(255).round_()
         # fmax, not clamp: it takes the number where the other is none
         pixels = torch.fmax(x, x.new_zeros(())).clamp_(max=255).to(torch.uint8)
         out: NDArray[np.uint8] = pixels.cpu().numpy()
-        assert out.shape == (y_hat.shape[0] * PATCH, y_hat.shape[1] * PATCH, 3)
+        assert out.shape == (inner.height * PATCH, inner.width * PATCH, 3)
         return out
 
 
@@ -95,6 +103,11 @@ class _Float32Sums(nn.Module):
         t = nn.functional.leaky_relu_(b.pw1(x.to(self.dtype)), LEAK).permute(0, 3, 1, 2)
         x.add_(b.pw2(b.dw(t).permute(0, 2, 3, 1)))
         return x.add_(b.f2(nn.functional.leaky_relu_(b.f1(x.to(self.dtype)), LEAK)))
+
+
+def _cut(x: Tensor, box: Box) -> Tensor:
+    """The positions of [B, H, W, C] in a box."""
+    return x[:, *box.slices].contiguous()
 
 
 def _float32_sums(net: nn.Module, dtype: torch.dtype) -> nn.Sequential:

@@ -13,10 +13,12 @@ import torch
 from small_ladder import with_rates
 
 from service.codec.sizes import Sizes
+from service.codec.tiles import PATCH, Box
 from service.engine import onnx_graph
 from service.engine.engine import Engine
 from service.engine.light import load_light
 from service.engine.loading import load_models
+from service.engine.pipeline import LoadedModel
 from service.engine.synthesis_numpy import NumpySynthesis
 from service.engine.synthesis_onnx import OnnxSynthesis
 from service.errors import MissingExtra, StoreError
@@ -85,6 +87,20 @@ def test_pixels_are_those_of_numpy_and_torch_at_every_size(
         load_models((small_model,), "cpu", torch.float32)[0].synthesis,
     ):
         assert off(found, witness.synthesise(y_hat)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "inner", [Box(4, 4, 7, 6), Box(0, 0, 1, 1), Box(0, 4, 11, 9), Box(6, 0, 11, 10)]
+)
+def test_a_part_of_a_window_has_the_pixels_that_it_has_in_the_whole(
+    small_model: StoredModel, loaded: LoadedModel, inner: Box
+) -> None:
+    y_hat = latents(small_model, 11, 10)
+    ways = (OnnxSynthesis(small_model), NumpySynthesis(small_model), loaded.synthesis)
+    for synthesis in ways:
+        whole = synthesis.synthesise(y_hat)
+        difference = off(synthesis.synthesise(y_hat, inner), whole[inner.scaled(PATCH).slices])
+        assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
 
 
 def test_the_shipped_backbone_has_the_same_pixels_too() -> None:
