@@ -43,10 +43,14 @@ MEDIA_TYPES: Final[Mapping[Format, str]] = {
 }
 MAX_METADATA_BYTES: Final = 4 << 20
 """A larger profile or Exif block is not kept."""
-PNG_QUICK: Final = 2
-"""Level of zlib for PNGs that somebody waits for: decoded photographs take a third of the time that
-level 6 takes, and 2.6 % more bytes."""
-PNG_SMALL: Final = 6
+_PNG_QUICK: Final[Mapping[str, int]] = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+"""For PNGs that somebody waits for: only runs are looked for.
+
+Decoded photographs of Kodak take 60 ms and 1.60 MB a megapixel, 76 and 1.56 at level 2, 288 and
+1.56 at level 6; decoded drawings and screenshots 3 to 6 % more bytes than at level 6, and fewer
+than at level 2.
+"""
+_PNG_SMALL: Final[Mapping[str, int]] = {"compress_level": 6}
 """For PNGs that are kept."""
 
 _LONGEST_SIDE: Final[Mapping[Format, int]] = {"webp": 16383, "jpeg": 65500, "avif": 65535}
@@ -118,7 +122,7 @@ def image_size(data: bytes) -> tuple[int, int] | None:
 
 
 def write_image(
-    picture: Picture, format: Format, *, quality: int | None = None, png_level: int = PNG_QUICK
+    picture: Picture, format: Format, *, quality: int | None = None, small_png: bool = False
 ) -> bytes:
     """Return the picture as an image file with its profile and Exif block.
 
@@ -131,7 +135,7 @@ def write_image(
         picture: what to write.
         format: "png", "webp", "jpeg" or "avif".
         quality: 1 (smallest) to 100, for the lossy formats.
-        png_level: of zlib, 0 to 9.
+        small_png: take five times as long for a PNG some 3 % smaller.
 
     Raises:
         BadParameter: a quality out of range, or for PNG.
@@ -139,7 +143,7 @@ def write_image(
     """
     _check_writable(picture, format, quality)
     image, icc = _for_writing(picture, format)
-    options = _options(format, quality, png_level)
+    options = _options(format, quality, small_png)
     if icc is not None:
         options["icc_profile"] = icc
     if picture.exif is not None and _can_carry(picture.exif, format):
@@ -321,7 +325,7 @@ def _can_carry(block: bytes, format: Format) -> bool:
     return True
 
 
-def _options(format: Format, quality: int | None, png_level: int) -> dict[str, Any]:
+def _options(format: Format, quality: int | None, small_png: bool) -> dict[str, Any]:
     """Return Pillow's options for the format."""
     if format == "webp" and quality is None:
         return {"lossless": True, "exact": True, "method": 4}
@@ -331,4 +335,4 @@ def _options(format: Format, quality: int | None, png_level: int) -> dict[str, A
         return {"quality": quality or 90, "subsampling": "4:4:4"}
     if format == "avif":
         return {"quality": quality or 80, "subsampling": "4:4:4", "speed": 8}
-    return {"compress_level": png_level}
+    return dict(_PNG_SMALL if small_png else _PNG_QUICK)

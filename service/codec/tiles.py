@@ -73,6 +73,16 @@ class Box:
         return self.height <= 0 or self.width <= 0
 
 
+def seen_at_eighth(inner: Box, window: Box, blocks: int) -> Box:
+    """What positions at 1/8 inside `inner` can see through blocks of 3×3, in the same unit.
+
+    Args:
+        inner, window: of latents, one inside the other; nothing beyond the window is there.
+        blocks: how many, each sees one position further.
+    """
+    return inner.scaled(2).grown(blocks, window.scaled(2))
+
+
 def latent_box(width: int, height: int) -> Box:
     """All latents of a picture of that many pixels."""
     return Box(0, 0, -(-height // PATCH), -(-width // PATCH))

@@ -42,7 +42,7 @@ from service.engine.checkpoint import (
 )
 from service.engine.objective import Objective
 from service.engine.pipeline import LoadedModel, assemble, ready_weights
-from service.engine.synthesis_torch import TorchTransforms
+from service.engine.synthesis_torch import place_of
 from service.engine.types import AdaptProgress
 from service.engine.worth import Measured, code, measure, prove
 from service.errors import UnknownUpdate
@@ -98,15 +98,15 @@ class PictureAdaptation:
         """Analyse the picture and code it plainly, or take up where a checkpoint left off.
 
         Args:
-            model: merged for the job's rate, with torch. job: what to do.
+            model: merged for the job's rate, with analysis. job: what to do.
             checkpoint: from `checkpoint()` of the same job.
 
         Raises:
             BadParameter: the checkpoint is damaged or of another job.
         """
-        assert isinstance(model.analysis, TorchTransforms)
+        assert model.analysis is not None
         self._model, self._job = model, job
-        self._device = model.analysis.device
+        self._device, _ = place_of(model.analysis)
         stored = model.stored
         self._objective = Objective(model, job.picture, job.lmbda)
         self._tiles = self._objective.tiles

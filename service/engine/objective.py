@@ -7,6 +7,7 @@ taken as they were last coded: `canvas` holds them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from torch import Tensor
 from service.adapt.decoder import DecoderUpdate
 from service.adapt.latents import RateModel, annealed
 from service.codec.tiles import PATCH, Box, latent_box, tiles
-from service.engine.pipeline import LoadedModel, pixels_under
-from service.engine.synthesis_torch import TorchTransforms
+from service.engine.pipeline import Analysis, LoadedModel, pixels_under
+from service.engine.synthesis_torch import place_of
 from service.picture import Picture
 
 PRUNE_TILES = 2
@@ -44,15 +45,16 @@ class Objective:
         """Analyse the picture; the canvas is zero until someone fills it.
 
         Args:
-            model: merged for the rate, with torch. lmbda: of the rate.
+            model: merged for the rate, with analysis. lmbda: of the rate.
         """
-        assert isinstance(model.analysis, TorchTransforms)
+        assert model.analysis is not None
         self._picture, self._lmbda = picture, lmbda
-        self._device = model.analysis.device
-        self._rate = RateModel(model.stored, self._device, model.analysis.dtype)
+        self._device, dtype = place_of(model.analysis)
+        self._rate = RateModel(model.stored, self._device, dtype)
         box = latent_box(picture.width, picture.height)
         halo = model.stored.sizes.halo
-        self.tiles = [_tile(model.analysis, picture, t, t.grown(halo, box)) for t in tiles(box)]
+        plain = partial(_tile, model.analysis, self._device, picture)
+        self.tiles = [plain(t, t.grown(halo, box)) for t in tiles(box)]
         self.canvas = torch.zeros(box.height, box.width, model.stored.sizes.M, device=self._device)
         self.weights: dict[str, Tensor] = {}
 
@@ -115,10 +117,12 @@ class Objective:
         return error
 
 
-def _tile(analysis: TorchTransforms, picture: Picture, box: Box, window: Box) -> Tile:
+def _tile(
+    analysis: Analysis, device: torch.device, picture: Picture, box: Box, window: Box
+) -> Tile:
     """A tile with its plain latents."""
     seen = analysis.analyse(pixels_under(picture.rgb, window))
     y = seen[box.relative(window).slices]
     z = analysis.hyper_analyse(y[None])[0]
-    y_t, z_t = (torch.from_numpy(v.copy()).to(analysis.device) for v in (y, z))
+    y_t, z_t = (torch.from_numpy(v.copy()).to(device) for v in (y, z))
     return Tile(box, window, y_t.requires_grad_(), z_t.requires_grad_())

@@ -1,94 +1,201 @@
-"""g_s as an ONNX graph: a function of the backbone's sizes alone; one serves all rates and updates.
+"""g_a, h_a and g_s as ONNX graphs: functions of the backbone's sizes alone, for all weights.
 
 Everything is NCHW and every Linear a 1×1 Conv, which lets ONNX Runtime keep whole runs of layers in
 its blocked layout with activations and sums fused; of the forms that were tried it is the fastest.
+Layers are named by their place, as in nets/backbone.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
 from service.codec.fixed_point import LEAK
 from service.codec.sizes import Sizes
-from service.engine.onnx_proto import FLOAT, INT16, UINT8, Graph
+from service.engine.onnx_proto import FLOAT, INT16, INT64, UINT8, Graph, Shape
 
-INPUT, OUTPUT = "y_hat", "pixels"
+INPUT, OUTPUT = "input", "output"
+
+BEGIN, END = "begin", "end"
+"""First row and column, and those after the last, int64 each, of what is kept at 1/8 in g_s."""
+
+CELL = 8
+"""Pixels along the side of what one position of g_a's first and g_s's last layer stands for."""
+
+SAMPLES = 3 * CELL * CELL
+"""Samples of a cell, in the order row, column, colour."""
+
+Shapes = dict[str, tuple[int, ...]]
 
 
-def weight_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of g_s, as stored and as the graph declares them.
+class Layer(Protocol):
+    """A layer of a network."""
 
-    Linear layers are [N, K] in the store and [N, K, 1, 1] here: the same memory.
+    def shapes(self, name: str) -> Shapes:
+        """Its tensors, as the graph declares them: those of a Linear have a kernel's two sides."""
+        ...
+
+    def add(self, g: Graph, x: str, name: str) -> str:
+        """Append its nodes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A Linear, or one over the channels of cells of side² positions: a Conv that moves by cells.
+
+    `part` follows its place in the names of its tensors.
     """
-    linear = {"g_s.0": (s.M, s.M)}
-    depthwise: dict[str, int] = {}
-    for name, c in _blocks(s):
-        linear |= {f"{name}.pw1": (c, c), f"{name}.pw2": (c, c)}
-        linear |= {f"{name}.f1": (2 * c, c), f"{name}.f2": (c, 2 * c)}
-        depthwise[f"{name}.dw"] = c
-    up2, up8 = _ups(s)
-    linear |= {up2: (4 * s.c8, s.M), up8: (3 * 64, s.c8)}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, (n, k) in linear.items():
-        shapes |= {f"{name}.weight": (n, k, 1, 1), f"{name}.bias": (n,)}
-    for name, c in depthwise.items():
-        shapes |= {f"{name}.weight": (c, 1, 3, 3), f"{name}.bias": (c,)}
-    return shapes
+
+    inputs: int
+    outputs: int
+    side: int = 1
+    part: str = ""
+
+    def shapes(self, name: str) -> Shapes:
+        """See Layer."""
+        kernel = (self.outputs, self.inputs, self.side, self.side)
+        return {f"{name}{self.part}.weight": kernel, f"{name}{self.part}.bias": (self.outputs,)}
+
+    def add(self, g: Graph, x: str, name: str) -> str:
+        """See Layer."""
+        kernel, weights = (self.side, self.side), list(self.shapes(name))
+        return g.add("Conv", [x, *weights], kernel_shape=kernel, strides=kernel)
+
+
+@dataclass(frozen=True)
+class Up:
+    """A Linear, then its channels into 2×2 cells; of these, what is kept."""
+
+    inputs: int
+    outputs: int
+
+    def shapes(self, name: str) -> Shapes:
+        """See Layer."""
+        return Linear(self.inputs, 4 * self.outputs, part=".l").shapes(name)
+
+    def add(self, g: Graph, x: str, name: str) -> str:
+        """See Layer."""
+        x = Linear(self.inputs, 4 * self.outputs, part=".l").add(g, x, name)
+        x = g.add("DepthToSpace", [x], blocksize=2, mode="DCR")
+        x = g.add("Slice", [x, BEGIN, END, g.integers(2, 3)])
+        # A maximum over one sample changes nothing, but it is a layer that ONNX Runtime has in its
+        # blocked layout: without one here, no sum of the blocks below would be fused into a Conv.
+        return g.add("MaxPool", [x], kernel_shape=(1, 1))
+
+
+@dataclass(frozen=True)
+class Block:
+    """x + pw2(dw(leaky(pw1 x))), then x + f2(leaky(f1 x))."""
+
+    channels: int
+
+    def shapes(self, name: str) -> Shapes:
+        """See Layer."""
+        c = self.channels
+        shapes = Linear(c, c).shapes(f"{name}.pw1") | Linear(c, c).shapes(f"{name}.pw2")
+        shapes |= Linear(c, 2 * c).shapes(f"{name}.f1") | Linear(2 * c, c).shapes(f"{name}.f2")
+        return shapes | {f"{name}.dw.weight": (c, 1, 3, 3), f"{name}.dw.bias": (c,)}
+
+    def add(self, g: Graph, x: str, name: str) -> str:
+        """See Layer."""
+        c = self.channels
+        dw = [_leaky(g, Linear(c, c).add(g, x, f"{name}.pw1")), f"{name}.dw.weight",
+              f"{name}.dw.bias"]  # fmt: skip
+        t = g.add("Conv", dw, kernel_shape=(3, 3), pads=(1, 1, 1, 1), group=c)
+        x = g.add("Add", [Linear(c, c).add(g, t, f"{name}.pw2"), x])
+        t = _leaky(g, Linear(c, 2 * c).add(g, x, f"{name}.f1"))
+        return g.add("Add", [Linear(2 * c, c).add(g, t, f"{name}.f2"), x])
+
+
+def analysis(s: Sizes) -> list[Layer]:
+    """The layers of g_a, from cells of pixels to y."""
+    first, down = Linear(SAMPLES, s.c8, part=".l"), Linear(s.c8, s.M, side=2, part=".l")
+    last = Linear(s.M, s.M)
+    return [first, *[Block(s.c8)] * s.ne8, down, *[Block(s.M)] * s.ne16, last]
+
+
+def synthesis(s: Sizes) -> list[Layer]:
+    """The layers of g_s, from y_hat to cells of pixels."""
+    first, last = Linear(s.M, s.M), Linear(s.c8, SAMPLES, part=".l")
+    return [first, *[Block(s.M)] * s.nd16, Up(s.M, s.c8), *[Block(s.c8)] * s.nd8, last]
+
+
+def hyper_analysis(s: Sizes) -> list[Layer]:
+    """The layers of h_a, from y to z."""
+    downs = [Linear(c, s.Cz, side=2, part=".l") for c in (s.cp, s.Cz)]
+    first, last = Linear(s.M, s.cp), Linear(s.Cz, s.Cz)
+    return [first, Block(s.cp), downs[0], Block(s.Cz), downs[1], last]
+
+
+def weight_shapes(net: str, layers: Sequence[Layer]) -> Shapes:
+    """Name and shape of every tensor of a network, as its graph declares them.
+
+    Args:
+        net: g_a, g_s or h_a. layers: of it.
+    """
+    return {n: shape for i, x in enumerate(layers) for n, shape in x.shapes(f"{net}.{i}").items()}
 
 
 def synthesis_graph(s: Sizes) -> bytes:
-    """A serialised ModelProto.
+    """A serialised ModelProto of g_s.
 
-    Its input is `y_hat` [1, h, w, M] int16, as integers; its output `pixels` [1, 2h, 2w, 192]
-    uint8, the 8×8×3 samples of each cell. The first layer's weights are expected to undo Y_FRAC and
-    the last one's to give 0–255, see synthesis_onnx.py.
+    Its input is y_hat [1, h, w, M] int16, as integers, and what of it is kept: BEGIN and END. Its
+    output is that as [1, 2h, 2w, SAMPLES] uint8. The first layer's weights are expected to undo
+    Y_FRAC and the last one's to give 0–255, see synthesis_onnx.py.
     """
-    g = Graph()
-    up2, up8 = _ups(s)
-    stages = dict(_blocks(s))
-    x = g.add("Transpose", [g.add("Cast", [INPUT], to=FLOAT)], perm=(0, 3, 1, 2))
-    x = _conv(g, x, "g_s.0")
-    for name, c in list(stages.items())[: s.nd16]:
-        x = _block(g, x, name, c)
-    x = g.add("DepthToSpace", [_conv(g, x, up2)], blocksize=2, mode="DCR")
-    # A maximum over one sample changes nothing, but it is a layer that ONNX Runtime has in its
-    # blocked layout: without one here, no sum of the blocks below would be fused into a Conv.
-    x = g.add("MaxPool", [x], kernel_shape=(1, 1))
-    for name, c in list(stages.items())[s.nd16 :]:
-        x = _block(g, x, name, c)
+    g, layers = Graph(), synthesis(s)
+    x = _run(g, "g_s", layers, g.add("Cast", [INPUT], to=FLOAT))
     # Rounds half to even and saturates, as numpy's rint and clip do.
-    x = g.add("QuantizeLinear", [_conv(g, x, up8), g.number(1.0), g.zero_byte()])
+    x = g.add("QuantizeLinear", [x, g.number(1.0), g.zero_byte()])
     g.add("Transpose", [x], perm=(0, 2, 3, 1), output=OUTPUT)
-    return g.model(
-        "g_s",
-        {INPUT: (INT16, (1, "h", "w", s.M))},
-        {OUTPUT: (UINT8, (1, "h2", "w2", 3 * 64))},
-        weight_shapes(s),
-    )
+    kept = {BEGIN: (INT64, (2,)), END: (INT64, (2,))}
+    return _model(g, "g_s", layers, (INT16, s.M), (UINT8, SAMPLES), kept)
 
 
-def _blocks(s: Sizes) -> list[tuple[str, int]]:
-    """Name and channels of every block, in order."""
-    first = [(f"g_s.{1 + i}", s.M) for i in range(s.nd16)]
-    return first + [(f"g_s.{2 + s.nd16 + i}", s.c8) for i in range(s.nd8)]
+def analysis_graph(s: Sizes) -> bytes:
+    """A serialised ModelProto of g_a.
+
+    Its input is [1, H/8, W/8, SAMPLES] uint8, its output y [1, H/16, W/16, M] float32. The first
+    layer's weights are expected to take samples of 0–255, see analysis_onnx.py.
+    """
+    g, layers = Graph(), analysis(s)
+    x = _run(g, "g_a", layers, g.add("Cast", [INPUT], to=FLOAT))
+    g.add("Transpose", [x], perm=(0, 2, 3, 1), output=OUTPUT)
+    return _model(g, "g_a", layers, (UINT8, SAMPLES), (FLOAT, s.M))
 
 
-def _ups(s: Sizes) -> tuple[str, str]:
-    """Names of the layers before the two shuffles."""
-    return f"g_s.{1 + s.nd16}.l", f"g_s.{2 + s.nd16 + s.nd8}.l"
+def hyper_analysis_graph(s: Sizes) -> bytes:
+    """A serialised ModelProto of h_a: y [B, h, w, M] -> z [B, h/4, w/4, Cz], both float32."""
+    g, layers = Graph(), hyper_analysis(s)
+    g.add("Transpose", [_run(g, "h_a", layers, INPUT)], perm=(0, 2, 3, 1), output=OUTPUT)
+    return _model(g, "h_a", layers, (FLOAT, s.M), (FLOAT, s.Cz))
 
 
-def _conv(g: Graph, x: str, name: str) -> str:
-    """A Linear layer."""
-    return g.add("Conv", [x, f"{name}.weight", f"{name}.bias"], kernel_shape=(1, 1))
+def _run(g: Graph, net: str, layers: Sequence[Layer], x: str) -> str:
+    """Append a network; x is NHWC, the answer NCHW."""
+    x = g.add("Transpose", [x], perm=(0, 3, 1, 2))
+    for i, layer in enumerate(layers):
+        x = layer.add(g, x, f"{net}.{i}")
+    return x
 
 
-def _block(g: Graph, x: str, name: str, channels: int) -> str:
-    """x + pw2(dw(leaky(pw1 x))), then x + f2(leaky(f1 x))."""
-    t = _leaky(g, _conv(g, x, f"{name}.pw1"))
-    dw = [t, f"{name}.dw.weight", f"{name}.dw.bias"]
-    t = g.add("Conv", dw, kernel_shape=(3, 3), pads=(1, 1, 1, 1), group=channels)
-    x = g.add("Add", [_conv(g, t, f"{name}.pw2"), x])
-    t = _leaky(g, _conv(g, x, f"{name}.f1"))
-    return g.add("Add", [_conv(g, t, f"{name}.f2"), x])
+def _model(
+    g: Graph,
+    net: str,
+    layers: Sequence[Layer],
+    told: tuple[int, int],
+    gives: tuple[int, int],
+    more: Mapping[str, tuple[int, Shape]] | None = None,
+) -> bytes:
+    """The graph of a network, with the type and the channels of its input and output.
+
+    `more` are further inputs, their types and shapes.
+    """
+    inputs = {INPUT: (told[0], ("B", "h", "w", told[1])), **(more or {})}
+    outputs = {OUTPUT: (gives[0], ("B", "h2", "w2", gives[1]))}
+    return g.model(net, inputs, outputs, weight_shapes(net, layers))
 
 
 def _leaky(g: Graph, x: str) -> str:

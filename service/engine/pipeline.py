@@ -21,7 +21,7 @@ from service.codec import alpha, container
 from service.codec.latents import LatentCoder
 from service.codec.lowrank import PARTS, Share, Update, merge_transforms
 from service.codec.model_stream import read_update
-from service.codec.tiles import PATCH, Box, hyper_shape, latent_box, tiles
+from service.codec.tiles import PATCH, Z_CELL, Box, hyper_shape, latent_box, tiles
 from service.errors import MissingExtra, UnsupportedStream
 from service.picture import U8, Picture
 from service.stored import StoredModel, Tensors, layer_shapes
@@ -30,8 +30,16 @@ from service.stored import StoredModel, Tensors, layer_shapes
 class Synthesis(Protocol):
     """g_s of one model."""
 
-    def synthesise(self, y_hat: NDArray[np.int16]) -> U8:
-        """y_hat [h, w, M] in units of 2^-Y_FRAC -> pixels [16h, 16w, 3]."""
+    def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> U8:
+        """A window of latents as pixels.
+
+        Args:
+            y_hat: [h, w, M] in units of 2^-Y_FRAC.
+            inner: the part of the window whose pixels are wanted, None for all of it.
+
+        Returns:
+            [16 inner.height, 16 inner.width, 3].
+        """
         ...
 
 
@@ -142,6 +150,12 @@ def pixels_under(rgb: U8, window: Box) -> U8:
     return np.pad(inside, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
 
 
+def whole_cells(y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """y [B, h, w, M] grown to whole hyper-latents; the last row and column are repeated."""
+    pad = [(0, 0), (0, -y.shape[1] % Z_CELL), (0, -y.shape[2] % Z_CELL), (0, 0)]
+    return np.pad(y, pad, mode="edge") if any(after for _, after in pad) else y
+
+
 def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:
     """The model with the update of g_s that a stream brings or names put in afresh.
 
@@ -239,9 +253,10 @@ def painted_tiles(
         if inner.empty:
             continue
         window = inner.grown(halo, latents.box)
-        rgb = model.synthesis.synthesise(latents.y_hat[window.relative(latents.box).slices])
+        y_hat = latents.y_hat[window.relative(latents.box).slices]
+        rgb = model.synthesis.synthesise(y_hat, inner.relative(window))
         box = inner.scaled(PATCH).cut(want)
-        rgb = rgb[box.relative(window.scaled(PATCH)).slices]
+        rgb = rgb[box.relative(inner.scaled(PATCH)).slices]
         if grey:
             mean = (rgb.sum(-1, dtype=np.uint16, keepdims=True) + 1) // 3
             rgb = np.broadcast_to(mean.astype(np.uint8), rgb.shape)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from service.codec.entropy_model import Y_FRAC
 from service.codec.fixed_point import LEAK
 from service.codec.sizes import Sizes
+from service.codec.tiles import Box, seen_at_eighth
 from service.errors import StoreError
 from service.stored import StoredModel
 
@@ -40,15 +41,21 @@ class NumpySynthesis:
         self._sizes = model.sizes
 
     @np.errstate(over="ignore", invalid="ignore")  # what a hostile update of the weights can do
-    def synthesise(self, y_hat: NDArray[np.int16]) -> NDArray[np.uint8]:
-        """y_hat [h, w, M] in units of 2^-Y_FRAC -> pixels [16h, 16w, 3]."""
-        s = self._sizes
+    def synthesise(
+        self, y_hat: NDArray[np.int16], inner: Box | None = None
+    ) -> NDArray[np.uint8]:
+        """See pipeline.Synthesis."""
+        s, window = self._sizes, Box(0, 0, *y_hat.shape[:2])
+        inner = inner or window
+        seen = seen_at_eighth(inner, window, s.nd8)
         x = self._linear("0", y_hat.astype(np.float32) * np.float32(2.0**-Y_FRAC))
         for i in range(s.nd16):
             x = self._block(f"{1 + i}", x)
         x = _shuffle(self._linear(f"{1 + s.nd16}.l", x), 2)
+        x = x[seen.slices]
         for i in range(s.nd8):
             x = self._block(f"{2 + s.nd16 + i}", x)
+        x = x[inner.scaled(2).relative(seen).slices]
         x = _shuffle(self._linear(f"{2 + s.nd16 + s.nd8}.l", x), 8)
         x += np.float32(0.5)
         x *= np.float32(255)

@@ -10,16 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.codec.entropy_model import Y_FRAC
-from service.codec.tiles import PATCH
-from service.engine.onnx_graph import INPUT, OUTPUT, synthesis_graph, weight_shapes
+from service.codec.tiles import PATCH, Box, seen_at_eighth
+from service.engine.onnx_graph import BEGIN, CELL, END, INPUT, OUTPUT, synthesis, synthesis_graph
 from service.engine.onnx_session import open_session
-from service.errors import StoreError
+from service.engine.onnx_weights import weights_of
 from service.stored import StoredModel
 
 F32 = NDArray[np.float32]
-
-CELL = 8
-"""Pixels along the side of what one position of the last layer gives."""
 
 
 class OnnxSynthesis:
@@ -35,35 +32,35 @@ class OnnxSynthesis:
         Raises:
             StoreError: a tensor of g_s is missing, unknown or of the wrong shape.
         """
+        self._blocks = model.sizes.nd8
         self._weights = _weights(model)  # the session reads some of them where they are
         self._session = open_session(synthesis_graph(model.sizes), self._weights, threads)
 
-    def synthesise(self, y_hat: NDArray[np.int16]) -> NDArray[np.uint8]:
-        """y_hat [h, w, M] in units of 2^-Y_FRAC -> pixels [16h, 16w, 3]."""
-        height, width, _ = y_hat.shape
-        feed = {INPUT: np.ascontiguousarray(y_hat)[None]}
-        (cells,) = self._session.run([OUTPUT], feed)
-        rows = cells.reshape(-1, width * PATCH // CELL, CELL, CELL * 3).swapaxes(1, 2)
-        out: NDArray[np.uint8] = rows.reshape(height * PATCH, width * PATCH, 3)
+    def synthesise(
+        self, y_hat: NDArray[np.int16], inner: Box | None = None
+    ) -> NDArray[np.uint8]:
+        """See pipeline.Synthesis."""
+        window = Box(0, 0, *y_hat.shape[:2])
+        inner = inner or window
+        seen = seen_at_eighth(inner, window, self._blocks)
+        feed = {
+            INPUT: np.ascontiguousarray(y_hat)[None],
+            BEGIN: np.array([seen.top, seen.left]),
+            END: np.array([seen.bottom, seen.right]),
+        }
+        cells: NDArray[np.uint8] = self._session.run([OUTPUT], feed)[0]
+        kept = cells[0][inner.scaled(2).relative(seen).slices]
+        rows = kept.reshape(*kept.shape[:2], CELL, CELL * 3).swapaxes(1, 2)
+        out: NDArray[np.uint8] = rows.reshape(inner.height * PATCH, inner.width * PATCH, 3)
         return out
 
 
 def _weights(model: StoredModel) -> dict[str, F32]:
-    """The tensors of g_s as the graph wants them: float32, input and output scales folded in."""
-    shapes = weight_shapes(model.sizes)
-    found = {n: t for n, t in model.transforms.items() if n.startswith("g_s.")}
-    wrong = found.keys() ^ shapes.keys()
-    wrong |= {n for n, t in found.items() if n in shapes and _flat(t.shape) != _flat(shapes[n])}
-    if wrong:
-        raise StoreError(f"the stored tensors {', '.join(sorted(wrong))} do not fit the sizes")
-    out = {n: np.ascontiguousarray(t, np.float32).reshape(shapes[n]) for n, t in found.items()}
-    last = f"g_s.{2 + model.sizes.nd16 + model.sizes.nd8}.l"
+    """The tensors of g_s as the graph wants them: input and output scales folded in."""
+    layers = synthesis(model.sizes)
+    out = weights_of(model.transforms, "g_s", layers)
+    last = f"g_s.{len(layers) - 1}.l"
     out["g_s.0.weight"] = out["g_s.0.weight"] * np.float32(2.0**-Y_FRAC)
     out[f"{last}.weight"] = out[f"{last}.weight"] * np.float32(255)
     out[f"{last}.bias"] = (out[f"{last}.bias"] + np.float32(0.5)) * np.float32(255)
     return out
-
-
-def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without the 1×1 that a Linear has as a Conv."""
-    return shape[:2] if shape[2:] == (1, 1) else shape

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from service.codec.entropy_model import Y_FRAC
 from service.codec.fixed_point import LEAK
-from service.codec.tiles import PATCH, Z_CELL
+from service.codec.tiles import PATCH, Box, seen_at_eighth
+from service.engine.pipeline import Analysis, whole_cells
 from service.errors import StoreError
 from service.nets.backbone import Block, Down, Unshuffle, analysis, hyper_analysis, synthesis
 from service.stored import StoredModel
@@ -35,20 +36,28 @@ class TorchSynthesis:
         with torch.device("meta"):
             g_s = synthesis(model.sizes)
         _fill(g_s, model.transforms, "g_s", device)
-        self._g_s = _float32_sums(g_s, dtype)
+        layers, self._blocks = _float32_sums(g_s, dtype), model.sizes.nd8
+        up = model.sizes.nd16 + 1
+        self._coarse, self._fine, self._last = layers[: up + 1], layers[up + 1 : -1], layers[-1]
 
     @torch.inference_mode()
-    def synthesise(self, y_hat: NDArray[np.int16]) -> NDArray[np.uint8]:
-        """y_hat [h, w, M] in units of 2^-Y_FRAC -> pixels [16h, 16w, 3].
+    def synthesise(
+        self, y_hat: NDArray[np.int16], inner: Box | None = None
+    ) -> NDArray[np.uint8]:
+        """See pipeline.Synthesis.
 
         Samples that are not a number, which only a hostile update of the weights can give, are 0.
         """
         y = torch.from_numpy(y_hat).to(self.device).to(torch.float32) * 2.0**-Y_FRAC
-        x = self._g_s(y[None])[0].add_(0.5).mul_(255).round_()
+        window = Box(0, 0, *y_hat.shape[:2])
+        inner = inner or window
+        seen = seen_at_eighth(inner, window, self._blocks)
+        x = self._fine(_cut(self._coarse(y[None]), seen))
+        x = self._last(_cut(x, inner.scaled(2).relative(seen)))[0].add_(0.5).mul_(255).round_()
         # fmax, not clamp: it takes the number where the other is none
         pixels = torch.fmax(x, x.new_zeros(())).clamp_(max=255).to(torch.uint8)
         out: NDArray[np.uint8] = pixels.cpu().numpy()
-        assert out.shape == (y_hat.shape[0] * PATCH, y_hat.shape[1] * PATCH, 3)
+        assert out.shape == (inner.height * PATCH, inner.width * PATCH, 3)
         return out
 
 
@@ -76,9 +85,8 @@ class TorchTransforms(TorchSynthesis):
     @torch.inference_mode()
     def hyper_analyse(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
         """y [B, h, w, M] -> z [B, ceil(h/4), ceil(w/4), Cz]; edges are repeated to whole cells."""
-        pad = [(0, 0), (0, -y.shape[1] % Z_CELL), (0, -y.shape[2] % Z_CELL), (0, 0)]
-        padded = np.pad(y, pad, mode="edge")
-        body = self._h_a_body(torch.from_numpy(padded).to(self.device).to(self.dtype))
+        cells = np.ascontiguousarray(whole_cells(y))
+        body = self._h_a_body(torch.from_numpy(cells).to(self.device).to(self.dtype))
         return _numpy(self._h_a_last(body.float()))
 
 
@@ -95,6 +103,11 @@ class _Float32Sums(nn.Module):
         t = nn.functional.leaky_relu_(b.pw1(x.to(self.dtype)), LEAK).permute(0, 3, 1, 2)
         x.add_(b.pw2(b.dw(t).permute(0, 2, 3, 1)))
         return x.add_(b.f2(nn.functional.leaky_relu_(b.f1(x.to(self.dtype)), LEAK)))
+
+
+def _cut(x: Tensor, box: Box) -> Tensor:
+    """The positions of [B, H, W, C] in a box."""
+    return x[:, *box.slices].contiguous()
 
 
 def _float32_sums(net: nn.Module, dtype: torch.dtype) -> nn.Sequential:
@@ -121,6 +134,16 @@ def best_dtype(device: torch.device) -> torch.dtype:
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     native = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return torch.bfloat16 if native else torch.float32
+
+
+def place_of(analysis: Analysis) -> tuple[torch.device, torch.dtype]:
+    """The device and working type to differentiate a loaded model on and in.
+
+    Those that it runs on and in; the CPU in float32 where it does not run in torch.
+    """
+    if isinstance(analysis, TorchTransforms):
+        return analysis.device, analysis.dtype
+    return torch.device("cpu"), torch.float32
 
 
 def best_batch(device: torch.device) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from service.engine.engine import Engine
-from service.engine.loading import load_models
+from service.engine.loading import load_models, transforms_of
 from service.engine.pipeline import LoadedModel
 from service.eval import load, memory
 from service.eval.machine import this_machine
@@ -85,7 +85,7 @@ def bench(wanted: Wanted, folder: Path | None, say: Callable[[str], None]) -> di
         "what": "bench",
         "schema": SCHEMA,
         "model": {"name": models[0].stored.name, "sha256": models[0].stored.sha256},
-        "transforms": str(getattr(models[0].synthesis, "dtype", "numpy")),
+        "transforms": transforms_of(models[0]),
         "rate": wanted.rate,
         "pictures": str(folder.name) if folder else "generated",
         "machine": asdict(before),

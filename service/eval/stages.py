@@ -59,10 +59,10 @@ class TimedTransforms:
         with self._watch.timing("h_a"):
             return self._analysis.hyper_analyse(y)
 
-    def synthesise(self, y_hat: NDArray[np.int16]) -> U8:
+    def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> U8:
         """See pipeline.Synthesis."""
         with self._watch.timing("g_s"):
-            return self._synthesis.synthesise(y_hat)
+            return self._synthesis.synthesise(y_hat, inner)
 
 
 class TimedCoder(LatentCoder):

@@ -14,6 +14,7 @@ from service.codec.tiles import (
     Box,
     hyper_shape,
     latent_box,
+    seen_at_eighth,
     tile_count,
     tiles,
 )
@@ -30,6 +31,18 @@ def test_tiles_cover_every_latent_exactly_once(height: int, width: int) -> None:
         hits[tile.slices] += 1
     assert (hits == 1).all()
     assert tile_count(box) == len(list(tiles(box)))
+
+
+@given(sides, sides, st.integers(0, 100))
+def test_what_blocks_see_is_inside_the_window_and_reaches_as_far_as_they_do(
+    height: int, width: int, blocks: int
+) -> None:
+    window = Box(0, 0, height + 8, width + 8)
+    inner = Box(4, 4, height + 4, width + 4)
+    seen = seen_at_eighth(inner, window, blocks)
+    assert seen == seen.cut(window.scaled(2))
+    assert inner.scaled(2).top - seen.top == min(blocks, 8)
+    assert seen.right - inner.scaled(2).right == min(blocks, 8)
 
 
 def test_tiles_are_stored_row_by_row() -> None:

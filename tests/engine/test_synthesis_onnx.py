@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,10 +13,12 @@ import torch
 from small_ladder import with_rates
 
 from service.codec.sizes import Sizes
+from service.codec.tiles import PATCH, Box
+from service.engine import onnx_graph
 from service.engine.engine import Engine
 from service.engine.light import load_light
 from service.engine.loading import load_models
-from service.engine.onnx_graph import synthesis_graph, weight_shapes
+from service.engine.pipeline import LoadedModel
 from service.engine.synthesis_numpy import NumpySynthesis
 from service.engine.synthesis_onnx import OnnxSynthesis
 from service.errors import MissingExtra, StoreError
@@ -38,14 +41,27 @@ def off(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.abs(one.astype(int) - other)
 
 
-@pytest.mark.parametrize("sizes", [Sizes(), Sizes(M=8, c8=12, nd8=2, nd16=0)])
-def test_the_graph_is_valid_onnx_without_a_single_weight_in_it(sizes: Sizes) -> None:
-    data = synthesis_graph(sizes)
+@pytest.mark.parametrize("sizes", [Sizes(), Sizes(M=8, c8=12, nd8=2, nd16=0, ne8=1, ne16=0)])
+@pytest.mark.parametrize(
+    ("net", "layers", "graph"),
+    [
+        ("g_a", onnx_graph.analysis, onnx_graph.analysis_graph),
+        ("h_a", onnx_graph.hyper_analysis, onnx_graph.hyper_analysis_graph),
+        ("g_s", onnx_graph.synthesis, onnx_graph.synthesis_graph),
+    ],
+)
+def test_the_graphs_are_valid_onnx_without_a_single_weight_in_them(
+    sizes: Sizes,
+    net: str,
+    layers: Callable[[Sizes], list[onnx_graph.Layer]],
+    graph: Callable[[Sizes], bytes],
+) -> None:
+    data = graph(sizes)
     model = onnx.load_from_string(data)
     onnx.checker.check_model(_filled(model), full_check=True)
     assert len(data) < 10_000
     declared = {t.name: tuple(t.dims) for t in model.graph.initializer if t.external_data}
-    assert declared == weight_shapes(sizes)
+    assert declared == onnx_graph.weight_shapes(net, layers(sizes))
 
 
 def _filled(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -71,6 +87,20 @@ def test_pixels_are_those_of_numpy_and_torch_at_every_size(
         load_models((small_model,), "cpu", torch.float32)[0].synthesis,
     ):
         assert off(found, witness.synthesise(y_hat)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "inner", [Box(4, 4, 7, 6), Box(0, 0, 1, 1), Box(0, 4, 11, 9), Box(6, 0, 11, 10)]
+)
+def test_a_part_of_a_window_has_the_pixels_that_it_has_in_the_whole(
+    small_model: StoredModel, loaded: LoadedModel, inner: Box
+) -> None:
+    y_hat = latents(small_model, 11, 10)
+    ways = (OnnxSynthesis(small_model), NumpySynthesis(small_model), loaded.synthesis)
+    for synthesis in ways:
+        whole = synthesis.synthesise(y_hat)
+        difference = off(synthesis.synthesise(y_hat, inner), whole[inner.scaled(PATCH).slices])
+        assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
 
 
 def test_the_shipped_backbone_has_the_same_pixels_too() -> None:
