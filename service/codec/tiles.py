@@ -1,15 +1,16 @@
 """How latents are cut for coding, and pictures into windows with halo for the transforms.
 
 Tiles cut the code, not the picture: each TILE×TILE block of latents is coded on its own, so memory
-is bounded and a region decodes alone; g_a and g_s run on a tile's window grown by a halo at least
-as wide as their receptive field, so what they give inside the window equals the whole-picture
-result.
+is bounded and a region decodes alone; g_a runs on a tile, g_s on a window of its own, each
+grown by a halo at least as wide as their receptive field, so what they give inside equals the
+whole-picture result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 TILE = 64
 """Latents along a tile's side: 1024 pixels."""
@@ -98,6 +99,24 @@ def tiles(box: Box) -> Iterator[Box]:
     for top in range(box.top, box.bottom, TILE):
         for left in range(box.left, box.right, TILE):
             yield Box(top, left, top + TILE, left + TILE).cut(box)
+
+
+def windows(box: Box) -> Iterator[Box]:
+    """Parts of a box of latents to synthesise one at a time, row by row, without their halo.
+
+    As few as may be of sides up to a quarter longer than a tile's, and of like sizes: 1080 rows of
+    pixels are 68 of latents, which a grid of tiles would cut into 64 and 4 with a halo for each.
+    """
+    for top, bottom in _parts(box.top, box.bottom):
+        for left, right in _parts(box.left, box.right):
+            yield Box(top, left, bottom, right)
+
+
+def _parts(begin: int, end: int) -> list[tuple[int, int]]:
+    """A side cut into like parts, each up to 5/4 TILE long."""
+    length = end - begin
+    count = -(-4 * length // (5 * TILE))
+    return list(pairwise(begin + length * i // count for i in range(count + 1))) if count else []
 
 
 def hyper_shape(tile: Box) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from service.codec import container
 from service.codec.tiles import Box
-from service.engine.pipeline import Latents, LoadedModel, decode_all, painted_tiles
+from service.engine.pipeline import Latents, LoadedModel, decode_all, painted_windows
 from service.errors import SelfTestFailed
 from service.picture import Picture
 
@@ -36,7 +36,7 @@ def verify(
 def _psnr_db(model: LoadedModel, picture: Picture, latents: Latents) -> float:
     everything = Box(0, 0, picture.height, picture.width)
     squared = 0
-    for box, rgb in painted_tiles(model, latents, everything, picture.grey):
+    for box, rgb in painted_windows(model, latents, everything, picture.grey):
         difference = np.subtract(rgb, picture.rgb[box.slices], dtype=np.int16)
         squared += int(np.square(difference, dtype=np.int32).sum(dtype=np.int64))
     mse = squared / picture.rgb.size

@@ -1,6 +1,6 @@
 """Pictures <-> streams with one loaded model, tile by tile.
 
-Memory beyond the pictures, their latents (int16) and streams is bounded by one tile's window, and
+Memory beyond the pictures, their latents (int16) and streams is bounded by one window's, and
 by one tile of each picture where several are worked on together. The entropy networks take such
 pictures as a batch: they are exact, so no picture's stream depends on the others. The transforms
 take one picture at a time: their sums are rounded, a product of another size may be summed in
@@ -21,7 +21,7 @@ from service.codec import alpha, container
 from service.codec.latents import LatentCoder
 from service.codec.lowrank import PARTS, Share, Update, merge_transforms
 from service.codec.model_stream import read_update
-from service.codec.tiles import PATCH, Z_CELL, Box, hyper_shape, latent_box, tiles
+from service.codec.tiles import PATCH, Z_CELL, Box, hyper_shape, latent_box, tiles, windows
 from service.errors import MissingExtra, UnsupportedStream
 from service.picture import U8, Picture
 from service.stored import StoredModel, Tensors, layer_shapes
@@ -238,20 +238,17 @@ def decode_all(
 def paint(model: LoadedModel, latents: Latents, want: Box, grey: bool) -> U8:
     """The pixels of `want`, [want.height, want.width, 3]."""
     out = np.empty((want.height, want.width, 3), np.uint8)
-    for box, rgb in painted_tiles(model, latents, want, grey):
+    for box, rgb in painted_windows(model, latents, want, grey):
         out[box.relative(want).slices] = rgb
     return out
 
 
-def painted_tiles(
+def painted_windows(
     model: LoadedModel, latents: Latents, want: Box, grey: bool
 ) -> Iterator[tuple[Box, U8]]:
-    """Synthesise window by window; yields the part of `want` in each tile and its pixels."""
+    """Synthesise window by window; yields the part of `want` in each window and its pixels."""
     halo = model.stored.sizes.halo
-    for tile in tiles(latents.box):
-        inner = tile.cut(_latents_of(want))
-        if inner.empty:
-            continue
+    for inner in windows(_latents_of(want)):
         window = inner.grown(halo, latents.box)
         y_hat = latents.y_hat[window.relative(latents.box).slices]
         rgb = model.synthesis.synthesise(y_hat, inner.relative(window))

@@ -20,7 +20,7 @@ from service.engine.pipeline import (
     Latents,
     LoadedModel,
     decode_latents,
-    painted_tiles,
+    painted_windows,
     with_update,
 )
 from service.errors import SelfTestFailed
@@ -90,7 +90,7 @@ def measure(
     everything = Box(0, 0, picture.height, picture.width)
     own = with_update(model, stream)
     latents = Latents(latent_box(picture.width, picture.height), y_hat, 0.0)
-    for box, rgb in painted_tiles(own, latents, everything, picture.grey):
+    for box, rgb in painted_windows(own, latents, everything, picture.grey):
         error = np.subtract(rgb, picture.rgb[box.slices], dtype=np.int16)
         squared += int(np.square(error, dtype=np.int32).sum(dtype=np.int64))
     data = container.write_stream(stream)

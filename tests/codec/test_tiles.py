@@ -17,6 +17,7 @@ from service.codec.tiles import (
     seen_at_eighth,
     tile_count,
     tiles,
+    windows,
 )
 
 sides = st.integers(1, 3 * TILE + 1)
@@ -31,6 +32,26 @@ def test_tiles_cover_every_latent_exactly_once(height: int, width: int) -> None:
         hits[tile.slices] += 1
     assert (hits == 1).all()
     assert tile_count(box) == len(list(tiles(box)))
+
+
+@given(st.integers(0, 500), sides, sides)
+def test_windows_cover_every_latent_exactly_once_and_are_of_like_sizes(
+    corner: int, height: int, width: int
+) -> None:
+    box = Box(corner, corner, corner + height, corner + width)
+    hits = np.zeros((height, width), int)
+    sizes = []
+    for window in windows(box):
+        sizes.append((window.height, window.width))
+        hits[window.relative(box).slices] += 1
+    assert (hits == 1).all()
+    assert np.ptp(sizes, axis=0).max() <= 1
+    assert np.max(sizes) <= 5 * TILE // 4
+
+
+def test_a_little_more_than_a_tile_is_one_window() -> None:
+    full_hd = latent_box(1920, 1080)
+    assert list(windows(full_hd)) == [Box(0, 0, 68, 60), Box(0, 60, 68, 120)]
 
 
 @given(sides, sides, st.integers(0, 100))
