@@ -109,27 +109,32 @@ class DecoderUpdate:
         return [{"params": by_part[part], "lr": rates[part]} for part in by_part]
 
     def parameters(self) -> dict[str, Tensor]:
-        """Weights and biases of g_s with the update in, by their names inside g_s."""
+        """Weights and biases of g_s with the update in, by their names inside g_s.
+
+        Weights have no gradients; the factors beside them do, see synthesis.UpdatedLinear.
+        """
         out = {}
         for name, layer in self.layers.items():
             inner = name.removeprefix(NET)
             bias = _rounded(self.tensors[f"{name}/bias"], layer.bias_exponent)
             out[f"{inner}.bias"] = layer.bias + layer.rows * bias
             if f"{name}/a" in self.tensors:
-                a = _rounded(self.tensors[f"{name}/a"], A_EXPONENT)
-                b = _rounded(self.tensors[f"{name}/b"], B_EXPONENT)
-                change = layer.rows[:, None] * (b @ a) * layer.columns
-                out[f"{inner}.weight"] = layer.weight + change
+                a = _rounded(self.tensors[f"{name}/a"], A_EXPONENT) * layer.columns
+                b = _rounded(self.tensors[f"{name}/b"], B_EXPONENT) * layer.rows[:, None]
+                out[f"{inner}.weight"] = torch.addmm(layer.weight, b.detach(), a.detach())
+                out |= {f"{inner}.a": a, f"{inner}.b": b}
         return out
 
     def bits(self, generator: torch.Generator) -> Tensor:
         """Predicted bits of all symbols, on uniform noise in place of rounding."""
-        vectors = [vector / 2.0**exponent for vector, exponent in self._vectors()]
-        steps = torch.cat(vectors)
+        vectors, exponents = zip(*self._vectors(), strict=True)
+        lengths = torch.tensor([len(v) for v in vectors], device=vectors[0].device)
+        units = torch.tensor([2.0**-e for e in exponents], device=lengths.device)
+        steps = torch.cat(vectors) * units.repeat_interleave(lengths)
         with torch.no_grad():
-            scales = torch.stack([v.square().mean() for v in vectors]).sqrt()
-            lengths = torch.tensor([len(v) for v in vectors], device=steps.device)
-            scale = scales.clamp(SCALE_MIN, SCALE_MAX).repeat_interleave(lengths)
+            squares = torch.segment_reduce(steps.square(), "mean", lengths=lengths)
+            scales = squares.sqrt().clamp(SCALE_MIN, SCALE_MAX)
+            scale = scales.repeat_interleave(lengths)
         noise = torch.rand(steps.shape, generator=generator, device=steps.device) - 0.5
         return gaussian_bits(steps + noise, scale).sum()
 

@@ -15,11 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from service.codec.entropy_model import GROUP_AT, LEVELS, STEPS
+from service.codec.entropy_model import LEVELS
 from service.codec.tiles import Z_CELL
 from service.nets.model import Backbone, gaussian_bits, sigma
+from service.nets.steps import by_step, cells
 from service.nets.twin import Weights, float_twin, quantiser_steps
 
 ODDS_MIN = 1e-5
@@ -54,7 +56,7 @@ class RateModel:
         self.net: Backbone = float_twin(stored).to(device)
         y_step, z_step = quantiser_steps(stored)
         self.y_step, self.z_step = y_step.to(device), z_step.to(device)
-        self._steps_by_cell = _cells(self.y_step.expand(2, 2, -1))
+        self._steps = by_step(self.y_step.expand(4, 1, -1))
         self.device, self.dtype = device, dtype
 
     def autocast(self) -> torch.autocast:
@@ -72,33 +74,21 @@ class RateModel:
         """
         z_symbols = relax((z - self.net.z_mean) / self.z_step)
         bits = gaussian_bits(z_symbols, sigma(self.net.z_idx)).sum()
-        with self.autocast():
-            features = self.net.h_s((z_symbols * self.z_step + self.net.z_mean)[None])
         height, width, _ = y.shape
         pad = (0, 0, 0, -width % Z_CELL, 0, -height % Z_CELL)
-        targets = _cells(torch.nn.functional.pad(y, pad))
-        inside = _cells(torch.nn.functional.pad(torch.ones_like(y[..., :4]), pad))
-        cells = torch.zeros_like(targets)
-        y_hat = _spread(cells)
-        for t in range(STEPS):
-            at = torch.tensor(_coded_at(t), device=self.device)
-            with self.autocast():
-                out = self._heads(t, features, y_hat)
-            mean, level8 = (_cells(part)[at] for part in out.float().chunk(2, -1))
-            step = self._steps_by_cell[at]
-            symbols, cost = _code_step((targets[at] - mean) / step, level8, relax)
-            bits = bits + (cost * inside[at]).sum()
-            cells = cells.index_copy(0, at, mean + symbols * step)
-            y_hat = _spread(cells)
-        return Coded(y_hat[:height, :width], bits)
+        targets, inside = (by_step(cells(F.pad(v, pad)[None])) for v in (y, torch.ones_like(y)))
+        costs = []
 
-    def _heads(self, t: int, features: Tensor, y_hat: Tensor) -> Tensor:
-        """Means and level/8 of every latent at step t, [H, W, 2M]."""
-        if t == 0:
-            out: Tensor = self.net.head0(features)
-        else:
-            out = self.net.ctx[t - 1](torch.cat([features, y_hat[None].to(features.dtype)], -1))
-        return out[0]
+        def choose(t: int, mean: Tensor, level8: Tensor) -> Tensor:
+            step = self._steps[t]
+            symbols, cost = _code_step((targets[t] - mean) / step, level8, relax)
+            costs.append((cost * inside[t]).sum())
+            return mean + symbols * step
+
+        z_hat = z_symbols * self.z_step + self.net.z_mean
+        with self.autocast():
+            y_hat = self.net.run(z_hat[None], choose)
+        return Coded(y_hat[0, :height, :width], bits + torch.stack(costs).sum())
 
 
 def _code_step(v: Tensor, level8: Tensor, relax: Relax) -> tuple[Tensor, Tensor]:
@@ -126,22 +116,3 @@ def annealed(tau: float, generator: torch.Generator) -> Relax:
 def nearest(v: Tensor) -> Tensor:
     """The nearest whole step, with no gradient."""
     return v.round()
-
-
-def _cells(values: Tensor) -> Tensor:
-    """[H, W, C] by place in a 2×2 cell and channel group, [4 · 4, H/2, W/2, C/4]."""
-    height, width, channels = values.shape
-    split = values.reshape(height // 2, 2, width // 2, 2, channels // 4, 4)
-    return split.permute(1, 3, 5, 0, 2, 4).reshape(16, height // 2, width // 2, channels // 4)
-
-
-def _spread(cells: Tensor) -> Tensor:
-    """The inverse of `_cells`."""
-    _, rows, columns, channels = cells.shape
-    split = cells.reshape(2, 2, 4, rows, columns, channels).permute(3, 0, 4, 1, 5, 2)
-    return split.reshape(2 * rows, 2 * columns, 4 * channels)
-
-
-def _coded_at(t: int) -> list[int]:
-    """Which of `_cells` step t codes: one group at each place."""
-    return [4 * place + int(group) for place, group in enumerate(GROUP_AT[t])]

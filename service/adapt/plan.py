@@ -26,7 +26,7 @@ class Plan:
         decoder_steps: of fitting the update of g_s to the plain latents.
         latent_steps: of refining the latents, and the update with them.
         rank: of the update.
-        latent_lr: of latents, in Adam steps of that much of a latent.
+        latent_lr: of latents, in Adam steps of that much of about a quantiser step.
         update_lr: factor of the update's learning rates (decoder.LearningRates).
         tau, tau_end: temperature of the annealing at its start and end.
         hold: share of the steps at the first temperature.
@@ -35,7 +35,7 @@ class Plan:
     decoder_steps: int
     latent_steps: int
     rank: int = RANK
-    latent_lr: float = 7e-3
+    latent_lr: float = 1.4e-2
     update_lr: float = 1.0
     tau: float = 0.5
     tau_end: float = 0.1
@@ -62,8 +62,8 @@ def plan_of(effort: int) -> Plan:
         raise BadParameter(f"effort is {effort!r}, expected a whole number from 0 to 4")
     steps = STEPS[effort]
     if steps <= STEPS[1]:  # few steps need large ones
-        return Plan(steps, steps, QUICK_RANK, latent_lr=1e-2, update_lr=2.0)
-    return Plan(steps, steps, latent_lr=7e-3 if steps <= STEPS[2] else 5e-3)
+        return Plan(steps, steps, QUICK_RANK, latent_lr=2e-2, update_lr=2.0)
+    return Plan(steps, steps, latent_lr=1.4e-2 if steps <= STEPS[2] else 1e-2)
 
 
 def decayed(done: float) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from service.adapt.decoder import DecoderUpdate
 from service.adapt.latents import RateModel, annealed
+from service.adapt.synthesis import updatable
 from service.codec.tiles import PATCH, Box, latent_box, tiles
 from service.engine.pipeline import Analysis, LoadedModel, pixels_under
 from service.engine.synthesis_torch import place_of
@@ -25,12 +26,22 @@ PRUNE_TILES = 2
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """One tile's place, the window that g_s needs for it, and its variables."""
+    """One tile's place, the window that g_s needs for it, and its variables.
+
+    Attributes:
+        y: [h, w, M], z: [h', w', Cz]: latents in `units`, [M] and [Cz].
+    """
 
     box: Box
     window: Box
     y: Tensor
     z: Tensor
+    units: tuple[Tensor, Tensor]
+
+    @property
+    def latents(self) -> tuple[Tensor, Tensor]:
+        """y and z as the coder takes them."""
+        return self.y * self.units[0], self.z * self.units[1]
 
 
 class Objective:
@@ -49,11 +60,13 @@ class Objective:
         """
         assert model.analysis is not None
         self._picture, self._lmbda = picture, lmbda
-        self._device, dtype = place_of(model.analysis)
-        self._rate = RateModel(model.stored, self._device, dtype)
+        self._device, self._dtype = place_of(model.analysis)
+        self._rate = RateModel(model.stored, self._device, self._dtype)
+        self._g_s = updatable(model.stored.sizes, self._rate.net.g_s, self._dtype)
         box = latent_box(picture.width, picture.height)
         halo = model.stored.sizes.halo
-        plain = partial(_tile, model.analysis, self._device, picture)
+        units = _powers(self._rate.y_step), _powers(self._rate.z_step)
+        plain = partial(_tile, model.analysis, picture, units)
         self.tiles = [plain(t, t.grown(halo, box)) for t in tiles(box)]
         self.canvas = torch.zeros(box.height, box.width, model.stored.sizes.M, device=self._device)
         self.weights: dict[str, Tensor] = {}
@@ -75,15 +88,14 @@ class Objective:
         rate = torch.zeros((), device=self._device)
         y_hat = self.canvas[tile.window.slices]
         if tau is not None:
-            coded = self._rate.code(tile.y, tile.z, annealed(tau, generator))
+            coded = self._rate.code(*tile.latents, annealed(tau, generator))
             rate = coded.bits / pixels
             y_hat = y_hat.clone()
             y_hat[tile.box.relative(tile.window).slices] = coded.y_hat
             self.canvas[tile.box.slices] = coded.y_hat.detach()
         if update is not None:
             rate = rate + update.bits(generator) / (self._picture.width * self._picture.height)
-        with self._rate.autocast():
-            error = self._squared_error(tile, y_hat, update)
+        error = self._squared_error(tile, y_hat, update)
         return rate, self._lmbda * error / (3 * pixels)
 
     @torch.no_grad()
@@ -105,8 +117,10 @@ class Objective:
 
     def _squared_error(self, tile: Tile, y_hat: Tensor, update: DecoderUpdate | None) -> Tensor:
         """Sum of squared errors over a tile's samples, in 8-bit steps."""
-        changed = self.weights if update is None else update.parameters()
-        x_hat = torch.func.functional_call(self._rate.net.g_s, changed, (y_hat[None],))[0]
+        weights = self.weights if update is None else update.parameters()
+        changed = {name: tensor.to(self._dtype) for name, tensor in weights.items()}
+        y_hat = y_hat[None].to(self._dtype)
+        x_hat: Tensor = torch.func.functional_call(self._g_s, changed, (y_hat,))[0]
         inside = self._inside(tile)
         x_hat = x_hat[inside.relative(tile.window.scaled(PATCH)).slices].float() + 0.5
         x_hat = x_hat.clamp(0, 1)  # as decoders do: what is beyond white is no error
@@ -117,12 +131,20 @@ class Objective:
         return error
 
 
+def _powers(steps: Tensor) -> Tensor:
+    """The nearest powers of two: units that Adam's steps suit at every rate, and exact."""
+    return steps.log2().round().exp2()
+
+
 def _tile(
-    analysis: Analysis, device: torch.device, picture: Picture, box: Box, window: Box
+    analysis: Analysis, picture: Picture, units: tuple[Tensor, Tensor], box: Box, window: Box
 ) -> Tile:
     """A tile with its plain latents."""
     seen = analysis.analyse(pixels_under(picture.rgb, window))
     y = seen[box.relative(window).slices]
     z = analysis.hyper_analyse(y[None])[0]
-    y_t, z_t = (torch.from_numpy(v.copy()).to(device) for v in (y, z))
-    return Tile(box, window, y_t.requires_grad_(), z_t.requires_grad_())
+    y_t, z_t = (
+        torch.from_numpy(v.copy()).to(unit.device) / unit
+        for v, unit in zip((y, z), units, strict=True)
+    )
+    return Tile(box, window, y_t.requires_grad_(), z_t.requires_grad_(), units)

@@ -51,11 +51,11 @@ LinearType = type[nn.Linear]
 class Block(nn.Module):
     """x + pw2(dw(act(pw1 x))), then x + f2(act(f1 x)). Residual branches start at zero."""
 
-    def __init__(self, c: int) -> None:
+    def __init__(self, c: int, linear: LinearType = nn.Linear) -> None:
         super().__init__()
-        self.pw1, self.pw2 = nn.Linear(c, c), nn.Linear(c, c)
+        self.pw1, self.pw2 = linear(c, c), linear(c, c)
         self.dw = nn.Conv2d(c, c, 3, padding=1, groups=c)
-        self.f1, self.f2 = nn.Linear(c, 2 * c), nn.Linear(2 * c, c)
+        self.f1, self.f2 = linear(c, 2 * c), linear(2 * c, c)
         for layer in (self.pw1, self.f1):
             nn.init.orthogonal_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -154,13 +154,15 @@ def analysis(s: Sizes, linear: LinearType = nn.Linear) -> nn.Sequential:
     )
 
 
-def synthesis(s: Sizes, linear: LinearType = nn.Linear) -> nn.Sequential:
-    """g_s: y_hat [B, h, w, M] -> x_hat - 0.5 [B, 16h, 16w, 3]."""
+def synthesis(
+    s: Sizes, linear: LinearType = nn.Linear, inner: LinearType = nn.Linear
+) -> nn.Sequential:
+    """g_s: y_hat [B, h, w, M] -> x_hat - 0.5 [B, 16h, 16w, 3]; `inner` is of the blocks."""
     return nn.Sequential(
         linear(s.M, s.M),
-        *[Block(s.M) for _ in range(s.nd16)],
+        *[Block(s.M, inner) for _ in range(s.nd16)],
         Up(linear, s.M, s.c8, 2),
-        *[Block(s.c8) for _ in range(s.nd8)],
+        *[Block(s.c8, inner) for _ in range(s.nd8)],
         Up(linear, s.c8, 3, 8),
     )
 

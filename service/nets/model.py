@@ -9,6 +9,7 @@ and checkpoints: g_a g_s h_a h_s head0 ctx z_mean z_idx.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,10 @@ LOG_STEP = math.log(SIGMA_MAX / SIGMA_MIN) / (LEVELS - 1)
 
 P_MIN = 1e-9
 """Probabilities are clamped here, so one symbol never costs more than 30 bits in training."""
+
+
+Choose = Callable[[int, Tensor, Tensor], Tensor]
+"""(step, means, level/8), each [4, n, M/4] -> the y_hat that later steps see."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,18 +125,28 @@ class Backbone(nn.Module):
         Levels are scales in quantiser steps, so a step of 2 lowers the level as a scale of 1/2
         would. h and w are even.
         """
-        b, h, w, _ = y.shape
-        steps = self.y_step.expand(4, 1, -1)
-        finer = by_step(steps.log() / (8 * LOG_STEP))
+        steps = by_step(self.y_step.expand(4, 1, -1))
+        finer = by_step(self.y_step.expand(4, 1, -1).log() / (8 * LOG_STEP))
+        targets, means, idx = by_step(cells(y)), [], []
+
+        def straight_through(t: int, mu: Tensor, ix: Tensor) -> Tensor:
+            means.append(mu)
+            idx.append(ix - finer[t])
+            return ste_round((targets[t] - mu) / steps[t]) * steps[t] + mu
+
+        y_hat = self.run(z_hat, straight_through)
+        mean, level = (from_cells(from_steps(x), *y.shape[:3]) for x in (means, idx))
+        return y_hat, mean, level
+
+    def run(self, z_hat: Tensor, choose: Choose) -> Tensor:
+        """Walk through the four steps: what `choose` made of each, together, [B, h, w, M]."""
         features = self.h_s(z_hat)
+        b, h, w, cp = features.shape
         firsts = [weight_and_bias(self.step(t)[0]) for t in range(1, STEPS)]
-        cp = self.sizes.cp
         reads_p = torch.cat([weight[:, :cp] for weight, _ in firsts])
         shared = F.linear(features, reads_p, torch.cat([bias for _, bias in firsts]))
         known: list[Tensor] = []
-        means: list[Tensor] = []
-        idx: list[Tensor] = []
-        for t, (y_t, step) in enumerate(zip(by_step(cells(y)), by_step(steps), strict=True)):
+        for t in range(STEPS):
             if t == 0:
                 mu, ix = head(self.head0, t, cells(features))
             else:
@@ -140,11 +155,8 @@ class Backbone(nn.Module):
                 read = from_cells(context(firsts[t - 1][0][:, cp:], t, seen), b, h, w)
                 hidden = block(shared.chunk(STEPS - 1, -1)[t - 1] + read)
                 mu, ix = head(last, t, cells(hidden))
-            known.append(ste_round((y_t - mu) / step) * step + mu)
-            means.append(mu)
-            idx.append(ix - finer[t])
-        y_hat, mean, level = (from_cells(from_steps(x), b, h, w) for x in (known, means, idx))
-        return y_hat, mean, level
+            known.append(choose(t, mu, ix))
+        return from_cells(from_steps(known), b, h, w)
 
 
 def step_masks(h: int, w: int, M: int, device: torch.device) -> Tensor:

@@ -43,17 +43,15 @@ def from_cells(x: Tensor, b: int, h: int, w: int) -> Tensor:
 
 def by_step(x: Tensor) -> tuple[Tensor, ...]:
     """[4, n, M] -> for each step the channels it codes, [4, n, M/4]."""
-    swapped = _swap(x.reshape(2, 2, x.shape[1], -1, 2, 2)).reshape(4, x.shape[1], -1, 4)
-    parts = swapped.unbind(-1)
-    return tuple(parts[XOR[t]] for t in range(STEPS))
+    parts = [at.reshape(x.shape[1], -1, STEPS).unbind(-1) for at in x.unbind()]
+    return tuple(torch.stack([parts[p][p ^ XOR[t]] for p in range(4)]) for t in range(STEPS))
 
 
 def from_steps(parts: list[Tensor]) -> Tensor:
     """The inverse of `by_step`."""
-    n = parts[0].shape[1]
-    order = [XOR.index(g) for g in range(STEPS)]
-    x = torch.stack([parts[t] for t in order], -1).reshape(2, 2, n, -1, 2, 2)
-    return _swap(x).reshape(4, n, -1)
+    apart = [part.unbind() for part in parts]
+    at = [[apart[XOR.index(p ^ g)][p] for g in range(STEPS)] for p in range(4)]
+    return torch.stack([torch.stack(groups, -1).flatten(1) for groups in at])
 
 
 def groups_of(weight: Tensor) -> tuple[Tensor, ...]:
@@ -84,12 +82,6 @@ def context(weight: Tensor, t: int, known: list[Tensor]) -> Tensor:
     rows = [torch.cat([groups[p ^ XOR[u]] for u in range(t)]) for p in range(4)]
     joined = torch.cat(known, -1)
     return torch.bmm(joined, _as(torch.stack(rows), joined))
-
-
-def _swap(x: Tensor) -> Tensor:
-    """Exchange channel groups of x [row, column, n, q, g1, g0] where row or column is odd."""
-    x = torch.stack([x[0], x[1].flip(-2)])
-    return torch.stack([x[:, 0], x[:, 1].flip(-1)], 1)
 
 
 def _as(x: Tensor, other: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from service.adapt.synthesis import updatable
 from service.codec.lowrank import PARTS
 from service.codec.tiles import Box
 from service.engine.loading import load_models
@@ -76,7 +77,7 @@ def rate_nets(stored: StoredModel, rates: Sequence[int]) -> dict[int, RateNet]:
         if lmbda is None:
             raise BadParameter(f"rate {rate} of model {stored.name} is missing or has no lmbda")
         merged = stored.at_rate(PARTS * rate)
-        g_s = float_twin(merged).g_s.requires_grad_(False)
+        g_s = updatable(merged.sizes, float_twin(merged).g_s, torch.float32)
         out[rate] = RateNet(rate, lmbda, merged.transforms, g_s)
     return out
 

@@ -194,6 +194,27 @@ def test_grey_pictures_and_alpha(loaded: LoadedModel, engine: Engine) -> None:
     assert psnr(decoded.rgb, grey) == pytest.approx(done.progress.psnr_db)
 
 
+@pytest.mark.parametrize(("planned", "made"), [(100, 61), (400, 150), (1000, 251)])
+def test_an_update_that_cannot_pay_is_given_up_early(
+    loaded: LoadedModel, planned: int, made: int
+) -> None:
+    """Where distortion counts for nothing, no update saves anything."""
+    one = job(drawing(32, 32), lmbda=1e-9, plan=Plan(planned, 4, rank=1))
+    adaptation, steps = PictureAdaptation(loaded, one), 1
+    while adaptation.advance(0).phase == "decoder":
+        steps += 1
+    assert steps == made and adaptation.progress.step == planned
+
+
+def test_an_update_has_to_come_near_what_a_ready_one_is_worth(loaded: LoadedModel) -> None:
+    adaptation = PictureAdaptation(loaded, job(drawing()))
+    state = adaptation._state
+    state.trend = adaptation._plain_distortion() - 0.03 * state.first_loss
+    assert not adaptation._hopeless(0.6)
+    state.loss_best = 0.9 * state.first_loss
+    assert adaptation._hopeless(0.6) and not adaptation._hopeless(0.5)
+
+
 @pytest.mark.parametrize("effort", [-1, 5, 2.5, True])
 def test_an_unknown_effort_is_refused(engine: Engine, photo: Picture, effort: object) -> None:
     with pytest.raises(BadParameter, match="effort"):

@@ -1,0 +1,69 @@
+"""g_s of one rate, to differentiate by its latents and by a low-rank update of its weights.
+
+The gradient of a whole weight is never made: those of the factors come from what goes into a layer
+and what comes back to it (as LoRA's do, Hu et al. 2021), though the layer multiplies by its merged
+weight, as the decoder will. Without an update only latents have gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from service.codec.sizes import Sizes
+from service.nets.backbone import synthesis
+
+
+class UpdatedLinear(nn.Linear):
+    """A Linear whose weight [N, K] already holds b·a, with gradients for a [r, K] and b [N, r].
+
+    `torch.func.functional_call` replaces weight, a and b together; rank 0 is a plain Linear.
+    """
+
+    a: Tensor
+    b: Tensor
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("a", torch.zeros(0, inputs), persistent=False)
+        self.register_buffer("b", torch.zeros(outputs, 0), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        if not len(self.a):
+            return F.linear(input, self.weight, self.bias)
+        out: Tensor = _Updated.apply(input, self.weight, self.bias, self.a, self.b)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _Updated(torch.autograd.Function):
+    """x Wᵀ + bias, where W holds b·a but has no gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, a, b)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b = ctx.saved_tensors
+        rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
+        seen = torch.cat([inputs @ a.T, inputs.new_ones(len(inputs), 1)], 1)
+        grad_b = rows.T @ seen  # and the bias beside it, which sees ones
+        grad_a = (rows @ b).T @ inputs
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        return grad_x, None, grad_b[:, -1], grad_a, grad_b[:, :-1]
+
+
+def updatable(sizes: Sizes, g_s: nn.Module, dtype: torch.dtype) -> nn.Sequential:
+    """A frozen g_s with the weights of another, in a working type, that takes updates.
+
+    Args:
+        g_s: from backbone.synthesis. dtype: of weights, and what it is to be called with.
+    """
+    out = synthesis(sizes, UpdatedLinear, UpdatedLinear)
+    out.load_state_dict(g_s.state_dict())
+    return out.requires_grad_(False).eval().to(next(g_s.parameters()).device, dtype)
