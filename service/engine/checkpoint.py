@@ -31,6 +31,7 @@ class State:
     """Where the run is; all of it goes into a checkpoint."""
 
     step: int = 0
+    taken: int = 0
     elapsed_s: float = 0.0
     done: bool = False
     bytes_before: int = 0
@@ -41,6 +42,10 @@ class State:
     first_loss: float = 0.0
     ready: str = ""
     """Name of the ready update that the stream has without one of its own, in hex; or none."""
+    last_loss: float = math.inf
+    slow: int = 0
+    spared: int = 0
+    """The loss last measured, how often running it gained little, and steps left out for it."""
 
 
 @dataclass(frozen=True, eq=False)

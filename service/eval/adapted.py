@@ -43,7 +43,7 @@ class Row:
         kind: BOTH, or LATENTS where no update of the decoder was tried.
         bytes, psnr_db: adapted. plain_bytes, plain_psnr_db: not.
         update_bytes: of `bytes`, what an update or the name of a ready one takes.
-        steps: that were planned. seconds: of all of it.
+        steps: that were taken. seconds: of all of it.
     """
 
     image: str
@@ -190,7 +190,7 @@ def _adapted(
         len(data),
         psnr_db,
         sum(n for name, n in container.describe(data).sections if name in ("update", "ready")),
-        told.total,
+        adaptation.steps_taken,
         seconds,
     )
 
@@ -218,6 +218,7 @@ def _gain(
         "with_update": sum(r.update_bytes > 0 for r in rows) / len(rows),
         "seconds": median(r.seconds for r in rows),
         "ms_per_step": median(1000 * r.seconds / r.steps for r in rows) if rows[0].steps else None,
+        "steps": median(r.steps for r in rows),
     }
 
 

@@ -15,6 +15,7 @@ from small_model import photo_like
 
 from service.adapt.plan import Plan, plan_of
 from service.codec import container
+from service.engine import adaptation as adaptation_module
 from service.engine.adaptation import Job, PictureAdaptation
 from service.engine.engine import Engine
 from service.engine.pipeline import LoadedModel
@@ -213,6 +214,33 @@ def test_an_update_has_to_come_near_what_a_ready_one_is_worth(loaded: LoadedMode
     assert not adaptation._hopeless(0.6)
     state.loss_best = 0.9 * state.first_loss
     assert adaptation._hopeless(0.6) and not adaptation._hopeless(0.5)
+
+
+def test_where_measurements_hardly_gain_the_rest_is_shortened(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The schedule still ends, in fewer steps, and goes on exactly from a checkpoint."""
+    one = job(drawing(), plan=Plan(0, 400, latent_lr=2e-2))
+    monkeypatch.setattr(adaptation_module, "LITTLE", -math.inf)
+    whole = finished(loaded, one)
+    assert whole.steps_taken == whole.progress.step == whole.progress.total == 400
+    monkeypatch.setattr(adaptation_module, "LITTLE", math.inf)
+    short = PictureAdaptation(loaded, one)
+    temperatures = []
+    monkeypatch.setattr(
+        Plan, "temperature", lambda _, share: temperatures.append(share) or 0.5 - 0.4 * share
+    )
+    while short.steps_taken < 170:
+        short.advance(0)
+    again = PictureAdaptation(loaded, one, short.checkpoint())
+    while not (short.done and again.done):
+        short.advance(0)
+        again.advance(0)
+    # measured at 50, 100 and 150: from there on half of 250; at 250 too little is left
+    assert short.steps_taken == short.progress.step == short.progress.total == 275
+    assert again.best() == short.best() and again.progress == short.progress
+    assert max(temperatures) == pytest.approx(1, abs=0.01), "it cools to the end"
+    assert len(short.best()) <= short.progress.first_bytes * 1.1
 
 
 @pytest.mark.parametrize("effort", [-1, 5, 2.5, True])
