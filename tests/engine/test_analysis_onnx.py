@@ -50,7 +50,7 @@ def test_latents_are_those_of_torch_at_every_size(
 
 
 def test_the_shipped_backbone_has_the_same_latents_too() -> None:
-    (model,) = load_store()
+    model = load_store()[0]
     pixels = photo_like(96, 64, 1)
     torchs = TorchTransforms(model, torch.device("cpu"), torch.float32)
     y, expected = OnnxTransforms(model).analyse(pixels), torchs.analyse(pixels)

@@ -61,7 +61,7 @@ def test_every_mean_and_level_is_that_of_numpy_at_every_size(
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("spread", [3.0, 60.0, 1000.0])
 def test_the_shipped_networks_too_also_where_they_saturate(threads: int, spread: float) -> None:
-    (model,) = load_store()
+    model = load_store()[0]
     expected = EntropyModel(model.sizes, model.entropy)
     found = OnnxEntropyModel(model.sizes, model.entropy, threads)
     extremes = walked(expected, 2, (11, 14), spread)

@@ -104,7 +104,7 @@ def test_a_part_of_a_window_has_the_pixels_that_it_has_in_the_whole(
 
 
 def test_the_shipped_backbone_has_the_same_pixels_too() -> None:
-    (model,) = load_store()
+    model = load_store()[0]
     y_hat = latents(model, 7, 10)
     found = OnnxSynthesis(model, threads=1).synthesise(y_hat)
     assert (found == 0).any() and (found == 255).any(), "this test sees saturation"
