@@ -17,8 +17,9 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
     agreement service/eval/results/agreement.json, by `rankpress bench DIR --decoder … --record`
     speed     service/eval/results/train.json, by `rankpress bench train --record`
     compare   service/eval/results/compare.json, by `rankpress train compare … --out`
-    adaptation-since service/eval/results/adapted-since.json, the same with ready updates
     adaptation service/eval/results/adapted.json, written by `rankpress eval … --adapt … --record`
+    adaptation-since service/eval/results/adapted-since.json, the same with ready updates
+    adaptation-kodak service/eval/results/adapted-kodak.json, the same of photographs
     ready     service/eval/results/ready.json, by `rankpress eval … --adapt 0 … --record`
 
 A table whose file or part is missing says so. `--check` writes nothing and exits with 1 when the
@@ -69,6 +70,7 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "compare": ("compare.json", compare_table),
     "adaptation": ("adapted.json", adaptation_table),
     "adaptation-since": ("adapted-since.json", adaptation_table),
+    "adaptation-kodak": ("adapted-kodak.json", adaptation_table),
     "ready": ("ready.json", adaptation_table),
 }
 """Tables that are all of what a file holds."""

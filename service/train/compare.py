@@ -132,8 +132,6 @@ VARIANTS: Final[Mapping[str, Variant]] = {
     "SiLU": Variant(block=SmoothBlock),
     "deeper: 5 and 3 blocks": Variant(Sizes(ne8=5, nd8=5, ne16=3, nd16=3)),
     "wider: c8 = 256, 2 and 1 blocks": Variant(Sizes(c8=256, ne8=2, nd8=2, ne16=1, nd16=1)),
-    "step networks of 192": Variant(Sizes(cc=192)),
-    "320 latent channels": Variant(Sizes(M=320)),
     "other pictures mixed in": Variant(others=True),
 }
 
