@@ -14,11 +14,13 @@ from service.cli_options import CompileOption, Device, ThreadsOption
 from service.codec.sizes import Sizes
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from service.nets.model import Backbone
     from service.train.base import Progress
     from service.train.compare import Found
+    from service.train.compiling import Compile
     from service.train.cut import Cut
 
 DataArgument = Annotated[
@@ -41,6 +43,22 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `rankpress train`."""
     for command in (base, compare, export, default):
         app.command()(command)
+
+
+def prepare(threads: int, device: Device, compiled: Compile) -> tuple[torch.device, Compile]:
+    """Set torch's threads; the device to train on, and what to compile there."""
+    import torch
+
+    from service.engine.synthesis_torch import pick_device
+    from service.train.compiling import choose
+
+    if threads:
+        torch.set_num_threads(threads)
+    where = pick_device(device)
+    mode, note = choose(compiled, where)
+    if note:
+        _say(note)
+    return where, mode
 
 
 def base(
@@ -79,20 +97,13 @@ def base(
     """Train a backbone for some minutes, or go on with one; `train export` makes it a model."""
     import torch
 
-    from service.engine.synthesis_torch import pick_device
     from service.eval.machine import code_commit
     from service.train import base as training
-    from service.train.compiling import choose
     from service.train.recipe import START_CROPS, recipe_for
     from service.train.sample import Sampler
     from service.train.start import fresh, from_weights
 
-    if threads:
-        torch.set_num_threads(threads)
-    where = pick_device(device)
-    mode, note = choose(compiled, where)
-    if note:
-        _say(note)
+    where, mode = prepare(threads, device, compiled)
     recipe = recipe_for(
         run, where, lr=lr, warmup=warmup, batch=batch, crop=crop, seed=seed
     )
@@ -147,18 +158,11 @@ def compare(
 
     import torch
 
-    from service.engine.synthesis_torch import pick_device
     from service.eval.machine import this_machine
     from service.eval.report import compare_table
     from service.train import compare as comparing
-    from service.train.compiling import choose
 
-    if threads:
-        torch.set_num_threads(threads)
-    where = pick_device(device)
-    mode, note = choose(compiled, where)
-    if note:
-        _say(note)
+    where, mode = prepare(threads, device, compiled)
     scratch = out.with_suffix(".tiles")
     cut, photos = _tiles(data, scratch / "data", tile, halve)
     more, drawn = _tiles(others, scratch / "others", tile, halve)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from service.cli_base import prepare
 from service.cli_options import CompileOption, Device, StoreOption, ThreadsOption
 
 if TYPE_CHECKING:
@@ -254,18 +255,11 @@ def bench_train(
 
     import torch
 
-    from service.engine.synthesis_torch import pick_device
     from service.eval.machine import this_machine
     from service.train import throughput
-    from service.train.compiling import choose
     from service.train.recipe import CUDA_BATCH, Recipe, sizes_named
 
-    if threads:
-        torch.set_num_threads(threads)
-    where = pick_device(device)
-    mode, note = choose(compiled, where)
-    if note:
-        _say(note)
+    where, mode = prepare(threads, device, compiled)
     machine = this_machine(device)
     crops = batch or (CUDA_BATCH if where.type == "cuda" else Recipe().batch)
     recipe = Recipe(batch=crops, crop=crop)

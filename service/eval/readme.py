@@ -10,7 +10,8 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
     stages    the same file
     memory    the same file
     latency-amx service/eval/results/bench-amx.json, by `rankpress bench --record` on a CPU with AMX
-    service   the same file, when `--service` was given
+    latency-avx, stages-avx service/eval/results/bench-bf16.json, the same with AVX-512 BF16
+    service   bench.json too, when `--service` was given
     swap      service/eval/results/rates.json, written by `rankpress bench --rates --record`
     jobs      service/eval/results/jobs.json, written by `rankpress bench jobs --record`
     decoder   service/eval/results/decoder.json, written by `rankpress bench --decoder … --record`
@@ -49,6 +50,7 @@ from service.eval.report import (
     perceptual_table,
     rates_table,
     speed_table,
+    stages_table,
     trials_table,
 )
 from service.store import default_model
@@ -63,6 +65,8 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "kodak": ("kodak.json", eval_table),
     "perceptual": ("perceptual.json", perceptual_table),
     "latency-amx": ("bench-amx.json", latency_table),
+    "latency-avx": ("bench-bf16.json", latency_table),
+    "stages-avx": ("bench-bf16.json", stages_table),
     "jobs": ("jobs.json", jobs_table),
     "decoder": ("decoder.json", decoder_table),
     "agreement": ("agreement.json", agreement_table),
