@@ -99,9 +99,8 @@ def base(
 
     from service.eval.machine import code_commit
     from service.train import base as training
-    from service.train.recipe import START_CROPS, recipe_for
-    from service.train.sample import Sampler
-    from service.train.start import fresh, from_weights
+    from service.train.recipe import recipe_for
+    from service.train.start import fresh_on, from_weights
 
     where, mode = prepare(threads, device, compiled)
     recipe = recipe_for(
@@ -116,9 +115,7 @@ def base(
     def begin() -> Backbone:
         if start is not None:
             return from_weights(start, sizes)
-        torch.manual_seed(recipe.seed)
-        crops = Sampler(tiles, recipe.crop, START_CROPS).draw()
-        return fresh(sizes or Sizes(), crops, recipe.lmbda, recipe.seed)
+        return fresh_on(tiles, sizes or Sizes(), recipe)
 
     piece = training.Piece(
         minutes=minutes, decay=decay, checkpoint_s=60 * checkpoint, measure=measure, compiled=mode,

@@ -27,9 +27,9 @@ from service.nets.model import Backbone
 from service.train.compiling import Compile
 from service.train.evaluate import evaluate
 from service.train.publish import write_whole
-from service.train.recipe import START_CROPS, Decay, Recipe, learning_rate
+from service.train.recipe import Decay, Recipe, learning_rate
 from service.train.sample import Sampler
-from service.train.start import fresh
+from service.train.start import fresh_on
 from service.train.step import TrainingStep
 from service.train.throughput import kmac
 
@@ -229,9 +229,7 @@ def run_variant(
 
 def _start(variant: Variant, tiles: Tensor, recipe: Recipe) -> Backbone:
     """The variant as a transform codec, on the tiles' device."""
-    torch.manual_seed(recipe.seed)
-    crops = Sampler(tiles, recipe.crop, START_CROPS).draw()
-    model = fresh(variant.sizes, crops, recipe.lmbda, recipe.seed)
+    model = fresh_on(tiles, variant.sizes, recipe)
     if variant.block is not Block:
         for net in (model.g_a, model.g_s):
             for index, layer in enumerate(net):

@@ -25,6 +25,8 @@ from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.nets.twin import float_twin
 from service.store import load_model
 from service.train.checkpoint import has_state, read_about, read_tensors
+from service.train.recipe import START_CROPS, Recipe
+from service.train.sample import Sampler
 
 
 def fresh(sizes: Sizes, crops: Tensor, lmbda: float, seed: int) -> Backbone:
@@ -46,6 +48,13 @@ def fresh(sizes: Sizes, crops: Tensor, lmbda: float, seed: int) -> Backbone:
         model = Backbone(sizes)
     _start_as_transform(model, crops.cpu().float(), best_step(lmbda))
     return model
+
+
+def fresh_on(tiles: Tensor, sizes: Sizes, recipe: Recipe) -> Backbone:
+    """The same, whitened on crops that a recipe's seed draws from tiles [N, S, S, 3] uint8."""
+    torch.manual_seed(recipe.seed)
+    crops = Sampler(tiles, recipe.crop, START_CROPS).draw()
+    return fresh(sizes, crops, recipe.lmbda, recipe.seed)
 
 
 def best_step(lmbda: float) -> float:

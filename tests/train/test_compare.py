@@ -13,9 +13,7 @@ from small_model import photo_like
 
 from service.codec.sizes import Sizes
 from service.eval.report import compare_table
-from service.images import write_image
 from service.nets.backbone import Block
-from service.picture import Picture
 from service.train.compare import (
     VARIANTS,
     Found,
@@ -40,14 +38,6 @@ RECORD = {"machine": {"cpu": "a CPU", "cores": 2, "device": "cpu", "load": 0.0}}
 def small(variant: Variant) -> Variant:
     sizes = replace(SMALL, c8=256) if variant.sizes.c8 == 256 else SMALL
     return replace(variant, sizes=sizes, recipe={**RECIPE, **variant.recipe})
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    (folder / "0.png").write_bytes(write_image(Picture(photo_like(70, 96)), "png"))
-    return folder
 
 
 def test_variants_are_measured_and_not_run_twice(tmp_path: Path, pictures: Path) -> None:

@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import Small
 from small_ladder import small_update
-from small_model import photo_like
 
 from service.errors import BadParameter
 from service.eval.report import trials_table
-from service.images import write_image
 from service.nets.backbone import Block
-from service.picture import Picture
 from service.store import load_model
 from service.stored import StoredRate
 from service.train.data import Crops
@@ -35,14 +32,6 @@ def folder(tmp_path: Path, small: Small) -> Path:
     folder = tmp_path / "store" / "small"
     write_model(folder, small.stored, small.base)
     publish_rate(folder, small_update(small.stored, 5), StoredRate(5, LADDER[5], 0.5, 30.0))
-    return folder
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    (folder / "0.png").write_bytes(write_image(Picture(photo_like(70, 96)), "png"))
     return folder
 
 
