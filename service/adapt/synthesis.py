@@ -7,6 +7,7 @@ weight, as the decoder will. Without an update only latents have gradients.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,8 +36,8 @@ class UpdatedLinear(nn.Linear):
         """[..., K] -> [..., N]."""
         if not len(self.a):
             return F.linear(input, self.weight, self.bias)
-        out: Tensor = _Updated.apply(input, self.weight, self.bias, self.a, self.b)  # type: ignore[no-untyped-call]
-        return out
+        apply: Callable[..., Tensor] = _Updated.apply  # typed in some releases of torch only
+        return apply(input, self.weight, self.bias, self.a, self.b)
 
 
 class _Updated(torch.autograd.Function):

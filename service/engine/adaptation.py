@@ -285,7 +285,7 @@ class PictureAdaptation:
         rate, distortion = self._objective.loss(tile, self._update, tau, self._generator)
         loss = rate + distortion
         self._optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._optimiser.step()
         s.step += 1
         s.taken += 1

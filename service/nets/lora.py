@@ -91,7 +91,7 @@ class RateAdapter(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RateAdapter:
         """Moves what is frozen too: the base's weights and the scales."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        nn.Module._apply(self, fn, recurse)
         self.weights = {n: fn(t) for n, t in self.weights.items()}
         self.biases = {n: fn(t) for n, t in self.biases.items()}
         self.domains = {n: d.mapped(fn) for n, d in self.domains.items()}

@@ -98,7 +98,7 @@ class MuonStep(TrainingStep):
         super().update(divisor, finite)
         for weight, grad in zip(self._matrices, grads, strict=True):
             weight.grad = None if grad is None or not finite else grad / divisor
-        self._muon.step()  # type: ignore[no-untyped-call]
+        self._muon.step()
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ class _Run:
         torch.manual_seed((self.recipe.seed * 8 + self.rate) * 10**6 + self.step)
         x = crops.batch(self.step, self.recipe.batch).to(self.device)
         loss, bpp, error = _loss(self.base, self.adapter, x, self.recipe.loss, self.lmbda)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), 1.0)
         if torch.isfinite(norm):
             self.optimiser.step()

@@ -75,7 +75,7 @@ class TrainingStep:
             self._loss = torch.compile(self._plain_loss, dynamic=False)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm_up = WARM_UP_STEPS if graph and device.type == "cuda" else -1
-        self._side = torch.cuda.Stream(device) if self._warm_up > 0 else None  # type: ignore[no-untyped-call]
+        self._side = torch.cuda.Stream(device) if self._warm_up > 0 else None
 
     def run(self, step: int, lr: float) -> None:
         """Do step number `step` (from 0); on CUDA it is only begun."""

@@ -205,7 +205,7 @@ class _Fitting:
             error = self._distortion(at_rates[rate], batch, rate).mean()
             bits = update.bits(noise)
             optimiser.zero_grad()
-            (error + recipe.price * bits).backward()  # type: ignore[no-untyped-call]
+            (error + recipe.price * bits).backward()
             optimiser.step()
             mean += (error.item() - mean) / min(step + 1, 30)
             if (step + 1) % 50 == 0 or step + 1 == steps:

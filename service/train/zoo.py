@@ -56,7 +56,7 @@ def train_adapter(
         x = crops.batch(step, recipe.batch).permute(0, 3, 1, 2).contiguous()
         loss = loss_of(adapter(x), x, recipe.lmbda)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
         optimiser.step()
         report(step, float(loss))
