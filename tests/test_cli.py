@@ -442,7 +442,8 @@ except SystemExit:
     print([name for name in heavy if name in sys.modules])
 """
 SLOW = """
-import time, service.engine.opening
+import signal, time, service.engine.opening
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 class Slow:
     def compress(self, picture, rate, tune):
         time.sleep(60)
