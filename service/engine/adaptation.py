@@ -66,10 +66,11 @@ GROWTH = 1.5
 """The most that what an update has taken off then still grows by: 1.45 is the most measured. One
 that cannot so reach what a ready update is worth is given up too."""
 
-LITTLE, SLOW = 2e-4, 2
-"""Where so many measurements running each gain less than that share of the plain loss, half of the
-steps that are left are left out: the annealing goes on, faster, for what is rounded before it has
-cooled is worth less. In steps, not in seconds, so that results do not depend on the machine."""
+LITTLE, LITTLE_FITTED, SLOW = 2e-4, 1e-3, 2
+"""Where so many measurements running each gain less than that share of the plain loss (LITTLE for
+latents, LITTLE_FITTED for the update), half of the phase's steps that are left are left out: the
+annealing goes on, faster, for what is rounded before it has cooled is worth less. In steps, not in
+seconds, so that results do not depend on the machine."""
 
 BETAS = (0.9, 0.99)
 """Of Adam."""
@@ -145,7 +146,7 @@ class PictureAdaptation:
     def progress(self) -> AdaptProgress:
         """How far it is."""
         s = self._state
-        phase = "done" if s.done else "decoder" if s.step < self._decoder_steps else "latents"
+        phase = "done" if s.done else "decoder" if self._fitting else "latents"
         return AdaptProgress(
             phase,
             s.step,
@@ -164,9 +165,14 @@ class PictureAdaptation:
         return self._state.done
 
     @property
-    def steps_taken(self) -> int:
-        """How many steps were optimised; progress also passes those that were left out."""
-        return self._state.taken
+    def _place(self) -> int:
+        """Where in the plan it is, in steps: those that were left out lie behind it too."""
+        return self._state.step + self._state.spared
+
+    @property
+    def _fitting(self) -> bool:
+        """Whether the update is being fitted to the plain latents."""
+        return self._place < self._decoder_steps
 
     def best(self) -> bytes:
         """The best stream so far."""
@@ -187,7 +193,7 @@ class PictureAdaptation:
     def checkpoint(self) -> bytes:
         """Everything needed to go on, as safetensors."""
         tensors = self._variables()
-        if len(self._tiles) > 1 or self._state.step < self._decoder_steps:
+        if len(self._tiles) > 1 or self._fitting:
             tensors["canvas"] = self._objective.canvas
         tensors["generator"] = self._generator.get_state()
         fitting = self._update is not None
@@ -262,7 +268,7 @@ class PictureAdaptation:
 
     def _new_optimiser(self) -> torch.optim.Adam:
         """Adam over what the present phase moves."""
-        plan, fitting = self._job.plan, self._state.step < self._decoder_steps
+        plan, fitting = self._job.plan, self._fitting
         groups = [] if self._update is None else self._update.groups(UPDATE_LR)
         for group in groups:
             group["lr"] *= plan.update_lr if fitting else plan.update_lr / 2
@@ -275,9 +281,7 @@ class PictureAdaptation:
 
     def _advance_one(self) -> None:
         """One step of one tile, and what is due after it."""
-        s = self._state
-        fitting = s.step < self._decoder_steps
-        share = self._share()
+        s, fitting, share = self._state, self._fitting, self._share()
         for group in self._optimiser.param_groups:
             group["lr"] = group["peak"] * decayed(share)
         tile = self._tiles[s.step % len(self._tiles)]
@@ -288,41 +292,45 @@ class PictureAdaptation:
         loss.backward()
         self._optimiser.step()
         s.step += 1
-        s.taken += 1
+        due = s.step % (MEASURE_STEPS * len(self._tiles)) == 0
         if fitting:
             now = distortion.item()
             s.trend = now if math.isinf(s.trend) else 0.9 * s.trend + 0.1 * now
             hopeless = self._hopeless(share)
-            if s.step >= self._decoder_steps or share >= 1 or hopeless:
+            if not self._fitting or share >= 1 or hopeless:
                 self._end_fitting(hopeless)
+            elif due:
+                self._hurry(s.trend, LITTLE_FITTED, self._decoder_steps)
             return
-        last = s.step + s.spared >= self._total or share >= 1
-        if last or s.step % (MEASURE_STEPS * len(self._tiles)) == 0:
+        last = self._place >= self._total or share >= 1
+        if last or due:
             found = self._measure(self._update, settle=last)
             self._keep(found)
-            self._hurry(found.loss)
+            self._hurry(found.loss, LITTLE, self._total)
         if last:
             self._end()
 
-    def _hurry(self, loss: float) -> None:
-        """Leave out half of the rest where measurements hardly gain."""
+    def _hurry(self, loss: float, little: float, end: int) -> None:
+        """Leave out half of the rest of a phase where measurements hardly gain.
+
+        Args:
+            loss: measured now. little: LITTLE of the phase. end: of the phase, in steps.
+        """
         s = self._state
-        s.slow = s.slow + 1 if s.last_loss - loss < LITTLE * s.first_loss else 0
+        s.slow = s.slow + 1 if s.last_loss - loss < little * s.first_loss else 0
         s.last_loss = loss
-        left = self._total - s.step - s.spared
+        left = end - self._place
         if s.slow >= SLOW and left > 2 * MEASURE_STEPS * len(self._tiles):
             s.spared += left // 2
             s.slow = 0
 
     def _share(self) -> float:
         """How much of the present phase is done, 0–1, by steps or by time."""
-        s, limit = self._state, self._job.max_seconds
-        fitting = s.step < self._decoder_steps
+        s, limit, fitting = self._state, self._job.max_seconds, self._fitting
         if fitting:
-            by_steps = s.step / self._decoder_steps
+            by_steps = self._place / self._decoder_steps
         else:
-            steps = self._total - self._decoder_steps
-            by_steps = (s.step + s.spared - self._decoder_steps) / steps
+            by_steps = (self._place - self._decoder_steps) / (self._total - self._decoder_steps)
         if limit is None:
             return by_steps
         third = limit / 3 if self._decoder_steps else 0.0
@@ -348,7 +356,8 @@ class PictureAdaptation:
     def _end_fitting(self, hopeless: bool) -> None:
         """Prune what was fitted, and drop it if nothing is left or a ready update is better."""
         s, update = self._state, self._update
-        s.step = self._decoder_steps
+        s.spared = self._decoder_steps - s.step
+        s.last_loss, s.slow = math.inf, 0
         assert update is not None
         if not hopeless:
             self._prune(update)
@@ -367,6 +376,7 @@ class PictureAdaptation:
         if self._update is not None:
             self._prune(self._update)
             self._keep(self._measure(self._update))
+        self._state.spared = self._total - self._state.step
         self._state.done = True
 
     def _use_ready(self) -> None:

@@ -31,7 +31,6 @@ class State:
     """Where the run is; all of it goes into a checkpoint."""
 
     step: int = 0
-    taken: int = 0
     elapsed_s: float = 0.0
     done: bool = False
     bytes_before: int = 0
@@ -45,7 +44,7 @@ class State:
     last_loss: float = math.inf
     slow: int = 0
     spared: int = 0
-    """The loss last measured, how often running it gained little, and steps left out for it."""
+    """The loss last measured, how often running it gained little, and steps left out."""
 
 
 @dataclass(frozen=True, eq=False)

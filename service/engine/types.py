@@ -185,11 +185,6 @@ class Adaptation(Protocol):
         """Whether there is nothing left to do."""
         ...
 
-    @property
-    def steps_taken(self) -> int:
-        """How many steps were optimised; progress also passes those that were left out."""
-        ...
-
     def advance(self, seconds: float) -> AdaptProgress:
         """Optimise for about that long."""
         ...

@@ -190,7 +190,7 @@ def _adapted(
         len(data),
         psnr_db,
         sum(n for name, n in container.describe(data).sections if name in ("update", "ready")),
-        adaptation.steps_taken,
+        told.step,
         seconds,
     )
 

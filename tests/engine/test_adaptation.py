@@ -195,7 +195,7 @@ def test_grey_pictures_and_alpha(loaded: LoadedModel, engine: Engine) -> None:
     assert psnr(decoded.rgb, grey) == pytest.approx(done.progress.psnr_db)
 
 
-@pytest.mark.parametrize(("planned", "made"), [(100, 61), (400, 150), (1000, 251)])
+@pytest.mark.parametrize(("planned", "made"), [(100, 61), (400, 150), (1000, 151)])
 def test_an_update_that_cannot_pay_is_given_up_early(
     loaded: LoadedModel, planned: int, made: int
 ) -> None:
@@ -204,7 +204,7 @@ def test_an_update_that_cannot_pay_is_given_up_early(
     adaptation, steps = PictureAdaptation(loaded, one), 1
     while adaptation.advance(0).phase == "decoder":
         steps += 1
-    assert steps == made and adaptation.progress.step == planned
+    assert steps == made == adaptation.progress.step and adaptation.progress.total == made + 4
 
 
 def test_an_update_has_to_come_near_what_a_ready_one_is_worth(loaded: LoadedModel) -> None:
@@ -223,24 +223,44 @@ def test_where_measurements_hardly_gain_the_rest_is_shortened(
     one = job(drawing(), plan=Plan(0, 400, latent_lr=2e-2))
     monkeypatch.setattr(adaptation_module, "LITTLE", -math.inf)
     whole = finished(loaded, one)
-    assert whole.steps_taken == whole.progress.step == whole.progress.total == 400
+    assert whole.progress.step == whole.progress.total == 400
     monkeypatch.setattr(adaptation_module, "LITTLE", math.inf)
     short = PictureAdaptation(loaded, one)
     temperatures = []
     monkeypatch.setattr(
         Plan, "temperature", lambda _, share: temperatures.append(share) or 0.5 - 0.4 * share
     )
-    while short.steps_taken < 170:
+    while short.progress.step < 170:
         short.advance(0)
     again = PictureAdaptation(loaded, one, short.checkpoint())
     while not (short.done and again.done):
         short.advance(0)
         again.advance(0)
     # measured at 50, 100 and 150: from there on half of 250; at 250 too little is left
-    assert short.steps_taken == short.progress.step == short.progress.total == 275
+    assert short.progress.step == short.progress.total == 275
     assert again.best() == short.best() and again.progress == short.progress
     assert max(temperatures) == pytest.approx(1, abs=0.01), "it cools to the end"
     assert len(short.best()) <= short.progress.first_bytes * 1.1
+
+
+def test_an_update_that_hardly_gains_is_fitted_in_fewer_steps(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PictureAdaptation, "_hopeless", lambda *_: False)
+    shares = []
+    decayed = adaptation_module.decayed
+    monkeypatch.setattr(
+        adaptation_module, "decayed", lambda share: shares.append(share) or decayed(share)
+    )
+    for little, fitted in ((-math.inf, 400), (math.inf, 275)):
+        monkeypatch.setattr(adaptation_module, "LITTLE_FITTED", little)
+        short = PictureAdaptation(loaded, job(drawing(), plan=Plan(400, 4, rank=1)))
+        while short.advance(0).phase == "decoder":
+            pass
+        assert short.progress.step == fitted and short.progress.total == fitted + 4
+        assert max(shares) == pytest.approx(1, abs=0.01)
+        shares.clear()
+        assert short.advance(math.inf).step == fitted + 4
 
 
 @pytest.mark.parametrize("effort", [-1, 5, 2.5, True])
