@@ -77,18 +77,21 @@ class DecoderUpdate:
         rank: int,
         generator: torch.Generator,
         device: torch.device,
+        added_to: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         """Start as no update at all.
 
         Args:
             transforms: of the model, merged for the rate. rank: rank-1 pieces of a layer.
             generator: of the factors A, on the CPU. device: where to optimise.
+            added_to: weights of g_s with a ready update in, that this one is added to; units are
+                those of `transforms` all the same.
         """
         self.layers: dict[str, _Layer] = {}
         self.tensors: dict[str, Tensor] = {}
         names = sorted(n for n in transforms if n.startswith(NET) and n.endswith(".weight"))
         for name in (n.removesuffix(".weight") for n in names):
-            self.layers[name] = layer = _layer(transforms, name, device)
+            self.layers[name] = layer = _layer(transforms, name, device, added_to)
             start = {"bias": torch.zeros(len(layer.rows))}
             if layer.weight.ndim == 2:
                 a = torch.randn(rank, len(layer.columns), generator=generator) * A_SPREAD
@@ -204,11 +207,17 @@ class DecoderUpdate:
         return _whole(self.tensors[name], exponent).astype(np.int8)
 
 
-def _layer(transforms: Mapping[str, NDArray[Any]], name: str, device: torch.device) -> _Layer:
-    weight = transforms[f"{name}.weight"].astype(np.float32)
-    bias = transforms[f"{name}.bias"].astype(np.float32)
-    rows, columns = layer_scales(weight)
-    exponent = round(float(np.log2(np.sqrt(weight[0].size) / BIAS_STEPS)))
+def _layer(
+    transforms: Mapping[str, NDArray[Any]],
+    name: str,
+    device: torch.device,
+    added_to: Mapping[str, NDArray[Any]] | None = None,
+) -> _Layer:
+    units = transforms[f"{name}.weight"].astype(np.float32)
+    start = transforms if added_to is None else added_to
+    weight, bias = (start[f"{name}.{part}"].astype(np.float32) for part in ("weight", "bias"))
+    rows, columns = layer_scales(units)
+    exponent = round(float(np.log2(np.sqrt(units[0].size) / BIAS_STEPS)))
     weight_t, bias_t, rows_t, columns_t = (
         torch.from_numpy(x).to(device) for x in (weight, bias, rows, columns)
     )

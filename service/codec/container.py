@@ -97,8 +97,8 @@ class Stream:
         alpha: packed alpha plane (alpha.py), None when opaque.
         icc: ICC profile. exif: Exif block.
         update: coded update of g_s for this picture (model_stream.py), None without one.
-        ready: READY_BYTES that name an update of g_s in the model's store instead, or None; a
-            stream has one or the other.
+        ready: READY_BYTES that name an update of g_s in the model's store, or None; where a
+            stream has both, they are added.
     """
 
     header: Header
@@ -224,9 +224,9 @@ def write_stream(stream: Stream) -> bytes:
 
     Raises:
         BadParameter: metadata larger than a reader accepts.
-        BadStream: a ready update besides one of its own, or named by other than READY_BYTES.
+        BadStream: a ready update that is named by other than READY_BYTES.
     """
-    _check_updates(stream.update, stream.ready)
+    _check_ready(stream.ready)
     parts = [MAGIC, bytes([VERSION])]
     parts += [f.write(getattr(stream.header, f.name)) for f in HEADER]
     sections = [(Section.LATENTS, _join_tiles(stream.tiles))]
@@ -311,18 +311,14 @@ def _read_sections(data: bytes) -> tuple[Header, dict[int, bytes]]:
         sections[kind] = payload
     if Section.LATENTS not in sections:
         raise BadStream("the stream has no latents section")
-    _check_updates(sections.get(Section.UPDATE), sections.get(Section.READY))
+    _check_ready(sections.get(Section.READY))
     return header, sections
 
 
-def _check_updates(update: bytes | None, ready: bytes | None) -> None:
-    """Raise BadStream unless there is at most one update, and a ready one is named rightly."""
-    if ready is None:
-        return
-    if len(ready) != READY_BYTES:
+def _check_ready(ready: bytes | None) -> None:
+    """Raise BadStream unless a ready update is named rightly."""
+    if ready is not None and len(ready) != READY_BYTES:
         raise BadStream(f"a ready update is named by {len(ready)} bytes, expected {READY_BYTES}")
-    if update is not None:
-        raise BadStream("the stream has an update of its own and names a ready one")
 
 
 def _crc(body: bytes) -> int:

@@ -3,12 +3,12 @@
 First the store's ready updates of g_s are tried, and the best is named if that pays: all there is
 to do without steps (effort 0), the one-step mode of "Dynamic Low-Rank Instance Adaptation".
 
-Then two phases. An update of g_s is fitted to the plain latents, and pruned: where it pays it moves
-the decoder further than latents can, and where it does not, that is soon known. Then the latents
-are annealed, the update with them, or through the ready one where that is worth more. What is
-optimised are floats; what counts is measured: at fixed steps the picture is coded by the exact
-path, decoded, and kept if R + lmbda·D over real bytes and real 8-bit pixels is the lowest so far.
-The plain stream is where it starts, so the answer is never worse, nor worse than with no steps.
+Then two phases. An update of g_s, on top of the ready one, is fitted to the plain latents, and
+pruned: where it pays it moves the decoder further than latents can, and where it does not, that is
+soon known. Then the latents are annealed, and the update with them. What is optimised are floats;
+what counts is measured: at fixed steps the picture is coded by the exact path, decoded, and kept if
+R + lmbda·D over real bytes and real 8-bit pixels is the lowest so far. The plain stream is where it
+starts, so the answer is never worse, nor worse than with no steps.
 
 Pictures larger than a tile are worked on tile by tile, in turn, so memory beyond their latents is
 bounded; each step sees its neighbours' latents as they are.
@@ -18,12 +18,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.adapt.decoder import NET, DecoderUpdate, LearningRates
@@ -61,10 +64,6 @@ EARLY, EARLY_STEPS, EARLY_MARGIN = 0.25, 150, 0.005
 
 At 160 steps on 256x256, rates 2 and 6, what in the end took 1.7 % or more off had taken 1.8 % off
 by the sixtieth, and photographs nothing."""
-
-GROWTH = 1.5
-"""The most that what an update has taken off then still grows by: 1.45 is the most measured. One
-that cannot so reach what a ready update is worth is given up too."""
 
 LITTLE, LITTLE_FITTED, SLOW = 2e-4, 1e-3, 2
 """Where so many measurements running each gain less than that share of the plain loss (LITTLE for
@@ -129,10 +128,7 @@ class PictureAdaptation:
         self._pixels = job.picture.width * job.picture.height
         self._shapes = layer_shapes(stored.synthesis)
         self._generator = torch.Generator(self._device).manual_seed(job.seed)
-        on_cpu = torch.Generator().manual_seed(job.seed)
-        self._update: DecoderUpdate | None = DecoderUpdate(
-            stored.transforms, job.plan.rank, on_cpu, self._device
-        )
+        self._update: DecoderUpdate | None = None
         self._state = State()
         self._decoder_steps = job.plan.decoder_steps * len(self._tiles)
         self._total = job.plan.total * len(self._tiles)
@@ -206,12 +202,12 @@ class PictureAdaptation:
         s, self._best = self._state, plain.data
         s.bytes_before, s.psnr_before, s.psnr_best = len(plain.data), plain.psnr_db, plain.psnr_db
         s.loss_best = s.first_loss = plain.loss
-        if not self._decoder_steps:
-            self._update = None
-        self._optimiser = self._new_optimiser()
         s.done = self._total == 0
         if s.done or self._decoder_steps:
             self._try_ready(plain)
+        if self._decoder_steps:
+            self._update = self._new_update()
+        self._optimiser = self._new_optimiser()
 
     def _try_ready(self, plain: Measured) -> None:
         """Keep the store's ready update that gains most, if one pays for being named."""
@@ -230,12 +226,13 @@ class PictureAdaptation:
     def _resume(self, data: bytes) -> None:
         found = read_checkpoint(data, self._digest)
         self._state = found.state
-        if not found.with_update:
-            self._update = None
-        self._optimiser = self._new_optimiser()
         try:
+            if found.with_update:
+                self._update = self._new_update()
+            else:
+                self._use_ready()
+            self._optimiser = self._new_optimiser()
             self._load(found)
-            self._use_ready()
         except (UnknownUpdate, *DAMAGED) as error:
             raise damaged(error) from error
 
@@ -265,6 +262,18 @@ class PictureAdaptation:
         if self._update is not None:
             out |= {f"update.{name}": t for name, t in self._update.tensors.items()}
         return out
+
+    def _new_update(self) -> DecoderUpdate:
+        """No update yet, to be added to the ready one if there is one."""
+        on_cpu = torch.Generator().manual_seed(self._job.seed)
+        transforms, rank = self._model.stored.transforms, self._job.plan.rank
+        return DecoderUpdate(transforms, rank, on_cpu, self._device, self._with_ready())
+
+    def _with_ready(self) -> Mapping[str, NDArray[Any]] | None:
+        """Weights of g_s with the ready update that the stream names, None where it names none."""
+        if not self._state.ready:
+            return None
+        return ready_weights(self._model, bytes.fromhex(self._state.ready))
 
     def _new_optimiser(self) -> torch.optim.Adam:
         """Adam over what the present phase moves."""
@@ -340,35 +349,30 @@ class PictureAdaptation:
     def _hopeless(self, share: float) -> bool:
         """Whether an update that stands where it does at that share of the steps cannot pay."""
         s = self._state
-        saved = self._plain_distortion() - s.trend
         bar = -math.inf
         if share >= GIVE_UP:
-            bar = max(MARGIN * s.first_loss, (s.first_loss - s.loss_best) / GROWTH)
+            bar = MARGIN * s.first_loss
         elif share >= EARLY and s.step >= EARLY_STEPS * len(self._tiles):
             bar = EARLY_MARGIN * s.first_loss
-        return saved < bar
+        return self._distortion_before() - s.trend < bar
 
-    def _plain_distortion(self) -> float:
-        """lmbda·D of the plain stream."""
-        bits = 8 * self._state.bytes_before
-        return self._state.first_loss - bits / self._pixels
+    def _distortion_before(self) -> float:
+        """lmbda·D of the best stream: while an update is fitted, one without."""
+        return self._state.loss_best - 8 * len(self._best) / self._pixels
 
     def _end_fitting(self, hopeless: bool) -> None:
-        """Prune what was fitted, and drop it if nothing is left or a ready update is better."""
+        """Prune what was fitted, and drop it if nothing is left."""
         s, update = self._state, self._update
         s.spared = self._decoder_steps - s.step
         s.last_loss, s.slow = math.inf, 0
         assert update is not None
         if not hopeless:
             self._prune(update)
-        fitted = None
-        if not hopeless and update.update().layers:
-            fitted = self._measure(update)
-        if fitted is None or (s.ready and fitted.loss >= s.loss_best):
+        if hopeless or not update.update().layers:
             self._update = None
             self._use_ready()
         else:
-            self._keep(fitted)
+            self._keep(self._measure(update))
         self._optimiser = self._new_optimiser()
 
     def _end(self) -> None:
@@ -380,13 +384,12 @@ class PictureAdaptation:
         self._state.done = True
 
     def _use_ready(self) -> None:
-        """Take the ready update for what latents are seen through, if there is no other."""
-        if self._update is None and self._state.ready:
-            merged = ready_weights(self._model, bytes.fromhex(self._state.ready))
-            self._objective.weights = {
-                name.removeprefix(NET): torch.from_numpy(tensor).to(self._device)
-                for name, tensor in merged.items()
-            }
+        """See latents through the ready update, if there is one, and no other."""
+        merged = self._with_ready() or {}
+        self._objective.weights = {
+            name.removeprefix(NET): torch.from_numpy(tensor).to(self._device)
+            for name, tensor in merged.items()
+        }
 
     def _prune(self, update: DecoderUpdate) -> None:
         """Close the gates that do not pay."""
@@ -410,7 +413,7 @@ class PictureAdaptation:
         if found is not None and found.layers:
             payload = write_update(found, self._shapes, model.coder.tables)
             stream = replace(stream, update=payload)
-        elif update is None and self._state.ready:
+        if self._state.ready:
             stream = replace(stream, ready=bytes.fromhex(self._state.ready))
         return measure(model, job.picture, job.lmbda, stream, coded.y_hat)
 

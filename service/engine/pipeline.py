@@ -157,7 +157,7 @@ def whole_cells(y: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:
-    """The model with the update of g_s that a stream brings or names put in afresh.
+    """The model with the updates of g_s that a stream brings and names put in afresh.
 
     `model` is not changed.
 
@@ -166,12 +166,12 @@ def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:
         UnknownUpdate: the stream names one that is not in the store.
         UnsupportedStream: the model was made ready without what updates need.
     """
-    update = _update_of(model, stream)
-    if update is None:
+    updates = _updates_of(model, stream)
+    if not updates:
         return model
     if model.build_synthesis is None:
         raise UnsupportedStream("this decoder does not take updates of the decoder's weights")
-    transforms = _merged(model, update)
+    transforms = _merged(model, updates)
     return replace(
         model, synthesis=model.build_synthesis(replace(model.stored, transforms=transforms))
     )
@@ -183,22 +183,23 @@ def ready_weights(model: LoadedModel, reference: bytes) -> Tensors:
     Raises:
         UnknownUpdate: it is not in the store.
     """
-    return _merged(model, model.stored.ready_update(reference, model.coder.tables))
+    return _merged(model, [model.stored.ready_update(reference, model.coder.tables)])
 
 
-def _update_of(model: LoadedModel, stream: container.Stream) -> Update | None:
-    """The update that a stream brings or names, None where it does neither."""
+def _updates_of(model: LoadedModel, stream: container.Stream) -> list[Update]:
+    """The updates that a stream names and brings, if any."""
+    updates = []
     if stream.ready is not None:
-        return model.stored.ready_update(stream.ready, model.coder.tables)
+        updates.append(model.stored.ready_update(stream.ready, model.coder.tables))
     if stream.update is not None:
         shapes = layer_shapes(model.stored.synthesis)
-        return read_update(stream.update, shapes, model.coder.tables)
-    return None
+        updates.append(read_update(stream.update, shapes, model.coder.tables))
+    return updates
 
 
-def _merged(model: LoadedModel, update: Update) -> Tensors:
-    """The weights of g_s with an update put in."""
-    return merge_transforms(model.stored.synthesis, [Share(update, PARTS)])
+def _merged(model: LoadedModel, updates: Sequence[Update]) -> Tensors:
+    """The weights of g_s with updates put in, all in units of its weights without any."""
+    return merge_transforms(model.stored.synthesis, [Share(u, PARTS) for u in updates])
 
 
 def decode_latents(model: LoadedModel, stream: container.Stream, want: Box) -> Latents:

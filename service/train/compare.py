@@ -27,7 +27,7 @@ from service.nets.model import Backbone
 from service.train.compiling import Compile
 from service.train.evaluate import evaluate
 from service.train.publish import write_whole
-from service.train.recipe import SIZES, Decay, Recipe, learning_rate
+from service.train.recipe import NAMED_SIZES, Decay, Recipe, learning_rate
 from service.train.sample import Sampler
 from service.train.start import fresh_on
 from service.train.step import TrainingStep
@@ -133,7 +133,7 @@ VARIANTS: Final[Mapping[str, Variant]] = {
     "deeper: 5 and 3 blocks": Variant(Sizes(ne8=5, nd8=5, ne16=3, nd16=3)),
     "wider: c8 = 256, 2 and 1 blocks": Variant(Sizes(c8=256, ne8=2, nd8=2, ne16=1, nd16=1)),
     "other pictures mixed in": Variant(others=True),
-    "base, learning rate 2e-4": Variant(SIZES["base"], {"lr": 2e-4}),
+    "base, learning rate 2e-4": Variant(NAMED_SIZES["base"], {"lr": 2e-4}),
 }
 
 

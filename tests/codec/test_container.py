@@ -184,7 +184,7 @@ def test_unknown_sections_are_skipped_when_optional_and_refused_when_critical() 
             read_stream(stream_of(latents, (kind, b"")))
 
 
-def test_a_ready_update_is_named_by_four_bytes_and_stands_alone() -> None:
+def test_a_ready_update_is_named_by_four_bytes() -> None:
     latents, own = (int(Section.LATENTS), b"abcd"), (int(Section.UPDATE), b"update")
     named = stream_of(latents, (int(Section.READY), b"\xca\xfe\0\1"))
     assert int(Section.READY) % 2 == 0, "a decoder that does not know it must refuse the stream"
@@ -195,10 +195,11 @@ def test_a_ready_update_is_named_by_four_bytes_and_stands_alone() -> None:
         for wrong in (b"", b"abc", b"abcde"):
             with pytest.raises(BadStream, match=f"named by {len(wrong)} bytes, expected 4"):
                 read(stream_of(latents, (int(Section.READY), wrong)))
-        with pytest.raises(BadStream, match="an update of its own and names a ready one"):
-            read(stream_of(latents, (int(Section.READY), b"abcd"), own))
-    with pytest.raises(BadStream, match="names a ready one"):
-        write_stream(replace(PLAIN, update=b"update", ready=b"abcd"))
+    with pytest.raises(BadStream, match="named by 3 bytes"):
+        write_stream(replace(PLAIN, ready=b"abc"))
+    both = read_stream(stream_of(latents, (int(Section.READY), b"abcd"), own))
+    assert (both.update, both.ready) == (b"update", b"abcd")
+    assert write_stream(both) == stream_of(latents, own, (int(Section.READY), b"abcd"))
 
 
 def test_sections_come_in_any_order_but_only_once() -> None:

@@ -207,15 +207,6 @@ def test_an_update_that_cannot_pay_is_given_up_early(
     assert steps == made == adaptation.progress.step and adaptation.progress.total == made + 4
 
 
-def test_an_update_has_to_come_near_what_a_ready_one_is_worth(loaded: LoadedModel) -> None:
-    adaptation = PictureAdaptation(loaded, job(drawing()))
-    state = adaptation._state
-    state.trend = adaptation._plain_distortion() - 0.03 * state.first_loss
-    assert not adaptation._hopeless(0.6)
-    state.loss_best = 0.9 * state.first_loss
-    assert adaptation._hopeless(0.6) and not adaptation._hopeless(0.5)
-
-
 def test_where_measurements_hardly_gain_the_rest_is_shortened(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

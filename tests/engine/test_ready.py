@@ -14,6 +14,9 @@ from small_model import decode_only, photo_like
 
 from service.adapt.plan import Plan, plan_of
 from service.codec import container
+from service.codec.coder import Tables
+from service.codec.lowrank import PARTS, Share, merge_transforms
+from service.codec.model_stream import read_update
 from service.engine.adaptation import Job, PictureAdaptation
 from service.engine.engine import Engine
 from service.engine.light import load_light
@@ -21,7 +24,7 @@ from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel
 from service.errors import BadParameter, BadStream, UnknownModel, UnknownUpdate, UnsupportedStream
 from service.picture import Picture, Region
-from service.stored import StoredModel, StoredUpdate
+from service.stored import StoredModel, StoredUpdate, layer_shapes
 
 LMBDA = 0.05
 
@@ -208,15 +211,54 @@ def test_latents_are_annealed_through_the_ready_update_where_it_is_better(
     assert losses[0] < 0.998 * losses[1] and losses[0] < 0.95 * losses[2]
 
 
-def test_an_update_of_the_picture_s_own_takes_its_place_where_that_is_better(
-    stored: StoredModel
-) -> None:
-    """The update for other pictures pays, but not as one that is fitted to this one does."""
+@pytest.fixture(scope="module")
+def both(stored: StoredModel) -> tuple[StoredModel, bytes]:
+    """A stream with an update of its own on top of one for other pictures, and what decodes it."""
     other = replace(stored, updates=stored.updates[:1])
     (model,) = load_models((other,), "cpu", torch.float32)
     assert container.read_stream(quick(model, drawing()).best()).ready is not None
-    stream = container.read_stream(steps_of(model, Plan(120, 5, rank=1)).best())
-    assert stream.update is not None and stream.ready is None
+    done = steps_of(model, Plan(120, 5, rank=1))
+    told, picture = done.progress, drawing()
+    alone = steps_of(model, Plan(0, 5, rank=1)).progress, quick(model, picture).progress
+    assert told.psnr_db > max(one.psnr_db for one in alone) + 0.3
+    decoded = Engine((model,)).decompress(done.best()).picture.rgb
+    assert psnr(decoded, picture.rgb) == pytest.approx(told.psnr_db)
+    return other, done.best()
+
+
+def test_an_update_of_the_picture_s_own_is_added_to_a_ready_one(
+    both: tuple[StoredModel, bytes]
+) -> None:
+    """Every decoder adds them, in units of the weights without either."""
+    stored, data = both
+    stream = container.read_stream(data)
+    assert stream.update is not None and stream.ready == stored.updates[0].reference
+    tables, shapes = Tables(stored.entropy["tables"]), layer_shapes(stored.synthesis)
+    total = {name: tensor.astype(np.float64) for name, tensor in stored.synthesis.items()}
+    for payload in (stream.update, stored.updates[0].data):
+        share = Share(read_update(payload, shapes, tables), PARTS)
+        for name, tensor in merge_transforms(stored.synthesis, [share]).items():
+            total[name] += tensor.astype(np.float64) - stored.synthesis[name]
+    sums = {name: tensor.astype(np.float32) for name, tensor in total.items()}
+    added = replace(stored, transforms={**stored.transforms, **sums})
+    bare = container.write_stream(replace(stream, update=None, ready=None))
+    expected = Engine(load_models((added,), "cpu", torch.float32)).decompress(bare)
+    decoders = load_models((stored,), "cpu", torch.float32), load_light((stored,), 1)
+    for decoder in (*decoders, (decode_only(stored),)):
+        rgb = Engine(decoder).decompress(data).picture.rgb
+        assert np.abs(rgb.astype(int) - expected.picture.rgb).max() <= 1
+
+
+def test_a_run_with_both_updates_goes_on_from_a_checkpoint(
+    both: tuple[StoredModel, bytes]
+) -> None:
+    (model,) = load_models((both[0],), "cpu", torch.float32)
+    plan = Plan(120, 5, rank=1)
+    for steps in (60, 122):
+        cut = steps_of(model, plan, steps)
+        again = PictureAdaptation(model, Job(drawing(), 64, LMBDA, plan), cut.checkpoint())
+        again.advance(math.inf)
+        assert again.best() == both[1]
 
 
 def test_latents_alone_leave_the_decoder_as_it_is(ready: LoadedModel) -> None:
