@@ -216,6 +216,7 @@ def _gain(
         "gain_db": fmean(r.psnr_db - r.plain_psnr_db for r in rows),
         "update_share": sum(r.update_bytes for r in rows) / sum(r.bytes for r in rows),
         "with_update": sum(r.update_bytes > 0 for r in rows) / len(rows),
+        "with_own": sum(r.update_bytes > container.READY_BYTES for r in rows) / len(rows),
         "seconds": median(r.seconds for r in rows),
         "ms_per_step": median(1000 * r.seconds / r.steps for r in rows) if rows[0].steps else None,
         "steps": median(r.steps for r in rows),

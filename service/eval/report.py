@@ -315,12 +315,13 @@ def adaptation_table(summary: Result) -> str:
                 f"{g['bytes_percent']:+.1f} %",
                 f"{round(g['gain_db'], 2) + 0:+.2f}",  # + 0: no -0.00
                 f"{100 * g['update_share']:.1f} %",
+                _streams(g["with_own"]) if g["effort"] else "-",
                 f"{g['seconds']:.0f}",
                 "-" if g["ms_per_step"] is None else _ms(g["ms_per_step"]),
             ]
         )
     head = ["domain, pictures", "effort", "adapted", "BD-rate", "R + lmbda·D", "bytes"]
-    head += ["dB", "update, of bytes", "s", "ms a step"]
+    head += ["dB", "update, of bytes", "own, of streams", "s", "ms a step"]
     rates = ", ".join(f"{r:g}" for r in summary["rates"])
     return f"Rates {rates}, {_machine(summary)}\n\n" + table(head, rows)
 
@@ -328,8 +329,12 @@ def adaptation_table(summary: Result) -> str:
 def _adapted(gain: Result) -> str:
     """What a row of gains adapted."""
     if gain["effort"] == 0:
-        return f"ready update, in {100 * gain['with_update']:.0f} % of streams"
+        return f"ready update, in {_streams(gain['with_update'])} of streams"
     return "latents and decoder" if gain["kind"] == "both" else "latents alone"
+
+
+def _streams(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _versus(entry: Result | None) -> str:

@@ -146,4 +146,5 @@ def test_from_the_command_line_to_a_stream_and_back(
     rankpress("eval", str(folders[0]), "--adapt", "0", "--rates", "4", "--out", "out", *store[:2])
     (gain,) = json.loads(Path("out/adapted.json").read_text())["gains"]
     assert (gain["effort"], gain["images"], gain["with_update"]) == (0, 2, 1.0)
+    assert gain["with_own"] == 0
     assert gain["loss_percent"] < 0 and gain["ms_per_step"] is None
