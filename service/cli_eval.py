@@ -188,7 +188,7 @@ def bench(
         _bench_decoder(folder, rate, store, threads, record)
         return
     from service.eval import bench as benchmark
-    from service.eval.report import bench_tables
+    from service.eval.report_bench import bench_tables
     from service.eval.run import to_json
 
     wanted = benchmark.Wanted(rate, device, threads, store, large, service, memory, rates)
@@ -204,7 +204,7 @@ def _bench_decoder(
 ) -> None:
     """Measure the light decoder, or compare its pixels over a folder with torch's."""
     from service.eval import decoder as benchmark
-    from service.eval.report import agreement_table, decoder_table
+    from service.eval.report_bench import agreement_table, decoder_table
     from service.eval.run import to_json
 
     if folder is None:
@@ -227,7 +227,7 @@ def bench_jobs(
 ) -> None:
     """Measure what a job costs the requests beside it; a table, then one line of JSON."""
     from service.eval.beside import beside_a_job
-    from service.eval.report import jobs_table
+    from service.eval.report_bench import jobs_table
     from service.eval.run import to_json
 
     text = to_json(beside_a_job(rate, device, threads, store, _say))

@@ -38,21 +38,23 @@ from typing import Any, Final
 
 from service.errors import BadParameter
 from service.eval.report import (
-    Result,
     adaptation_table,
-    agreement_table,
-    bench_tables,
     compare_table,
-    decoder_table,
     eval_table,
-    jobs_table,
-    latency_table,
     perceptual_table,
     rates_table,
-    speed_table,
-    stages_table,
     trials_table,
 )
+from service.eval.report_bench import (
+    agreement_table,
+    bench_tables,
+    decoder_table,
+    jobs_table,
+    latency_table,
+    speed_table,
+    stages_table,
+)
+from service.eval.tables import Result
 from service.store import default_model
 
 RESULTS: Final = Path(__file__).parent / "results"

@@ -1,27 +1,14 @@
-"""Results as Markdown tables, for the terminal and for the README."""
+"""What codecs, models and training measured as Markdown tables, for the terminal and the README."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from service.codec.container import PSNR, TUNES
 from service.eval.rows import OURS, our_name
+from service.eval.tables import Result, machine_words, ms, table
 
-Result = Mapping[str, Any]
 TITLES: Final = {"psnr_db": "PSNR", "ms_ssim": "MS-SSIM", "ssimulacra2": "SSIMULACRA 2"}
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, columns padded so that it reads as text too; numbers to the right."""
-    widths = [max(2, *(len(str(r[i])) for r in (head, *rows))) for i in range(len(head))]
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    lines = [head, rule, *rows]
-    return "\n".join(
-        "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w)
-                          for i, (c, w) in enumerate(zip(line, widths, strict=True))) + " |"
-        for line in lines
-    )  # fmt: skip
 
 
 def eval_table(summary: Result) -> str:
@@ -95,7 +82,7 @@ def compare_table(result: Result) -> str:
     first = next(iter(found.values()))
     rows = [
         [name, str(f["steps"]), f"{f['parameters'] / 1e6:.1f} M", f"{f['kmac_per_pixel']:.1f}",
-         _ms(f["decode_ms"]), f"{f['train_s']:.0f}",
+         ms(f["decode_ms"]), f"{f['train_s']:.0f}",
          *(f"{mine:.4f} ({mine / its - 1:+.1%})"
            for mine, its in zip(f["loss"], first["loss"], strict=True))]
         for name, f in found.items()
@@ -103,153 +90,7 @@ def compare_table(result: Result) -> str:
     head = [f"{result['pixels'] / 1e6:.0f} Mpixel from the transform start", "steps", "parameters",
             "g_s kMAC/pixel", "g_s ms", "training s",
             *(f"loss, {name}" for name in result["measured"])]  # fmt: skip
-    return table(head, rows) + f"\n\n{_machine(result)}"
-
-
-def speed_table(result: Result) -> str:
-    """What `rankpress bench train` measured."""
-    cells = [
-        f"{result['pixels_per_s'] / 1e6:.2f} Mpixel/s", f"{_ms(result['step_ms'])} ms",
-        f"{result['kmac_per_pixel']:.1f}", f"{result['tflops']:.2f}",
-        f"{result['peak_tflops']:.2f}", f"{result['copy_gb_s']:.0f}",
-    ]  # fmt: skip
-    head = [f"{result['size']}, {result['batch']} crops of {result['crop']}", "pixels", "a step",
-            "kMAC/pixel", "TFLOP/s", "of one large product", "a copy, GB/s"]  # fmt: skip
-    return table(head, [["training", *cells]]) + f"\n\n{_machine(result)}"
-
-
-def bench_tables(result: Result) -> dict[str, str]:
-    """The tables of a benchmark by the name of their marker, those that were measured."""
-    if result.get("what") == "rates":
-        return {"swap": swap_table(result)}
-    tables = {"latency": latency_table(result), "stages": stages_table(result)}
-    if "memory" in result:
-        tables["memory"] = memory_table(result)
-    if "service" in result:
-        tables["service"] = service_table(result)
-    return tables
-
-
-def latency_table(result: Result) -> str:
-    """Median (p95) milliseconds by size, ours and the peers'."""
-    columns = {
-        "compress": "compress_ms",
-        "without check": "compress_unchecked_ms",
-        "decompress": "decompress_ms",
-        "AVIF encode": "avif_encode_ms",
-        "AVIF decode": "avif_decode_ms",
-        "WebP encode": "webp_encode_ms",
-        "WebP decode": "webp_decode_ms",
-    }
-    rows = [
-        [_size(e), *(f"{_ms(e[c]['median'])} ({_ms(e[c]['p95'])})" for c in columns.values())]
-        for e in result["latency"]
-    ]
-    return table(["ms, median (p95)", *columns], rows) + f"\n\n{_where(result)}"
-
-
-def stages_table(result: Result) -> str:
-    """Milliseconds by stage and size."""
-    found: list[list[str]] = []
-    for way in ("compress_ms", "decompress_ms"):
-        names = dict.fromkeys(n for e in result["stages"] for n in e[way])
-        for name in sorted(names, key=lambda n: -result["stages"][0][way].get(n, 0)):
-            cells = [_ms(e[way].get(name, 0.0)) for e in result["stages"]]
-            found.append([f"{way.removesuffix('_ms')}: {name}", *cells])
-    return table(["ms, median", *(_size(e) for e in result["stages"])], found)
-
-
-def swap_table(result: Result) -> str:
-    """What a change of rate costs, and a server's throughput of each rate and of all mixed."""
-    swap, service = result["swap_ms"], result["service"]
-    rows = [
-        [f"compress, rate {name}", f"{value:.2f}/s"]
-        for name, value in service["alone_per_second"].items()
-    ]
-    rows += [
-        ["each rate alone, as often as the others", f"{service['each_alone_per_second']:.2f}/s"],
-        ["all of them mixed", f"{service['mixed_per_second']:.2f}/s"],
-        ["mixed, of each alone", f"{service['mixed_share']:.1%}"],
-    ]
-    if swap:
-        rows += [
-            ["weights of a rate that is cached, made live", f"{swap['cached']:.3f} ms"],
-            ["weights of a rate merged from the base", f"{_ms(swap['merged'])} ms"],
-            ["a whole model read, checked and made resident", f"{_ms(swap['loaded'])} ms"],
-        ]
-    return table([f"{_size(result)}, {result['clients']} clients", "measured"], rows) + (
-        f"\n\n{_machine(result)}"
-    )
-
-
-def memory_table(result: Result) -> str:
-    """Peak MiB by size."""
-    columns = {
-        "models loaded": "loaded_mib",
-        "compress": "compress_mib",
-        "decompress": "decompress_mib",
-        "decompress to PNG": "decompress_to_png_mib",
-    }
-    rows = [[_size(e), *(f"{e[c]:,.0f}" for c in columns.values())] for e in result["memory"]]
-    return table(["peak MiB of the process", *columns], rows)
-
-
-def service_table(result: Result) -> str:
-    """Requests a second and latencies by concurrency, and at twice the capacity."""
-    found = []
-    for way in ("compress", "decompress"):
-        entry = result["service"][way]
-        for load in (*entry["closed_loop"], entry["overload"]):
-            clients = load.get("clients")
-            offered = load.get("offered_per_second")
-            label = _clients(clients) if clients else f"{offered:.1f}/s offered (2x capacity)"
-            found.append([f"{way}, {label}", f"{load['per_second']:.1f}", _ms(load["median_ms"]),
-                          _ms(load["p95_ms"]), str(load["answered_503"]),
-                          str(load["answered_otherwise"])])  # fmt: skip
-    head = ["over loopback", "200/s", "median ms", "p95 ms", "503s", "other failures"]
-    return table(head, found)
-
-
-def jobs_table(result: Result) -> str:
-    """Latency of compress without and beside a job, and the job's pace."""
-    ways = {"no job": result["without"], "beside a job": result["beside"]}
-    rows = [
-        [name, f"{way['per_second']:.2f}", _ms(way["median_ms"]), _ms(way["p95_ms"])]
-        for name, way in ways.items()
-    ]
-    pace = f"{result['job_steps_per_second']:.1f} steps a second"
-    return table(["compress, 1 client", "200/s", "median ms", "p95 ms"], rows) + (
-        f"\n\nThe job, of effort {result['effort']}, makes {pace} meanwhile. "
-        f"{_size(result)}, rate {result['rate']:g}, {_machine(result)}"
-    )
-
-
-def decoder_table(result: Result) -> str:
-    """Start, times, memory and size of the light decoder."""
-    rows = [
-        [_size(e), f"{e['import_s']:.2f}", f"{e['first_s']:.2f}", _ms(e["decode_ms"]),
-         _ms(e["decode_p95_ms"]), f"{e['peak_mib']:,.0f}"]
-        for e in result["times"]
-    ]  # fmt: skip
-    head = ["light decoder", "import s", "first picture after s", "then ms", "p95 ms", "peak MiB"]
-    sizes = result["installed_mb"]
-    largest = sorted(sizes, key=lambda n: -sizes[n])[:4]
-    parts = ", ".join(f"{n} {sizes[n]:.0f}" for n in largest)
-    return table(head, rows) + (
-        f"\n\n{_where(result)} Installed: {sum(sizes.values()):.0f} MB ({parts})."
-    )
-
-
-def agreement_table(result: Result) -> str:
-    """The light decoder's pixels, and torch's as they are served, against torch in float32."""
-    found = [
-        [f"{a['rate']:g}" + f" ({a['tune']})" * (a["tune"] != "psnr"), str(a["largest"]),
-         f"{a['share']:.4%}", str(a["server_largest"]), f"{a['server_share']:.1%}"]
-        for a in result["agreement"]
-    ]  # fmt: skip
-    columns = ["rate", "light: largest difference", "samples that differ",
-               "torch as served: largest", "samples that differ"]  # fmt: skip
-    return table(columns, found)
+    return table(head, rows) + f"\n\n{machine_words(result)}"
 
 
 def _points(summary: Result) -> str:
@@ -317,13 +158,13 @@ def adaptation_table(summary: Result) -> str:
                 f"{100 * g['update_share']:.1f} %",
                 _streams(g["with_own"]) if g["effort"] else "-",
                 f"{g['seconds']:.0f}",
-                "-" if g["ms_per_step"] is None else _ms(g["ms_per_step"]),
+                "-" if g["ms_per_step"] is None else ms(g["ms_per_step"]),
             ]
         )
     head = ["domain, pictures", "effort", "adapted", "BD-rate", "R + lmbda·D", "bytes"]
     head += ["dB", "update, of bytes", "own, of streams", "s", "ms a step"]
     rates = ", ".join(f"{r:g}" for r in summary["rates"])
-    return f"Rates {rates}, {_machine(summary)}\n\n" + table(head, rows)
+    return f"Rates {rates}, {machine_words(summary)}\n\n" + table(head, rows)
 
 
 def _adapted(gain: Result) -> str:
@@ -369,31 +210,6 @@ def _bd_rates(summary: Result) -> str:
         for e in sorted(found["psnr_db"], key=lambda e: float(e["percent"]))
     ]  # fmt: skip
     return table([f"BD-rate against {found['anchor']}", "PSNR", "overlap", "MS-SSIM"], rows)
-
-
-def _where(result: Result) -> str:
-    return f"Rate {result['rate']:g}, {result['pictures']} pictures, {_machine(result)}"
-
-
-def _machine(result: Result) -> str:
-    machine = result["machine"]
-    device = "" if machine["device"] == "cpu" else f", networks on {machine['device']}"
-    cores = f"{machine['cores']} cores{device}"
-    return f"{machine['cpu']}, {cores}, load {machine['load']:g} at the start."
-
-
-def _size(entry: Result) -> str:
-    return f"{entry['width']}×{entry['height']}"
-
-
-def _clients(number: int) -> str:
-    return "1 client" if number == 1 else f"{number} clients"
-
-
-def _ms(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _number(value: float | None, digits: int) -> str:

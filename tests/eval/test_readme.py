@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import BadParameter
 from service.eval import readme
-from service.eval.report import table
+from service.eval.tables import table
 
 TEXT = "before\n<!-- table:kodak -->\nold\n<!-- /table -->\nafter\n"
 
