@@ -44,6 +44,7 @@ from service.engine.checkpoint import (
     write_checkpoint,
 )
 from service.engine.objective import Objective
+from service.engine.pace import Pace
 from service.engine.pipeline import LoadedModel, assemble, ready_weights
 from service.engine.synthesis_torch import place_of
 from service.engine.types import AdaptProgress
@@ -51,25 +52,6 @@ from service.engine.worth import Measured, code, measure, prove
 from service.errors import UnknownUpdate
 from service.picture import Picture
 from service.stored import layer_shapes
-
-MEASURE_STEPS = 50
-"""Steps of every tile between two measurements."""
-
-GIVE_UP, MARGIN = 0.6, 0.02
-"""Share of the decoder's steps after which the update must have taken that share of the plain loss
-off the distortion. What it costs is not asked for yet: pruning takes off most of that."""
-
-EARLY, EARLY_STEPS, EARLY_MARGIN = 0.25, 150, 0.005
-"""The same, sooner: but not within so many steps of a tile, of which the first sixty do harm.
-
-At 160 steps on 256x256, rates 2 and 6, what in the end took 1.7 % or more off had taken 1.8 % off
-by the sixtieth, and photographs nothing."""
-
-LITTLE, LITTLE_FITTED, SLOW = 2e-4, 1e-3, 2
-"""Where so many measurements running each gain less than that share of the plain loss (LITTLE for
-latents, LITTLE_FITTED for the update), half of the phase's steps that are left are left out: the
-annealing goes on, faster, for what is rounded before it has cooled is worth less. In steps, not in
-seconds, so that results do not depend on the machine."""
 
 BETAS = (0.9, 0.99)
 """Of Adam."""
@@ -129,9 +111,7 @@ class PictureAdaptation:
         self._shapes = layer_shapes(stored.synthesis)
         self._generator = torch.Generator(self._device).manual_seed(job.seed)
         self._update: DecoderUpdate | None = None
-        self._state = State()
-        self._decoder_steps = job.plan.decoder_steps * len(self._tiles)
-        self._total = job.plan.total * len(self._tiles)
+        self._use(State())
         self._digest = job.digest(stored.identity)
         if checkpoint is None:
             self._begin()
@@ -142,11 +122,11 @@ class PictureAdaptation:
     def progress(self) -> AdaptProgress:
         """How far it is."""
         s = self._state
-        phase = "done" if s.done else "decoder" if self._fitting else "latents"
+        phase = "done" if s.done else "decoder" if self._pace.fitting else "latents"
         return AdaptProgress(
             phase,
             s.step,
-            self._total - s.spared,
+            self._pace.total,
             len(self._best),
             8 * len(self._best) / self._pixels,
             s.psnr_best,
@@ -159,16 +139,6 @@ class PictureAdaptation:
     def done(self) -> bool:
         """Whether there is nothing left to do."""
         return self._state.done
-
-    @property
-    def _place(self) -> int:
-        """Where in the plan it is, in steps: those that were left out lie behind it too."""
-        return self._state.step + self._state.spared
-
-    @property
-    def _fitting(self) -> bool:
-        """Whether the update is being fitted to the plain latents."""
-        return self._place < self._decoder_steps
 
     def best(self) -> bytes:
         """The best stream so far."""
@@ -189,7 +159,7 @@ class PictureAdaptation:
     def checkpoint(self) -> bytes:
         """Everything needed to go on, as safetensors."""
         tensors = self._variables()
-        if len(self._tiles) > 1 or self._fitting:
+        if len(self._tiles) > 1 or self._pace.fitting:
             tensors["canvas"] = self._objective.canvas
         tensors["generator"] = self._generator.get_state()
         fitting = self._update is not None
@@ -197,15 +167,19 @@ class PictureAdaptation:
             self._digest, self._state, self._best, tensors, self._optimiser, fitting
         )
 
+    def _use(self, state: State) -> None:
+        self._state = state
+        self._pace = Pace(self._job.plan, len(self._tiles), self._job.max_seconds, state)
+
     def _begin(self) -> None:
         plain = self._measure(None, settle=True)
         s, self._best = self._state, plain.data
         s.bytes_before, s.psnr_before, s.psnr_best = len(plain.data), plain.psnr_db, plain.psnr_db
         s.loss_best = s.first_loss = plain.loss
-        s.done = self._total == 0
-        if s.done or self._decoder_steps:
+        s.done = not self._pace.planned
+        if s.done or self._pace.fitted:
             self._try_ready(plain)
-        if self._decoder_steps:
+        if self._pace.fitted:
             self._update = self._new_update()
         self._optimiser = self._new_optimiser()
 
@@ -225,7 +199,7 @@ class PictureAdaptation:
 
     def _resume(self, data: bytes) -> None:
         found = read_checkpoint(data, self._digest)
-        self._state = found.state
+        self._use(found.state)
         try:
             if found.with_update:
                 self._update = self._new_update()
@@ -277,7 +251,7 @@ class PictureAdaptation:
 
     def _new_optimiser(self) -> torch.optim.Adam:
         """Adam over what the present phase moves."""
-        plan, fitting = self._job.plan, self._fitting
+        plan, fitting = self._job.plan, self._pace.fitting
         groups = [] if self._update is None else self._update.groups(UPDATE_LR)
         for group in groups:
             group["lr"] *= plan.update_lr if fitting else plan.update_lr / 2
@@ -290,7 +264,8 @@ class PictureAdaptation:
 
     def _advance_one(self) -> None:
         """One step of one tile, and what is due after it."""
-        s, fitting, share = self._state, self._fitting, self._share()
+        s, pace = self._state, self._pace
+        fitting, share = pace.fitting, pace.share
         for group in self._optimiser.param_groups:
             group["lr"] = group["peak"] * decayed(share)
         tile = self._tiles[s.step % len(self._tiles)]
@@ -301,60 +276,32 @@ class PictureAdaptation:
         loss.backward()
         self._optimiser.step()
         s.step += 1
-        due = s.step % (MEASURE_STEPS * len(self._tiles)) == 0
         if fitting:
-            now = distortion.item()
-            s.trend = now if math.isinf(s.trend) else 0.9 * s.trend + 0.1 * now
-            hopeless = self._hopeless(share)
-            if not self._fitting or share >= 1 or hopeless:
-                self._end_fitting(hopeless)
-            elif due:
-                self._hurry(s.trend, LITTLE_FITTED, self._decoder_steps)
-            return
-        last = self._place >= self._total or share >= 1
-        if last or due:
+            self._after_fitting(distortion.item(), share >= 1)
+        else:
+            self._after_annealing(share >= 1)
+
+    def _after_fitting(self, distortion: float, late: bool) -> None:
+        """What is due after a step of the update alone: `late` says that its time is over."""
+        s, pace = self._state, self._pace
+        s.trend = distortion if math.isinf(s.trend) else 0.9 * s.trend + 0.1 * distortion
+        ended = late or not pace.fitting
+        hopeless = not ended and pace.hopeless(self._distortion_before() - s.trend)
+        if ended or hopeless:
+            self._end_fitting(hopeless)
+        elif pace.due:
+            pace.hurry(s.trend)
+
+    def _after_annealing(self, late: bool) -> None:
+        """What is due after a step of the latents."""
+        pace = self._pace
+        last = pace.place >= pace.planned or late
+        if last or pace.due:
             found = self._measure(self._update, settle=last)
             self._keep(found)
-            self._hurry(found.loss, LITTLE, self._total)
+            pace.hurry(found.loss)
         if last:
             self._end()
-
-    def _hurry(self, loss: float, little: float, end: int) -> None:
-        """Leave out half of the rest of a phase where measurements hardly gain.
-
-        Args:
-            loss: measured now. little: LITTLE of the phase. end: of the phase, in steps.
-        """
-        s = self._state
-        s.slow = s.slow + 1 if s.last_loss - loss < little * s.first_loss else 0
-        s.last_loss = loss
-        left = end - self._place
-        if s.slow >= SLOW and left > 2 * MEASURE_STEPS * len(self._tiles):
-            s.spared += left // 2
-            s.slow = 0
-
-    def _share(self) -> float:
-        """How much of the present phase is done, 0–1, by steps or by time."""
-        s, limit, fitting = self._state, self._job.max_seconds, self._fitting
-        if fitting:
-            by_steps = self._place / self._decoder_steps
-        else:
-            by_steps = (self._place - self._decoder_steps) / (self._total - self._decoder_steps)
-        if limit is None:
-            return by_steps
-        third = limit / 3 if self._decoder_steps else 0.0
-        by_time = s.elapsed_s / third if fitting else (s.elapsed_s - third) / (limit - third)
-        return max(by_steps, min(1.0, by_time))
-
-    def _hopeless(self, share: float) -> bool:
-        """Whether an update that stands where it does at that share of the steps cannot pay."""
-        s = self._state
-        bar = -math.inf
-        if share >= GIVE_UP:
-            bar = MARGIN * s.first_loss
-        elif share >= EARLY and s.step >= EARLY_STEPS * len(self._tiles):
-            bar = EARLY_MARGIN * s.first_loss
-        return self._distortion_before() - s.trend < bar
 
     def _distortion_before(self) -> float:
         """lmbda·D of the best stream: while an update is fitted, one without."""
@@ -362,10 +309,9 @@ class PictureAdaptation:
 
     def _end_fitting(self, hopeless: bool) -> None:
         """Prune what was fitted, and drop it if nothing is left."""
-        s, update = self._state, self._update
-        s.spared = self._decoder_steps - s.step
-        s.last_loss, s.slow = math.inf, 0
+        update = self._update
         assert update is not None
+        self._pace.end_fitting()
         if not hopeless:
             self._prune(update)
         if hopeless or not update.update().layers:
@@ -380,8 +326,7 @@ class PictureAdaptation:
         if self._update is not None:
             self._prune(self._update)
             self._keep(self._measure(self._update))
-        self._state.spared = self._total - self._state.step
-        self._state.done = True
+        self._pace.end()
 
     def _use_ready(self) -> None:
         """See latents through the ready update, if there is one, and no other."""

@@ -17,7 +17,7 @@ import pytest
 
 from service.codec.lowrank import RATE_VECTORS, Update
 from service.engine.loading import load_models
-from service.eval import bench, load, memory, rates, report, stages
+from service.eval import bench, load, memory, rates, report_bench, stages
 from service.eval.load import Request
 from service.eval.pictures import generate
 from service.eval.run import to_json
@@ -215,7 +215,7 @@ def test_every_table_renders_from_a_benchmark_that_went_through_json() -> None:
         "service": {w: {"closed_loop": [looped], "overload": over}
                     for w in ("compress", "decompress")},
     }  # fmt: skip
-    tables = report.bench_tables(json.loads(to_json(result)))
+    tables = report_bench.bench_tables(json.loads(to_json(result)))
     assert "| 768×512" in tables["latency"] and "12 (46)" in tables["latency"]
     assert tables["stages"].index("check") < tables["stages"].index("g_a")
     assert "1,234" in tables["memory"]
@@ -227,7 +227,7 @@ def test_every_table_renders_from_a_benchmark_that_went_through_json() -> None:
         "service": {"alone_per_second": {"4": 8.0, "6": 6.0}, "each_alone_per_second": 6.857,
                     "mixed_per_second": 6.5, "mixed_share": 0.948, "failures": 0},
     }  # fmt: skip
-    tables |= report.bench_tables(json.loads(to_json(changes)))
+    tables |= report_bench.bench_tables(json.loads(to_json(changes)))
     assert "94.8%" in tables["swap"] and "0.013 ms" in tables["swap"]
     assert "99 ms" in tables["swap"] and "rate 6" in tables["swap"]
     for text in tables.values():

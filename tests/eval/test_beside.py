@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from service.eval import beside, report
+from service.eval import beside, report_bench
 from service.eval.load import ServerFailed
 
 
@@ -91,7 +91,7 @@ def test_compress_is_measured_with_and_without_a_running_job(
     assert changes == [False, True] * beside.TURNS
     assert sum(what == "DELETE /jobs/x" for what, _ in stand.asked) == beside.TURNS
     assert found["job_steps_per_second"] > 0  # type: ignore[operator]
-    table = report.jobs_table(json.loads(json.dumps(found)))
+    table = report_bench.jobs_table(json.loads(json.dumps(found)))
     assert "beside a job" in table and "effort 4" in table
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from service.errors import BadParameter
-from service.eval import decoder, report
+from service.eval import decoder, report_bench
 from service.eval.pictures import generate
 from service.eval.run import to_json
 
@@ -26,7 +26,7 @@ def test_times_are_those_of_a_fresh_process(store: Path, monkeypatch: pytest.Mon
     assert times["decode_ms"] / 1000 < times["first_s"]
     assert 30 < times["peak_mib"] < 600
     assert "decoding 128x96" in said
-    text = report.decoder_table(json.loads(to_json(found)))
+    text = report_bench.decoder_table(json.loads(to_json(found)))
     assert "| 128×96" in text and "Installed: " in text
 
 
@@ -45,7 +45,7 @@ def test_pixels_are_compared_at_the_rates_of_the_store(store: Path, tmp_path: Pa
     assert (at_4["tune"], at_4["rate"], at_4["pictures"]) == ("psnr", 4, 2)
     assert at_4["largest"] <= 1 and at_4["share"] < 1e-2
     assert at_4["server_largest"] <= 6, "bfloat16 where the CPU has it, else exactly the same"
-    text = report.agreement_table(json.loads(to_json(found)))
+    text = report_bench.agreement_table(json.loads(to_json(found)))
     assert text.splitlines()[2].startswith("| 4 ")
     (tmp_path / "none").mkdir()
     with pytest.raises(BadParameter, match="no picture"):
