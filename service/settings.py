@@ -85,6 +85,10 @@ class Settings(BaseSettings):
     max_waiting: int = Field(default=64, ge=1)
     """Requests that may wait for a worker; one more is answered 503."""
 
+    max_wait_s: float = Field(default=10.0, gt=0)
+    """Seconds that a request may have to wait, by the measured service time, before it gets 503 at
+    once; four requests a worker may always wait."""
+
     max_waiting_bytes: int = Field(default=512 * MIB, ge=1)
     """Bytes of bodies and answers held for all requests together before new ones get 503."""
 

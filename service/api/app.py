@@ -41,6 +41,7 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     admission = Admission(
         workers=settings.workers,
         max_waiting=settings.max_waiting,
+        max_wait_s=settings.max_wait_s,
         max_waiting_bytes=settings.max_waiting_bytes,
         batching=Batching(together, codec.max_batch, settings.batch_window_s),
     )

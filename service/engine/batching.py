@@ -37,6 +37,9 @@ SMOOTHING = 0.2
 LONGEST_RETRY_S = 300
 """Largest `retry_after_s` ever given."""
 
+ALWAYS_WAITING = 4
+"""Requests of each worker that may wait however long: one large picture must not turn away all."""
+
 
 class Phase(Enum):
     """What becomes of work that arrives now."""
@@ -81,7 +84,8 @@ class Admission:
 
     Args:
         workers: threads, and so units of work that run at the same time.
-        max_waiting: requests that may wait.
+        max_waiting: requests that may wait. max_wait_s: seconds that one may have to, by the
+            measured service time, once `ALWAYS_WAITING` of each worker wait.
         max_waiting_bytes: sum of the bytes that all `Hold`s may grow to.
         batching: None works on one request at a time in each thread.
     """
@@ -92,10 +96,11 @@ class Admission:
         workers: int,
         max_waiting: int,
         max_waiting_bytes: int,
+        max_wait_s: float = math.inf,
         batching: Batching | None = None,
     ) -> None:
         self._workers = workers
-        self._max_waiting = max_waiting
+        self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._max_held_bytes = max_waiting_bytes
         self._batching = batching
         self._line = Line(batching.max_batch, batching.window_s) if batching else Line()
@@ -130,9 +135,11 @@ class Admission:
     @property
     def retry_after_s(self) -> int:
         """When the work now here will be through, from the measured service time; at least 1."""
+        return max(1, min(LONGEST_RETRY_S, math.ceil(self._through_s())))
+
+    def _through_s(self) -> float:
         service_s = FIRST_GUESS_S if self._service_s is None else self._service_s
-        seconds = service_s * (len(self._line) + self._running) / self._workers
-        return max(1, min(LONGEST_RETRY_S, math.ceil(seconds)))
+        return service_s * (len(self._line) + self._running) / self._workers
 
     def start(self) -> None:
         """Make the worker threads; work waits until `open_after` is through."""
@@ -182,12 +189,18 @@ class Admission:
             more_bytes: how much a body is about to add.
 
         Raises:
-            Saturated: too many requests wait, too many bytes are held, or the server drains.
+            Saturated: too many requests wait, or too long, too many bytes are held, or the server
+                drains.
             SelfTestFailed: this machine must not work.
         """
         self._check_bytes(more_bytes)
-        if len(self._line) >= self._max_waiting:
-            raise Saturated(f"{len(self._line)} requests wait already", self.retry_after_s)
+        waiting = len(self._line)
+        if waiting >= self._max_waiting:
+            raise Saturated(f"{waiting} requests wait already", self.retry_after_s)
+        long = self._service_s is not None and self._through_s() > self._max_wait_s
+        if long and waiting >= ALWAYS_WAITING * self._workers:
+            message = f"{waiting} requests wait already, for about {self._through_s():.0f} s"
+            raise Saturated(message, self.retry_after_s)
 
     def hold(self) -> Hold:
         """A count of the bytes one request keeps in memory, zero at first."""

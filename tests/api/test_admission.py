@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -18,10 +20,17 @@ from .client import until
 
 @asynccontextmanager
 async def opened(
-    *, workers: int = 1, max_waiting: int = 8, max_waiting_bytes: int = 100
+    *,
+    workers: int = 1,
+    max_waiting: int = 8,
+    max_waiting_bytes: int = 100,
+    max_wait_s: float = math.inf,
 ) -> AsyncIterator[Admission]:
     admission = Admission(
-        workers=workers, max_waiting=max_waiting, max_waiting_bytes=max_waiting_bytes
+        workers=workers,
+        max_waiting=max_waiting,
+        max_waiting_bytes=max_waiting_bytes,
+        max_wait_s=max_wait_s,
     )
     admission.start()
     await admission.open_after(lambda: None)
@@ -94,6 +103,29 @@ def test_one_more_than_may_wait_is_refused_at_once() -> None:
         assert 9 not in gate.begun
 
     asyncio.run(law())
+
+
+def test_what_would_wait_too_long_is_refused_at_once_but_a_few_may_always_wait() -> None:
+    async def law(max_wait_s: float, slow_s: float) -> int:
+        gate = Gate()
+        async with opened(max_waiting=20, max_wait_s=max_wait_s) as admission:
+            await admission.run(lambda: time.sleep(slow_s))  # what service times are guessed from
+            tasks = [submit(admission, gate.work(0))]
+            await until(lambda: admission.running == 1)
+            with pytest.raises(Saturated, match="requests wait already") as refused:
+                while True:
+                    admission.check()
+                    tasks.append(submit(admission, gate.work(len(tasks))))
+                    await asyncio.sleep(0)
+            assert refused.value.retry_after_s >= min(max_wait_s, 1)
+            waiting = admission.waiting
+            gate.event.set()
+            await asyncio.gather(*tasks)
+        return waiting
+
+    assert asyncio.run(law(0.01, 0.2)) == 4, "however long they wait"
+    assert 4 <= asyncio.run(law(0.3, 0.2)) <= 8, "a fifth of 0.2 s each"
+    assert asyncio.run(law(1000.0, 0.01)) == 20
 
 
 def test_cancelled_while_waiting_costs_no_work_and_frees_the_place() -> None:
