@@ -127,7 +127,10 @@ def _measure_adaptation(
     threads: int,
     record: Path | None,
 ) -> None:
-    """Adapt to every picture; OUT/adapted.csv keeps the rows, and a run goes on from them."""
+    """Adapt to every picture; OUT/adapted.csv keeps the rows, and a run goes on from them.
+
+    What it holds of other efforts is told too.
+    """
     from service.engine.opening import open_engine
     from service.eval import adapted
     from service.eval.machine import this_machine

@@ -79,10 +79,12 @@ def test_eval_adapt_measures_what_adapting_gains_and_goes_on(store: Path) -> Non
     assert again.exit_code == 0 and read_rows(Path("out/adapted.csv")) == rows
     summary = json.loads(Path("out/adapted.json").read_text())
     assert [g["group"] for g in summary["gains"]] == ["flat", "flat"]
-    less = rankpress(*command, "--no-latents")
-    assert less.exit_code == 0, less.stderr
-    summary = json.loads(Path("out/adapted.json").read_text())
-    assert [g["kind"] for g in summary["gains"]] == ["both"]
+    Image.fromarray(photo_like(40, 48, 3)).save("in/flat-0.png")  # another picture of that name
+    more = rankpress(*command[:3], "2", *command[4:], "--no-latents")
+    assert more.exit_code == 0, more.stderr
+    gains = json.loads(Path("out/adapted.json").read_text())["gains"]
+    told = [(g["effort"], g["kind"], g["images"]) for g in gains]
+    assert told == [(1, "both", 1), (1, "latents", 1), (2, "both", 2)], "of the pictures there are"
     assert "flat, 2" in first.stdout and "latents alone" in first.stdout
 
 

@@ -107,7 +107,12 @@ def measure(
     known: Sequence[Row],
     done: Callable[[Row], None],
 ) -> tuple[Row, ...]:
-    """Adapt to every picture; rows that are known for these pixels and weights are taken over."""
+    """Adapt to every picture; rows that are known for these pixels and weights are taken over.
+
+    Returns:
+        The rows of the plan, and those of other efforts and kinds that are known of the same
+        pictures, weights and rates, by effort.
+    """
     model = engine.models()[0].sha256[:16]
     taken = {row.key: row for row in known}
     rows = []
@@ -119,7 +124,13 @@ def measure(
             row = _adapted(named, digest, model, engine, (rate, effort, kind))
         rows.append(row)
         done(row)
-    return tuple(rows)
+    asked, pixels = {row.key for row in rows}, {row.sha256 for row in rows}
+    rows += [
+        row for row in known
+        if row.key not in asked
+        and (row.model, row.sha256 in pixels, row.rate in plan.rates) == (model, True, True)
+    ]  # fmt: skip
+    return tuple(sorted(rows, key=lambda row: row.effort))
 
 
 def summarise(rows: Sequence[Row], engine: Engine, machine: Machine) -> dict[str, Any]:
