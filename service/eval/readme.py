@@ -10,7 +10,7 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
     stages    the same file
     memory    the same file
     latency-amx service/eval/results/bench-amx.json, by `rankpress bench --record` on a CPU with AMX
-    latency-avx, stages-avx service/eval/results/bench-bf16.json, the same with AVX-512 BF16
+    latency-float service/eval/results/bench-float.json, the same on one that computes in float32
     service   bench.json too, when `--service` was given
     swap      service/eval/results/rates.json, written by `rankpress bench --rates --record`
     jobs      service/eval/results/jobs.json, written by `rankpress bench jobs --record`
@@ -19,7 +19,6 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
     speed     service/eval/results/train.json, by `rankpress bench train --record`
     compare   service/eval/results/compare.json, by `rankpress train compare … --out`
     adaptation service/eval/results/adapted.json, written by `rankpress eval … --adapt … --record`
-    adaptation-since service/eval/results/adapted-since.json, the same with ready updates
     adaptation-kodak service/eval/results/adapted-kodak.json, the same of photographs
     ready     service/eval/results/ready.json, by `rankpress eval … --adapt 0 … --record`
 
@@ -52,7 +51,6 @@ from service.eval.report_bench import (
     jobs_table,
     latency_table,
     speed_table,
-    stages_table,
 )
 from service.eval.tables import Result
 from service.store import default_model
@@ -67,15 +65,13 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "kodak": ("kodak.json", eval_table),
     "perceptual": ("perceptual.json", perceptual_table),
     "latency-amx": ("bench-amx.json", latency_table),
-    "latency-avx": ("bench-bf16.json", latency_table),
-    "stages-avx": ("bench-bf16.json", stages_table),
+    "latency-float": ("bench-float.json", latency_table),
     "jobs": ("jobs.json", jobs_table),
     "decoder": ("decoder.json", decoder_table),
     "agreement": ("agreement.json", agreement_table),
     "speed": ("train.json", speed_table),
     "compare": ("compare.json", compare_table),
     "adaptation": ("adapted.json", adaptation_table),
-    "adaptation-since": ("adapted-since.json", adaptation_table),
     "adaptation-kodak": ("adapted-kodak.json", adaptation_table),
     "ready": ("ready.json", adaptation_table),
 }

@@ -54,7 +54,7 @@ def stages_table(result: Result) -> str:
         names = dict.fromkeys(n for e in result["stages"] for n in e[way])
         for name in sorted(names, key=lambda n: -result["stages"][0][way].get(n, 0)):
             cells = [ms(e[way].get(name, 0.0)) for e in result["stages"]]
-            found.append([f"{way.removesuffix('ms')}: {name}", *cells])
+            found.append([f"{way.removesuffix('_ms')}: {name}", *cells])
     return table(["ms, median", *(_size(e) for e in result["stages"])], found)
 
 

@@ -217,7 +217,7 @@ def test_every_table_renders_from_a_benchmark_that_went_through_json() -> None:
     }  # fmt: skip
     tables = report_bench.bench_tables(json.loads(to_json(result)))
     assert "| 768×512" in tables["latency"] and "12 (46)" in tables["latency"]
-    assert tables["stages"].index("check") < tables["stages"].index("g_a")
+    assert tables["stages"].index("compress: check") < tables["stages"].index("compress: g_a")
     assert "1,234" in tables["memory"]
     assert "19.0/s offered" in tables["service"]
     changes = {
