@@ -29,7 +29,7 @@ from service.jobs.work import JobWork, StepFailed, WorkLimits
 from service.objects import Objects, open_objects
 from service.settings import Settings
 
-NICENESS: Final = 10
+NICENESS: Final = 15
 AUTOGROUP: Final = Path("/proc/self/autogroup")
 POLL_S: Final = 0.5
 """Seconds between looks at the queue."""
