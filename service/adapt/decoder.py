@@ -33,7 +33,8 @@ A_EXPONENT, B_EXPONENT = 0, -6
 """Steps of the factors: 1 and 1/64.
 
 A starts at about one, so most of its symbols are -1, 0 and 1: where a piece points need not be said
-more exactly. Steps of 1/8 gain less by a tenth on pixel art and a third on a screenshot."""
+more exactly. At rate 4, rank 4, 300 steps of fitting take 21.7 % off the loss of pixel art and 10.8
+off a screenshot's, in steps of 1/8 20.3 and 8.4 %."""
 
 BIAS_STEPS = 32
 """Steps of a bias in what its layer's inputs add up to when each is one."""

@@ -13,8 +13,9 @@ STEPS = (0, 100, 500, 1000, 2000)
 Effort 0 optimises nothing: it picks one of the store's ready updates, if one pays."""
 
 RANK = 8
-"""Rank-1 pieces of a layer that are tried; gates close those that do not pay. Six more than the
-published 2 gain a third more on a screenshot in 100 steps, and never lost."""
+"""Rank-1 pieces of a layer that are tried; gates close those that do not pay. Eight take
+12.5 % off a screenshot's loss at rate 4 in 100 steps of fitting and 21.6 off pixel art's, four 9.7
+and 21.3 %; 2 are published."""
 
 
 @dataclass(frozen=True)
