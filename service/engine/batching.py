@@ -194,12 +194,12 @@ class Admission:
             SelfTestFailed: this machine must not work.
         """
         self._check_bytes(more_bytes)
-        waiting = len(self._line)
+        waiting, through_s = len(self._line), self._through_s()
         if waiting >= self._max_waiting:
             raise Saturated(f"{waiting} requests wait already", self.retry_after_s)
-        long = self._service_s is not None and self._through_s() > self._max_wait_s
+        long = self._service_s is not None and through_s > self._max_wait_s
         if long and waiting >= ALWAYS_WAITING * self._workers:
-            message = f"{waiting} requests wait already, for about {self._through_s():.0f} s"
+            message = f"{waiting} requests wait already, for about {through_s:.0f} s"
             raise Saturated(message, self.retry_after_s)
 
     def hold(self) -> Hold:

@@ -23,7 +23,7 @@ EARLY, EARLY_STEPS, EARLY_MARGIN = 0.25, 150, 0.005
 """The same, sooner: but not within so many steps of a tile, of which the first sixty do harm.
 
 At 160 steps on 256x256, rates 2 and 6, what in the end took 1.7 % or more off had taken 1.8 % off
-by the sixtieth, and photographs nothing."""
+by the sixtieth, and photographs nothing (with factors A still in steps of 1/8)."""
 
 LITTLE, LITTLE_FITTED, SLOW = 2e-4, 1e-3, 2
 """Where so many measurements running each gain less than that share of the plain loss (LITTLE for

@@ -125,11 +125,8 @@ def measure(
         rows.append(row)
         done(row)
     asked, pixels = {row.key for row in rows}, {row.sha256 for row in rows}
-    rows += [
-        row for row in known
-        if row.key not in asked
-        and (row.model, row.sha256 in pixels, row.rate in plan.rates) == (model, True, True)
-    ]  # fmt: skip
+    of_these = (r for r in known if r.model == model and r.sha256 in pixels)
+    rows += [r for r in of_these if r.rate in plan.rates and r.key not in asked]
     return tuple(sorted(rows, key=lambda row: row.effort))
 
 
