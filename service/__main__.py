@@ -2,4 +2,5 @@
 
 from service.cli import main
 
-main()
+if __name__ == "__main__":  # not in processes that training starts for its generated pictures
+    main()
