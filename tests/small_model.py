@@ -20,12 +20,13 @@ from service.codec.latents import LatentCoder
 from service.codec.sizes import Sizes
 from service.engine.pipeline import LoadedModel
 from service.engine.synthesis_numpy import NumpySynthesis
+from service.nets.backbone import Depthwise
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.picture import U8
 from service.stored import StoredModel
 from service.train.export import stored_model
 
-SIZES = Sizes(M=16, Cz=8, c8=16, ne8=1, ne16=1, nd8=1, nd16=1, cp=16, cc=16)
+SIZES = Sizes(M=20, Cz=8, c8=16, c16=16, ne8=1, ne16=1, nd8=1, nd16=1, cp=16, cc=16)
 
 
 def photo_like(height: int, width: int, seed: int = 0) -> U8:
@@ -61,6 +62,9 @@ def random_backbone(sizes: Sizes = SIZES, seed: int = 0) -> Backbone:
         for name, parameter in model.named_parameters():
             if name.endswith(("pw2.weight", "f2.weight")):
                 parameter.mul_(0.3)
+        for module in model.g_s.modules():
+            if isinstance(module, Depthwise):  # neighbours change whole 8-bit steps
+                module.weight.add_(0.3 * torch.randn_like(module.weight))
         calibration = [as_input(photo_like(128, 192, s)) for s in (100, 101)]
         _scale_latents(model, calibration)
         _fit_entropy(model, calibration)
@@ -77,15 +81,17 @@ def small_stored_model(sizes: Sizes = SIZES, seed: int = 0) -> tuple[StoredModel
 
 def _scale_latents(model: Backbone, pictures: list[Tensor]) -> None:
     """Channels of y with deviations from far below a step to dozens; pixels that stay in range."""
-    last = model.g_a[-1]
-    assert isinstance(last, nn.Linear)
+    s = model.sizes
     y = torch.cat([model.g_a(x - 0.5).flatten(0, 2) for x in pictures])
-    wanted = torch.logspace(-2, 1.5, y.shape[-1])[torch.randperm(y.shape[-1])]
-    factor = wanted / y.std(0)
-    last.bias.copy_((last.bias - y.mean(0)) * factor + torch.randn(len(factor)))
-    last.weight.mul_(factor[:, None])
-    first, out = model.g_s[0], model.g_s[-1].l
-    first.weight.div_(wanted.clamp_min(0.3))
+    wanted = torch.logspace(-2, 1.5, s.M)[torch.randperm(s.M)]
+    factor, offset = wanted / y.std(0), torch.randn(s.M)
+    down, last = model.g_a[s.ne8 + 1].l, model.g_a[-1]
+    for layer, rows in ((last, slice(s.c16)), (down, slice(s.c16, s.M))):
+        layer.bias[rows] = (layer.bias[rows] - y.mean(0)[rows]) * factor[rows] + offset[rows]
+        layer.weight[rows] *= factor[rows, None]
+    first, up, out = model.g_s[0], model.g_s[s.nd16 + 1].l, model.g_s[-1].l
+    first.weight.div_(wanted[: s.c16].clamp_min(0.3))
+    up.weight[:, s.c16 :].div_(wanted[s.c16 :].clamp_min(0.3))
     y_hat = torch.cat([model.g_a(x - 0.5).round() for x in pictures])
     out.weight.mul_(0.2 / model.g_s(y_hat).std())
     out.bias.zero_()

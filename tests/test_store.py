@@ -371,7 +371,7 @@ def test_a_wrong_golden_tensor_is_refused(folder: Path, small: Small, name: str)
 @pytest.mark.parametrize(
     "change",
     [{"M": 0}, {"M": 18}, {"M": "16"}, {"M": 16.0}, {"cc": -1}, {"cp": 4097}, {"nd8": None},
-     {"Cz": True}, {"more": 1}],
+     {"c16": 28}, {"Cz": True}, {"more": 1}],
 )  # fmt: skip
 def test_wrong_sizes_are_refused(folder: Path, change: Manifest) -> None:
     edit(folder, lambda m: m["sizes"].update(change))
@@ -382,7 +382,7 @@ def test_wrong_sizes_are_refused(folder: Path, change: Manifest) -> None:
 
 
 def test_sizes_come_back_from_a_manifest() -> None:
-    sizes = Sizes(M=20, Cz=3)
+    sizes = Sizes(M=20, Cz=3, c16=17)
     assert Sizes.from_dict(asdict(sizes)) == sizes
 
 

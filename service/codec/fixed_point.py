@@ -188,7 +188,7 @@ class Layer:
 
 
 class Depthwise:
-    """A depthwise 3×3 layer with zero padding, as nine shifted multiply-adds."""
+    """A depthwise 3×3 layer as nine shifted multiply-adds; edges are repeated outside."""
 
     def __init__(self, numbers: Numbers, linear: IntLinear, *, name: str) -> None:
         check_bound(linear.bound(ACTIVATION_MAX), name)
@@ -202,13 +202,12 @@ class Depthwise:
         xp, (_, height, width, _) = self.xp, x.shape
         out = xp.multiply(x, self.taps[4])
         xp.add(out, self.bias, out=out)
+        padded = repeat_edges(xp, x)
         for k, tap in enumerate(self.taps):
-            dy, dx = k // 3 - 1, k % 3 - 1
-            if (dy, dx) == (0, 0) or abs(dy) >= height or abs(dx) >= width:
-                continue
-            rows, cols = _overlap(dy, height), _overlap(dx, width)
-            target, source = out[:, rows[0], cols[0]], x[:, rows[1], cols[1]]
-            self.numbers.multiply_add(target, source, tap)
+            row, col = divmod(k, 3)
+            if k != 4:
+                seen = padded[:, row : row + height, col : col + width]
+                self.numbers.multiply_add(out, seen, tap)
         return settle(xp, out)
 
 
@@ -248,14 +247,14 @@ def settle(xp: ModuleType, values: Array) -> Array:
     return xp.clip(values, -ACTIVATION_MAX, ACTIVATION_MAX, out=values)
 
 
+def repeat_edges(xp: ModuleType, x: Array) -> Array:
+    """[B, H, W, C] -> [B, H+2, W+2, C]: the nearest position stands for each one outside."""
+    x = xp.concatenate([x[:, :1], x, x[:, -1:]], 1)
+    return xp.concatenate([x[:, :, :1], x, x[:, :, -1:]], 2)
+
+
 def shuffle2(x: Array) -> Array:
     """[B, H, W, 4C] -> [B, 2H, 2W, C]: each position's channels become a 2×2 cell."""
     batch, height, width, channels = x.shape
     cells = x.reshape(batch, height, width, 2, 2, channels // 4)
     return cells.swapaxes(2, 3).reshape(batch, 2 * height, 2 * width, channels // 4)
-
-
-def _overlap(offset: int, size: int) -> tuple[slice, slice]:
-    """Slices (target, source) such that target[i] is paired with source[i + offset]."""
-    low, high = max(0, -offset), size - max(0, offset)
-    return slice(low, high), slice(low + offset, high + offset)

@@ -14,13 +14,15 @@ class Sizes:
 
     Attributes:
         M: latent channels. Cz: hyper-latent channels. c8: channels at 1/8 resolution.
+        c16: channels at 1/16 that blocks work on, at most M; see nets/backbone.py.
         ne8: blocks of g_a at 1/8. ne16: at 1/16. nd8: blocks of g_s at 1/8. nd16: at 1/16.
         cp: channels of the features P. cc: channels of the step networks.
     """
 
-    M: int = 256
+    M: int = 320
     Cz: int = 128
     c8: int = 192
+    c16: int = 256
     ne8: int = 3
     ne16: int = 2
     nd8: int = 3
@@ -45,6 +47,8 @@ class Sizes:
             numbers[name] = value
         if numbers["M"] % 4:
             raise StoreError(f"size M is {numbers['M']}, expected a multiple of 4")
+        if numbers["c16"] > numbers["M"]:
+            raise StoreError(f"size c16 is {numbers['c16']}, expected at most M = {numbers['M']}")
         return cls(**numbers)
 
     @property

@@ -97,9 +97,11 @@ class _Networks(Graph):
 
     def depthwise(self, x: str, name: str, shape: str, channels: int) -> str:
         """Depthwise, of rows on a grid."""
-        planes = self.add("Transpose", [self.on_grid(x, shape)], perm=(0, 3, 1, 2))
+        ends = self.integers(0, 1, 1, 0, 0, 1, 1, 0)
+        padded = self.add("Pad", [self.on_grid(x, shape), ends], mode="edge")
+        planes = self.add("Transpose", [padded], perm=(0, 3, 1, 2))
         conv = [planes, f"{name}.weight", f"{name}.bias"]
-        out = self.add("Conv", conv, kernel_shape=(3, 3), pads=(1, 1, 1, 1), group=channels)
+        out = self.add("Conv", conv, kernel_shape=(3, 3), group=channels)
         return self.rows(self.add("Transpose", [self.settle(out)], perm=(0, 2, 3, 1)))
 
     def block(self, x: str, name: str, shape: str, channels: int) -> str:

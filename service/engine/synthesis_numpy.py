@@ -48,9 +48,11 @@ class NumpySynthesis:
         s, window = self._sizes, Box(0, 0, *y_hat.shape[:2])
         inner = inner or window
         seen = seen_at_eighth(inner, window, s.nd8)
-        x = self._linear("0", y_hat.astype(np.float32) * np.float32(2.0**-Y_FRAC))
+        y = y_hat.astype(np.float32) * np.float32(2.0**-Y_FRAC)
+        x = self._linear("0", y[..., : s.c16])
         for i in range(s.nd16):
             x = self._block(f"{1 + i}", x)
+        x = np.concatenate([x, y[..., s.c16 :]], -1)
         x = _shuffle(self._linear(f"{1 + s.nd16}.l", x), 2)
         x = x[seen.slices]
         for i in range(s.nd8):
@@ -74,10 +76,10 @@ class NumpySynthesis:
         return x
 
     def _depthwise(self, name: str, x: F32) -> F32:
-        """Zero-padded 3×3; taps are stored as [C, 1, 3, 3], here [3 (x), 3 (y), 1, C]."""
+        """3×3 with edges repeated; taps are stored as [C, 1, 3, 3], here [3 (x), 3 (y), 1, C]."""
         taps = self._tensors[f"{name}.weight"]
         height, width, _ = x.shape
-        padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+        padded = np.pad(x, ((1, 1), (1, 1), (0, 0)), mode="edge")
         out = np.empty_like(x)
         out[:] = self._tensors[f"{name}.bias"]
         for dy in range(3):
@@ -89,11 +91,11 @@ class NumpySynthesis:
 def _shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of g_s."""
     weights: dict[str, tuple[int, ...]] = {
-        "g_s.0": (s.M, s.M),
+        "g_s.0": (s.c16, s.c16),
         f"g_s.{1 + s.nd16}.l": (4 * s.c8, s.M),
         f"g_s.{2 + s.nd16 + s.nd8}.l": (3 * 64, s.c8),
     }
-    blocks = {1 + i: s.M for i in range(s.nd16)} | {2 + s.nd16 + i: s.c8 for i in range(s.nd8)}
+    blocks = {1 + i: s.c16 for i in range(s.nd16)} | {2 + s.nd16 + i: s.c8 for i in range(s.nd8)}
     for i, c in blocks.items():
         parts = {"pw1": (c, c), "pw2": (c, c), "f1": (2 * c, c), "f2": (c, 2 * c)}
         weights |= {f"g_s.{i}.{part}": shape for part, shape in parts.items()}

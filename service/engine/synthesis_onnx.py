@@ -57,10 +57,14 @@ class OnnxSynthesis:
 
 def _weights(model: StoredModel) -> dict[str, F32]:
     """The tensors of g_s as the graph wants them: input and output scales folded in."""
-    layers = synthesis(model.sizes)
+    s = model.sizes
+    layers = synthesis(s)
     out = weights_of(model.transforms, "g_s", layers)
-    last = f"g_s.{len(layers) - 1}.l"
+    up, last = f"g_s.{1 + s.nd16}.l", f"g_s.{len(layers) - 1}.l"
     out["g_s.0.weight"] = out["g_s.0.weight"] * np.float32(2.0**-Y_FRAC)
+    if s.M > s.c16:  # latents that go straight there
+        unit = np.where(np.arange(s.M) < s.c16, 1, 2.0**-Y_FRAC).astype(np.float32)
+        out[f"{up}.weight"] = out[f"{up}.weight"] * unit[:, None, None]
     out[f"{last}.weight"] = out[f"{last}.weight"] * np.float32(255)
     out[f"{last}.bias"] = (out[f"{last}.bias"] + np.float32(0.5)) * np.float32(255)
     return out

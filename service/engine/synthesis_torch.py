@@ -36,9 +36,11 @@ class TorchSynthesis:
         with torch.device("meta"):
             g_s = synthesis(model.sizes)
         _fill(g_s, model.transforms, "g_s", device)
-        layers, self._blocks = _float32_sums(g_s, dtype), model.sizes.nd8
-        up = model.sizes.nd16 + 1
-        self._coarse, self._fine, self._last = layers[: up + 1], layers[up + 1 : -1], layers[-1]
+        s = model.sizes
+        layers, self._blocks, up = _float32_sums(g_s, dtype), s.nd8, s.nd16 + 1
+        self._widths = [s.c16, s.M - s.c16]  # what blocks at 1/16 see, and what passes by
+        self._deep, self._up = layers[:up], layers[up]
+        self._fine, self._last = layers[up + 1 : -1], layers[-1]
 
     @torch.inference_mode()
     def synthesise(
@@ -48,11 +50,13 @@ class TorchSynthesis:
 
         Samples that are not a number, which only a hostile update of the weights can give, are 0.
         """
-        y = torch.from_numpy(y_hat).to(self.device).to(torch.float32) * 2.0**-Y_FRAC
+        y = torch.from_numpy(y_hat).to(self.device)[None].to(torch.float32) * 2.0**-Y_FRAC
         window = Box(0, 0, *y_hat.shape[:2])
         inner = inner or window
         seen = seen_at_eighth(inner, window, self._blocks)
-        x = self._fine(_cut(self._coarse(y[None]), seen))
+        deep, straight = y.split(self._widths, -1)
+        x = self._up(torch.cat([self._deep(deep), straight], -1))
+        x = self._fine(_cut(x, seen))
         x = self._last(_cut(x, inner.scaled(2).relative(seen)))[0].add_(0.5).mul_(255).round_()
         # fmax, not clamp: it takes the number where the other is none
         pixels = torch.fmax(x, x.new_zeros(())).clamp_(max=255).to(torch.uint8)
@@ -72,15 +76,17 @@ class TorchTransforms(TorchSynthesis):
         for name, net in (("g_a", g_a), ("h_a", h_a)):
             _fill(net, model.transforms, name, device)
         self._unshuffle, self._g_a_first = _byte_input(g_a[0], dtype)
-        self._g_a = _float32_sums(g_a[1:], dtype)
+        layers, down = _float32_sums(g_a, dtype), model.sizes.ne8 + 1
+        self._g_a_fine, self._g_a_deep = layers[1 : down + 1], layers[down + 1 :]
         self._h_a_body, self._h_a_last = h_a[:-1].to(dtype), h_a[-1]
 
     @torch.inference_mode()
     def analyse(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels [H, W, 3], H and W multiples of 16 -> y [H/16, W/16, M]."""
         cells = self._unshuffle(torch.from_numpy(pixels).to(self.device)[None])
-        y: Tensor = self._g_a(self._g_a_first(cells.to(self.dtype)).float())
-        return _numpy(y[0])
+        x = self._g_a_fine(self._g_a_first(cells.to(self.dtype)).float())
+        deep, straight = x.split(self._widths, -1)
+        return _numpy(torch.cat([self._g_a_deep(deep.contiguous()), straight], -1)[0])
 
     @torch.inference_mode()
     def hyper_analyse(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -100,8 +106,8 @@ class _Float32Sums(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] float32 -> the same; changes its argument."""
         b = self.block
-        t = nn.functional.leaky_relu_(b.pw1(x.to(self.dtype)), LEAK).permute(0, 3, 1, 2)
-        x.add_(b.pw2(b.dw(t).permute(0, 2, 3, 1)))
+        t = nn.functional.leaky_relu_(b.pw1(x.to(self.dtype)), LEAK)
+        x.add_(b.pw2(b.dw(t)))
         return x.add_(b.f2(nn.functional.leaky_relu_(b.f1(x.to(self.dtype)), LEAK)))
 
 

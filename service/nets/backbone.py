@@ -4,11 +4,19 @@ Channels last; every layer is a Linear (1×1), a depthwise 3×3 or a pixel (un)s
 `ScaledLinear` keeps weights near orthonormal beside fixed scale vectors; for use, `folded`
 multiplies the scales in. Shapes: x [B, H, W, 3] in [-0.5, 0.5], y [B, H/16, W/16, M], z [B, H/64,
 W/64, Cz].
+
+Depthwise layers repeat the edge of what they read. At 1/16 the blocks work on the first c16
+channels; the other M - c16 latents go straight from the features at 1/8 to those of the synthesis,
+and carry the fine detail that high rates pay for.
+
+A batch may be of G groups of equal size, each with weights [N, K] and biases of its own: the layers
+then hold weights [G, N, K] and biases [G, N], which training puts there to train several rates in
+one step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +24,38 @@ from torch import Tensor, nn
 
 from service.codec.fixed_point import LEAK
 from service.codec.sizes import Sizes
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Apply one layer, or one per group of the batch.
+
+    Args:
+        x: [B, ..., K].
+        weight: [N, K], or [G, N, K] for G groups of B/G consecutive items.
+        bias: [N], or [G, N].
+
+    Returns:
+        [B, ..., N].
+    """
+    if weight.ndim == 2:
+        return F.linear(x, weight, bias)
+    groups = x.reshape(len(weight), -1, x.shape[-1])
+    return torch.baddbmm(bias[:, None], groups, weight.mT).reshape(*x.shape[:-1], -1)
+
+
+def per_item(vector: Tensor, items: int) -> Tensor:
+    """A vector [C] as it is, or vectors [G, C] of groups as [items, 1, 1, C]."""
+    if vector.ndim == 1:
+        return vector
+    return vector[:, None].expand(-1, items // len(vector), -1).reshape(items, 1, 1, -1)
+
+
+class Linear(nn.Linear):
+    """nn.Linear whose weights may be of groups."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, ..., inputs] -> [B, ..., outputs]."""
+        return linear(input, self.weight, self.bias)
 
 
 class ScaledLinear(nn.Linear):
@@ -30,12 +70,15 @@ class ScaledLinear(nn.Linear):
         self.register_buffer("so", torch.ones(outputs))
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]."""
-        return F.linear(input, self.effective_weight(), self.bias * self.so)
+        """[B, ..., inputs] -> [B, ..., outputs]."""
+        return linear(input, self.effective_weight(), self.bias * self.so)
 
     def effective_weight(self) -> Tensor:
         """The weight with both scales folded in."""
         return self.weight * self.so[:, None] * self.si[None]
+
+
+LinearType = type[nn.Linear]
 
 
 def leaky(x: Tensor) -> Tensor:
@@ -45,16 +88,62 @@ def leaky(x: Tensor) -> Tensor:
     return F.leaky_relu(x, LEAK)
 
 
-LinearType = type[nn.Linear]
+class Depthwise(nn.Conv2d):
+    """3×3 by channel; what lies outside is the nearest sample inside."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__(c, c, 3, groups=c)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.weight.mul_(0.3)
+            self.weight[:, 0, 1, 1] += 1
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, H, W, C] -> the same.
+
+        Trained on a GPU as shifted products: one kernel with what comes before, once compiled, and
+        sums in a fixed order, which cuDNN does not promise. Elsewhere a convolution is quicker (a
+        compiled training step on the CPU by 7 %).
+        """
+        assert self.bias is not None
+        padded = repeat_edges(input)
+        if input.is_cuda and torch.is_grad_enabled():
+            return shifted_products(padded, self.weight) + self._bias(input)
+        bias = self.bias if self.bias.ndim == 1 else None
+        out = F.conv2d(padded.permute(0, 3, 1, 2), self.weight, bias, groups=len(self.weight))
+        out = out.permute(0, 2, 3, 1)
+        return out if bias is not None else out + self._bias(input)
+
+    def _bias(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
+        return per_item(self.bias, len(x)).to(x.dtype)
+
+
+def repeat_edges(x: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, H+2, W+2, C]. Concatenation, as its gradient is a sum in fixed order."""
+    x = torch.cat([x[:, :1], x, x[:, -1:]], 1)
+    return torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
+
+
+def shifted_products(padded: Tensor, weight: Tensor) -> Tensor:
+    """Convolve [B, H+2, W+2, C] with 3×3 taps [C, 1, 3, 3] by channel: [B, H, W, C]."""
+    height, width = padded.shape[1] - 2, padded.shape[2] - 2
+    taps = weight.to(padded.dtype).reshape(-1, 9).unbind(1)
+    total = padded[:, :height, :width] * taps[0]
+    for place in range(1, 9):
+        row, column = divmod(place, 3)
+        total = total + padded[:, row : row + height, column : column + width] * taps[place]
+    return total
 
 
 class Block(nn.Module):
     """x + pw2(dw(act(pw1 x))), then x + f2(act(f1 x)). Residual branches start at zero."""
 
-    def __init__(self, c: int, linear: LinearType = nn.Linear) -> None:
+    def __init__(self, c: int, linear: LinearType = Linear) -> None:
         super().__init__()
         self.pw1, self.pw2 = linear(c, c), linear(c, c)
-        self.dw = nn.Conv2d(c, c, 3, padding=1, groups=c)
+        self.dw = Depthwise(c)
         self.f1, self.f2 = linear(c, 2 * c), linear(2 * c, c)
         for layer in (self.pw1, self.f1):
             nn.init.orthogonal_(layer.weight)
@@ -62,41 +151,12 @@ class Block(nn.Module):
         for layer in (self.pw2, self.f2):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        with torch.no_grad():
-            self.dw.weight.mul_(0.3)
-            self.dw.weight[:, 0, 1, 1] += 1
-        assert self.dw.bias is not None
-        nn.init.zeros_(self.dw.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> the same."""
-        x = x + self.pw2(self.depthwise(leaky(self.pw1(x))))
+        x = x + self.pw2(self.dw(leaky(self.pw1(x))))
         out: Tensor = x + self.f2(leaky(self.f1(x)))
         return out
-
-    def depthwise(self, x: Tensor) -> Tensor:
-        """3×3 by channel, [B, H, W, C] -> the same.
-
-        Trained on a GPU as shifted products: one kernel with what comes before, once compiled, and
-        sums in a fixed order, which cuDNN does not promise. Elsewhere a convolution is quicker (a
-        compiled training step on the CPU by 7 %).
-        """
-        if x.is_cuda and torch.is_grad_enabled():
-            assert self.dw.bias is not None
-            return shifted_products(x, self.dw.weight, self.dw.bias)
-        out: Tensor = self.dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return out
-
-
-def shifted_products(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A depthwise 3×3 convolution of x [B, H, W, C] by weight [C, 1, 3, 3], as nine products."""
-    height, width = x.shape[1:3]
-    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
-    total = bias.to(x.dtype)
-    for place, tap in enumerate(weight.to(x.dtype).reshape(-1, 9).unbind(1)):
-        row, column = divmod(place, 3)
-        total = total + padded[:, row : row + height, column : column + width] * tap
-    return total
 
 
 class Unshuffle(nn.Module):
@@ -143,24 +203,65 @@ class Up(nn.Module):
         return cells.reshape(b, h * r, w * r, c // (r * r))
 
 
-def analysis(s: Sizes, linear: LinearType = nn.Linear) -> nn.Sequential:
+class Analysis(nn.Sequential):
+    """g_a. From layer `split` on, layers see the first `deep` channels; the others pass by."""
+
+    def __init__(self, split: int, deep: int, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self._split, self._deep = split, deep
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, H, W, 3] -> [B, H/16, W/16, M]."""
+        layers = list(self)
+        x = in_turn(layers[: self._split], input)
+        deep = in_turn(layers[self._split :], x[..., : self._deep])
+        return torch.cat([deep, x[..., self._deep :].to(deep.dtype)], -1)
+
+
+class Synthesis(nn.Sequential):
+    """g_s. Up to layer `split`, layers see the first `deep` channels; the others pass by."""
+
+    def __init__(self, split: int, deep: int, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self._split, self._deep = split, deep
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, h, w, M] -> [B, 16h, 16w, 3]."""
+        layers = list(self)
+        deep = in_turn(layers[: self._split], input[..., : self._deep])
+        x = torch.cat([deep, input[..., self._deep :].to(deep.dtype)], -1)
+        return in_turn(layers[self._split :], x)
+
+
+def in_turn(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """Apply layers one after another."""
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def analysis(s: Sizes, linear: LinearType = nn.Linear) -> Analysis:
     """g_a: x - 0.5 [B, H, W, 3] -> y [B, H/16, W/16, M]; H and W multiples of 16."""
-    return nn.Sequential(
+    return Analysis(
+        s.ne8 + 2,
+        s.c16,
         Down(linear, 3, s.c8, 8),
         *[Block(s.c8) for _ in range(s.ne8)],
         Down(linear, s.c8, s.M, 2),
-        *[Block(s.M) for _ in range(s.ne16)],
-        linear(s.M, s.M),
+        *[Block(s.c16) for _ in range(s.ne16)],
+        linear(s.c16, s.c16),
     )
 
 
 def synthesis(
-    s: Sizes, linear: LinearType = nn.Linear, inner: LinearType = nn.Linear
-) -> nn.Sequential:
+    s: Sizes, linear: LinearType = nn.Linear, inner: LinearType = Linear
+) -> Synthesis:
     """g_s: y_hat [B, h, w, M] -> x_hat - 0.5 [B, 16h, 16w, 3]; `inner` is of the blocks."""
-    return nn.Sequential(
-        linear(s.M, s.M),
-        *[Block(s.M, inner) for _ in range(s.nd16)],
+    return Synthesis(
+        s.nd16 + 1,
+        s.c16,
+        linear(s.c16, s.c16),
+        *[Block(s.c16, inner) for _ in range(s.nd16)],
         Up(linear, s.M, s.c8, 2),
         *[Block(s.c8, inner) for _ in range(s.nd8)],
         Up(linear, s.c8, 3, 8),
@@ -175,7 +276,7 @@ def hyper_analysis(s: Sizes, linear: LinearType = nn.Linear) -> nn.Sequential:
         Down(linear, s.cp, s.Cz, 2),
         Block(s.Cz),
         Down(linear, s.Cz, s.Cz, 2),
-        nn.Linear(s.Cz, s.Cz),
+        Linear(s.Cz, s.Cz),
     )
 
 

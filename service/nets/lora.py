@@ -70,6 +70,7 @@ class RateAdapter(nn.Module):
                 self.a[key] = nn.Parameter(a)
                 self.b[key] = nn.Parameter(torch.zeros(len(domain.rows), domain.rank))
             self.d[key] = nn.Parameter(torch.zeros(len(domain.bias)))
+        self.unit_step = base.unit_step.detach()
         self.log_y_step = nn.Parameter(torch.zeros(base.sizes.M))
         self.log_z_step = nn.Parameter(torch.zeros(base.sizes.Cz))
         self.z_idx = nn.Parameter(base.z_idx.detach().clone())
@@ -77,7 +78,7 @@ class RateAdapter(nn.Module):
     def merged(self) -> dict[str, Tensor]:
         """Parameters and buffers of Backbone that this rate replaces."""
         out = {
-            "y_step": self.log_y_step.exp(),
+            "y_step": self.unit_step * self.log_y_step.exp(),
             "z_step": self.log_z_step.exp(),
             "z_idx": self.z_idx,
         }
@@ -94,6 +95,7 @@ class RateAdapter(nn.Module):
         nn.Module._apply(self, fn, recurse)
         self.weights = {n: fn(t) for n, t in self.weights.items()}
         self.biases = {n: fn(t) for n, t in self.biases.items()}
+        self.unit_step = fn(self.unit_step)
         self.domains = {n: d.mapped(fn) for n, d in self.domains.items()}
         return self
 

@@ -1,9 +1,9 @@
 """The whole trainable model: transforms, entropy networks, quantisers and the rate they predict.
 
 This is what training optimises and what the integer networks (codec/entropy_model.py) are exported
-from. Rate is predicted on uniform noise in training and on real rounding otherwise; reconstructions
-and contexts use straight-through rounding (Minnen & Singh 2020). Names of weights follow the stores
-and checkpoints: g_a g_s h_a h_s head0 ctx z_mean z_idx.
+from. Rate is predicted on a relaxation of rounding in training and on what the codec does
+otherwise; reconstructions and contexts use straight-through rounding (Minnen & Singh 2020). Names
+of weights follow the stores and checkpoints: g_a g_s h_a h_s head0 ctx z_mean z_idx.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.codec.entropy_model import GROUP_AT, LEVELS, STEPS
@@ -25,6 +25,8 @@ from service.nets.backbone import (
     analysis,
     hyper_analysis,
     hyper_synthesis,
+    linear,
+    per_item,
     synthesis,
 )
 from service.nets.steps import (
@@ -48,6 +50,9 @@ P_MIN = 1e-9
 Choose = Callable[[int, Tensor, Tensor], Tensor]
 """(step, means, level/8), each [4, n, M/4] -> the y_hat that later steps see."""
 
+Relax = Callable[[Tensor], Tensor]
+"""Latents in quantiser steps -> what their rate is predicted on: `add_noise` or `ste_round`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
@@ -68,12 +73,14 @@ class Estimate:
 class Backbone(nn.Module):
     """g_a, g_s, h_a, h_s and the step networks of one backbone.
 
-    `y_step` [M] and `z_step` [Cz] are the quantiser's steps: 1 at the base rate, given by a rate's
-    adapter otherwise (functional_call replaces them).
+    `y_step` [M] and `z_step` [Cz] are the quantiser's steps, which a rate's adapter replaces
+    (functional_call). `unit_step` [M] are the steps at which the levels of the heads hold, those of
+    the base rate: 1 in training; an export makes them smaller where latents are large.
     """
 
     y_step: Tensor
     z_step: Tensor
+    unit_step: Tensor
 
     def __init__(self, sizes: Sizes | None = None, linear: LinearType = ScaledLinear) -> None:
         super().__init__()
@@ -86,25 +93,27 @@ class Backbone(nn.Module):
             for _ in range(STEPS - 1)
         )
         self.register_buffer("y_step", torch.ones(s.M), persistent=False)
+        self.register_buffer("unit_step", torch.ones(s.M), persistent=False)
         self.register_buffer("z_step", torch.ones(s.Cz), persistent=False)
         self.z_mean = nn.Parameter(torch.zeros(s.Cz))
         self.z_idx = nn.Parameter(torch.full((s.Cz,), math.log(1.5 / SIGMA_MIN) / LOG_STEP / 8))
 
-    def forward(self, x: Tensor, *, noise: bool) -> Estimate:
+    def forward(self, x: Tensor, *, relax: Relax | None) -> Estimate:
         """Predict rate and reconstruction.
 
         Args:
             x: [B, H, W, 3] in [0, 1]; H and W multiples of 64.
-            noise: train on additive uniform noise; otherwise round as the codec does.
+            relax: what stands for rounding in training; None predicts what the codec does.
         """
+        items = len(x)
         y = self.g_a(x - 0.5).float()
-        z = (self.h_a(y).float() - self.z_mean) / self.z_step
-        z_sample = z + torch.rand_like(z) - 0.5 if noise else z.round()
-        bits_z = gaussian_bits(z_sample, sigma(self.z_idx))
-        y_hat, means, idx = self.walk(ste_round(z) * self.z_step + self.z_mean, y)
-        v = (y - means) / self.y_step
-        if noise:
-            bits_y = gaussian_bits(v + torch.rand_like(v) - 0.5, sigma(idx))
+        z_step, z_sigma = (per_item(v, items) for v in (self.z_step, sigma(self.z_idx)))
+        z = (self.h_a(y).float() - self.z_mean) / z_step
+        bits_z = gaussian_bits(z.round() if relax is None else relax(z), z_sigma)
+        y_hat, means, idx = self.walk(ste_round(z) * z_step + self.z_mean, y)
+        v = (y - means) / per_item(self.y_step, items)
+        if relax is not None:
+            bits_y = gaussian_bits(relax(v), sigma(idx))
         else:
             level = (idx * 8).clamp(0, LEVELS - 1).round()
             y_hat = torch.where(level == 0, means, y_hat)
@@ -125,8 +134,11 @@ class Backbone(nn.Module):
         Levels are scales in quantiser steps, so a step of 2 lowers the level as a scale of 1/2
         would. h and w are even.
         """
-        steps = by_step(self.y_step.expand(4, 1, -1))
-        finer = by_step(self.y_step.expand(4, 1, -1).log() / (8 * LOG_STEP))
+        y_steps = self.y_step.reshape(-1, y.shape[-1])
+        if len(y_steps) > 1:
+            y_steps = per_item(y_steps, y.shape[:3].numel() // 4).reshape(-1, y.shape[-1])
+        steps = by_step(y_steps.expand(4, -1, -1))
+        finer = by_step(((y_steps / self.unit_step).log() / (8 * LOG_STEP)).expand(4, -1, -1))
         targets, means, idx = by_step(cells(y)), [], []
 
         def straight_through(t: int, mu: Tensor, ix: Tensor) -> Tensor:
@@ -143,8 +155,8 @@ class Backbone(nn.Module):
         features = self.h_s(z_hat)
         b, h, w, cp = features.shape
         firsts = [weight_and_bias(self.step(t)[0]) for t in range(1, STEPS)]
-        reads_p = torch.cat([weight[:, :cp] for weight, _ in firsts])
-        shared = F.linear(features, reads_p, torch.cat([bias for _, bias in firsts]))
+        reads_p = torch.cat([weight[..., :cp] for weight, _ in firsts], -2)
+        shared = linear(features, reads_p, torch.cat([bias for _, bias in firsts], -1))
         known: list[Tensor] = []
         for t in range(STEPS):
             if t == 0:
@@ -152,7 +164,7 @@ class Backbone(nn.Module):
             else:
                 _, block, last = self.step(t)
                 seen = [k.to(shared.dtype) for k in known]
-                read = from_cells(context(firsts[t - 1][0][:, cp:], t, seen), b, h, w)
+                read = from_cells(context(firsts[t - 1][0][..., cp:], t, seen), b, h, w)
                 hidden = block(shared.chunk(STEPS - 1, -1)[t - 1] + read)
                 mu, ix = head(last, t, cells(hidden))
             known.append(choose(t, mu, ix))
@@ -173,13 +185,44 @@ def ste_round(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
+def add_noise(v: Tensor) -> Tensor:
+    """Add uniform noise in ±1/2."""
+    return v + torch.rand_like(v) - 0.5
+
+
+class _Clamp(torch.autograd.Function):
+    """A clamp that passes gradients inside the range, and outside those that lead back into it."""
+
+    @staticmethod
+    def forward(x: Tensor, low: float, high: float) -> Tensor:
+        return x.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
+        x, ctx.low, ctx.high = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        (x,), (grad,) = ctx.saved_tensors, grads
+        # descent goes against the gradient
+        kept = ((x >= ctx.low) | (grad < 0)) & ((x <= ctx.high) | (grad > 0))
+        return torch.where(kept, grad, torch.zeros_like(grad)), None, None
+
+
+def clamp(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp x, so that training can move it back inside (Ballé's lower bound, on both sides)."""
+    apply: Callable[..., Tensor] = _Clamp.apply
+    return apply(x, low, high)
+
+
 def sigma(idx: Tensor) -> Tensor:
     """Scale of a level given as level/8 (the networks' unit), clamped to the ladder."""
-    return SIGMA_MIN * torch.exp(LOG_STEP * (idx.float() * 8).clamp(0, LEVELS - 1))
+    return SIGMA_MIN * torch.exp(LOG_STEP * clamp(idx.float() * 8, 0.0, LEVELS - 1.0))
 
 
 def gaussian_bits(v: Tensor, scale: Tensor) -> Tensor:
     """-log2 of the mass of the unit bin around v under N(0, scale²), elementwise."""
     v, r = v.abs(), math.sqrt(0.5) / scale
     mass = 0.5 * (torch.erfc((v - 0.5) * r) - torch.erfc((v + 0.5) * r))
-    return -torch.log2(mass.clamp_min(P_MIN))
+    return -torch.log2(clamp(mass, P_MIN, math.inf))

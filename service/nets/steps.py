@@ -21,7 +21,7 @@ XOR: Final = tuple(int(g) for g in GROUP_AT[:, 0])
 
 
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """What a Linear multiplies by and adds, scale vectors folded in."""
+    """What a Linear multiplies by and adds, scale vectors folded in; of groups if it has any."""
     assert isinstance(layer, nn.Linear)
     if isinstance(layer, ScaledLinear):
         return layer.effective_weight(), layer.bias * layer.so
@@ -54,21 +54,20 @@ def from_steps(parts: list[Tensor]) -> Tensor:
     return torch.stack([torch.stack(groups, -1).flatten(1) for groups in at])
 
 
-def groups_of(weight: Tensor) -> tuple[Tensor, ...]:
-    """Rows [M, ...] by channel group, four of [M/4, ...]."""
-    return torch.unflatten(weight, 0, (-1, STEPS)).unbind(1)
+def groups_of(weight: Tensor, axis: int) -> tuple[Tensor, ...]:
+    """The M entries along an axis (negative) by channel group: four of M/4."""
+    return torch.unflatten(weight, axis, (-1, STEPS)).unbind(axis)
 
 
 def head(layer: nn.Module, t: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """mu and level/8 of step t, [4, n, M/4] float32 each, from hidden [4, n, K]."""
     weight, bias = weight_and_bias(layer)
-    parts = zip(weight.chunk(2), bias.chunk(2), strict=True)
-    halves = [(groups_of(w), groups_of(b)) for w, b in parts]
+    parts = zip(weight.chunk(2, -2), bias.chunk(2, -1), strict=True)
+    halves = [(groups_of(w, -2), groups_of(b, -1)) for w, b in parts]
     at = [p ^ XOR[t] for p in range(4)]
-    weights = torch.stack([torch.cat([w[g] for w, _ in halves]) for g in at])
-    biases = torch.stack([torch.cat([b[g] for _, b in halves]) for g in at])
-    out = torch.baddbmm(_as(biases[:, None], hidden), hidden, _as(weights.mT, hidden))
-    mu, idx = out.float().chunk(2, -1)
+    weights = torch.stack([torch.cat([w[g] for w, _ in halves], -2) for g in at])
+    biases = torch.stack([torch.cat([b[g] for _, b in halves], -1) for g in at])
+    mu, idx = _products(hidden, weights, biases).float().chunk(2, -1)
     return mu, idx
 
 
@@ -78,11 +77,22 @@ def context(weight: Tensor, t: int, known: list[Tensor]) -> Tensor:
     Args:
         weight: its columns that read y_hat, [cc, M]. known: y_hat of steps 0…t-1, [4, n, M/4].
     """
-    groups = groups_of(weight.T)
-    rows = [torch.cat([groups[p ^ XOR[u]] for u in range(t)]) for p in range(4)]
-    joined = torch.cat(known, -1)
-    return torch.bmm(joined, _as(torch.stack(rows), joined))
+    groups = groups_of(weight, -1)
+    reads = [torch.cat([groups[p ^ XOR[u]] for u in range(t)], -1) for p in range(4)]
+    return _products(torch.cat(known, -1), torch.stack(reads), None)
 
 
-def _as(x: Tensor, other: Tensor) -> Tensor:
-    return x.to(other.dtype)
+def _products(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
+    """x [4, n, K] by the weights of its class: [4, n, N].
+
+    Args:
+        weights: [4, N, K], or [4, G, N, K] where the n positions are of G groups of items.
+        biases: [4, N] or [4, G, N].
+    """
+    flat = weights.reshape(-1, *weights.shape[-2:]).mT.to(x.dtype)
+    grouped = x.reshape(len(flat), -1, x.shape[-1])
+    if biases is None:
+        out = torch.bmm(grouped, flat)
+    else:
+        out = torch.baddbmm(biases.reshape(len(flat), 1, -1).to(x.dtype), grouped, flat)
+    return out.reshape(4, x.shape[1], -1)

@@ -73,6 +73,8 @@ def float_twin(stored: Weights) -> Backbone:
     state["z_mean"] = torch.from_numpy(z_mean).float()
     state["z_idx"] = torch.from_numpy(stored.entropy["z.level"] / 8.0).float()
     model.load_state_dict(state)
+    model.y_step, model.z_step = quantiser_steps(stored)
+    model.unit_step = model.y_step.clone()
     return model.eval().requires_grad_(False)
 
 

@@ -26,6 +26,7 @@ from service.codec.entropy_model import (
     gather,
 )
 from service.codec.fixed_point import ACTIVATION_MAX, LEAK, NUMPY, Numbers
+from service.engine.entropy_onnx import OnnxEntropyModel
 from service.errors import StoreError
 from service.stored import StoredModel, Tensors
 
@@ -70,8 +71,13 @@ def random_inputs(model: StoredModel, height: int, width: int, batch: int = 1) -
 
 def run(model: StoredModel, numbers: Numbers, z: I32, y: I32) -> tuple[Any, Any, Any]:
     """y_hat, and mu and levels of all steps, in one row per batch item."""
+    return run_networks(EntropyModel(model.sizes, model.entropy, numbers), z, y)
+
+
+def run_networks(networks: EntropyModel, z: I32, y: I32) -> tuple[Any, Any, Any]:
+    """What `run` gives, from networks that are ready."""
     walk = Walk(y)
-    y_hat = EntropyModel(model.sizes, model.entropy, numbers).run(z, *y.shape[1:3], walk)
+    y_hat = networks.run(z, *y.shape[1:3], walk)
     mu, levels = (np.concatenate(part, 1) for part in zip(*walk.seen, strict=True))
     return y_hat, mu, levels
 
@@ -92,7 +98,8 @@ def witness(model: StoredModel, z: I32, y: I32) -> tuple[Any, Any, Any]:
 
     def block(name: str, x: F64) -> F64:
         h, w = x.shape[1:3]
-        p = np.pad(leaky(linear(f"{name}.pw1", x)), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        sides = ((0, 0), (1, 1), (1, 1), (0, 0))
+        p = np.pad(leaky(linear(f"{name}.pw1", x)), sides, mode="edge")
         nine = np.stack([p[:, k // 3 : k // 3 + h, k % 3 : k % 3 + w] for k in range(9)], -1)
         acc = (nine * t[f"{name}.dw.weight"]).sum(-1) + t[f"{name}.dw.bias"]
         x = clip(linear(f"{name}.pw2", clip(acc / 2.0 ** t[f"{name}.dw.shift"])) + x)
@@ -136,6 +143,8 @@ def test_the_walk_equals_full_masked_networks(
     expected = witness(small_model, z, y)
     for name, numbers in CARRIERS.items():
         assert same(run(small_model, numbers, z, y), expected), name
+    in_sessions = OnnxEntropyModel(small_model.sizes, small_model.entropy, 1)
+    assert same(run_networks(in_sessions, z, y), expected), "onnx"
 
 
 def test_means_and_levels_of_the_test_model_vary(small_model: StoredModel) -> None:

@@ -96,7 +96,7 @@ def block_witness(tensors: dict[str, NDArray[Any]], x: I64) -> I64:
         acc, shift = linear(name, q)
         return clip(np.where(acc < 0, acc >> (shift + 3), acc >> shift))
 
-    t = np.pad(leaky("pw1", x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    t = np.pad(leaky("pw1", x), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     weight, bias, shift = part["dw"]
     height, width = x.shape[1:3]
     acc = bias + sum(
@@ -156,7 +156,7 @@ def test_a_depthwise_layer_equals_python_integers(numbers: Numbers) -> None:
     linear = random_layer(rng, 5, 9)
     for shape in ((2, 4, 3), (1, 1, 1), (1, 1, 6), (1, 5, 1), (3, 2, 2)):
         x = activations(rng, *shape, 5)
-        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
         expected = np.empty_like(x)
         for b, i, j, c in np.ndindex(*x.shape):
             one = IntLinear(

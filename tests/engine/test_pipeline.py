@@ -12,7 +12,7 @@ from small_model import photo_like
 
 from service.codec.container import read_stream
 from service.codec.latents import CodedTiles, DecodedTiles
-from service.codec.tiles import PATCH, Box, latent_box, tile_count
+from service.codec.tiles import PATCH, Box, latent_box, seen_at_eighth, tile_count
 from service.engine.engine import Engine
 from service.engine.pipeline import LoadedModel, decode_latents, encode, paint
 from service.picture import Picture, Region
@@ -101,6 +101,25 @@ def test_windowed_synthesis_equals_that_of_the_whole_picture(
     cut_off = replace(loaded, stored=replace(loaded.stored, sizes=narrow))
     off = np.abs(paint(cut_off, latents, everything, False) - whole)
     assert (off > 0).mean() > 1e-3, "this test sees a halo that is one latent too narrow"
+
+
+def test_an_eighth_is_cut_as_wide_as_blocks_see(
+    loaded: LoadedModel, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is cut off between 1/16 and 1/8 must not come back as repeated edges."""
+    _, latents = encode(loaded, picture, 64)
+    box = latents.box
+    inner, window = Box(4, 4, 8, 8), Box(2, 2, 10, 10).cut(box)
+    whole = loaded.synthesis.synthesise(latents.y_hat)[inner.scaled(PATCH).slices].astype(int)
+    y_hat = latents.y_hat[window.slices]
+    part = loaded.synthesis.synthesise(y_hat, inner.relative(window))
+    assert (np.abs(part - whole) > 0).mean() < 1e-3
+    monkeypatch.setattr(
+        "service.engine.synthesis_torch.seen_at_eighth",
+        lambda inner, window, blocks: seen_at_eighth(inner, window, blocks - 1),
+    )
+    part = loaded.synthesis.synthesise(y_hat, inner.relative(window))
+    assert (np.abs(part - whole) > 0).mean() > 1e-2, "this test sees a cut that is too narrow"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -41,7 +42,9 @@ def off(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.abs(one.astype(int) - other)
 
 
-@pytest.mark.parametrize("sizes", [Sizes(), Sizes(M=8, c8=12, nd8=2, nd16=0, ne8=1, ne16=0)])
+@pytest.mark.parametrize(
+    "sizes", [Sizes(), Sizes(M=8, c8=12, c16=8, nd8=2, nd16=0, ne8=1, ne16=0)]
+)
 @pytest.mark.parametrize(
     ("net", "layers", "graph"),
     [
@@ -62,6 +65,14 @@ def test_the_graphs_are_valid_onnx_without_a_single_weight_in_them(
     assert len(data) < 10_000
     declared = {t.name: tuple(t.dims) for t in model.graph.initializer if t.external_data}
     assert declared == onnx_graph.weight_shapes(net, layers(sizes))
+
+
+@pytest.mark.parametrize(("M", "pieces"), [(16, 0), (24, 2)])
+def test_graphs_take_latents_apart_only_where_some_go_straight(M: int, pieces: int) -> None:
+    sizes = Sizes(M=M, c16=16, c8=16)
+    for graph, others in ((onnx_graph.analysis_graph, 0), (onnx_graph.synthesis_graph, 1)):
+        kinds = Counter(n.op_type for n in onnx.load_from_string(graph(sizes)).graph.node)
+        assert kinds["Slice"] == pieces + others and kinds["Concat"] == (pieces > 0)
 
 
 def _filled(model: onnx.ModelProto) -> onnx.ModelProto:
