@@ -1,4 +1,4 @@
-"""`rankpress train base | compare | export | default`: backbones.
+"""`rankpress train base | export | default`: backbones and their ladders.
 
 Everything heavy is imported inside the commands.
 """
@@ -12,16 +12,16 @@ import typer
 
 from service.cli_options import CompileOption, Device, ThreadsOption
 from service.codec.sizes import Sizes
+from service.errors import BadParameter
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from service.nets.model import Backbone
-    from service.train.base import Progress
-    from service.train.compare import Found
     from service.train.compiling import Compile
     from service.train.cut import Cut
+    from service.train.ladder import RateLadder
+    from service.train.progress import Progress
 
 DataArgument = Annotated[
     list[Path], typer.Argument(metavar="DATA...", help="Folders of pictures, or a file of tiles.")
@@ -41,7 +41,7 @@ MeasureOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `rankpress train`."""
-    for command in (base, compare, export, default):
+    for command in (base, export, default):
         app.command()(command)
 
 
@@ -75,6 +75,13 @@ def base(
     measure: Annotated[
         Path | None, typer.Option(help="Folder of pictures to measure on at the end.")
     ] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(metavar="1,4,8", help="Trained together, 4 among them; all of a new run."),
+    ] = None,
+    groups: Annotated[
+        int | None, typer.Option(min=1, help="Rates in each step; all of a new run.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; 4e-4 of a new run.")] = None,
     warmup: Annotated[int | None, typer.Option(min=1, help="Steps; 500 of a new run.")] = None,
     batch: Annotated[
@@ -82,7 +89,24 @@ def base(
     ] = None,
     crop: Annotated[int | None, typer.Option(help="Side in pixels; 192 of a new run.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of a new run; 0.")] = None,
-    tile: TileOption = 256,
+    downscaled: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of crops reduced in size; 0.4.")
+    ] = None,
+    grain: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of photographs given grain; 0.3.")
+    ] = None,
+    procedural: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of generated pictures; 0.15.")
+    ] = None,
+    mix: Annotated[
+        list[str],
+        typer.Option(metavar="FOLDER=SHARE", help="Mix in other pictures; may be repeated."),
+    ] = [],  # noqa: B006
+    finish: Annotated[
+        bool,
+        typer.Option("--finish", help="Keep g_a and h_a, train the rest on rounded latents."),
+    ] = False,
+    tile: TileOption = 512,
     halve: HalveOption = True,
     device: TrainDeviceOption = "auto",
     compiled: CompileOption = "auto",
@@ -94,85 +118,80 @@ def base(
     checkpoint: Annotated[float, typer.Option(min=0.1, help="Minutes between two.")] = 5.0,
     threads: ThreadsOption = 0,
 ) -> None:
-    """Train a backbone for some minutes, or go on with one; `train export` makes it a model."""
+    """Train a backbone and its rates for some minutes; `train export` makes them a model.
+
+    Under torchrun, every process trains on a device of its own.
+    """
     import torch
 
     from service.eval.machine import code_commit
     from service.train import base as training
     from service.train.recipe import recipe_for
-    from service.train.start import fresh_on, from_weights
+    from service.train.sources import gather_data
+    from service.train.start import draw_crops, fresh_on, from_weights
+    from service.train.widen import widened
+    from service.train.world import join_world
 
     where, mode = prepare(threads, device, compiled)
+    world, where = join_world(where)
+    folders = dict(_share_of(text) for text in mix)
     recipe = recipe_for(
-        run, where, lr=lr, warmup=warmup, batch=batch, crop=crop, seed=seed
+        run,
+        where,
+        rates=None if rates is None else _rates_of(rates),
+        groups=groups,
+        lr=lr,
+        warmup=warmup,
+        batch=batch,
+        crop=crop,
+        seed=seed,
+        downscaled=downscaled,
+        grain=grain,
+        procedural=procedural,
+        mixed={path.name: share for path, share in folders.items()} or None,
+        frozen=finish or None,
     )
     sizes = _sizes(size)
-    made, tiles = _tiles(data, run, tile, halve)
-    _say(f"{len(tiles)} tiles of {made.size}x{made.size} from {made.pictures} pictures, "
-         f"{made.left_out} files left out")  # fmt: skip
-    tiles = tiles.to(where)
+    sources = [(data, run / "tiles.safetensors")]
+    sources += [([path], run / f"tiles-{path.name}.safetensors") for path in folders]
+    if world.first:
+        for pictures, path in sources:
+            cut, tiles = _tiles(pictures, path, tile, halve)
+            _say(
+                f"{len(tiles)} tiles of {cut.size}x{cut.size} from {cut.pictures} pictures, "
+                f"{cut.left_out} files left out"
+            )
+    world.agree("cut")
+    photographs, *others = (_tiles(pictures, path, tile, halve) for pictures, path in sources)
+    mixed = dict(zip((path.name for path in folders), others, strict=True))
+    gathered = gather_data(photographs, mixed, recipe, where)
 
-    def begin() -> Backbone:
-        if start is not None:
-            return from_weights(start, sizes)
-        return fresh_on(tiles, sizes or Sizes(), recipe)
+    def begin() -> RateLadder:
+        sampler = gathered.sampler(recipe)
+        if start is None:
+            return fresh_on(sampler, sizes or Sizes(), recipe)
+        ladder = from_weights(start, sizes, recipe.rates)
+        if sizes is None or sizes == ladder.base.sizes:
+            return ladder
+        return widened(ladder, sizes, draw_crops(sampler, recipe).cpu())
 
     piece = training.Piece(
         minutes=minutes, decay=decay, checkpoint_s=60 * checkpoint, measure=measure, compiled=mode,
         graph=graph, moments=getattr(torch, moments), commit=code_commit(),
     )  # fmt: skip
-    told = "afresh" if start is None else str(start.name)
-    work = training.Run(run, tiles, made, recipe, begin, piece, told)
-    found = work.train(_print_base)
-    _say(f"{run} holds step {work.step} in {work.shards} shards"
-         + (", decayed: export it" if work.finished else ""))  # fmt: skip
-    if found is not None:
-        typer.echo(
-            f"{found.pictures} pictures, real rounding: {found.bpp:.4f} bpp, "
-            f"{found.psnr_db:.3f} dB, loss {found.loss:.4f}"
+    source = "afresh" if start is None else start.name
+    work = training.Run(run, gathered, recipe, begin, piece, source, world)
+    measured = work.train(_print_base)
+    if world.first:
+        _say(
+            f"{run} holds step {work.step} in {work.shards} shards"
+            + (", decayed: export it" if work.finished else "")
         )
-
-
-def compare(
-    data: DataArgument,
-    measure: Annotated[
-        list[Path], typer.Option(help="Folder of pictures to measure on; give it again for more.")
-    ],
-    out: Annotated[Path, typer.Option(help="JSON file of results; those it holds are kept.")],
-    others: Annotated[
-        list[Path], typer.Option(help="Folder of other kinds of pictures, to mix in.")
-    ],
-    mpixels: Annotated[float, typer.Option(min=0, help="Megapixels that each run sees.")] = 60.0,
-    tile: TileOption = 256,
-    halve: HalveOption = True,
-    device: TrainDeviceOption = "auto",
-    compiled: CompileOption = "auto",
-    threads: ThreadsOption = 0,
-) -> None:
-    """Compare sizes, blocks and recipes by short runs at equal pixels; a table, then JSON."""
-    import json
-    from dataclasses import asdict
-
-    import torch
-
-    from service.eval.machine import this_machine
-    from service.eval.report import compare_table
-    from service.train import compare as comparing
-
-    where, mode = prepare(threads, device, compiled)
-    scratch = out.with_suffix(".tiles")
-    cut, photos = _tiles(data, scratch / "data", tile, halve)
-    more, drawn = _tiles(others, scratch / "others", tile, halve)
-    record = {
-        "what": "compare", "data": asdict(cut), "others": asdict(more),
-        "machine": asdict(this_machine(device)), "threads": torch.get_num_threads(),
-    }  # fmt: skip
-    result = comparing.compare(
-        photos.to(where), drawn.to(where), measure, round(mpixels * 1e6), mode, out, record,
-        _print_found,
-    )  # fmt: skip
-    typer.echo(compare_table(result))
-    typer.echo(json.dumps(result))
+    for rate, quality in measured.items():
+        typer.echo(
+            f"rate {rate}: {quality.pictures} pictures, real rounding: {quality.bpp:.4f} bpp, "
+            f"{quality.psnr_db:.3f} dB, loss {quality.loss:.4f}"
+        )
 
 
 def export(
@@ -198,7 +217,7 @@ def export(
     from service.train.export import trained_weights
     from service.train.publish import set_default
 
-    agreement = run(trained_weights(weights, _sizes(size), record), out, calibrate, measure)
+    agreement = run(trained_weights(weights, _sizes(size), record), out, calibrate, measure, _say)
     typer.echo(
         f"{agreement.pictures} pictures: {agreement.real_bpp:.4f} bpp, "
         f"{agreement.real_psnr_db:.3f} dB; the float model estimates "
@@ -224,13 +243,29 @@ def _sizes(text: str | None) -> Sizes | None:
     return None if text is None else sizes_named(text)
 
 
-def _tiles(data: list[Path], run: Path, size: int, halve: bool) -> tuple[Cut, Tensor]:
-    """The tiles of a file, or of folders, cut into the run's folder unless they are there."""
+def _rates_of(text: str) -> tuple[int, ...]:
+    """Rates that are trained together, ascending."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise BadParameter(f"rates are {text!r}, expected whole numbers such as 1,4,8") from None
+
+
+def _share_of(text: str) -> tuple[Path, float]:
+    """A folder and the share of the crops that are from it."""
+    folder, _, share = text.rpartition("=")
+    try:
+        return Path(folder), float(share)
+    except ValueError:
+        raise BadParameter(f"--mix is {text!r}, expected FOLDER=SHARE") from None
+
+
+def _tiles(data: list[Path], path: Path, size: int, halve: bool) -> tuple[Cut, Tensor]:
+    """The tiles of a file, or of folders, cut into `path` unless they are there."""
     from service.train.cut import cut, read_tiles, unchanged
 
     if len(data) == 1 and data[0].is_file():
         return read_tiles(data[0])
-    path = run / "tiles.safetensors"
     if not path.is_file() or not unchanged(read_tiles(path)[0], data, size, halve):
         cut(data, path, size, halve, _say)
     return read_tiles(path)
@@ -244,11 +279,8 @@ def _say(text: str) -> None:
 def _print_base(p: Progress) -> None:
     skipped = f"  skipped {p.skipped}" if p.skipped else ""
     typer.echo(
-        f"{p.minutes:.1f} min  step {p.step}  loss {p.loss:.4f}  {p.bpp:.4f} bpp  "
-        f"{p.psnr_db:.2f} dB  {p.pixels_per_s / 1e6:.2f} Mpixel/s  lr {p.lr:.2e}{skipped}"
+        f"{p.minutes:.1f} min  step {p.step}  {p.pixels_per_s / 1e6:.2f} Mpixel/s  "
+        f"lr {p.lr:.2e}{skipped}"
     )
-
-
-def _print_found(name: str, found: Found) -> None:
-    losses = ", ".join(f"{loss:.4f}" for loss in found.loss)
-    typer.echo(f"{name}: loss {losses} after {found.steps} steps in {found.train_s:.0f} s")
+    for rate, r in p.rates.items():
+        typer.echo(f"  rate {rate}  loss {r.loss:.4f}  {r.bpp:.4f} bpp  {r.psnr_db:.2f} dB")

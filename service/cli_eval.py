@@ -246,6 +246,7 @@ def bench_train(
         str, typer.Option(metavar="NAME", help="light, base, or a JSON file of sizes.")
     ] = "light",
     batch: Annotated[int | None, typer.Option(min=1, help="Crops a step; 8, on CUDA 64.")] = None,
+    groups: Annotated[int, typer.Option(min=1, max=8, help="Rates in each step.")] = 8,
     crop: Annotated[int, typer.Option(min=64, help="Side of the crops in pixels.")] = 192,
     compiled: CompileOption = "auto",
     seconds: Annotated[float, typer.Option(min=0, help="To time steps for.")] = 15.0,
@@ -254,21 +255,22 @@ def bench_train(
     record: RecordOption = None,
 ) -> None:
     """Measure pixels per second of training steps, and what bounds them; a line, then JSON."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     import torch
 
     from service.eval.machine import this_machine
     from service.train import throughput
-    from service.train.recipe import CUDA_BATCH, Recipe, sizes_named
+    from service.train.recipe import recipe_for, sizes_named
 
     where, mode = prepare(threads, device, compiled)
     machine = this_machine(device)
-    crops = batch or (CUDA_BATCH if where.type == "cuda" else Recipe().batch)
-    recipe = Recipe(batch=crops, crop=crop)
+    shipped = recipe_for(Path("no run"), where, batch=batch, groups=groups)
+    recipe = replace(shipped, crop=crop)
     found = throughput.measure(sizes_named(size), recipe, where, mode, seconds)
     result = {
-        "what": "bench train", "size": size, "batch": crops, "crop": crop, "compiled": mode,
+        "what": "bench train", "size": size, "batch": recipe.batch, "groups": recipe.groups,
+        "crop": crop, "compiled": mode,
         "threads": torch.get_num_threads(), "torch": torch.__version__,
         "machine": asdict(machine), **asdict(found),
     }  # fmt: skip

@@ -129,39 +129,6 @@ def measure(
 
 
 @train_app.command()
-def trials(
-    rate: Annotated[int, typer.Argument(help="3 or 5, a neighbour of the base.")],
-    data: DataArgument,
-    measure: MeasureOption,
-    model: Annotated[Path, typer.Option(help="The model's folder in a store.")],
-    scratch: Annotated[Path, typer.Option(help="Folder for checkpoints.")],
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps a trial.")] = 150,
-    seed: Annotated[int, typer.Option(min=0, help="Of crops and initial factors.")] = 0,
-    threads: ThreadsOption = 0,
-) -> None:
-    """Try ranks and placements of a rate's adapter, and record what they cost and gain."""
-    from dataclasses import asdict
-
-    import torch
-
-    from service.store import load_model
-    from service.train.data import Crops
-    from service.train.one_rate import Recipe
-    from service.train.publish import record_trials
-    from service.train.trials import run_trials
-
-    if threads:
-        torch.set_num_threads(threads)
-    recipe = Recipe(steps=steps, seed=seed)
-    crops = Crops(data, recipe.crop, seed)
-    start, tried = run_trials(load_model(model), crops, measure, rate, recipe, scratch, _print)
-    for trial in tried:
-        typer.echo(f"{trial.name:40} {trial.bytes:8,} bytes  loss {trial.loss:.4f}")
-    record = {"steps": steps, "start": asdict(start), "found": [asdict(t) for t in tried]}
-    record_trials(model, rate, record)
-
-
-@train_app.command()
 def updates(
     pictures: Annotated[
         list[Path],

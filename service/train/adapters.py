@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.codec.entropy_model import LEVELS, STEP_FRAC, Y_FRAC, Z_FRAC
+from service.codec.entropy_model import LEVELS, STEP_FRAC, STEP_MAX, Y_FRAC, Z_FRAC
 from service.codec.lowrank import OFFSET_FRAC, LayerUpdate, Update, scales
 from service.nets.lora import Domain, RateAdapter
 from service.nets.model import LOG_STEP
@@ -63,15 +63,19 @@ def quantised(stored: StoredModel, adapter: RateAdapter) -> Update:
     for layer in entropy_layers(stored):
         unit = _bias_unit(stored, layer)
         groups = 2 if layer.endswith(".head") else 1
-        layers[layer] = _layer(adapter, torch_name(layer), _step(stored, layer), unit, groups)
+        name, mean = torch_name(layer), _mean(stored, layer)
+        layers[layer] = _layer(adapter, name, _step(stored, layer), unit, groups, mean)
     for name, domain in adapter.domains.items():
         if name.startswith(("g_a", "g_s", "h_a")):
             unit = (domain.bias / domain.rows).double().numpy()
-            layers[name] = _layer(adapter, name, 1.0, unit, 1)
-    y_step = adapter.log_y_step.exp().double().numpy()
+            layers[name] = _layer(adapter, name, 1.0, unit, 1, None)
+    unit_step = adapter.unit_step.double().numpy()
+    # a channel that a rate leaves alone may have gone to steps without bound
+    largest = STEP_MAX / 2.0 ** (Y_FRAC + STEP_FRAC)
+    y_step = np.minimum(unit_step * np.exp(adapter.log_y_step.double().numpy()), largest)
     z_step = adapter.log_z_step.exp().double().numpy()
     levels = (adapter.z_idx.double().numpy() * 8).round().clip(1, LEVELS - 1)
-    offset = -adapter.log_y_step.double().numpy() / LOG_STEP
+    offset = -np.log(y_step / unit_step) / LOG_STEP
     return Update(
         layers,
         {
@@ -113,17 +117,42 @@ def take_over(adapter: RateAdapter, stored: StoredModel, update: Update) -> None
             rank = min(len(a), len(adapter.a[key]))
             adapter.a[key][:rank] = _t((a / scale[:, None])[:rank])
             adapter.b[key][:, :rank] = _t((b / step * scale)[:, :rank])
+            adapter.d[key].sub_(_t(_of_mean(adapter, name, _mean(stored, layer))))
     vectors = update.vectors
-    adapter.log_y_step.copy_(_t(np.log(vectors["y.step"] / 2.0 ** (Y_FRAC + STEP_FRAC))))
+    adapter.log_y_step.copy_(_t(np.log(vectors["y.step"] / stored.entropy["y.step"])))
     adapter.log_z_step.copy_(_t(np.log(vectors["z.step"] / 2.0 ** (Z_FRAC + STEP_FRAC))))
     adapter.z_idx.copy_(_t(vectors["z.level"] / 8.0))
 
 
+def _mean(stored: StoredModel, layer: str) -> F64 | None:
+    """What a stored layer's input lacks: z.mean, which is in the bias of the first one."""
+    if layer != "h_s.0":
+        return None
+    mean: F64 = stored.entropy["z.mean"] / 2.0**16
+    return mean
+
+
+def _of_mean(adapter: RateAdapter, name: str, mean: F64 | None) -> F64:
+    """What a change of a layer's weight makes of the mean of its input, as a bias delta [N]."""
+    domain, key = adapter.domains[name], name.replace(".", "/")
+    if mean is None or not domain.rank:
+        return np.zeros(len(domain.rows))
+    hidden = adapter.a[key].double().numpy() @ (domain.columns.double().numpy() * mean)
+    change = domain.rows.double().numpy() * (adapter.b[key].double().numpy() @ hidden)
+    out: F64 = change / domain.bias.double().numpy()
+    return out
+
+
 def _layer(
-    adapter: RateAdapter, name: str, step: float, bias_unit: F64, groups: int
+    adapter: RateAdapter,
+    name: str,
+    step: float,
+    bias_unit: F64,
+    groups: int,
+    mean: F64 | None,
 ) -> LayerUpdate:
     key = name.replace(".", "/")
-    bias = adapter.d[key].double().numpy() * bias_unit
+    bias = (adapter.d[key].double().numpy() + _of_mean(adapter, name, mean)) * bias_unit
     rank = adapter.domains[name].rank
     rows, columns = len(adapter.domains[name].rows), len(adapter.domains[name].columns)
     a, b = np.zeros((0, columns)), np.zeros((rows, 0))

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from service.codec.sizes import Sizes
 from service.errors import BadParameter
@@ -30,11 +29,13 @@ from service.eval.machine import device_name
 from service.nets.model import Backbone
 from service.train.checkpoint import as_type, has_state, read_about, read_tensors, write_state
 from service.train.compiling import Compile
-from service.train.cut import Cut
 from service.train.evaluate import Quality, evaluate
+from service.train.ladder import RateLadder
+from service.train.progress import Meter, Progress, RateProgress, Report
 from service.train.recipe import Decay, Recipe, learning_rate
-from service.train.sample import Sampler
+from service.train.sources import Data
 from service.train.step import TrainingStep
+from service.train.world import World
 
 SYNC_STEPS: Final = 16
 """The host runs at most so many steps ahead of the device, to keep to the clock."""
@@ -64,64 +65,56 @@ class Piece:
     commit: str = ""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """One line of progress: means since the last line, on noise; pixels/s likewise."""
-
-    step: int
-    minutes: float
-    loss: float
-    bpp: float
-    psnr_db: float
-    pixels_per_s: float
-    lr: float
-    skipped: int
-
-
-Report = Callable[[Progress], None]
-
-
 class Run:
     """A run in its folder: its state, and what is known of how it came about."""
 
     def __init__(
         self,
         folder: Path,
-        tiles: Tensor,
-        cut: Cut,
+        data: Data,
         recipe: Recipe,
-        start: Callable[[], Backbone],
+        start: Callable[[], RateLadder],
         piece: Piece,
         started_from: str,
+        world: World | None = None,
     ) -> None:
         """Begin a run, or take it up where its folder says.
 
         Args:
-            folder: of the run. tiles: [N, S, S, 3] uint8 on the device to train on. cut: of them.
+            folder: of the run. data: tiles on the device to train on.
             recipe: must be that of the run, if there is one already.
             start: gives the model of a run that is new. piece: see Piece.
             started_from: what `start` gives, for the record.
+            world: the processes that train together.
 
         Raises:
             BadParameter: the folder's run has another recipe, other tiles, or has decayed already.
         """
         self._folder, self._recipe, self._piece = folder, recipe, piece
-        self._device = tiles.device
-        data = {"tiles": len(tiles), **asdict(cut)}
+        self._world, self._device = world or World(), data.sources[0].tiles.device
         if has_state(folder):
             self._about = read_about(folder)
-            self._refuse_other(asdict(recipe), data)
-            model = Backbone(Sizes.from_dict(self._about["sizes"]))
+            self._refuse_other(asdict(recipe), dict(data.record))
+            sizes = Sizes.from_dict(self._about["sizes"])
+            ladder = RateLadder(Backbone(sizes), recipe.rates)
         else:
-            model = start()
+            ladder = start()
             self._about = {
-                "sizes": asdict(model.sizes), "recipe": asdict(recipe), "data": data,
-                "started_from": started_from, "step": 0, "decay": None, "pieces": [],
+                "sizes": asdict(ladder.base.sizes),
+                "recipe": asdict(recipe),
+                "data": data.record,
+                "started_from": started_from,
+                "step": 0,
+                "decay": None,
+                "pieces": [],
                 "measured": None,
-            }  # fmt: skip
-        model = model.to(self._device).train()
-        sampler = Sampler(tiles, recipe.crop, recipe.batch)
-        self._work = TrainingStep(model, sampler, recipe, piece.compiled, piece.graph)
+            }
+        ladder = ladder.to(self._device).train()
+        self._world.spread(t.data for t in ladder.state_dict().values())
+        sampler = data.sampler(recipe, self._world)
+        self._work = TrainingStep(
+            ladder, sampler, recipe, piece.compiled, piece.graph, self._world
+        )
         if has_state(folder):
             self._work.load(as_type(read_tensors(folder), torch.float32))
         self._step: int = self._about["step"]
@@ -129,7 +122,8 @@ class Run:
         self._decay = Decay(**told) if told else None
         self._first, self._began = self._step, time.monotonic()
         self._pace = self._first, 0.0
-        folder.mkdir(parents=True, exist_ok=True)
+        if self._world.first:
+            folder.mkdir(parents=True, exist_ok=True)
         self.shards = 0
         self._earlier = list(self._about["pieces"])
 
@@ -143,25 +137,28 @@ class Run:
         """Whether the final decay is done."""
         return self._decay is not None and self._step >= self._decay.start + self._decay.steps
 
-    def train(self, report: Report) -> Quality | None:
+    def train(self, report: Report) -> dict[int, Quality]:
         """Do the piece; its state is kept at the end, also when interrupted.
 
         Returns:
-            What the averaged weights measure with real rounding, None where nothing to measure on.
+            What the averaged weights measure with real rounding at each rate; nothing where there
+            is nothing to measure on.
 
         Raises:
             BadParameter: another process trains in the folder.
         """
+        if not self._world.first:
+            self._train(lambda _: None)
+            return {}
         with _alone(self._folder):
             self._train(report)
         return self._measure()
 
     def _train(self, report: Report) -> None:
         self._began = saved = time.monotonic()
-        meter = _Meter(self._step)
+        meter = Meter(self._step)
         try:
-            while not self.finished and self._minutes() < self._piece.minutes:
-                self._begin_decay()
+            while self._goes_on():
                 for _ in range(min(SYNC_STEPS, self._left())):
                     lr = learning_rate(self._recipe, self._step, self._decay)
                     self._work.run(self._step, lr)
@@ -179,8 +176,18 @@ class Run:
         if self._step > meter.step:
             report(self._progress(meter))
 
+    def _goes_on(self) -> bool:
+        """Whether another few steps are to be done; all processes do as the first one says."""
+        self._begin_decay()
+        goes_on = not self.finished and self._minutes() < self._piece.minutes
+        agreed: tuple[bool, Decay | None] = self._world.agree((goes_on, self._decay))
+        goes_on, self._decay = agreed
+        return goes_on
+
     def save(self) -> None:
-        """Write the state."""
+        """Write the state. Of a finished run only the averaged weights are kept."""
+        if not self._world.first:
+            return
         self._about |= {
             "step": self._step,
             "pixels": self._step * self._recipe.pixels,
@@ -189,6 +196,8 @@ class Run:
             "pieces": [*self._earlier, self._this_piece()],
         }
         tensors = self._work.tensors()
+        if self.finished:
+            tensors = {n: t for n, t in tensors.items() if n.startswith("ema.")}
         if self._piece.moments != torch.float32:
             moments = {n: t for n, t in tensors.items() if n.startswith(("adam.m.", "adam.v."))}
             tensors |= as_type(moments, self._piece.moments)
@@ -215,18 +224,25 @@ class Run:
             steps = max(1, int(0.98 * speed * (piece.minutes - minutes)))
             self._decay = Decay(self._step, steps)
 
-    def _progress(self, meter: _Meter) -> Progress:
-        means, (steps, seconds) = self._work.means(), meter.lap(self._step)
-        lr = learning_rate(self._recipe, self._step - 1, self._decay)
-        psnr_db = -10 * math.log10(max(means.mse, 1e-10))
-        speed = steps * self._recipe.pixels / seconds
-        told = Progress(
-            self._step, self._total_minutes(), means.loss, means.bpp, psnr_db, speed, lr,
-            self._work.skipped,
-        )  # fmt: skip
-        with (self._folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(told)) + "\n")
-        return told
+    def _progress(self, meter: Meter) -> Progress:
+        rates = {
+            rate: RateProgress(m.loss, m.bpp, -10 * math.log10(max(m.mse, 1e-10)))
+            for rate, m in self._work.means().items()
+            if m.steps
+        }
+        steps, seconds = meter.lap(self._step)
+        progress = Progress(
+            step=self._step,
+            minutes=self._total_minutes(),
+            rates=rates,
+            pixels_per_s=steps * self._recipe.pixels / seconds,
+            lr=learning_rate(self._recipe, self._step - 1, self._decay),
+            skipped=self._work.skipped,
+        )
+        if self._world.first:
+            with (self._folder / "log.jsonl").open("a") as file:
+                file.write(json.dumps(asdict(progress)) + "\n")
+        return progress
 
     def _total_minutes(self) -> float:
         earlier: float = sum(p["minutes"] for p in self._earlier)
@@ -237,27 +253,31 @@ class Run:
             "steps": self._step - self._first,
             "minutes": round(self._minutes(), 2),
             "device": device_name(self._device.type),
+            "processes": self._world.size,
             "torch": torch.__version__,
             "commit": self._piece.commit,
         }
 
-    def _measure(self) -> Quality | None:
+    def _measure(self) -> dict[int, Quality]:
         if self._piece.measure is None:
-            return None
-        model = Backbone(Sizes.from_dict(self._about["sizes"]))
-        model.load_state_dict(self._work.averaged())
-        model = model.to(self._device).eval()
-        found = evaluate(model, self._piece.measure, self._recipe.lmbda)
-        told = {"step": self._step, "folder": self._piece.measure.name, **asdict(found)}
-        self._about["measured"] = told
+            return {}
+        ladder = RateLadder(Backbone(self._work.ladder.base.sizes), self._recipe.rates)
+        ladder.load_state_dict(self._work.averaged())
+        measured = evaluate(ladder.to(self._device).eval(), self._piece.measure)
+        record = {
+            "step": self._step,
+            "folder": self._piece.measure.name,
+            "rates": {str(rate): asdict(quality) for rate, quality in measured.items()},
+        }
+        self._about["measured"] = record
         with (self._folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"measured": told}) + "\n")
+            file.write(json.dumps({"measured": record}) + "\n")
         self.save()
-        return found
+        return measured
 
     def _refuse_other(self, recipe: dict[str, Any], data: dict[str, Any]) -> None:
         for name, mine in (("recipe", recipe), ("data", data)):
-            if self._about[name] != mine:
+            if self._about[name] != json.loads(json.dumps(mine)):
                 raise BadParameter(
                     f"{self._folder} holds a run with {name} {self._about[name]}, not {mine}; "
                     "give another --run, and --from this one to go on from its weights"
@@ -279,22 +299,6 @@ def _alone(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise BadParameter(f"another process is training in {folder}") from None
         yield
-
-
-class _Meter:
-    """Steps and seconds since the last line of progress."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self._last = step, time.monotonic()
-
-    def due(self, seconds: float) -> bool:
-        return time.monotonic() - self._last >= seconds
-
-    def lap(self, step: int) -> tuple[int, float]:
-        now = time.monotonic()
-        out = step - self.step, max(now - self._last, 1e-9)
-        self.step, self._last = step, now
-        return out
 
 
 def training_record(about: Mapping[str, Any]) -> dict[str, object]:

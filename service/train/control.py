@@ -67,7 +67,7 @@ def point(base: Backbone, adapter: RateAdapter, rate: int, measure: Path) -> Poi
     rows = []
     for _, picture in pictures_in(measure):
         x = as_tensor(picture)
-        e = torch.func.functional_call(base, merged, (x,), {"noise": False})
+        e = torch.func.functional_call(base, merged, (x,), {"relax": None})
         error = (e.x_hat.clamp(0, 1) * 255).round() - x * 255
         bits = float(e.bits_y + e.bits_z)
         rows.append((bits / (picture.width * picture.height), float(error.square().mean())))

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from service.errors import BadParameter
 from service.images import read_image
-from service.nets.model import Backbone
 from service.picture import Picture
+from service.train.ladder import RateLadder
+from service.train.tunes import LADDER
 
 
 @dataclass(frozen=True)
@@ -28,24 +29,31 @@ class Quality:
 
 
 @torch.inference_mode()
-def evaluate(model: Backbone, folder: Path, lmbda: float) -> Quality:
-    """Average over the pictures of a folder, in float32 where the model lies.
+def evaluate(ladder: RateLadder, folder: Path) -> dict[int, Quality]:
+    """Average each rate over the pictures of a folder, in float32 where the model lies.
 
     Raises:
         BadParameter: no picture of at least 64x64 pixels.
     """
-    device = next(model.parameters()).device
-    rows = []
-    for _, picture in pictures_in(folder):
-        x = as_tensor(picture).to(device)
-        e = model(x, noise=False)
-        bpp = float(e.bits_y + e.bits_z) / (picture.width * picture.height)
-        shown = (e.x_hat.clamp(0, 1) * 255).round() / 255
-        mse = float((shown - x).square().mean())
-        rows.append((bpp, -10 * math.log10(max(mse, 1e-10)), bpp + lmbda * 255**2 * mse))
-    if not rows:
+    device = ladder.base.z_idx.device
+    pictures = [p for _, p in pictures_in(folder)]
+    if not pictures:
         raise BadParameter(f"{folder} has no picture of at least 64x64 pixels to measure on")
-    return Quality(len(rows), *np.mean(rows, 0).tolist())
+    alone = len(ladder.rates) == 1
+    out = {}
+    for place, rate in enumerate(ladder.rates):
+        index = None if alone else torch.tensor([place], device=device)
+        rows = []
+        for picture in pictures:
+            x = as_tensor(picture).to(device)
+            e = ladder(x, index, None)
+            bpp = float(e.bits_y + e.bits_z) / (picture.width * picture.height)
+            shown = (e.x_hat.clamp(0, 1) * 255).round() / 255
+            mse = float((shown - x).square().mean())
+            psnr_db = -10 * math.log10(max(mse, 1e-10))
+            rows.append((bpp, psnr_db, bpp + LADDER[rate] * 255**2 * mse))
+        out[rate] = Quality(len(rows), *np.mean(rows, 0).tolist())
+    return out
 
 
 def pictures_in(folder: Path) -> Iterator[tuple[Path, Picture]]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from service.errors import BadParameter
 from service.nets.lora import LearningRates, RateAdapter
-from service.nets.model import Backbone
+from service.nets.model import Backbone, add_noise
 from service.nets.twin import float_twin
 from service.stored import StoredModel
 from service.train.adapters import domains
@@ -272,7 +272,7 @@ def _loss(
 ) -> tuple[Tensor, float, float]:
     """Loss, bits per pixel and error of one batch."""
     with torch.autocast(x.device.type, torch.bfloat16):
-        e = torch.func.functional_call(base, adapter.merged(), (x,), {"noise": True})
+        e = torch.func.functional_call(base, adapter.merged(), (x,), {"relax": add_noise})
     bpp = (e.bits_y + e.bits_z).sum() / x[..., 0].numel()
     error = tune.error(e.x_hat, x)
     return bpp + lmbda * error, float(bpp.detach()), float(error.detach())

@@ -142,22 +142,6 @@ def record_figures(folder: Path, measured: Sequence[StoredRate]) -> None:
     _replace(folder, manifest)
 
 
-def record_trials(folder: Path, rate: float, trials: dict[str, object]) -> None:
-    """Put a record of trials into the training record of a rate of the first ladder.
-
-    Raises:
-        BadParameter: the rate is not in the store.
-    """
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_bytes())
-    for entry in manifest["rates"]:
-        if (entry["rate"], entry.get("tune", PSNR)) == (rate, PSNR):
-            entry["training"]["trials"] = trials
-            _replace(folder, manifest)
-            return
-    raise BadParameter(f"{path} has no rate {rate:g}")
-
-
 def set_default(folder: Path) -> None:
     """Have a store compress with this model from now on; its other models go on decoding.
 

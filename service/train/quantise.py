@@ -2,14 +2,17 @@
 
 Post-training quantisation: each activation gets a power-of-two scale per channel from the largest
 value seen on calibration pictures, each output channel the largest weight shift whose accumulator
-bound stays below LIMIT. The bound is proved from the integers themselves, not sampled.
+bound stays below LIMIT, and below RATE_LIMIT at rates that were trained with the base. The bound is
+proved from the integers themselves, not sampled.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import torch
@@ -19,14 +22,17 @@ from torch import Tensor, nn
 
 from service.codec.coder import TOTAL_BITS
 from service.codec.entropy_model import LEVELS, STEP_FRAC, STEPS, SYMBOL_MAX, Y_FRAC, Z_FRAC
-from service.codec.fixed_point import ACTIVATION_MAX, LEAK, IntLinear
+from service.codec.fixed_point import ACTIVATION_MAX, EXACT_FLOAT32, LEAK, IntLinear
 from service.nets.backbone import Block, Up
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone, step_masks
 
 F64 = NDArray[np.float64]
 
 LIMIT = 2**23
-"""Half of what float32 carries exactly: the other half is left to rate adapters."""
+"""Half of what float32 carries exactly: the other half is left to adapters trained later."""
+
+RATE_LIMIT = 0.9 * EXACT_FLOAT32
+"""The same for rates that were trained with the base, whose factors are yet to be rounded."""
 
 MARGIN = 1.25
 """Activations may exceed the largest value seen in calibration by this factor before they clip."""
@@ -52,15 +58,18 @@ class Ranges:
 
 
 @torch.inference_mode()
-def calibrate(model: Backbone, pictures: list[Tensor]) -> Ranges:
-    """Run the float entropy networks on pictures ([B, H, W, 3] in [0, 1]) and record ranges.
+def calibrate(models: Sequence[Backbone], pictures: Sequence[Tensor]) -> Ranges:
+    """Run float entropy networks on pictures ([B, H, W, 3] in [0, 1]) and record ranges.
 
-    The model has plain Linear layers (folded); rounding is real.
+    Args:
+        models: with plain Linear layers (folded): a base, and its rates.
+        pictures: rounding of their latents is real.
     """
     ranges = Ranges()
-    for x in pictures:
+    for model, x in product(models, pictures):
         y = model.g_a(x - 0.5)
-        z = (model.h_a(y) - model.z_mean).round() + model.z_mean
+        symbols = ((model.h_a(y) - model.z_mean) / model.z_step).round()
+        z = symbols * model.z_step + model.z_mean
         p = _see_up_block(model.h_s[0], model.h_s[1], z, ranges, "h_s.0", "h_s.1")
         p = _see_up_block(model.h_s[2], model.h_s[3], p, ranges, "h_s.2", "h_s.3")
         y_hat = torch.zeros_like(y)
@@ -72,7 +81,8 @@ def calibrate(model: Backbone, pictures: list[Tensor]) -> Ranges:
                 h = ranges.see(f"step.{t}.first", first(torch.cat([p, y_hat], -1)))
                 out = head(_see_block(block, h, ranges, f"step.{t}.block"))
             mu = out.chunk(2, -1)[0]
-            y_hat = y_hat + mask * ((y - mu).round() + mu)
+            symbols = ((y - mu) / model.y_step).round()
+            y_hat = y_hat + mask * (symbols * model.y_step + mu)
         ranges.see("context", y_hat)
     return ranges
 
@@ -87,16 +97,60 @@ def _see_block(block: nn.Module, x: Tensor, ranges: Ranges, name: str) -> Tensor
     """Block.forward with every rounding point recorded; x and both sums share one format."""
     assert isinstance(block, Block)
     t = ranges.see(f"{name}.pw1", F.leaky_relu(block.pw1(x), LEAK))
-    t = ranges.see(f"{name}.dw", block.dw(t.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+    t = ranges.see(f"{name}.dw", block.dw(t))
     x = x + block.pw2(t)
     hidden = ranges.see(f"{name}.f1", F.leaky_relu(block.f1(x), LEAK))
     ranges.see(f"{name}.sum", x)
     return ranges.see(f"{name}.sum", x + block.f2(hidden))
 
 
-def quantise(model: Backbone, ranges: Ranges) -> dict[str, NDArray[np.generic]]:
-    """The integer tensors of a folded model, named as EntropyModel expects them."""
+@dataclass(frozen=True, eq=False)
+class FloatLayer:
+    """A layer of the entropy networks and the formats on both sides of it.
+
+    Attributes:
+        weight: [N, K]. bias: [N].
+        in_frac, out_frac: [K] and [N], fractional bits of what it reads and gives.
+    """
+
+    weight: F64
+    bias: F64
+    in_frac: NDArray[np.int64]
+    out_frac: NDArray[np.int64]
+
+
+def quantise(
+    model: Backbone, ranges: Ranges, rates: Sequence[Backbone] = ()
+) -> dict[str, NDArray[np.generic]]:
+    """The integer tensors of a folded model, named as EntropyModel expects them.
+
+    Args:
+        model: the base. ranges: of it and its rates.
+        rates: folded models that its adapters will make of it; room is left for their weights.
+    """
     out: dict[str, NDArray[np.generic]] = {}
+    s = model.sizes
+    at_rates = [_float_layers(rate, ranges) for rate in rates]
+    for name, layer in _float_layers(model, ranges).items():
+        integers = quantise_linear(layer, name, [layers[name] for layers in at_rates])
+        out[f"{name}.weight"] = integers.weight.astype(np.int16)
+        out[f"{name}.bias"] = integers.bias.astype(np.int32)
+        out[f"{name}.shift"] = integers.shift.astype(np.int8)
+        out[f"{name}.in_frac"] = layer.in_frac.astype(np.int8)
+        out[f"{name}.out_frac"] = layer.out_frac.astype(np.int8)
+    out["context.frac"] = ranges.frac("context").astype(np.int8)
+    levels = (model.z_idx.detach().double().numpy() * 8).round().clip(1, LEVELS - 1)
+    out["z.level"] = levels.astype(np.uint8)
+    out["y.step"] = np.round(_f64(model.y_step) * 2 ** (Y_FRAC + STEP_FRAC)).astype(np.int32)
+    out["z.step"] = np.full(s.Cz, 2 ** (Z_FRAC + STEP_FRAC), np.int32)
+    out["z.mean"] = np.round(_f64(model.z_mean) * 2**16).astype(np.int32)
+    out["tables"] = gaussian_tables().astype(np.int32)
+    return out
+
+
+def _float_layers(model: Backbone, ranges: Ranges) -> dict[str, FloatLayer]:
+    """Every layer of the entropy networks by its stored name."""
+    out: dict[str, FloatLayer] = {}
     s = model.sizes
     z_frac = np.full(s.Cz, Z_FRAC)
     p_frac = _up_block(out, model, 0, z_frac, ranges, bias_input=model.z_mean)
@@ -109,20 +163,13 @@ def quantise(model: Backbone, ranges: Ranges) -> dict[str, NDArray[np.generic]]:
             first, block, _ = model.step(t)
             frac = _joint_frac(ranges, f"step.{t}.first", f"step.{t}.block.sum")
             inputs = np.concatenate([p_frac, context_frac])
-            _put(out, f"step.{t}.first", *_linear(first), inputs, frac)
+            out[f"step.{t}.first"] = FloatLayer(*_linear(first), inputs, frac)
             _block(out, block, f"step.{t}.block", frac, ranges)
         weight, bias = _linear(model.head0 if t == 0 else model.step(t)[2])
         weight[s.M :] *= 8  # the networks give level / 8
         bias[s.M :] *= 8
         head_frac = np.concatenate([np.full(s.M, Y_FRAC), np.zeros(s.M, np.int64)])
-        _put(out, f"step.{t}.head", weight, bias, frac, head_frac)
-    out["context.frac"] = context_frac.astype(np.int8)
-    levels = (model.z_idx.detach().double().numpy() * 8).round().clip(1, LEVELS - 1)
-    out["z.level"] = levels.astype(np.uint8)
-    out["y.step"] = np.full(s.M, 2 ** (Y_FRAC + STEP_FRAC), np.int32)
-    out["z.step"] = np.full(s.Cz, 2 ** (Z_FRAC + STEP_FRAC), np.int32)
-    out["z.mean"] = np.round(_f64(model.z_mean) * 2**16).astype(np.int32)
-    out["tables"] = gaussian_tables().astype(np.int32)
+        out[f"step.{t}.head"] = FloatLayer(weight, bias, frac, head_frac)
     return out
 
 
@@ -141,26 +188,25 @@ def gaussian_tables() -> NDArray[np.int64]:
 
 
 def quantise_linear(
-    weight: F64,
-    bias: F64,
-    in_frac: NDArray[np.int64],
-    out_frac: NDArray[np.int64],
-    name: str,
+    layer: FloatLayer, name: str, at_rates: Sequence[FloatLayer] = ()
 ) -> IntLinear:
     """Integers whose floor((Wq + b) / 2^shift) best follows a float layer.
 
     Args:
-        weight: [N, K]. bias: [N]. in_frac: [K]. out_frac: [N]. name: for the error message.
+        layer: what to follow. name: for the error message.
+        at_rates: what the layer is at rates; with the same shifts these keep the bound too.
 
     Raises:
         ValueError: even shift 0 breaks the accumulator bound.
     """
-    scaled = weight * np.exp2(out_frac)[:, None] * np.exp2(-in_frac)[None]
-    offset = bias * np.exp2(out_frac) + 0.5
-    shift = np.full(len(weight), -1, np.int64)
+    scaled, offset = _in_steps(layer)
+    candidates = [(scaled, offset, LIMIT), *((*_in_steps(r), RATE_LIMIT) for r in at_rates)]
+    shift = np.full(len(scaled), -1, np.int64)
     for s in range(24):
-        total = np.abs(np.round(scaled * 2.0**s)).sum(1) * ACTIVATION_MAX
-        fits = total + np.abs(np.round(offset * 2.0**s)) < LIMIT
+        fits = np.full(len(scaled), True)
+        for weight, bias, limit in candidates:
+            total = np.abs(np.round(weight * 2.0**s)).sum(1) * ACTIVATION_MAX
+            fits &= total + np.abs(np.round(bias * 2.0**s)) < limit
         shift = np.where(fits, s, shift)
     if (shift < 0).any():
         raise ValueError(f"layer {name}: weights too large for the exact range at shift 0")
@@ -171,8 +217,14 @@ def quantise_linear(
     )
 
 
+def _in_steps(layer: FloatLayer) -> tuple[F64, F64]:
+    """Weight and bias in steps of the formats, the rounding half included."""
+    weight = layer.weight * np.exp2(layer.out_frac)[:, None] * np.exp2(-layer.in_frac)[None]
+    return weight, layer.bias * np.exp2(layer.out_frac) + 0.5
+
+
 def _up_block(
-    out: dict[str, NDArray[np.generic]],
+    out: dict[str, FloatLayer],
     model: Backbone,
     index: int,
     in_frac: NDArray[np.int64],
@@ -186,13 +238,13 @@ def _up_block(
     weight, bias = _linear(up.l)
     if bias_input is not None:
         bias = bias + weight @ _f64(bias_input)
-    _put(out, f"h_s.{index}", weight, bias, in_frac, np.tile(frac, 4))
+    out[f"h_s.{index}"] = FloatLayer(weight, bias, in_frac, np.tile(frac, 4))
     _block(out, block, f"h_s.{index + 1}", frac, ranges)
     return frac
 
 
 def _block(
-    out: dict[str, NDArray[np.generic]],
+    out: dict[str, FloatLayer],
     block: nn.Module,
     name: str,
     frac: NDArray[np.int64],
@@ -200,29 +252,13 @@ def _block(
 ) -> None:
     assert isinstance(block, Block) and block.dw.bias is not None
     pw1, dw, f1 = (ranges.frac(f"{name}.{part}") for part in ("pw1", "dw", "f1"))
-    _put(out, f"{name}.pw1", *_linear(block.pw1), frac, pw1)
+    out[f"{name}.pw1"] = FloatLayer(*_linear(block.pw1), frac, pw1)
     # A depthwise output channel reads one input channel: fold the input format into the taps.
     taps = _f64(block.dw.weight).reshape(-1, 9) * np.exp2(-pw1)[:, None]
-    _put(out, f"{name}.dw", taps, _f64(block.dw.bias), np.zeros(9, np.int64), dw)
-    _put(out, f"{name}.pw2", *_linear(block.pw2), dw, frac)
-    _put(out, f"{name}.f1", *_linear(block.f1), frac, f1)
-    _put(out, f"{name}.f2", *_linear(block.f2), f1, frac)
-
-
-def _put(
-    out: dict[str, NDArray[np.generic]],
-    name: str,
-    weight: F64,
-    bias: F64,
-    in_frac: NDArray[np.int64],
-    out_frac: NDArray[np.int64],
-) -> None:
-    layer = quantise_linear(weight, bias, in_frac, out_frac, name)
-    out[f"{name}.weight"] = layer.weight.astype(np.int16)
-    out[f"{name}.bias"] = layer.bias.astype(np.int32)
-    out[f"{name}.shift"] = layer.shift.astype(np.int8)
-    out[f"{name}.in_frac"] = in_frac.astype(np.int8)
-    out[f"{name}.out_frac"] = out_frac.astype(np.int8)
+    out[f"{name}.dw"] = FloatLayer(taps, _f64(block.dw.bias), np.zeros(9, np.int64), dw)
+    out[f"{name}.pw2"] = FloatLayer(*_linear(block.pw2), dw, frac)
+    out[f"{name}.f1"] = FloatLayer(*_linear(block.f1), frac, f1)
+    out[f"{name}.f2"] = FloatLayer(*_linear(block.f2), f1, frac)
 
 
 def _joint_frac(ranges: Ranges, *names: str) -> NDArray[np.int64]:

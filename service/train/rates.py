@@ -119,7 +119,7 @@ def publish(
     entry = StoredRate(rate, round(finished.lmbda, 4), None, None, tune=tune, training=training)
     update = quantised(stored, finished.adapter)
     now = publish_rate(folder, update, entry)
-    measured = _measured(Engine(load_models((now,), "auto", None)), entry, measure)
+    measured = measured_rate(Engine(load_models((now,), "auto", None)), entry, measure)
     publish_rate(folder, update, measured)
     return measured
 
@@ -128,13 +128,13 @@ def measure_again(folder: Path, pictures: Path) -> tuple[StoredRate, ...]:
     """Measure every rate of a model as it is stored and replace the figures in its manifest."""
     stored = load_model(folder)
     engine = Engine(load_models((stored,), "auto", None))
-    measured = tuple(_measured(engine, rate, pictures) for rate in stored.rates)
+    measured = tuple(measured_rate(engine, rate, pictures) for rate in stored.rates)
     record_figures(folder, measured)
     return measured
 
 
-def _measured(engine: Engine, rate: StoredRate, pictures: Path) -> StoredRate:
-    """A rate with the figures that it gives."""
+def measured_rate(engine: Engine, rate: StoredRate, pictures: Path) -> StoredRate:
+    """A rate with the figures that it gives on a folder of pictures."""
     found = averages(engine, rate.rate, rate.tune, pictures)
     return replace(
         rate,

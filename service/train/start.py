@@ -1,4 +1,4 @@
-"""Where training starts: a transform codec, or weights that were trained before.
+"""Where training starts: a transform codec, or weights that were trained before (see widen.py).
 
 The transform start makes g_a an orthonormal 8×8 DCT on opponent colours, then the KLT of 2×2
 neighbours, whitened by fixed scale vectors beside near-orthonormal weights (ScaledLinear), and g_s
@@ -10,6 +10,7 @@ vectors again by the rms of their rows and columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,12 +22,17 @@ from service.codec.entropy_model import LEVELS
 from service.codec.sizes import Sizes
 from service.errors import BadParameter
 from service.nets.backbone import Down, ScaledLinear, Unshuffle, Up
+from service.nets.lora import RateAdapter
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.nets.twin import float_twin
 from service.store import load_model
+from service.stored import StoredModel
+from service.train.adapters import domains, take_over
 from service.train.checkpoint import has_state, read_about, read_tensors
+from service.train.ladder import RANKS, RateLadder, divide_latents
 from service.train.recipe import START_CROPS, Recipe
 from service.train.sample import Sampler
+from service.train.tunes import BASE, LADDER, PSNR
 
 
 def fresh(sizes: Sizes, crops: Tensor, lmbda: float, seed: int) -> Backbone:
@@ -50,11 +56,17 @@ def fresh(sizes: Sizes, crops: Tensor, lmbda: float, seed: int) -> Backbone:
     return model
 
 
-def fresh_on(tiles: Tensor, sizes: Sizes, recipe: Recipe) -> Backbone:
-    """The same, whitened on crops that a recipe's seed draws from tiles [N, S, S, 3] uint8."""
+def fresh_on(sampler: Sampler, sizes: Sizes, recipe: Recipe) -> RateLadder:
+    """A fresh ladder, whitened on crops that a recipe's seed draws."""
+    base = fresh(sizes, draw_crops(sampler, recipe), LADDER[BASE], recipe.seed)
+    return RateLadder(base, recipe.rates)
+
+
+def draw_crops(sampler: Sampler, recipe: Recipe) -> Tensor:
+    """About START_CROPS crops [N, crop, crop, 3] in [0, 1] that a recipe's seed draws."""
     torch.manual_seed(recipe.seed)
-    crops = Sampler(tiles, recipe.crop, START_CROPS).draw()
-    return fresh(sizes, crops, recipe.lmbda, recipe.seed)
+    draws = -(-START_CROPS // recipe.batch)
+    return torch.cat([sampler.draw() for _ in range(draws)])
 
 
 def best_step(lmbda: float) -> float:
@@ -62,36 +74,115 @@ def best_step(lmbda: float) -> float:
     return math.sqrt(12 * 3 / (2 * math.log(2) * lmbda * 255**2))
 
 
-def from_weights(path: Path, sizes: Sizes | None) -> Backbone:
+def from_weights(path: Path, sizes: Sizes | None, rates: Sequence[int]) -> RateLadder:
     """Weights that were trained before, ready to train on.
+
+    Rates that the source has go on from there; the others start as the base.
 
     Args:
         path: a run's folder (its averaged weights), a model's folder in a store (as float twin),
             or a safetensors state dict of Backbone.
         sizes: of the state dict, which does not say; folders do.
+        rates: of the ladder.
 
     Raises:
-        BadParameter: none of these, or of other sizes.
+        BadParameter: none of these.
     """
     if has_state(path):
-        model = Backbone(Sizes.from_dict(read_about(path)["sizes"]))
-        model.load_state_dict(read_tensors(path, "ema."))
-        return _checked(model, path, sizes)
+        return _from_run(path, rates)
     if (path / "manifest.json").is_file():
-        return _checked(unfolded(float_twin(load_model(path))), path, sizes)
-    model = Backbone(sizes)
+        return from_stored(load_model(path), rates)
+    base = Backbone(sizes)
     try:
-        model.load_state_dict(load_file(path))
+        base.load_state_dict(load_file(path))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise BadParameter(
             f"{path} is no run, no model of a store and no state dict of these sizes: {error}"
         ) from error
-    return model
+    return RateLadder(base, rates)
+
+
+def _from_run(path: Path, rates: Sequence[int]) -> RateLadder:
+    about = read_about(path)
+    tensors = read_tensors(path, "ema.")
+    ladder = RateLadder(Backbone(Sizes.from_dict(about["sizes"])), rates)
+    earlier = about["recipe"]["rates"]
+    state = ladder.state_dict()
+    for name, tensor in tensors.items():
+        if name.startswith("base."):
+            state[name] = tensor
+        else:
+            for at, rate in enumerate(ladder.rates):
+                if rate in earlier:
+                    state[name][at] = tensor[earlier.index(rate)]
+    ladder.load_state_dict(state)
+    return ladder
+
+
+def from_stored(stored: StoredModel, rates: Sequence[int]) -> RateLadder:
+    """A stored model and its first ladder, as 8-bit factors say it."""
+    ladder = RateLadder(unfolded(float_twin(stored)), rates)
+    by_rate = {r.rate: r.update for r in stored.ladder(PSNR.name)}
+    for at, rate in enumerate(ladder.rates):
+        update = by_rate.get(rate)
+        if update is not None:
+            adapter = RateAdapter(float_twin(stored), domains(stored, dict(RANKS)), 0)
+            take_over(adapter, stored, update)
+            read_adapter(ladder, at, adapter)
+    return ladder
+
+
+@torch.no_grad()
+def read_adapter(ladder: RateLadder, at: int, adapter: RateAdapter) -> None:
+    """Put what an adapter of a ladder's base does into row `at` of the ladder's changes."""
+    base, vectors = ladder.base, ladder.vectors.data[at]
+    row = ladder.layout.changes(ladder.factors.data[at : at + 1])
+    for name, domain in adapter.domains.items():
+        rows, columns, bias = units_of(base.get_submodule(name))
+        place = name.replace(".", "/")
+        if domain.rank:
+            row.a[name][0].copy_(adapter.a[place] * domain.columns / columns)
+            row.b[name][0].copy_(adapter.b[place] * (domain.rows / rows)[:, None])
+        row.d[name][0].copy_(adapter.d[place] * domain.bias / bias)
+    z_idx = adapter.z_idx - base.z_idx
+    vectors.copy_(torch.cat([adapter.log_y_step, adapter.log_z_step, z_idx]))
+
+
+@torch.no_grad()
+def write_adapter(ladder: RateLadder, at: int, adapter: RateAdapter) -> None:
+    """Put row `at` of a ladder's changes into an adapter of the ladder's base."""
+    base, vectors = ladder.base, ladder.vectors.data[at]
+    row = ladder.layout.changes(ladder.factors.data[at : at + 1])
+    for name, domain in adapter.domains.items():
+        rows, columns, bias = units_of(base.get_submodule(name))
+        place = name.replace(".", "/")
+        if domain.rank:
+            adapter.a[place].copy_(row.a[name][0] * columns / domain.columns)
+            adapter.b[place].copy_(row.b[name][0] * (rows / domain.rows)[:, None])
+        adapter.d[place].copy_(row.d[name][0] * bias / domain.bias)
+    M, Cz = base.sizes.M, base.sizes.Cz
+    log_y_step, log_z_step, z_idx = vectors.split([M, Cz, Cz])
+    adapter.log_y_step.copy_(log_y_step)
+    adapter.log_z_step.copy_(log_z_step)
+    adapter.z_idx.copy_(base.z_idx + z_idx)
+
+
+def units_of(module: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """What a ladder's factors of a layer are in units of: rows [N], columns [K], biases [N]."""
+    assert isinstance(module, (nn.Linear, nn.Conv2d))
+    rows, columns = len(module.weight), module.weight[0].numel()
+    scale = columns**-0.5
+    if isinstance(module, ScaledLinear):
+        return module.so * scale, module.si, module.so
+    return torch.full((rows,), scale), torch.ones(columns), torch.ones(rows)
 
 
 @torch.no_grad()
 def unfolded(plain: Backbone) -> Backbone:
-    """A backbone with scale vectors, from one whose scales are folded in; it computes the same."""
+    """A backbone with scale vectors, from one whose scales are folded in; it computes the same.
+
+    Its latents are in steps of the base rate, as in training.
+    """
     model = Backbone(plain.sizes)
     state = dict(plain.state_dict())
     for name, module in model.named_modules():
@@ -104,12 +195,7 @@ def unfolded(plain: Backbone) -> Backbone:
             state[f"{name}.bias"] = (state[f"{name}.bias"].double() / rows).float()
             state[f"{name}.so"], state[f"{name}.si"] = rows.float(), columns.float()
     model.load_state_dict(state)
-    return model
-
-
-def _checked(model: Backbone, path: Path, sizes: Sizes | None) -> Backbone:
-    if sizes is not None and model.sizes != sizes:
-        raise BadParameter(f"{path} is of sizes {model.sizes}, not {sizes}")
+    divide_latents(model, plain.unit_step)
     return model
 
 
@@ -126,6 +212,7 @@ def _start_as_transform(model: Backbone, crops: Tensor, step: float) -> None:
     variance, basis = torch.linalg.eigh((raw.T @ raw / len(raw)).double())
     basis = basis.flip(1)[:, : s.M].float()
     deviation = variance.flip(0)[: s.M].float().clamp_min(1e-9).sqrt()
+    deep = deviation[: s.c16]
     inner = torch.ones(4, s.c8)
     inner[:, :192] = spread
     wide = torch.zeros(4, s.c8, s.M)
@@ -133,9 +220,13 @@ def _start_as_transform(model: Backbone, crops: Tensor, step: float) -> None:
     klt, scale = wide.reshape(4 * s.c8, s.M), inner.flatten()
     _set(_layer_of(model.g_a, Down, 1), klt.T, si=scale, so=1 / deviation)
     _set(_layer_of(model.g_s, Up, 0), klt, si=deviation, so=1 / scale)
-    eye = torch.eye(s.M)
-    _set(_linear(model.g_a[-1]), eye, so=deviation / step)
-    _set(_linear(model.g_s[0]), eye, si=step / deviation)
+    # straight latents have no layer of their own to be put into quantiser steps by
+    inner_scale = torch.cat([torch.ones(s.c16), step / deviation[s.c16 :]])
+    _layer_of(model.g_a, Down, 1).so.div_(inner_scale)
+    _layer_of(model.g_s, Up, 0).si.mul_(inner_scale)
+    eye = torch.eye(s.c16)
+    _set(_linear(model.g_a[-1]), eye, so=deep / step)
+    _set(_linear(model.g_s[0]), eye, si=step / deep)
     _start_entropy(model, deviation / step)
 
 

@@ -5,7 +5,8 @@ device. Nothing in a step waits for the host: the learning rate is a tensor, and
 gradients are not finite is told to AdamW (`found_inf`) and to the average as a weight of zero, so
 that it changes nothing but a counter. Every draw of a step depends on (seed, step) alone.
 
-Loss: R + lmbda · 255² · MSE, R in bits per pixel on additive noise (nets/model.py).
+Loss of a rate: R + lmbda · 255² · MSE, R in bits per pixel on additive noise (nets/model.py), or
+on really rounded latents in the finish. A step's loss is the weighted mean over its groups' rates.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from service.nets.model import Backbone
+from service.nets.model import ste_round
 from service.train.compiling import Compile, compile_blocks
+from service.train.ladder import RateLadder
 from service.train.recipe import Recipe
 from service.train.sample import Sampler
+from service.train.tunes import BASE, LADDER
+from service.train.world import World
 
 BETAS: Final = (0.9, 0.98)
 WARM_UP_STEPS: Final = 3
@@ -28,7 +32,11 @@ WARM_UP_STEPS: Final = 3
 
 @dataclass(frozen=True)
 class Means:
-    """Over the steps since the last reading that were finite, and how many there were."""
+    """Over the steps since the last reading that were finite, and how many there were.
+
+    Attributes:
+        steps: in which a rate was trained. loss, bpp, mse: of one rate.
+    """
 
     steps: int
     loss: float
@@ -37,25 +45,42 @@ class Means:
 
 
 class TrainingStep:
-    """A model in training with all that a step reads and writes, in tensors that stay in place."""
+    """A ladder in training with all that a step reads and writes, in tensors that stay in place."""
 
     def __init__(
-        self, model: Backbone, sampler: Sampler, recipe: Recipe, compiled: Compile, graph: bool
+        self,
+        ladder: RateLadder,
+        sampler: Sampler,
+        recipe: Recipe,
+        compiled: Compile,
+        graph: bool,
+        world: World | None = None,
     ) -> None:
         """Prepare to train.
 
         Args:
-            model: on its device; trained in place. sampler: on the same.
+            ladder: on its device; trained in place. sampler: on the same.
             recipe: see Recipe. compiled: "off", "blocks" or "whole".
-            graph: replay the step from a CUDA graph.
+            graph: replay the step from a CUDA graph. world: the processes that share a step.
         """
-        self.model, self._sampler, self._recipe = model, sampler, recipe
-        self.parameters = dict(model.named_parameters())
-        weights: list[Tensor] = list(self.parameters.values())
-        device = self._device = weights[0].device
-        self._lr, self._share = (torch.zeros((), device=device) for _ in range(2))
+        self.ladder, self._sampler, self._recipe = ladder, sampler, recipe
+        self._world = world or World()
+        self._relax = self._rounded if recipe.frozen else self._noisy
+        self.parameters: dict[str, nn.Parameter] = {}
+        device = self._device = ladder.base.z_idx.device
+        self._share = torch.zeros((), device=device)
+        self._rates: list[tuple[float, Tensor]] = []
+        options = []
+        for share, found in ladder.groups(recipe.frozen):
+            self.parameters |= found
+            self._rates.append((share, torch.zeros((), device=device)))
+            options.append({"params": list(found.values()), "lr": self._rates[-1][1]})
+        for name, parameter in ladder.named_parameters():
+            parameter.requires_grad_(name in self.parameters)
+        self._masks = ladder.masks(recipe.frozen)
+        weights = list(self.parameters.values())
         self._optimiser = torch.optim.AdamW(
-            weights, self._lr, BETAS, weight_decay=0.0, fused=True, capturable=device.type == "cuda"
+            options, 0.0, BETAS, weight_decay=0.0, fused=True, capturable=device.type == "cuda"
         )
         # AdamW would warn of steps outside a graph, which are meant
         self._optimiser._warned_capturable_if_run_uncaptured = True
@@ -66,11 +91,17 @@ class TrainingStep:
                 "exp_avg_sq": torch.zeros_like(weight),
             }
         self._average = [w.detach().clone() for w in weights]
-        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        rates = ladder.rates
+        lmbdas = torch.tensor([LADDER[r] for r in rates], device=device)
+        self._lmbdas = lmbdas * 255**2
+        self._balance = (lmbdas / LADDER[BASE]) ** -recipe.balance
+        self._sums = torch.zeros(len(rates), 4, dtype=torch.float64, device=device)
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._loss = self._plain_loss
+        if compiled != "off":
+            sampler.compile()
         if compiled == "blocks":
-            compile_blocks(model)
+            compile_blocks(ladder)
         elif compiled == "whole":
             self._loss = torch.compile(self._plain_loss, dynamic=False)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -80,7 +111,8 @@ class TrainingStep:
     def run(self, step: int, lr: float) -> None:
         """Do step number `step` (from 0); on CUDA it is only begun."""
         torch.manual_seed(self._recipe.seed * 10**9 + step)
-        self._lr.fill_(lr)
+        for share, rate in self._rates:
+            rate.fill_(share * lr)
         self._share.fill_(1 - min(self._recipe.ema, (1 + step) / (10 + step)))
         if self._graph is not None:
             self._graph.replay()
@@ -94,12 +126,16 @@ class TrainingStep:
                 self._step()
             self._graph.replay()
 
-    def means(self) -> Means:
-        """Read and reset the running sums; waits for the device."""
-        loss, bpp, mse, steps = self._sums.tolist()
+    def means(self) -> dict[int, Means]:
+        """Read and reset the running sums of each rate; waits for the device."""
+        found = {}
+        for rate, (loss, bpp, mse, steps) in zip(
+            self.ladder.rates, self._sums.tolist(), strict=True
+        ):
+            count = max(steps, 1)
+            found[rate] = Means(int(steps), loss / count, bpp / count, mse / count)
         self._sums.zero_()
-        count = max(steps, 1)
-        return Means(int(steps), loss / count, bpp / count, mse / count)
+        return found
 
     @property
     def skipped(self) -> int:
@@ -112,8 +148,8 @@ class TrainingStep:
             torch.cuda.synchronize(self._device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The whole state by name: "model.", "ema." (state dicts), "adam.", "skipped"."""
-        state = self.model.state_dict()
+        """The whole state by name: "model.", "ema." (of a RateLadder), "adam.", "skipped"."""
+        state = self.ladder.state_dict()
         averaged = state | dict(zip(self.parameters, self._average, strict=True))
         out = {f"model.{n}": t for n, t in state.items()}
         out |= {f"ema.{n}": t for n, t in averaged.items()}
@@ -155,31 +191,67 @@ class TrainingStep:
             self._step()
         torch.cuda.current_stream().wait_stream(self._side)
 
-    def _plain_loss(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, bits per pixel and MSE of crops."""
+    def _noisy(self, v: Tensor) -> Tensor:
+        """Add uniform noise in ±1/2: this process's part of the whole batch's."""
+        items = len(v) * self._world.size
+        noise = torch.rand(items, *v.shape[1:], device=v.device)
+        return v + self._world.part(noise, self._recipe.groups) - 0.5
+
+    @staticmethod
+    def _rounded(v: Tensor) -> Tensor:
+        return ste_round(v)
+
+    def _draw_rates(self) -> Tensor | None:
+        """The rates of this step's groups, as places in the ladder; None where there is one."""
+        count = len(self.ladder.rates)
+        if count == 1:
+            return None
+        if count == self._recipe.groups:
+            return torch.arange(count, device=self._device)
+        return torch.rand(count, device=self._device).argsort()[: self._recipe.groups]
+
+    def _plain_loss(self, x: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weighted loss of crops, and each group's loss, bits per pixel and MSE [groups, 3]."""
         # casts of weights must not be kept from one step to the next, as a graph would keep them
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-            e = self.model(x, noise=True)
-        bpp = (e.bits_y + e.bits_z).sum() / (x.numel() / 3)
-        mse = (e.x_hat - x).square().mean()
-        return bpp + self._recipe.lmbda * 255**2 * mse, bpp, mse
+            e = self.ladder(x, index, self._relax)
+        groups = self._recipe.groups
+        bits = (e.bits_y + e.bits_z).reshape(groups, -1)
+        bpp = bits.mean(1) / (x.shape[1] * x.shape[2])
+        mse = (e.x_hat - x).square().reshape(groups, -1).mean(1)
+        lmbdas, balance = (
+            (v if index is None else v[index]) for v in (self._lmbdas, self._balance)
+        )
+        losses = bpp + lmbdas * mse
+        return (losses * balance).mean(), torch.stack([losses, bpp, mse], 1)
 
     def _step(self) -> None:
         """Draw, differentiate, update; nothing here may look at a value on the host."""
         weights: list[Tensor] = list(self.parameters.values())
-        loss, bpp, mse = self._loss(self._sampler.draw())
+        index = self._draw_rates()
+        loss, figures = self._loss(self._sampler.draw(), index)
         for weight, grad in zip(weights, torch.autograd.grad(loss, weights), strict=True):
             # fused updates walk both in memory order
             same = grad.stride() == weight.stride()
             weight.grad = grad if same else grad.contiguous()
         with torch.no_grad():
-            norms = torch._foreach_norm([w.grad for w in weights if w.grad is not None])
-            norm = torch.linalg.vector_norm(torch.stack(norms))
-            finite = torch.isfinite(norm + loss)
+            for name, mask in self._masks.items():
+                part = self.parameters[name].grad
+                assert part is not None
+                part.mul_(mask)
+            grads = [w.grad for w in weights if w.grad is not None]
+            figures = torch.cat([figures, torch.ones_like(figures[:, :1])], 1).double()
+            self._world.average(grads)
+            self._world.average([figures])
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            finite = torch.isfinite(norm + figures.sum())
             self.update((norm / self._recipe.clip).clamp_min(1.0), finite)
             change = torch._foreach_sub(weights, self._average)
             torch._foreach_mul_(change, self._share * finite)
             torch._foreach_add_(self._average, change)
-            seen = torch.stack([loss, bpp, mse, torch.ones_like(loss)]).double()
-            self._sums += torch.where(finite, seen, torch.zeros_like(seen))
+            figures = torch.where(finite, figures, torch.zeros_like(figures))
+            if index is None:
+                self._sums += figures
+            else:
+                self._sums.index_add_(0, index, figures)
             self._skipped += (~finite).long()

@@ -17,10 +17,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from service.codec.sizes import Sizes
+from service.nets.model import add_noise
 from service.train.compiling import Compile
 from service.train.recipe import Recipe
-from service.train.sample import Sampler
-from service.train.start import fresh
+from service.train.sample import Source
+from service.train.sources import Data
+from service.train.start import fresh_on
 from service.train.step import WARM_UP_STEPS, TrainingStep
 
 TILES: Final = 256
@@ -53,13 +55,13 @@ def measure(
     sizes: Sizes, recipe: Recipe, device: torch.device, compiled: Compile, seconds: float
 ) -> Throughput:
     """Time training steps for about so many seconds, after those that compile and capture."""
-    side = recipe.crop + 64
+    side = 2 * recipe.crop  # room for every reduction
     tiles = torch.randint(256, (TILES, side, side, 3), dtype=torch.uint8, device=device)
-    sampler = Sampler(tiles, recipe.crop, recipe.batch)
-    model = fresh(sizes, sampler.draw(), recipe.lmbda, seed=0)
+    sampler = Data([Source(tiles, 1.0, True)], {}).sampler(recipe)
+    ladder = fresh_on(sampler, sizes, recipe)
     x = torch.rand(1, 128, 128, 3)
-    kmac_per_pixel = kmac(lambda: model(x, noise=True)) / 128**2
-    work = TrainingStep(model.to(device), sampler, recipe, compiled, graph=True)
+    kmac_per_pixel = kmac(lambda: ladder.base(x, relax=add_noise)) / 128**2
+    work = TrainingStep(ladder.to(device), sampler, recipe, compiled, graph=True)
     begun = perf_counter()
     work.run(0, 1e-5)
     work.wait()

@@ -124,6 +124,6 @@ def estimated_bpp(base: Backbone, adapter: RateAdapter, pictures: Sequence[Tenso
     merged, total = adapter.merged(), 0.0
     for x in pictures:
         with torch.autocast(x.device.type, torch.bfloat16):
-            e = torch.func.functional_call(base, merged, (x,), {"noise": False})
+            e = torch.func.functional_call(base, merged, (x,), {"relax": None})
         total += float(e.bits_y + e.bits_z) / x[..., 0].numel()
     return total / len(pictures)

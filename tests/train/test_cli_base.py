@@ -38,22 +38,27 @@ def test_from_pictures_to_checkpoint_to_a_model_that_compresses(
     store = tmp_path / "store"
     write_model(store / "small", small.stored, small.base)
     options = ["--run", str(tmp_path / "run"), "--device", "cpu", "--compile", "off"]
-    recipe = ["--from", str(store / "small"), "--batch", "1", "--crop", "64", "--tile", "64"]
+    recipe = ["--from", str(store / "small"), "--batch", "2", "--crop", "64", "--tile", "64"]
+    recipe += ["--rates", "2,4", "--procedural", "0.2", "--mix", f"{pictures}=0.1"]
     first = rankpress("train", "base", str(pictures), *options, *recipe, "--minutes", "0.01")
     assert first.exit_code == 0, first.output
     assert "18 tiles of 64x64 from 3 pictures" in first.output
     second = rankpress(
         "train", "base", str(pictures), *options, "--tile", "64", "--minutes", "0.05",
-        "--decay", "0.03", "--measure", str(pictures),
+        "--mix", f"{pictures}=0.1", "--decay", "0.03", "--measure", str(pictures),
     )  # fmt: skip
     assert second.exit_code == 0, second.output
     assert "Mpixel/s" in second.output and "3 pictures, real rounding" in second.output
     about = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert len(about["pieces"]) == 2 and about["recipe"]["batch"] == 1 and about["decay"]
+    assert len(about["pieces"]) == 2 and about["recipe"]["batch"] == 2 and about["decay"]
+    assert about["recipe"]["rates"] == [2, 4] and about["recipe"]["mixed"] == {"pictures": 0.1}
     where = ["--calibrate", str(pictures), "--measure", str(pictures)]
     made = rankpress("train", "export", str(tmp_path / "run"), str(store / "new"), *where)
     assert made.exit_code == 0, made.output
+    assert "rate 2: " in made.output, "rates that were trained with it are published too"
     assert open_engine(store=store).models()[0].name == "new", "first by name"
+    rates = open_engine(store=store, model="new").models()[0].rates
+    assert {r.rate for r in rates} == {2, 4}
     assert rankpress("train", "default", str(store / "small")).exit_code == 0
     assert open_engine(store=store).models()[0].name == "small"
     training = dict(open_engine(store=store, model="new").models()[0].training)
@@ -67,6 +72,10 @@ def test_what_cannot_be_trained_is_said_in_a_line(tmp_path: Path, pictures: Path
     for arguments, said in (
         (["nowhere"], "nowhere is not a folder"),
         ([str(pictures), "--size", "huge"], "expected light, base or a JSON file"),
+        ([str(pictures), "--rates", "1,2"], "with 4 among them"),
+        ([str(pictures), "--groups", "3"], "expected a multiple"),
+        ([str(pictures), "--procedural", "1"], "none is left"),
+        ([str(pictures), "--mix", "nowhere"], "expected FOLDER=SHARE"),
         ([str(pictures), "--tile", "500"], "no picture of at least 500x500"),
         ([str(pictures), "--crop", "100", "--tile", "128"], "multiple of 64"),
         ([str(pictures), "--tile", "64", "--crop", "64", "--from", "nowhere"], "no run, no model"),
@@ -82,13 +91,13 @@ def test_a_training_step_is_measured(tmp_path: Path) -> None:
     sizes.write_text(json.dumps(values | {"c8": 192}))
     record = tmp_path / "record.json"
     result = rankpress(
-        "bench", "train", "--size", str(sizes), "--batch", "1", "--crop", "64", "--compile", "off",
-        "--seconds", "0.2", "--device", "cpu", "--record", str(record),
+        "bench", "train", "--size", str(sizes), "--batch", "2", "--groups", "2", "--crop", "64",
+        "--compile", "off", "--seconds", "0.2", "--device", "cpu", "--record", str(record),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     told = json.loads(result.output.splitlines()[-1])
     assert told == json.loads(record.read_text())
-    assert told["pixels_per_s"] == pytest.approx(64 * 64 / told["step_ms"] * 1000)
+    assert told["pixels_per_s"] == pytest.approx(2 * 64 * 64 / told["step_ms"] * 1000)
     macs = told["kmac_per_pixel"] * 1000
     block = (6 * 192**2 + 9 * 192) / 64
     # of this small model g_a's and g_s's block and outer layer at 1/8 are nearly all

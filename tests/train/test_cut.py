@@ -15,7 +15,7 @@ from service.errors import BadParameter
 from service.images import Format, write_image
 from service.picture import Picture
 from service.train.cut import cut, cut_picture, is_lossy, read_tiles, unchanged
-from service.train.sample import Sampler
+from service.train.sample import Sampler, Source
 
 
 def folder_of(root: Path, **files: bytes) -> Path:
@@ -101,15 +101,9 @@ def test_crops_are_parts_of_tiles_in_all_eight_orientations() -> None:
                                        ("yx", turned[::-1, ::-1])):  # fmt: skip
                         places[view.tobytes()] = (k, top, left, transpose, name)
     torch.manual_seed(0)
-    crops = (Sampler(tiles, 64, 200).draw() * 255).round().to(torch.uint8).numpy()
+    sampler = Sampler([Source(tiles, 1.0, True)], 64, 1, 200)
+    crops = (sampler.draw() * 255).round().to(torch.uint8).numpy()
     found = [places[crop.tobytes()] for crop in crops]
     assert {f[0] for f in found} == {0, 1, 2}
     assert {f[1] for f in found} == {f[2] for f in found} == set(range(9))
     assert len({f[3:] for f in found}) == 8
-
-
-def test_crops_must_fit_tiles_and_the_hyper_latents() -> None:
-    tiles = torch.zeros(1, 128, 128, 3, dtype=torch.uint8)
-    for crop in (32, 96, 192):
-        with pytest.raises(BadParameter, match="multiple of 64 up to"):
-            Sampler(tiles, crop, 1)

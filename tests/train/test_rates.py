@@ -19,7 +19,7 @@ from small_ladder import RANKS, small_adapter, small_update, with_update
 from small_model import photo_like
 
 from service.codec.container import read_stream
-from service.codec.lowrank import MAX_EXPONENT, Update
+from service.codec.lowrank import MAX_EXPONENT, PARTS, Share, Update, merge_entropy
 from service.engine.engine import Engine
 from service.engine.loading import load_models
 from service.errors import BadParameter, StoreError
@@ -177,8 +177,8 @@ def test_the_base_is_frozen_and_the_adapter_starts_as_it(small_model: StoredMode
     adapter = RateAdapter(base, domains(small_model, RANKS), 0)
     x = torch.from_numpy(photo_like(64, 64)).float()[None] / 255
     with torch.inference_mode():
-        plain = base(x, noise=False)
-        adapted = torch.func.functional_call(base, adapter.merged(), (x,), {"noise": False})
+        plain = base(x, relax=None)
+        adapted = torch.func.functional_call(base, adapter.merged(), (x,), {"relax": None})
     assert torch.equal(plain.x_hat, adapted.x_hat) and torch.equal(plain.bits_y, adapted.bits_y)
     assert not any(p.requires_grad for p in base.parameters())
 
@@ -215,7 +215,7 @@ def test_the_stored_adapter_codes_as_the_float_one_estimates(
         rgb = photo_like(128, 192, seed)
         x = torch.from_numpy(rgb).float()[None] / 255
         with torch.inference_mode():
-            e = torch.func.functional_call(base, adapter.merged(), (x,), {"noise": False})
+            e = torch.func.functional_call(base, adapter.merged(), (x,), {"relax": None})
         estimated.append(float(e.bits_y + e.bits_z))
         shown = (e.x_hat.clamp(0, 1) * 255).round() / 255
         float_psnr.append(-10 * math.log10(float((shown - x).square().mean())))
@@ -225,6 +225,30 @@ def test_the_stored_adapter_codes_as_the_float_one_estimates(
     flush = 48 * len(real)  # the coder ends each tile on whole words
     assert sum(real) == pytest.approx(sum(estimated), abs=0.01 * sum(estimated) + flush)
     assert np.mean(real_psnr) == pytest.approx(np.mean(float_psnr), abs=0.05)
+
+
+def test_a_changed_first_layer_of_h_s_sees_the_mean_of_its_input_too(
+    small_model: StoredModel,
+) -> None:
+    """The stored layer reads z_hat less its mean, whose part is in the bias."""
+    adapter = small_adapter(small_model, 3)
+    with torch.no_grad():
+        adapter.b["h_s/0/l"].mul_(30)
+        adapter.d["h_s/0/l"].zero_()
+    base = float_twin(small_model)
+    assert float(base.z_mean.abs().max()) > 0.3
+    shares = [Share(quantised(small_model, adapter), PARTS)]
+    merged = replace(small_model, entropy=merge_entropy(small_model.entropy, shares))
+    torch.manual_seed(0)
+    z_hat = base.z_mean + torch.randn(1, 3, 4, small_model.sizes.Cz)
+    with torch.inference_mode():
+        found = float_twin(merged).h_s[0](z_hat)
+        names = {f"h_s.0.l.{part}": f"l.{part}" for part in ("weight", "bias")}
+        changed = {names[n]: t for n, t in adapter.merged().items() if n in names}
+        expected = torch.func.functional_call(base.h_s[0], changed, (z_hat,))
+        plain = base.h_s[0](z_hat)
+    assert float((expected - plain).abs().max()) > 0.3
+    assert float((found - expected).abs().max()) < 0.05 * float((expected - plain).abs().max())
 
 
 # --- publishing --------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from service.errors import BadParameter
 from service.images import write_image
 from service.nets.backbone import Block
 from service.nets.lora import RateAdapter
+from service.nets.model import add_noise
 from service.nets.twin import float_twin
 from service.picture import Picture
 from service.store import load_model
@@ -97,7 +98,7 @@ def test_training_for_likeness_gains_likeness(
     def loss(adapter: RateAdapter) -> float:
         torch.manual_seed(0)
         with torch.no_grad():
-            e = torch.func.functional_call(base, adapter.merged(), (x,), {"noise": True})
+            e = torch.func.functional_call(base, adapter.merged(), (x,), {"relax": add_noise})
         bpp = float((e.bits_y + e.bits_z).sum()) / x[..., 0].numel()
         return bpp + done.lmbda * float(MS_SSIM.error(e.x_hat, x))
 

@@ -21,7 +21,7 @@ from service.store import load_model
 from service.train.publish import StoredUpdate, write_model
 from service.train.updates import Progress, Recipe, train_updates
 
-RECIPE = Recipe((4,), rank=1, rounds=2, steps=40, batch=2, tile=64, tiles=4, lr=4.0)
+RECIPE = Recipe((4,), rank=1, rounds=2, steps=60, batch=2, tile=64, tiles=4, lr=4.0)
 
 
 def drawing(seed: int) -> np.ndarray:

@@ -1,0 +1,150 @@
+"""A trained ladder given straight latents: it goes on from what it has learnt.
+
+The new latents carry what the old ones leave of the picture: pixels that the synthesis misses even
+without quantisation are regressed on the features that they go straight from, and the strongest
+directions of that become the new latents, in quantiser steps (reduced-rank regression). Nothing
+that the ladder computed before changes, but for what the new latents add to the picture.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from service.codec.entropy_model import LEVELS, STEPS
+from service.codec.sizes import Sizes
+from service.errors import BadParameter
+from service.nets.backbone import Down, ScaledLinear, Unshuffle, Up, in_turn
+from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
+from service.train.ladder import RateLadder
+from service.train.start import best_step
+from service.train.tunes import BASE, LADDER
+
+HEAD: Final = re.compile(r"(head0|ctx\.\d\.2)(\.|$)")
+"""Names of the layers that give means and levels."""
+
+
+@torch.no_grad()
+def widened(ladder: RateLadder, sizes: Sizes, crops: Tensor) -> RateLadder:
+    """Give a ladder more straight latents.
+
+    Args:
+        ladder: trained. sizes: as the ladder's, but for a larger M.
+        crops: [N, H, W, 3] in [0, 1], H and W multiples of 64, to find the new latents on.
+
+    Raises:
+        BadParameter: sizes that differ in more than M.
+    """
+    old = ladder.base.sizes
+    if sizes == old:
+        return ladder
+    if replace(sizes, M=old.M) != old or sizes.M < old.M:
+        raise BadParameter(f"a model of sizes {old} cannot go on with {sizes}: M alone may grow")
+    wide = RateLadder(Backbone(sizes), ladder.rates)
+    state = wide.base.state_dict()
+    for name, tensor in ladder.base.state_dict().items():
+        state[name] = _corner(name, state[name], tensor)
+    wide.base.load_state_dict(state)
+    _add_latents(wide.base, ladder.base, crops)
+    _widen_changes(wide, ladder)
+    return wide
+
+
+def _corner(name: str, wide: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor of the old sizes in the place that it has in one of the new sizes."""
+    if wide.shape == tensor.shape:
+        return tensor
+    out = wide.clone()
+    if name.endswith("weight"):
+        out.mul_(0.1)
+        out[:, tensor.shape[1] :] = 0  # nothing reads the new latents yet
+    _place(out, tensor, HEAD.match(name) is not None)
+    return out
+
+
+def _place(out: Tensor, tensor: Tensor, head: bool) -> None:
+    """Put a tensor into the corner of a larger one; means and levels of a head each into theirs."""
+    pairs = zip(out.chunk(2), tensor.chunk(2), strict=True) if head else [(out, tensor)]
+    for mine, theirs in pairs:
+        mine[tuple(slice(0, n) for n in theirs.shape)] = theirs
+
+
+def _widen_changes(wide: RateLadder, ladder: RateLadder) -> None:
+    """Carry over what rates change; the new latents' rows and columns are not changed."""
+    new = wide.layout.changes(wide.factors.data.zero_())
+    old = ladder.layout.changes(ladder.factors.data)
+    for mine, theirs, rows in ((new.d, old.d, True), (new.b, old.b, True), (new.a, old.a, False)):
+        for name, part in theirs.items():
+            for at, of_rate in enumerate(part):
+                _place(mine[name][at], of_rate, rows and HEAD.match(name) is not None)
+    M, first = wide.base.sizes.M, ladder.base.sizes.M
+    wide.vectors.data[:, :first] = ladder.vectors.data[:, :first]
+    wide.vectors.data[:, M:] = ladder.vectors.data[:, first:]
+
+
+def _add_latents(wide: Backbone, old: Backbone, crops: Tensor) -> None:
+    """Set the weights of the new latents."""
+    s, first = wide.sizes, old.sizes.M
+    features, error = _missed(old, crops)
+    last = _layer(old.g_s[-1]).effective_weight()
+    mean = features.mean(0)
+    centred = (features - mean).double()
+    gram = centred.T @ centred
+    gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    regression = torch.linalg.solve(gram, centred.T @ error.double())
+    explained = centred @ regression
+    _, basis = torch.linalg.eigh(explained.T @ explained)
+    basis = basis.flip(1)[:, : s.M - first]
+    step = best_step(LADDER[BASE])
+    encode = ((regression @ basis).T / step).float()
+    inverse = torch.block_diag(*[torch.linalg.pinv(last.double(), rtol=0.3)] * 4)
+    decode = (inverse @ basis * step).float()
+    deviation = (centred.float() @ encode.T).std(0)
+
+    down = _layer([m for m in wide.g_a if isinstance(m, Down)][1])
+    rows = encode / down.si
+    down.so[first:] = rows.square().mean(1).sqrt() * math.sqrt(rows.shape[1])
+    down.weight[first:] = rows / down.so[first:, None]
+    down.bias[first:] = -(encode @ mean) / down.so[first:]
+    up = _layer([m for m in wide.g_s if isinstance(m, Up)][0])
+    columns = decode / up.so[:, None]
+    up.si[first:] = columns.square().mean(0).sqrt() * math.sqrt(up.in_features)
+    up.weight[:, first:] = columns / up.si[first:]
+    reads = 1 / deviation.clamp_min(0.2)
+    _layer(wide.h_a[0]).si[first:] = reads
+    level = torch.log(deviation.clamp(SIGMA_MIN, 100) / SIGMA_MIN) / LOG_STEP / 8
+    for t in range(STEPS):
+        if t:
+            _layer(wide.step(t)[0]).si[s.cp + first :] = reads
+        head = _layer(wide.head0 if t == 0 else wide.step(t)[2])
+        mu, idx = slice(first, s.M), slice(s.M + first, 2 * s.M)
+        head.so[mu], head.so[idx] = deviation.clamp_min(0.2), 1
+        head.bias[mu], head.bias[idx] = 0, level.clamp(0, (LEVELS - 1) / 8)
+
+
+def _missed(model: Backbone, crops: Tensor) -> tuple[Tensor, Tensor]:
+    """What new latents can go straight from, and the pixels that the old ones miss.
+
+    Returns:
+        Features [n, 4·c8] and errors [n, 4·192], of 16×16 pixels each, in the order of Unshuffle.
+    """
+    layers = list(model.g_a)
+    before = [i for i, m in enumerate(layers) if isinstance(m, Down)][1]
+    features, errors = [], []
+    for x in crops.split(8):
+        eighth = in_turn(layers[:before], x - 0.5)
+        error = x - 0.5 - model.g_s(model.g_a(x - 0.5))
+        features.append(Unshuffle(2)(eighth).flatten(0, 2))
+        errors.append(Unshuffle(2)(Unshuffle(8)(error)).flatten(0, 2))
+    return torch.cat(features), torch.cat(errors)
+
+
+def _layer(module: nn.Module) -> ScaledLinear:
+    layer = module.l if isinstance(module, (Down, Up)) else module
+    assert isinstance(layer, ScaledLinear)
+    return layer
