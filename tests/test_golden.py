@@ -1,9 +1,9 @@
-"""Streams that were released decode for ever: tests/golden/v1 is never edited, skipped or removed.
+"""Streams of the shipped model decode to the same latents on every machine.
 
-Each NAME.rkp was compressed by the shipped store from a generated picture; NAME.json holds what it
-must decode to: the sha256 of y_hat (int16, little-endian, exact on every machine) and of the alpha
-plane, and NAME.png the float32 pixels. A change of format or weights adds streams beside these and
-keeps these.
+Each NAME.rkp in tests/golden/v1 was compressed by the shipped store from a generated picture
+(make_golden.py); NAME.json holds what it must decode to: the sha256 of y_hat (int16, little-endian,
+exact on every machine) and of the alpha plane, and NAME.png the float32 pixels. Until 1.0 a new
+model or format replaces them; from then on they are never edited, skipped or removed.
 """
 
 from __future__ import annotations

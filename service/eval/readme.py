@@ -3,7 +3,6 @@
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
 
     rates     manifest.json of the model that compresses, written by `rankpress train`
-    trials    model_store/light/manifest.json, by `rankpress train trials`
     kodak     service/eval/results/kodak.json, written by `rankpress eval … --record`
     perceptual service/eval/results/perceptual.json, by `rankpress eval … --perceptual --record`
     latency   service/eval/results/bench.json, written by `rankpress bench … --record`
@@ -17,7 +16,6 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
     decoder   service/eval/results/decoder.json, written by `rankpress bench --decoder … --record`
     agreement service/eval/results/agreement.json, by `rankpress bench DIR --decoder … --record`
     speed     service/eval/results/train.json, by `rankpress bench train --record`
-    compare   service/eval/results/compare.json, by `rankpress train compare … --out`
     adaptation service/eval/results/adapted.json, written by `rankpress eval … --adapt … --record`
     adaptation-kodak service/eval/results/adapted-kodak.json, the same of photographs
     ready     service/eval/results/ready.json, by `rankpress eval … --adapt 0 … --record`
@@ -38,11 +36,9 @@ from typing import Any, Final
 from service.errors import BadParameter
 from service.eval.report import (
     adaptation_table,
-    compare_table,
     eval_table,
     perceptual_table,
     rates_table,
-    trials_table,
 )
 from service.eval.report_bench import (
     agreement_table,
@@ -58,8 +54,6 @@ from service.store import default_model
 RESULTS: Final = Path(__file__).parent / "results"
 README: Final = Path(__file__).parents[2] / "README.md"
 STORE: Final = Path(__file__).parents[2] / "model_store"
-TRIED: Final = "light"
-"""The model whose rate 5 was tried with several ranks."""
 
 TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "kodak": ("kodak.json", eval_table),
@@ -70,14 +64,13 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "decoder": ("decoder.json", decoder_table),
     "agreement": ("agreement.json", agreement_table),
     "speed": ("train.json", speed_table),
-    "compare": ("compare.json", compare_table),
     "adaptation": ("adapted.json", adaptation_table),
     "adaptation-kodak": ("adapted-kodak.json", adaptation_table),
     "ready": ("ready.json", adaptation_table),
 }
 """Tables that are all of what a file holds."""
 
-NAMES: Final = ("rates", "trials", "latency", "stages", "memory", "service", "swap", *TABLES)
+NAMES: Final = ("rates", "latency", "stages", "memory", "service", "swap", *TABLES)
 NOT_MEASURED: Final = "_Not measured yet._"
 MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -85,11 +78,10 @@ MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", 
 def tables(results: Path = RESULTS) -> dict[str, str]:
     """Every table by name, from the JSON files in a folder."""
     found = dict.fromkeys(NAMES, NOT_MEASURED)
-    shipped = default_model(STORE) or TRIED
-    for name, model, told in (("rates", shipped, rates_table), ("trials", TRIED, trials_table)):
-        manifest = _read(STORE / model / "manifest.json")
-        if manifest is not None:
-            found[name] = told(manifest) or NOT_MEASURED
+    shipped = default_model(STORE)
+    manifest = None if shipped is None else _read(STORE / shipped / "manifest.json")
+    if manifest is not None:
+        found["rates"] = rates_table(manifest)
     for file in ("bench.json", "rates.json"):
         result = _read(results / file)
         if result is not None:

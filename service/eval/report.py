@@ -46,7 +46,7 @@ def rates_table(manifest: Result) -> str:
         likeness = rate.get("kodak_ms_ssim")
         own = rate["file"] is None
         size = base_bytes if own else files[rate["file"]]["bytes"]
-        steps = "the backbone" if own else str(rate["training"].get("steps", ""))
+        steps = "the backbone" if own else str(rate["training"].get("steps", "with the backbone"))
         share = "" if own else f"{size / base_bytes:.2%}"
         name = f"{rate['rate']:g}"
         if rate.get("tune", PSNR) != PSNR:
@@ -56,41 +56,6 @@ def rates_table(manifest: Result) -> str:
     figures = "Kodak bpp", "Kodak dB", "MS-SSIM"
     head = ["rate", "lmbda", *figures, "bytes", "of the backbone", "steps"]
     return table(head, rows)
-
-
-def trials_table(manifest: Result) -> str:
-    """What trials of ranks and placements cost and gained; empty where none are recorded."""
-    records = [(r["rate"], r["training"]["trials"]) for r in manifest["rates"]
-               if "trials" in r["training"]]  # fmt: skip
-    parts = []
-    for rate, record in records:
-        start = record["start"]["loss"]
-        rows = [
-            [t["name"], f"{t['bytes']:,}", f"{t['bpp']:.4f}", f"{t['mse']:.2f}",
-             f"{t['loss']:.4f}", f"{t['loss'] / start - 1:+.2%}"]
-            for t in record["found"]
-        ]  # fmt: skip
-        head = [f"rate {rate:g}, {record['steps']} steps from the base, ranks",
-                "bytes", "bpp", "MSE", "loss", "against no training"]  # fmt: skip
-        parts.append(table(head, rows))
-    return "\n\n".join(parts)
-
-
-def compare_table(result: Result) -> str:
-    """Backbones and recipes of `rankpress train compare`, each beside the first."""
-    found = result["found"]
-    first = next(iter(found.values()))
-    rows = [
-        [name, str(f["steps"]), f"{f['parameters'] / 1e6:.1f} M", f"{f['kmac_per_pixel']:.1f}",
-         ms(f["decode_ms"]), f"{f['train_s']:.0f}",
-         *(f"{mine:.4f} ({mine / its - 1:+.1%})"
-           for mine, its in zip(f["loss"], first["loss"], strict=True))]
-        for name, f in found.items()
-    ]  # fmt: skip
-    head = [f"{result['pixels'] / 1e6:.0f} Mpixel from the transform start", "steps", "parameters",
-            "g_s kMAC/pixel", "g_s ms", "training s",
-            *(f"loss, {name}" for name in result["measured"])]  # fmt: skip
-    return table(head, rows) + f"\n\n{machine_words(result)}"
 
 
 def _points(summary: Result) -> str:
