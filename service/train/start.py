@@ -202,7 +202,7 @@ def unfolded(plain: Backbone) -> Backbone:
 @torch.no_grad()
 def _start_as_transform(model: Backbone, crops: Tensor, step: float) -> None:
     s, dct = model.sizes, colour_dct()
-    first, last = _linear(model.g_a[0]), _linear(model.g_s[-1])
+    first, last = scaled_linear(model.g_a[0]), scaled_linear(model.g_s[-1])
     cells = Unshuffle(8)(crops - 0.5).reshape(-1, 192) @ dct.T
     mean, spread = cells.mean(0), cells.std(0).clamp_min(1e-4)
     # channels beyond the transform's 192 start small and random, and read nothing back
@@ -218,33 +218,33 @@ def _start_as_transform(model: Backbone, crops: Tensor, step: float) -> None:
     wide = torch.zeros(4, s.c8, s.M)
     wide[:, :192] = basis.reshape(4, 192, s.M)
     klt, scale = wide.reshape(4 * s.c8, s.M), inner.flatten()
-    _set(_layer_of(model.g_a, Down, 1), klt.T, si=scale, so=1 / deviation)
-    _set(_layer_of(model.g_s, Up, 0), klt, si=deviation, so=1 / scale)
+    _set(layer_of(model.g_a, Down, 1), klt.T, si=scale, so=1 / deviation)
+    _set(layer_of(model.g_s, Up, 0), klt, si=deviation, so=1 / scale)
     # straight latents have no layer of their own to be put into quantiser steps by
     inner_scale = torch.cat([torch.ones(s.c16), step / deviation[s.c16 :]])
-    _layer_of(model.g_a, Down, 1).so.div_(inner_scale)
-    _layer_of(model.g_s, Up, 0).si.mul_(inner_scale)
+    layer_of(model.g_a, Down, 1).so.div_(inner_scale)
+    layer_of(model.g_s, Up, 0).si.mul_(inner_scale)
     eye = torch.eye(s.c16)
-    _set(_linear(model.g_a[-1]), eye, so=deep / step)
-    _set(_linear(model.g_s[0]), eye, si=step / deep)
+    _set(scaled_linear(model.g_a[-1]), eye, so=deep / step)
+    _set(scaled_linear(model.g_s[0]), eye, si=step / deep)
     _start_entropy(model, deviation / step)
 
 
 def _start_entropy(model: Backbone, deviation: Tensor) -> None:
     """Entropy networks that read whitened latents and predict each channel's deviation."""
     M = model.sizes.M
-    reads_y = _linear(model.h_a[0])
+    reads_y = scaled_linear(model.h_a[0])
     nn.init.orthogonal_(reads_y.weight)
     _set(reads_y, reads_y.weight.clone(), si=1 / deviation)
     level = torch.log(deviation.clamp(0.12, 100) / SIGMA_MIN) / LOG_STEP / 8
     heads = [model.head0, *(model.step(t)[2] for t in (1, 2, 3))]
-    for head in map(_linear, heads):
+    for head in map(scaled_linear, heads):
         head.weight.mul_(0.1)
         head.bias[:M] = 0
         head.bias[M:] = (level - 0.3).clamp(0, (LEVELS - 1) / 8)
         head.so[:M] = deviation.clamp_min(0.2)
     for t in (1, 2, 3):
-        _linear(model.step(t)[0]).si[-M:] = 1 / deviation
+        scaled_linear(model.step(t)[0]).si[-M:] = 1 / deviation
 
 
 def colour_dct() -> Tensor:
@@ -283,12 +283,13 @@ def _set(
         layer.so[: len(so)] = so
 
 
-def _linear(module: nn.Module) -> ScaledLinear:
+def scaled_linear(module: nn.Module) -> ScaledLinear:
+    """The Linear of a layer, which may be a Down or an Up."""
     layer = module.l if isinstance(module, (Down, Up)) else module
     assert isinstance(layer, ScaledLinear)
     return layer
 
 
-def _layer_of(net: nn.Module, kind: type[nn.Module], index: int) -> ScaledLinear:
-    """The index-th Down or Up of a transform."""
-    return _linear([m for m in net.children() if isinstance(m, kind)][index])
+def layer_of(net: nn.Module, kind: type[nn.Module], index: int) -> ScaledLinear:
+    """The Linear of the index-th Down or Up of a transform."""
+    return scaled_linear([m for m in net.children() if isinstance(m, kind)][index])

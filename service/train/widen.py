@@ -14,15 +14,15 @@ from dataclasses import replace
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from service.codec.entropy_model import LEVELS, STEPS
 from service.codec.sizes import Sizes
 from service.errors import BadParameter
-from service.nets.backbone import Down, ScaledLinear, Unshuffle, Up, in_turn
+from service.nets.backbone import Down, Unshuffle, Up, in_turn
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.train.ladder import RateLadder
-from service.train.start import best_step
+from service.train.start import best_step, layer_of, scaled_linear
 from service.train.tunes import BASE, LADDER
 
 HEAD: Final = re.compile(r"(head0|ctx\.\d\.2)(\.|$)")
@@ -91,7 +91,7 @@ def _add_latents(wide: Backbone, old: Backbone, crops: Tensor) -> None:
     """Set the weights of the new latents."""
     s, first = wide.sizes, old.sizes.M
     features, error = _missed(old, crops)
-    last = _layer(old.g_s[-1]).effective_weight()
+    last = scaled_linear(old.g_s[-1]).effective_weight()
     mean = features.mean(0)
     centred = (features - mean).double()
     gram = centred.T @ centred
@@ -106,22 +106,22 @@ def _add_latents(wide: Backbone, old: Backbone, crops: Tensor) -> None:
     decode = (inverse @ basis * step).float()
     deviation = (centred.float() @ encode.T).std(0)
 
-    down = _layer([m for m in wide.g_a if isinstance(m, Down)][1])
+    down = layer_of(wide.g_a, Down, 1)
     rows = encode / down.si
     down.so[first:] = rows.square().mean(1).sqrt() * math.sqrt(rows.shape[1])
     down.weight[first:] = rows / down.so[first:, None]
     down.bias[first:] = -(encode @ mean) / down.so[first:]
-    up = _layer([m for m in wide.g_s if isinstance(m, Up)][0])
+    up = layer_of(wide.g_s, Up, 0)
     columns = decode / up.so[:, None]
     up.si[first:] = columns.square().mean(0).sqrt() * math.sqrt(up.in_features)
     up.weight[:, first:] = columns / up.si[first:]
     reads = 1 / deviation.clamp_min(0.2)
-    _layer(wide.h_a[0]).si[first:] = reads
+    scaled_linear(wide.h_a[0]).si[first:] = reads
     level = torch.log(deviation.clamp(SIGMA_MIN, 100) / SIGMA_MIN) / LOG_STEP / 8
     for t in range(STEPS):
         if t:
-            _layer(wide.step(t)[0]).si[s.cp + first :] = reads
-        head = _layer(wide.head0 if t == 0 else wide.step(t)[2])
+            scaled_linear(wide.step(t)[0]).si[s.cp + first :] = reads
+        head = scaled_linear(wide.head0 if t == 0 else wide.step(t)[2])
         mu, idx = slice(first, s.M), slice(s.M + first, 2 * s.M)
         head.so[mu], head.so[idx] = deviation.clamp_min(0.2), 1
         head.bias[mu], head.bias[idx] = 0, level.clamp(0, (LEVELS - 1) / 8)
@@ -142,9 +142,3 @@ def _missed(model: Backbone, crops: Tensor) -> tuple[Tensor, Tensor]:
         features.append(Unshuffle(2)(eighth).flatten(0, 2))
         errors.append(Unshuffle(2)(Unshuffle(8)(error)).flatten(0, 2))
     return torch.cat(features), torch.cat(errors)
-
-
-def _layer(module: nn.Module) -> ScaledLinear:
-    layer = module.l if isinstance(module, (Down, Up)) else module
-    assert isinstance(layer, ScaledLinear)
-    return layer
