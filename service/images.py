@@ -257,23 +257,8 @@ def _kept_exif(kind: Kind, image: ImageFile, found: bytes) -> tuple[bytes | None
 
 def _to_pillow(picture: Picture) -> Image.Image:
     """Return the picture as Pillow's L, LA, RGB or RGBA."""
-    channels = picture.rgb[..., :1] if picture.grey else picture.rgb
-    if picture.alpha is not None:
-        channels = np.concatenate([channels, picture.alpha[..., None]], axis=2)
-    if channels.shape[2] == 1:
-        channels = channels[..., 0]
-    return Image.fromarray(np.ascontiguousarray(channels))
-
-
-def _on_white(picture: Picture) -> Picture:
-    """Return the picture laid on white."""
-    if picture.alpha is None:
-        return picture
-    rgb = np.empty_like(picture.rgb)
-    for row in range(picture.height):
-        weight = picture.alpha[row, :, None].astype(np.uint16)
-        rgb[row] = (picture.rgb[row] * weight + 255 * (255 - weight) + 127) // 255
-    return replace(picture, rgb=rgb, alpha=None)
+    samples = picture.samples()
+    return Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
 
 
 def _check_writable(picture: Picture, format: Format, quality: int | None) -> None:
@@ -292,7 +277,7 @@ def _check_writable(picture: Picture, format: Format, quality: int | None) -> No
 def _for_writing(picture: Picture, format: Format) -> tuple[Image.Image, bytes | None]:
     """Return the pixels as the format has them, and the profile that fits those."""
     if format == "jpeg":
-        picture = _on_white(picture)
+        picture = picture.on_white()
     image, icc = _to_pillow(picture), picture.icc
     if icc is None or len(icc) > MAX_METADATA_BYTES:
         return image, None
@@ -328,9 +313,9 @@ def _can_carry(block: bytes, format: Format) -> bool:
 def _options(format: Format, quality: int | None, small_png: bool) -> dict[str, Any]:
     """Return Pillow's options for the format."""
     if format == "webp" and quality is None:
-        return {"lossless": True, "exact": True, "method": 4}
+        return {"lossless": True, "method": 4}
     if format == "webp":
-        return {"quality": quality, "exact": True, "method": 4}
+        return {"quality": quality, "method": 4}
     if format == "jpeg":
         return {"quality": quality or 90, "subsampling": "4:4:4"}
     if format == "avif":

@@ -1,11 +1,12 @@
-"""Pictures as arrays, and rectangles in them: what goes into the codec and comes out of it.
+"""Pictures as arrays, how far one is from another, and rectangles in them.
 
 No file formats here (images.py) and no streams (codec/). Anything may import this module.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ class Picture:
     Attributes:
         rgb: [H, W, 3] uint8, non-linear RGB as in the file, in the colour space of `icc`.
         alpha: [H, W] uint8, 255 opaque, not premultiplied; None when every pixel is opaque.
+            Where it is 0, `rgb` means nothing.
         grey: all three channels are equal and the file was a grey one; written back as grey.
         icc: ICC profile, None means sRGB.
         exif: Exif block with the orientation already applied and removed, None unless kept.
@@ -44,6 +46,62 @@ class Picture:
     def width(self) -> int:
         """Columns."""
         return int(self.rgb.shape[1])
+
+    @property
+    def visible_samples(self) -> float:
+        """Sum of (alpha / 255)^2 over the samples of `rgb`: mean squared errors divide by it."""
+        if self.alpha is None:
+            return self.rgb.size
+        return 3 * sum(int(np.square(row, dtype=np.int64).sum()) for row in self.alpha) / 255**2
+
+    def samples(self) -> U8:
+        """Return [H, W, C] as image files interleave them: grey or RGB, then alpha if there is any.
+
+        Colours under alpha 0 are cleared: nobody sees them, and they would cost bytes.
+        """
+        colours = self.rgb[..., :1] if self.grey else self.rgb
+        if self.alpha is None:
+            return np.ascontiguousarray(colours)
+        out = np.concatenate([colours, self.alpha[..., None]], axis=2)
+        out[self.alpha == 0] = 0
+        return out
+
+    def on_white(self) -> Picture:
+        """Return the picture laid on white; itself when it is opaque."""
+        if self.alpha is None:
+            return self
+        rgb = np.empty_like(self.rgb)
+        for row in range(self.height):
+            weight = self.alpha[row, :, None].astype(np.uint16)
+            rgb[row] = (self.rgb[row] * weight + 255 * (255 - weight) + 127) // 255
+        return replace(self, rgb=rgb, alpha=None)
+
+
+def squared_error(a: U8, b: U8, alpha: U8 | None = None) -> float:
+    """Sum of the squared differences of two [H, W, 3] arrays in 8-bit steps, as they are seen.
+
+    On any background, a difference of colours under alpha [H, W] is seen alpha / 255 times as
+    large, so its square counts (alpha / 255)^2 times.
+    """
+    squared = 0
+    for row in range(len(a)):  # large pictures stay cheap
+        difference = np.subtract(a[row], b[row], dtype=np.int64)
+        if alpha is not None:
+            difference *= alpha[row, :, None]
+        squared += int(np.square(difference, out=difference).sum())
+    return squared if alpha is None else squared / 255**2
+
+
+def psnr_db(squared: float, samples: float) -> float:
+    """PSNR in dB.
+
+    Args:
+        squared: see `squared_error`. samples: see `Picture.visible_samples`.
+
+    Returns:
+        inf when nothing that is seen differs.
+    """
+    return 10 * math.log10(255**2 * samples / squared) if squared else math.inf
 
 
 @dataclass(frozen=True)

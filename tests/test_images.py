@@ -325,9 +325,28 @@ def test_lossless_formats_give_back_the_picture(
 ) -> None:
     rgb = three(GREY) if grey else RGB
     back = read(write_image(Picture(rgb, alpha, grey), format))
-    assert np.array_equal(back.rgb, rgb)
+    visible = np.ones_like(rgb, bool) if alpha is None else (alpha > 0)[..., None]
+    assert np.array_equal(back.rgb, np.where(visible, rgb, 0))
     assert (back.alpha is None) if alpha is None else np.array_equal(back.alpha, alpha)
     assert back.grey == (grey and format == "png")
+
+
+@pytest.mark.parametrize("quality", [None, 60])
+@pytest.mark.parametrize("format", ["png", "webp", "avif"])
+def test_colours_under_alpha_0_change_no_byte_that_is_written(
+    format: Format, quality: int | None
+) -> None:
+    if format == "png":
+        quality = None
+    alpha = np.where(ALPHA > 128, ALPHA, 0).astype(np.uint8)
+    other = np.where(alpha[..., None] > 0, RGB, RGB[::-1])
+    assert not np.array_equal(other, RGB)
+    files = [write_image(Picture(rgb, alpha), format, quality=quality) for rgb in (RGB, other)]
+    assert files[0] == files[1]
+    back = read(files[0])
+    assert back.alpha is not None
+    if quality is None and format != "avif":
+        assert not back.rgb[back.alpha == 0].any()
 
 
 def test_grey_is_written_as_grey_where_the_format_can() -> None:

@@ -53,7 +53,8 @@ class CompressQuery(Query):
     """Bytes, in place of `rate`: the answer is the largest stream that has at most so many."""
 
     target_psnr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """PSNR in dB, in place of `rate`: the answer is the smallest stream that reaches it."""
+    """PSNR in dB, in place of `rate`: the answer is the smallest stream that reaches it. Errors
+    count as alpha shows them."""
 
     def rate_or_target(self) -> float | Target:
         """What was asked for. Raises BadParameter for more than one of rate and targets."""

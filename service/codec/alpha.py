@@ -1,7 +1,10 @@
-"""Alpha planes, losslessly: a filter byte, then deflate.
+"""Alpha planes: coded losslessly, and what they say of the colours beside them.
 
-Mattes are mostly flat, so each of three filters is tried (none, difference to the left, difference
-to the row above) and the smallest result kept. All three undo as cumulative sums modulo 256.
+A plane is a filter byte, then deflate. Mattes are mostly flat, so each of three filters is tried
+(none, difference to the left, difference to the row above) and the smallest result kept. All three
+undo as cumulative sums modulo 256.
+
+A colour under alpha 0 is never seen, so encoders replace it with what costs few bits.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 from service.errors import BadStream
 
 U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
 
 NONE, LEFT, UP = range(3)
 
@@ -46,6 +50,60 @@ def unpack(data: bytes, height: int, width: int) -> U8:
         return plane
     axis = 1 if data[0] == LEFT else 0
     return np.add.accumulate(plane, axis=axis, dtype=np.uint8)
+
+
+def fill_hidden(rgb: U8, alpha: U8) -> U8:
+    """Continue the visible colours smoothly under alpha 0, so that few bits are spent there.
+
+    Averages of 2x2 pixels, weighted by alpha, are taken until one is left; on the way back each
+    pixel that nothing visible went into takes the interpolated coarser level (push-pull:
+    Gortler et al., "The Lumigraph", 1996). Where nothing at all is visible, the result is grey.
+
+    Args:
+        rgb: [H, W, 3]; it is not changed. alpha: [H, W].
+
+    Returns:
+        [H, W, 3], equal to `rgb` wherever alpha is above 0, and the same for any `rgb` elsewhere.
+    """
+    hidden = alpha == 0
+    if not hidden.any():
+        return rgb
+    weight = alpha[..., None].astype(np.float32)
+    smooth = _pull(rgb * weight, weight)
+    return np.where(hidden[..., None], np.rint(smooth).astype(np.uint8), rgb)
+
+
+def _pull(colour: F32, weight: F32) -> F32:
+    """Colours [H, W, 3], everywhere, of sums of weighted colours and of weights [H, W, 1]."""
+    height, width = weight.shape[:2]
+    if height == width == 1:
+        return colour / weight if weight.any() else np.full_like(colour, 128)
+    coarse = _doubled(_pull(_summed(colour), _summed(weight)))[:height, :width]
+    return np.divide(colour, weight, out=coarse, where=np.broadcast_to(weight > 0, colour.shape))
+
+
+def _summed(plane: F32) -> F32:
+    """Sums of 2x2 pixels; an odd last row or column counts alone."""
+    height, width = plane.shape[:2]
+    plane = np.pad(plane, ((0, height % 2), (0, width % 2), (0, 0)))
+    rows = plane[::2] + plane[1::2]
+    return rows[:, ::2] + rows[:, 1::2]
+
+
+def _doubled(plane: F32) -> F32:
+    """Twice as many rows and columns, linearly interpolated between the centres of pixels."""
+    for axis in (0, 1):
+        near = np.repeat(plane, 2, axis)
+        before, after = (np.take(plane, i, axis, mode="clip") for i in _neighbours(plane, axis))
+        far = np.stack([before, after], axis + 1).reshape(near.shape)
+        plane = 0.75 * near + 0.25 * far
+    return plane
+
+
+def _neighbours(plane: F32, axis: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The indices before and after each index of an axis; those outside are to be clipped."""
+    own = np.arange(plane.shape[axis])
+    return own - 1, own + 1
 
 
 def _difference(plane: U8, axis: int) -> U8:

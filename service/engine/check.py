@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from service.codec import container
 from service.codec.tiles import Box
 from service.engine.pipeline import Latents, LoadedModel, decode_all, painted_windows
 from service.errors import SelfTestFailed
-from service.picture import Picture
+from service.picture import Picture, psnr_db, squared_error
 
 
 def verify(
@@ -26,18 +25,17 @@ def verify(
     everything = Box(0, 0, first.height, first.width)
     decoded = decode_all(model, streams, everything)
     return [
-        _psnr_db(model, picture, latents)
+        psnr_db(seen_error(model, picture, latents), picture.visible_samples)
         if np.array_equal(latents.y_hat, expected.y_hat)
         else SelfTestFailed("the fresh stream decodes to other latents than were encoded")
         for (picture, _, expected), latents in zip(made, decoded, strict=True)
     ]
 
 
-def _psnr_db(model: LoadedModel, picture: Picture, latents: Latents) -> float:
-    everything = Box(0, 0, picture.height, picture.width)
-    squared = 0
+def seen_error(model: LoadedModel, picture: Picture, latents: Latents) -> float:
+    """Sum of squared errors of what latents decode to, see `picture.squared_error`."""
+    everything, squared = Box(0, 0, picture.height, picture.width), 0.0
     for box, rgb in painted_windows(model, latents, everything, picture.grey):
-        difference = np.subtract(rgb, picture.rgb[box.slices], dtype=np.int16)
-        squared += int(np.square(difference, dtype=np.int32).sum(dtype=np.int64))
-    mse = squared / picture.rgb.size
-    return 10 * math.log10(255**2 / mse) if mse else math.inf
+        alpha = None if picture.alpha is None else picture.alpha[box.slices]
+        squared += squared_error(rgb, picture.rgb[box.slices], alpha)
+    return squared

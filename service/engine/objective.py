@@ -116,7 +116,8 @@ class Objective:
         return sum(self._inside(t).height * self._inside(t).width for t in chosen)
 
     def _squared_error(self, tile: Tile, y_hat: Tensor, update: DecoderUpdate | None) -> Tensor:
-        """Sum of squared errors over a tile's samples, in 8-bit steps."""
+        """Sum of squared errors over a tile's samples, in 8-bit steps, weighted as they are seen.
+        """
         weights = self.weights if update is None else update.parameters()
         changed = {name: tensor.to(self._dtype) for name, tensor in weights.items()}
         y_hat = y_hat[None].to(self._dtype)
@@ -127,8 +128,11 @@ class Objective:
         if self._picture.grey:
             x_hat = x_hat.mean(-1, keepdim=True)
         rgb = torch.from_numpy(self._picture.rgb[inside.slices].copy()).to(self._device)
-        error: Tensor = (x_hat * 255 - rgb).square().sum()
-        return error
+        error = x_hat * 255 - rgb
+        if self._picture.alpha is not None:  # as picture.squared_error does
+            alpha = torch.from_numpy(self._picture.alpha[inside.slices].copy()).to(self._device)
+            error = error * (alpha[..., None] / 255)
+        return error.square().sum()
 
 
 def _powers(steps: Tensor) -> Tensor:
@@ -140,7 +144,7 @@ def _tile(
     analysis: Analysis, picture: Picture, units: tuple[Tensor, Tensor], box: Box, window: Box
 ) -> Tile:
     """A tile with its plain latents."""
-    seen = analysis.analyse(pixels_under(picture.rgb, window))
+    seen = analysis.analyse(pixels_under(picture, window))
     y = seen[box.relative(window).slices]
     z = analysis.hyper_analyse(y[None])[0]
     y_t, z_t = (

@@ -108,7 +108,7 @@ def encode_all(
     code_s = 0.0
     for tile in tiles(box):
         window, inner = tile.grown(sizes.halo, box), tile.relative(tile.grown(sizes.halo, box))
-        y = [model.analysis.analyse(pixels_under(p.rgb, window))[inner.slices] for p in pictures]
+        y = [model.analysis.analyse(pixels_under(p, window))[inner.slices] for p in pictures]
         z = np.concatenate([model.analysis.hyper_analyse(one[None]) for one in y])
         assert z.shape[1:3] == hyper_shape(tile)
         result = model.coder.encode(np.stack(y), z)
@@ -139,11 +139,17 @@ def assemble(
     )
 
 
-def pixels_under(rgb: U8, window: Box) -> U8:
-    """The pixels under a window of latents; edge pixels are repeated beyond the picture."""
-    height, width, _ = rgb.shape
+def pixels_under(picture: Picture, window: Box) -> U8:
+    """The pixels under a window of latents, as they are analysed.
+
+    Colours under alpha 0 are replaced (`alpha.fill_hidden`), and edge pixels are repeated beyond
+    the picture.
+    """
     px = window.scaled(PATCH)
-    inside = rgb[px.cut(Box(0, 0, height, width)).slices]
+    place = px.cut(Box(0, 0, picture.height, picture.width)).slices
+    inside = picture.rgb[place]
+    if picture.alpha is not None:
+        inside = alpha.fill_hidden(inside, picture.alpha[place])
     pad = (px.height - inside.shape[0], px.width - inside.shape[1])
     if pad == (0, 0):
         return inside.copy()  # torch wants arrays that it could write to

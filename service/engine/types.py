@@ -37,7 +37,8 @@ class Target:
     Attributes:
         bpp: bits of the whole stream per pixel, at most.
         max_bytes: bytes of the whole stream, at most.
-        psnr_db: PSNR of the 8-bit RGB reconstruction in dB, at least.
+        psnr_db: PSNR of the 8-bit RGB reconstruction in dB, at least; errors count as alpha shows
+            them (picture.squared_error).
     """
 
     bpp: float | None = None
@@ -59,7 +60,8 @@ class Compressed:
         data: the whole `.rkp` stream.
         rate: the rate that was used, 1–8.
         bpp: bits of the whole stream per pixel.
-        psnr_db: PSNR of the 8-bit RGB reconstruction, inf when exact, None when not measured.
+        psnr_db: PSNR of the 8-bit RGB reconstruction, inf when exact, None when not measured;
+            errors count as alpha shows them (picture.squared_error).
         timings: of all that was done for it.
         encodes: times that the picture was compressed; more than one where a target was searched.
         tune: the ladder that the rate belongs to, one of container.TUNES.

@@ -6,7 +6,6 @@ what is compared is what a decoder will have.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,15 +15,15 @@ from torch import Tensor
 
 from service.codec import container
 from service.codec.tiles import Box, latent_box
+from service.engine.check import seen_error
 from service.engine.pipeline import (
     Latents,
     LoadedModel,
     decode_latents,
-    painted_windows,
     with_update,
 )
 from service.errors import SelfTestFailed
-from service.picture import Picture
+from service.picture import Picture, psnr_db
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ class Measured:
     """A stream, the latents it was made of, and what it is worth.
 
     Attributes:
-        loss: R + lmbda·D, bits per pixel.
+        loss: R + lmbda·D, bits per pixel; what alpha hides is no part of D.
     """
 
     data: bytes
@@ -86,18 +85,12 @@ def measure(
         model: merged for the rate. picture: that the stream is of. lmbda: of the rate.
         y_hat: that the stream's tiles hold.
     """
-    squared = 0
-    everything = Box(0, 0, picture.height, picture.width)
-    own = with_update(model, stream)
     latents = Latents(latent_box(picture.width, picture.height), y_hat, 0.0)
-    for box, rgb in painted_windows(own, latents, everything, picture.grey):
-        error = np.subtract(rgb, picture.rgb[box.slices], dtype=np.int16)
-        squared += int(np.square(error, dtype=np.int32).sum(dtype=np.int64))
+    squared = seen_error(with_update(model, stream), picture, latents)
     data = container.write_stream(stream)
-    mse = squared / picture.rgb.size
-    psnr_db = 10 * math.log10(255**2 / mse) if mse else math.inf
     bpp = 8 * len(data) / (picture.width * picture.height)
-    return Measured(data, y_hat, psnr_db, bpp + lmbda * mse)
+    loss = bpp + lmbda * squared / picture.rgb.size
+    return Measured(data, y_hat, psnr_db(squared, picture.visible_samples), loss)
 
 
 def prove(model: LoadedModel, found: Measured) -> None:

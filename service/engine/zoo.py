@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ from service.errors import (
     UnknownModel,
 )
 from service.nets.zoo import digest, merged, pretrained, ready
-from service.picture import U8, Picture, Region
+from service.picture import U8, Picture, Region, psnr_db, squared_error
 
 BASE_RATE: Final = 4
 MAX_PIXELS: Final = 1 << 22
@@ -128,7 +127,10 @@ class ZooCodec:
         made = self._at(rate, tune)
         self._check_pixels(picture.width, picture.height)
         start = perf_counter()
-        coded = made.network.compress(_input(picture.rgb))  # type: ignore[operator]
+        rgb = picture.rgb
+        if picture.alpha is not None:
+            rgb = alpha.fill_hidden(rgb, picture.alpha)
+        coded = made.network.compress(_input(rgb))  # type: ignore[operator]
         net_s = perf_counter() - start
         flags = container.Flags.SAME_MACHINE | container.Flags.GREY * picture.grey
         header = container.Header(
@@ -143,11 +145,11 @@ class ZooCodec:
         )
         start = perf_counter()
         back = self.decompress(data).picture.rgb
-        mse = float(np.square(back.astype(np.float64) - picture.rgb).mean())
-        psnr_db = 10 * math.log10(255**2 / mse) if mse else math.inf
+        squared = squared_error(back, picture.rgb, picture.alpha)
+        quality_db = psnr_db(squared, picture.visible_samples)
         timings = Timings(net_s=net_s, check_s=perf_counter() - start)
         bpp = 8 * len(data) / (picture.width * picture.height)
-        return Compressed(data, picture.width, picture.height, rate, bpp, psnr_db, timings)
+        return Compressed(data, picture.width, picture.height, rate, bpp, quality_db, timings)
 
     def compress_to(self, picture: Picture, target: Target, tune: str = PSNR) -> Compressed:
         """Raises BadParameter: there is no search over a CompressAI model's rates."""

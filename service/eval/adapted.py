@@ -12,7 +12,6 @@ cut off goes on.
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -28,7 +27,8 @@ from service.errors import BadParameter
 from service.eval import metrics
 from service.eval.curves import Curve, Point, bd_rate
 from service.eval.machine import Machine
-from service.eval.pictures import Named
+from service.eval.pictures import Named, shown
+from service.eval.run import digest
 
 BOTH: Final = "both"
 LATENTS: Final = "latents"
@@ -118,10 +118,9 @@ def measure(
     rows = []
     whats = [(e, r, k) for e in plan.efforts for r in plan.rates for k in plan.kinds_of(e)]
     for named, (effort, rate, kind) in product(pictures, whats):
-        digest = hashlib.sha256(named.rgb.tobytes()).hexdigest()[:16]
-        row = taken.get((digest, model, rate, effort, kind))
+        row = taken.get((digest(named), model, rate, effort, kind))
         if row is None:
-            row = _adapted(named, digest, model, engine, (rate, effort, kind))
+            row = _adapted(named, model, engine, (rate, effort, kind))
         rows.append(row)
         done(row)
     asked, pixels = {row.key for row in rows}, {row.sha256 for row in rows}
@@ -171,7 +170,7 @@ def read_rows(path: Path) -> tuple[Row, ...]:
 
 
 def _adapted(
-    named: Named, digest: str, model: str, engine: Engine, what: tuple[float, int, str]
+    named: Named, model: str, engine: Engine, what: tuple[float, int, str]
 ) -> Row:
     rate, effort, kind = what
     plan = plan_of(effort)
@@ -183,11 +182,11 @@ def _adapted(
         adaptation.advance(60)
     seconds = perf_counter() - start
     data, told = adaptation.best(), adaptation.progress
-    psnr_db = metrics.psnr_db(named.rgb, engine.decompress(data).picture.rgb)
+    psnr_db = metrics.psnr_db(named.picture, shown(engine, data))
     height, width, _ = named.rgb.shape
     return Row(
         named.name,
-        digest,
+        digest(named),
         model,
         width * height,
         rate,

@@ -78,7 +78,7 @@ def bench(wanted: Wanted, folder: Path | None, say: Callable[[str], None]) -> di
         say(f"latency at {size[0]}x{size[1]}")
         made = pictures() if callable(pictures) else pictures
         latency.append({"width": size[0], "height": size[1], **_latency(models, made, wanted.rate)})
-        compress, back = breakdown(models, memory.as_png(made[0].rgb), wanted.rate)
+        compress, back = breakdown(models, memory.as_png(made[0].on_white), wanted.rate)
         stages.append({"width": size[0], "height": size[1], "compress_ms": compress,
                        "decompress_ms": back})  # fmt: skip
     result: dict[str, Any] = {
@@ -151,7 +151,7 @@ def _latency(
     }
     sizes = {"bytes": sum(map(len, streams)) / count}
     for key, name, quality in PEERS:
-        files = [named(name).compress(p.rgb, quality) for p in pictures]
+        files = [named(name).compress(p.picture, quality) for p in pictures]
         sizes[f"{key}_bytes"] = sum(map(len, files)) / count
         actions[f"{key}_encode"] = _encode(name, quality, pictures)
         actions[f"{key}_decode"] = _decode(files)
@@ -161,7 +161,7 @@ def _latency(
 
 def _encode(name: str, quality: int, pictures: Sequence[Named]) -> Callable[[int], object]:
     peer = named(name)
-    return lambda i: peer.compress(pictures[i % len(pictures)].rgb, quality)
+    return lambda i: peer.compress(pictures[i % len(pictures)].picture, quality)
 
 
 def _decode(files: Sequence[bytes]) -> Callable[[int], object]:

@@ -1,8 +1,9 @@
 """How far a picture is from its original: PSNR, MS-SSIM and, where installed, SSIMULACRA 2.
 
-All of them take [H, W, 3] uint8 arrays of equal shape. PSNR is over the three channels of 8-bit
-RGB together. MS-SSIM is Wang, Simoncelli and Bovik 2003 with the reference constants, each channel
-on its own, averaged; where a side is odd the last row or column is left out on the way down.
+All of them take [H, W, 3] uint8 arrays of equal shape; pictures with alpha are laid on white. PSNR
+is over the three channels of 8-bit RGB together, of what alpha shows. MS-SSIM is Wang, Simoncelli
+and Bovik 2003 with the reference constants, each channel on its own, averaged; where a side is odd
+the last row or column is left out on the way down.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service import picture
 from service.errors import MissingExtra
-from service.picture import U8
+from service.picture import U8, Picture, squared_error
 
 F32 = NDArray[np.float32]
 
@@ -33,12 +35,15 @@ MS_SSIM_SIDE: Final = TAPS * 2 ** (len(WEIGHTS) - 1)
 """Pixels of the shortest side that MS-SSIM the window fits on at every scale: 176."""
 
 
-def psnr_db(original: U8, other: U8) -> float:
-    """PSNR in dB over all samples; inf when the pictures are equal."""
-    squared = 0
-    for a, b in zip(original, other, strict=True):  # by rows: large pictures stay cheap
-        squared += int(np.square(a.astype(np.int32) - b).sum(dtype=np.int64))
-    return 10 * math.log10(255**2 * original.size / squared) if squared else math.inf
+def psnr_db(original: Picture, other: U8) -> float:
+    """PSNR in dB, inf when the pictures are equal.
+
+    Args:
+        original: with its alpha: the error is divided by what is visible of it.
+        other: what is seen of the decoded picture on white.
+    """
+    squared = squared_error(original.on_white().rgb, other)
+    return picture.psnr_db(squared, original.visible_samples)
 
 
 def ms_ssim(original: U8, other: U8) -> float | None:

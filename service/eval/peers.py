@@ -1,7 +1,8 @@
 """The codecs people use instead, through Pillow, at the settings people run and at their best.
 
-A setting is a codec with everything fixed but quality. All of them get the same 8-bit RGB pixels
-and no metadata, and their sizes are those of whole files. JPEG XL needs the Pillow plugin of the
+A setting is a codec with everything fixed but quality. All of them get the same 8-bit pixels, with
+alpha where a picture has it (JPEG gets the picture on white), and no metadata, and their sizes are
+those of whole files. JPEG XL needs the Pillow plugin of the
 `eval` extra; where it is missing the family is reported as not available.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image, features
 
 from service.errors import BadParameter, MissingExtra
-from service.picture import U8
+from service.picture import U8, Picture
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,13 @@ class Peer:
     options: Mapping[str, Any] = field(hash=False)
     qualities: tuple[int, ...]
 
-    def compress(self, rgb: U8, quality: int) -> bytes:
+    def compress(self, picture: Picture, quality: int) -> bytes:
         """The pixels as a whole file."""
+        if self.format == "JPEG":
+            picture = picture.on_white()
         out = io.BytesIO()
-        Image.fromarray(rgb).save(out, format=self.format, quality=quality, **self.options)
+        image = Image.fromarray(picture.samples())
+        image.save(out, format=self.format, quality=quality, **self.options)
         return out.getvalue()
 
 
@@ -90,12 +94,14 @@ def named(name: str) -> Peer:
 
 
 def decompress(data: bytes) -> U8:
-    """The pixels of a peer's file, [H, W, 3]."""
+    """What is seen of a peer's file on white, [H, W, 3]."""
     with Image.open(io.BytesIO(data)) as image:
-        return np.array(image.convert("RGB"))
+        samples = np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    alpha = samples[..., 3] if samples.shape[2] == 4 else None
+    return Picture(samples[..., :3], alpha).on_white().rgb
 
 
-def fit_bytes(peer: Peer, rgb: U8, wanted_bytes: int) -> tuple[int, bytes]:
+def fit_bytes(peer: Peer, picture: Picture, wanted_bytes: int) -> tuple[int, bytes]:
     """The lowest quality whose file has at least `wanted_bytes`, and that file; at most 100.
 
     The peer gets the benefit of the last step: its file is never the smaller one.
@@ -104,12 +110,12 @@ def fit_bytes(peer: Peer, rgb: U8, wanted_bytes: int) -> tuple[int, bytes]:
     files: dict[int, bytes] = {}
     while low < high:
         middle = (low + high) // 2
-        files[middle] = peer.compress(rgb, middle)
+        files[middle] = peer.compress(picture, middle)
         if len(files[middle]) >= wanted_bytes:
             high = middle
         else:
             low = middle + 1
-    return low, files.get(low) or peer.compress(rgb, low)
+    return low, files.get(low) or peer.compress(picture, low)
 
 
 def library_versions() -> dict[str, str]:

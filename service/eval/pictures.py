@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from service.engine.types import Codec
 from service.errors import BadParameter
 from service.images import read_image
 from service.picture import U8, Picture
@@ -33,19 +34,34 @@ SHAPES: Final = 48
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """A picture and the name it has in results."""
+    """A picture and the name it has in results.
+
+    Attributes:
+        rgb: [H, W, 3]. alpha: [H, W], None when opaque.
+    """
 
     name: str
     rgb: U8
+    alpha: U8 | None = None
 
     @property
     def picture(self) -> Picture:
         """Nothing but the pixels: every codec gets the same."""
-        return Picture(self.rgb)
+        return Picture(self.rgb, self.alpha)
+
+    @property
+    def on_white(self) -> U8:
+        """What is seen of it on a white page, [H, W, 3]."""
+        return self.picture.on_white().rgb
+
+
+def shown(codec: Codec, data: bytes) -> U8:
+    """What is seen of a stream's picture on a white page, [H, W, 3]."""
+    return codec.decompress(data).picture.on_white().rgb
 
 
 def read_folder(folder: Path, max_pixels: int = 10**8) -> tuple[Named, ...]:
-    """The pictures of a folder in order of name, converted to sRGB, transparency left out.
+    """The pictures of a folder in order of name, converted to sRGB.
 
     Raises:
         BadParameter: no picture there. BadImage: one that cannot be read.
@@ -53,10 +69,12 @@ def read_folder(folder: Path, max_pixels: int = 10**8) -> tuple[Named, ...]:
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise BadParameter(f"no picture in {folder}")
-    return tuple(
-        Named(p.stem, read_image(p.read_bytes(), max_pixels=max_pixels, metadata="none").rgb)
-        for p in paths
-    )
+    return tuple(_named(path, max_pixels) for path in paths)
+
+
+def _named(path: Path, max_pixels: int) -> Named:
+    picture = read_image(path.read_bytes(), max_pixels=max_pixels, metadata="none")
+    return Named(path.stem, picture.rgb, picture.alpha)
 
 
 def generate(width: int, height: int, seed: int = 0) -> Named:

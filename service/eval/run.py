@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from time import perf_counter
 from typing import Any, Final
@@ -22,7 +23,7 @@ from service.errors import BadParameter
 from service.eval import curves, metrics
 from service.eval.machine import Machine
 from service.eval.peers import Peer, decompress, library_versions
-from service.eval.pictures import Named
+from service.eval.pictures import Named, shown
 from service.eval.rows import OUR_NAMES, OURS, Row, our_name
 from service.picture import U8
 
@@ -106,7 +107,7 @@ def evaluate(
     rows = []
     for named in pictures:
         for codec_name, setting, compress, expand in _codecs(codec, plan, named):
-            row = taken.get((_digest(named.rgb), codec_name, setting))
+            row = taken.get((digest(named), codec_name, setting))
             if row is None or (plan.perceptual and row.ssimulacra2 is None):
                 row = _measure(named, codec_name, setting, compress, expand, plan.perceptual)
             rows.append(row)
@@ -162,12 +163,12 @@ def _codecs(
             return codec.compress(named.picture, rate, tune).data
 
         setting = f"rate {rate:g}"
-        yield our_name(tune), setting, ours, lambda data: codec.decompress(data).picture.rgb
+        yield our_name(tune), setting, ours, partial(shown, codec)
     for peer in plan.peers:
         for quality in peer.qualities:
 
             def theirs(peer: Peer = peer, quality: int = quality) -> bytes:
-                return peer.compress(named.rgb, quality)
+                return peer.compress(named.picture, quality)
 
             yield peer.name, f"q{quality}", theirs, decompress
 
@@ -185,26 +186,30 @@ def _measure(
     encoded = perf_counter()
     rgb = expand(data)
     decoded = perf_counter()
-    height, width, _ = named.rgb.shape
+    original = named.on_white
+    height, width, _ = original.shape
     return Row(
         image=named.name,
-        sha256=_digest(named.rgb),
+        sha256=digest(named),
         width=width,
         height=height,
         codec=codec,
         setting=setting,
         bytes=len(data),
         bpp=8 * len(data) / (width * height),
-        psnr_db=metrics.psnr_db(named.rgb, rgb),
-        ms_ssim=metrics.ms_ssim(named.rgb, rgb),
-        ssimulacra2=metrics.ssimulacra2(named.rgb, rgb) if perceptual else None,
+        psnr_db=metrics.psnr_db(named.picture, rgb),
+        ms_ssim=metrics.ms_ssim(original, rgb),
+        ssimulacra2=metrics.ssimulacra2(original, rgb) if perceptual else None,
         encode_ms=1000 * (encoded - start),
         decode_ms=1000 * (decoded - encoded),
     )
 
 
-def _digest(rgb: U8) -> str:
-    return hashlib.sha256(rgb.tobytes() + repr(rgb.shape).encode()).hexdigest()[:16]
+def digest(named: Named) -> str:
+    """The first 16 hex digits of the sha256 of a picture's pixels."""
+    alpha = b"" if named.alpha is None else named.alpha.tobytes()
+    pixels = named.rgb.tobytes() + repr(named.rgb.shape).encode() + alpha
+    return hashlib.sha256(pixels).hexdigest()[:16]
 
 
 def _anchor(

@@ -16,7 +16,7 @@ from service.codec.container import TUNES
 from service.engine.types import Codec, Target
 from service.eval.metrics import psnr_db
 from service.eval.peers import decompress, fit_bytes, named
-from service.eval.pictures import Named
+from service.eval.pictures import Named, shown
 from service.picture import U8
 
 CROP: Final = (208, 160)
@@ -88,9 +88,9 @@ def busiest(rgb: U8) -> tuple[int, int]:
 def _row(picture: Named, codec: Codec, rate: float) -> Image.Image:
     """A picture's crops side by side, ours and the peers'."""
     data = codec.compress(picture.picture, rate).data
-    cells = [(f"Rankpress rate {rate:g}", data, codec.decompress(data).picture.rgb)]
+    cells = [(f"Rankpress rate {rate:g}", data, shown(codec, data))]
     for name in PEERS:
-        _, file = fit_bytes(named(name), picture.rgb, len(data))
+        _, file = fit_bytes(named(name), picture.picture, len(data))
         cells.append((TITLES[name], file, decompress(file)))
     return _side_by_side(picture, cells)
 
@@ -100,7 +100,7 @@ def _tunes_row(picture: Named, codec: Codec, rate: float) -> Image.Image:
     most = max(len(codec.compress(picture.picture, rate, tune).data) for tune in TUNES)
     found = [codec.compress_to(picture.picture, Target(max_bytes=most), tune) for tune in TUNES]
     cells = [
-        (f"{made.tune} {made.rate:g}", made.data, codec.decompress(made.data).picture.rgb)
+        (f"{made.tune} {made.rate:g}", made.data, shown(codec, made.data))
         for made in found
     ]
     return _side_by_side(picture, cells)
@@ -108,15 +108,16 @@ def _tunes_row(picture: Named, codec: Codec, rate: float) -> Image.Image:
 
 def _side_by_side(picture: Named, cells: Sequence[tuple[str, bytes, U8]]) -> Image.Image:
     """Crops of (title, file, pixels), then of the original."""
-    width, height = _crop_size(picture.rgb)
-    left, top = CHOSEN.get(picture.name) or busiest(picture.rgb)
+    original = picture.on_white
+    width, height = _crop_size(original)
+    left, top = CHOSEN.get(picture.name) or busiest(original)
     cell = (width * SCALE + GAP, height * SCALE + LABEL + GAP)
     row = Image.new("RGB", (cell[0] * (len(cells) + 1) + GAP, cell[1]), "white")
     for i, (title, file, rgb) in enumerate(cells):
-        text = f"{title}: {len(file):,} bytes, {psnr_db(picture.rgb, rgb):.2f} dB"
+        text = f"{title}: {len(file):,} bytes, {psnr_db(picture.picture, rgb):.2f} dB"
         _paste(row, GAP + i * cell[0], rgb[top : top + height, left : left + width], text)
-    original = picture.rgb[top : top + height, left : left + width]
-    _paste(row, GAP + len(cells) * cell[0], original, f"original {picture.name}")
+    crop = original[top : top + height, left : left + width]
+    _paste(row, GAP + len(cells) * cell[0], crop, f"original {picture.name}")
     return row
 
 

@@ -97,20 +97,12 @@ class RankpressImageFile(ImageFile.ImageFile):
             if self._exclusive_fp and self.fp is not None:
                 self.fp.close()
             self._exclusive_fp = True
-            self.fp = io.BytesIO(_samples(picture))
+            self.fp = io.BytesIO(picture.samples().tobytes())
             self._stream = None
         return super().load()
 
     def load_seek(self, pos: int) -> None:
         """The decoded samples are in `fp` from the start."""
-
-
-def _samples(picture: Picture) -> bytes:
-    """Interleaved samples as Pillow's mode of the picture has them."""
-    channels = picture.rgb[..., :1] if picture.grey else picture.rgb
-    if picture.alpha is not None:
-        channels = np.concatenate([channels, picture.alpha[..., None]], axis=2)
-    return channels.tobytes()
 
 
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:

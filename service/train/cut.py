@@ -154,7 +154,7 @@ def _tiles_of(path: Path, size: int, halve: bool) -> U8:
     data = path.read_bytes()
     try:
         lossy = is_lossy(data)
-        rgb = read_image(data, max_pixels=MAX_PIXELS, metadata="none").rgb
+        rgb = read_image(data, max_pixels=MAX_PIXELS, metadata="none").on_white().rgb
     except BadImage:
         return np.zeros((0, size, size, 3), np.uint8)
     if halve and lossy:

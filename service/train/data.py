@@ -58,6 +58,6 @@ class Crops:
 def _pixels(path: Path) -> NDArray[np.uint8] | None:
     """The pixels of a picture file, None for anything else."""
     try:
-        return read_image(path.read_bytes(), max_pixels=10**8, metadata="none").rgb
+        return read_image(path.read_bytes(), max_pixels=10**8, metadata="none").on_white().rgb
     except (BadImage, IsADirectoryError):
         return None

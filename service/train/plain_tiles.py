@@ -134,11 +134,11 @@ def digest_of(groups: Sequence[Group]) -> str:
 def _pictures(folder: Path, size: int) -> Iterator[U8]:
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         try:
-            rgb = read_image(path.read_bytes(), max_pixels=10**8, metadata="none").rgb
+            picture = read_image(path.read_bytes(), max_pixels=10**8, metadata="none")
         except BadImage:
             continue
-        if min(rgb.shape[:2]) >= size:
-            yield rgb
+        if min(picture.width, picture.height) >= size:
+            yield picture.on_white().rgb
 
 
 def _cut(rgb: U8, size: int, rng: np.random.Generator) -> U8:

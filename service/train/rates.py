@@ -19,6 +19,7 @@ from service.engine.engine import Engine
 from service.engine.loading import load_models
 from service.errors import BadParameter
 from service.eval.metrics import ms_ssim
+from service.eval.pictures import shown
 from service.images import read_image
 from service.nets.lora import RateAdapter
 from service.nets.twin import float_twin
@@ -169,7 +170,8 @@ def averages(engine: Engine, rate: float, tune: str, folder: Path) -> Averages:
         assert result.psnr_db is not None
         bpps.append(result.bpp)
         psnrs_db.append(result.psnr_db)
-        likenesses.append(ms_ssim(picture.rgb, engine.decompress(result.data).picture.rgb))
+        decoded = shown(engine, result.data)
+        likenesses.append(ms_ssim(picture.on_white().rgb, decoded))
     if not bpps:
         raise BadParameter(f"{folder} has no pictures to measure on")
     known = [v for v in likenesses if v is not None]

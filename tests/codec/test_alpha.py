@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.codec.alpha import LEFT, NONE, UP, pack, unpack
+from service.codec.alpha import LEFT, NONE, UP, fill_hidden, pack, unpack
 from service.errors import BadStream
 
 
@@ -76,3 +76,33 @@ def test_a_bomb_is_refused_without_being_unpacked() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20
+
+
+@given(st.data(), st.integers(1, 9), st.integers(1, 9))
+@settings(max_examples=60)
+def test_hidden_colours_follow_from_the_visible_ones(
+    data: st.DataObject, height: int, width: int
+) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    alpha = rng.choice(np.array([0, 0, 3, 255], np.uint8), (height, width))
+    visible = alpha[..., None] > 0
+    one, other = rng.integers(0, 256, (2, height, width, 3), np.uint8)
+    filled = fill_hidden(one, alpha)
+    assert np.array_equal(filled, fill_hidden(np.where(visible, one, other), alpha))
+    assert np.array_equal(filled[alpha > 0], one[alpha > 0])
+    if visible.any():
+        seen = one[alpha > 0]
+        assert (filled >= seen.min(0)).all() and (filled <= seen.max(0)).all()
+
+
+def test_a_colour_goes_on_unchanged_and_two_blend_into_each_other() -> None:
+    rgb = np.zeros((8, 64, 3), np.uint8)
+    rgb[:, :8], rgb[:, -8:] = (10, 20, 30), (250, 20, 30)
+    alpha = np.zeros((8, 64), np.uint8)
+    alpha[:, :8] = alpha[:, -8:] = 255
+    filled = fill_hidden(rgb, alpha)
+    assert (filled[..., 1:] == (20, 30)).all()
+    steps = np.diff(filled[4, :, 0].astype(int))
+    assert (steps >= 0).all() and steps.max() <= 24
+    assert np.array_equal(fill_hidden(rgb, np.full_like(alpha, 255)), rgb)
+    assert (fill_hidden(rgb, np.zeros_like(alpha)) == 128).all()

@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from small_model import photo_like
 from torch import nn
 
+from service.codec.alpha import fill_hidden
 from service.codec.container import Flags, read_stream, write_stream
 from service.engine.engine import Engine
 from service.errors import (
@@ -110,6 +111,17 @@ def test_a_merge_is_the_adapters_forward_pass(network: nn.Module) -> None:
         assert not torch.allclose(mine, network(x)["x_hat"], atol=1e-3)
 
 
+def test_what_alpha_hides_changes_neither_stream_nor_psnr(codec: zoo.ZooCodec) -> None:
+    rgb = photo_like(70, 65, 3)
+    alpha = np.where(photo_like(70, 65, 4)[..., 0] > 128, 255, 0).astype(np.uint8)
+    other = np.where(alpha[..., None] > 0, rgb, 255 - rgb)
+    one, same = (codec.compress(Picture(pixels, alpha), 4) for pixels in (rgb, other))
+    assert one.data == same.data and one.psnr_db == same.psnr_db
+    back = codec.decompress(one.data).picture.rgb.astype(float)
+    mse = np.square(back - rgb)[alpha > 0].mean()
+    assert one.psnr_db == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-9)
+
+
 @pytest.mark.parametrize("rate", [4, 6])
 @pytest.mark.parametrize("height, width", [(1, 1), (70, 65), (64, 128)])
 def test_streams_come_back_as_the_network_itself_reconstructs(
@@ -125,7 +137,7 @@ def test_streams_come_back_as_the_network_itself_reconstructs(
     assert read_stream(made.data).header.flags & Flags.SAME_MACHINE
     own = copy.deepcopy(network) if rate == 4 else merged(network, load(adapter))
     with torch.inference_mode():
-        x = zoo._input(picture.rgb)
+        x = zoo._input(fill_hidden(picture.rgb, picture.alpha))
         coded = ready(own).compress(x)
         decoded = own.decompress(coded["strings"], coded["shape"])["x_hat"]
         forward = own(x)["x_hat"]

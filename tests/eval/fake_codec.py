@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from service.codec.alpha import fill_hidden
 from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Target, Timings
 from service.errors import RateUnavailable
 from service.picture import Picture, Region
@@ -28,7 +29,10 @@ class CutBits:
             raise RateUnavailable(f"rate {rate:g}", (4.0, 6.0))
         self.calls.append(rate)
         out = io.BytesIO()
-        np.savez_compressed(out, rgb=picture.rgb >> (8 - int(rate)), rate=int(rate))
+        rgb, alpha = picture.rgb, picture.alpha
+        planes = {} if alpha is None else {"alpha": alpha}
+        rgb = rgb if alpha is None else fill_hidden(rgb, alpha)
+        np.savez_compressed(out, rgb=rgb >> (8 - int(rate)), rate=int(rate), **planes)
         data = out.getvalue() * (2 if tune == "ms-ssim" else 1)
         size = picture.width, picture.height
         return Compressed(data, *size, rate, 0.0, None, Timings(check_s=0.001), tune=tune)
@@ -42,8 +46,9 @@ class CutBits:
         del region
         with np.load(io.BytesIO(data)) as found:
             shift = 8 - int(found["rate"])
-            rgb = (found["rgb"] << shift) + (1 << shift >> 1)
-        return Decompressed(Picture(rgb.astype(np.uint8)), 4.0, "cut", Timings())
+            rgb = ((found["rgb"] << shift) + (1 << shift >> 1)).astype(np.uint8)
+            alpha = found.get("alpha")
+        return Decompressed(Picture(rgb, alpha), 4.0, "cut", Timings())
 
     def self_test(self) -> None:
         return

@@ -10,6 +10,7 @@ from pytorch_msssim import ms_ssim as witness_ms_ssim
 
 from service.eval.metrics import MS_SSIM_SIDE, ms_ssim, ms_ssim_db, psnr_db, ssimulacra2
 from service.eval.pictures import generate
+from service.picture import Picture
 
 U8 = NDArray[np.uint8]
 
@@ -27,14 +28,25 @@ def test_psnr_is_its_definition() -> None:
     rgb = generate(40, 30).rgb
     other = noisy(rgb, 9)
     mse = np.mean((rgb.astype(float) - other) ** 2)
-    assert psnr_db(rgb, other) == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-9)
-    assert psnr_db(rgb, rgb) == np.inf
+    assert psnr_db(Picture(rgb), other) == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-9)
+    assert psnr_db(Picture(rgb), rgb) == np.inf
 
 
 def test_psnr_of_one_step_everywhere_is_48_13_db() -> None:
     rgb = np.full((7, 5, 3), 200, np.uint8)
-    assert psnr_db(rgb, rgb + 1) == pytest.approx(48.1308, abs=1e-4)
-    assert psnr_db(rgb + 1, rgb) == pytest.approx(48.1308, abs=1e-4)
+    assert psnr_db(Picture(rgb), rgb + 1) == pytest.approx(48.1308, abs=1e-4)
+    assert psnr_db(Picture(rgb + 1), rgb) == pytest.approx(48.1308, abs=1e-4)
+
+
+def test_psnr_of_a_picture_with_alpha_is_of_what_is_seen() -> None:
+    original = generate(40, 30)
+    alpha = np.zeros((30, 40), np.uint8)
+    alpha[:15] = 255
+    picture = Picture(original.rgb, alpha)
+    other = noisy(original.rgb, 9)
+    seen = np.mean((original.rgb[:15].astype(float) - other[:15]) ** 2)
+    found = psnr_db(picture, Picture(other, alpha).on_white().rgb)
+    assert found == pytest.approx(10 * np.log10(255**2 / seen), abs=1e-9)
 
 
 @pytest.mark.parametrize("amount", [2.0, 10.0, 60.0])

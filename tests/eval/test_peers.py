@@ -12,8 +12,9 @@ from service.errors import BadParameter
 from service.eval.metrics import psnr_db
 from service.eval.peers import PEERS, Peer, choose, decompress, fit_bytes, named
 from service.eval.pictures import generate
+from service.picture import Picture
 
-PICTURE = generate(48, 40).rgb
+PICTURE = generate(48, 40).picture
 IDS = [p.name for p in PEERS]
 
 choose(["jxl"])  # registers the plugin
@@ -36,12 +37,26 @@ def test_qualities_rise_and_so_do_bytes_and_psnr(peer: Peer) -> None:
     assert psnr_db(PICTURE, decompress(first)) < psnr_db(PICTURE, decompress(last))
 
 
+@pytest.mark.parametrize("peer", PEERS, ids=IDS)
+def test_alpha_is_kept_where_the_format_has_it_and_else_the_picture_is_on_white(peer: Peer) -> None:
+    alpha = np.zeros((40, 48), np.uint8)
+    alpha[:, :24] = 255
+    picture = Picture(PICTURE.rgb, alpha)
+    data = peer.compress(picture, 90)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.has_transparency_data == (peer.family != "jpeg")
+    assert decompress(data)[:, 40:].min() > 250
+    assert psnr_db(picture, decompress(data)) > 28
+
+
 def test_444_keeps_the_colours_that_420_halves() -> None:
     stripes = np.zeros((32, 32, 3), np.uint8)
     stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 255
+    striped = Picture(stripes)
     for family in ("jpeg-{}", "avif-s6-{}"):
-        half, full = (decompress(named(family.format(s)).compress(stripes, 95)) for s in (420, 444))
-        assert psnr_db(stripes, full) > psnr_db(stripes, half) + 5
+        peers = (named(family.format(subsampling)) for subsampling in (420, 444))
+        half, full = (psnr_db(striped, decompress(peer.compress(striped, 95))) for peer in peers)
+        assert full > half + 5
 
 
 def test_fitting_gives_the_lowest_quality_with_enough_bytes() -> None:

@@ -34,10 +34,10 @@ def test_rows_are_the_lengths_and_distances_of_real_files() -> None:
     rows = run.evaluate(PICTURES, CutBits(), PLAN, (), ignore)
     assert len(rows) == len(PICTURES) * PLAN.files
     peer = next(r for r in rows if r.codec == "webp-m4")
-    data = named("webp-m4").compress(PICTURES[0].rgb, int(peer.setting[1:]))
+    data = named("webp-m4").compress(PICTURES[0].picture, int(peer.setting[1:]))
     assert peer.bytes == len(data)
     assert peer.bpp == 8 * len(data) / (64 * 48)
-    assert peer.psnr_db == metrics.psnr_db(PICTURES[0].rgb, decompress(data))
+    assert peer.psnr_db == metrics.psnr_db(PICTURES[0].picture, decompress(data))
     ours = [r for r in rows if r.codec == OURS and r.image == PICTURES[1].name]
     assert [r.setting for r in ours] == ["rate 4", "rate 6"]
     assert [r.psnr_db for r in ours] == pytest.approx([34.7, 46.4], abs=0.4)
@@ -170,6 +170,24 @@ def test_a_folder_is_read_as_plain_srgb_in_order_of_name(tmp_path: Path) -> None
     assert np.array_equal(second.rgb, PICTURES[0].rgb)
     with pytest.raises(BadParameter, match="no picture"):
         read_folder(tmp_path / "none")
+
+
+def test_pictures_with_alpha_are_measured_by_what_is_seen_of_them(tmp_path: Path) -> None:
+    """Rows of one visible picture are the same whatever its alpha hides."""
+    rgb = PICTURES[0].rgb
+    alpha = np.where(np.arange(64) < 40, 255, 0).astype(np.uint8) * np.ones((48, 1), np.uint8)
+    pixels = rgb, np.where(alpha[..., None] > 0, rgb, 255 - rgb)
+    rows = []
+    for number, colours in enumerate(pixels):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        Image.fromarray(np.dstack([colours, alpha])).save(folder / "a.png")
+        (named_picture,) = read_folder(folder)
+        assert np.array_equal(named_picture.alpha, alpha)
+        rows.append(run.evaluate([named_picture], CutBits(), PLAN, (), ignore))
+    for one, other in zip(*rows, strict=True):
+        assert (one.bytes, one.psnr_db) == (other.bytes, other.psnr_db)
+        assert one.psnr_db < 60
 
 
 def test_the_command_writes_csv_json_figures_and_sheet(tmp_path: Path, store: Path) -> None:

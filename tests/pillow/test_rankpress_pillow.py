@@ -104,6 +104,16 @@ def test_grey_stays_grey_and_alpha_is_exact(mode: str, engine: Engine, photo: Pi
             assert image.getchannel("A").tobytes() == source.getchannel("A").tobytes()
 
 
+def test_what_alpha_hides_costs_nothing_and_comes_back_cleared(photo: Picture) -> None:
+    alpha = np.where(photo.rgb[..., 1] > 128, 255, 0).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, photo.rgb.shape, np.uint8)
+    other = np.where(alpha[..., None] > 0, photo.rgb, noise)
+    streams = [saved(Image.fromarray(np.dstack([rgb, alpha]))) for rgb in (photo.rgb, other)]
+    assert streams[0] == streams[1]
+    with Image.open(io.BytesIO(streams[0])) as image:
+        assert not np.asarray(image)[alpha == 0].any()
+
+
 def test_an_opaque_alpha_channel_and_palettes_are_saved_as_what_they_show(photo: Picture) -> None:
     opaque = Image.fromarray(photo.rgb).convert("RGBA")
     with Image.open(io.BytesIO(saved(opaque))) as image:

@@ -107,3 +107,13 @@ def test_crops_are_parts_of_tiles_in_all_eight_orientations() -> None:
     assert {f[0] for f in found} == {0, 1, 2}
     assert {f[1] for f in found} == {f[2] for f in found} == set(range(9))
     assert len({f[3:] for f in found}) == 8
+
+
+def test_pictures_with_alpha_are_cut_as_they_look_on_white(tmp_path: Path) -> None:
+    rgb = photo_like(64, 64)
+    alpha = np.where(np.arange(64) < 32, 255, 0).astype(np.uint8) * np.ones((64, 1), np.uint8)
+    png = file_of(Image.fromarray(np.dstack([rgb, alpha])), "PNG")
+    folder = folder_of(tmp_path / "in", **{"a.png": png})
+    cut([folder], tmp_path / "t.safetensors", 64, True, print)
+    _, tiles = read_tiles(tmp_path / "t.safetensors")
+    assert np.array_equal(tiles[0].numpy(), np.where(alpha[..., None] > 0, rgb, 255))
