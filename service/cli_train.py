@@ -110,10 +110,25 @@ def control(
 
 
 @train_app.command()
+def prune(
+    model: Annotated[Path, typer.Argument(help="The model's folder in a store.")],
+) -> None:
+    """Delete adapters that later ones took the place of: their streams decode no more."""
+    from service.train.publish import prune as prune_model
+
+    deleted = prune_model(model)
+    for name in deleted:
+        typer.echo(f"deleted {model / name}")
+    if not deleted:
+        typer.echo(f"{model} has no superseded adapters")
+
+
+@train_app.command()
 def measure(
     pictures: Annotated[Path, typer.Argument(help="Folder of pictures: Kodak.")],
     model: Annotated[Path, typer.Option(help="The model's folder in a store.")],
     threads: ThreadsOption = 0,
+    device: TrainDeviceOption = "auto",
 ) -> None:
     """Measure every rate of a model and replace the figures in its manifest."""
     import torch
@@ -122,7 +137,7 @@ def measure(
 
     if threads:
         torch.set_num_threads(threads)
-    for rate in measure_again(model, pictures):
+    for rate in measure_again(model, pictures, device):
         likeness = "" if rate.kodak_ms_ssim is None else f"  MS-SSIM {rate.kodak_ms_ssim:.5f}"
         where = f"{rate.tune} {rate.rate:g}"
         typer.echo(f"{where:10} {rate.kodak_bpp:.4f} bpp  {rate.kodak_psnr_db:.3f} dB{likeness}")

@@ -5,6 +5,9 @@ rate measured and how the weights were trained. Weights are safetensors (no code
 A model may have several ladders of rates, one for each of codec.container.TUNES; the base is itself
 a rate of the first.
 
+An adapter whose rate was trained again is superseded: it stays, for the streams that name it, until
+`train prune` deletes it.
+
 A model may hold ready updates of g_s (codec/model_stream.py), which streams name by the first four
 bytes of their sha256. They are of the base and serve all its rates, and change no identity. What
 was released stays, for streams may name it.
@@ -18,7 +21,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +134,11 @@ def load_model(folder: Path) -> StoredModel:
         _golden(golden, folder),
         sum(len(data) for data in files.values()),
     )
-    return with_updates(model, _updates(manifest.get("updates", []), files, model))
+    superseded = tuple(_rate(entry, files, fit, folder) for entry in manifest["superseded"])
+    if any(rate.update is None for rate in superseded):
+        raise StoreError(f"{folder}: a superseded rate needs a file")
+    model = replace(model, superseded=superseded)
+    return with_updates(model, _updates(manifest["updates"], files, model))
 
 
 def read_adapter(model: StoredModel, data: bytes, rate: int, tune: str = PSNR) -> StoredRate:
@@ -153,17 +160,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read as JSON: {error}") from error
-    expected = {"schema", "sizes", "files", "rates", "training"}
-    later = {"updates"}  # stores before the ready updates lack these
-    if not isinstance(manifest, dict) or set(manifest) - later != expected:
-        raise StoreError(f"{path} must be an object with the keys {sorted(expected)}")
+    kinds = {"schema": int, "sizes": dict, "files": dict, "rates": list, "superseded": list,
+             "updates": list, "training": dict}  # fmt: skip
+    if not isinstance(manifest, dict) or manifest.keys() != kinds.keys():
+        raise StoreError(f"{path} must be an object with the keys {sorted(kinds)}")
     if manifest["schema"] != SCHEMA:
         raise StoreError(f"{path} has schema {manifest['schema']!r}, expected {SCHEMA}")
-    for key, kind in (("sizes", dict), ("files", dict), ("rates", list), ("training", dict)):
+    for key, kind in kinds.items():
         if not isinstance(manifest[key], kind):
             raise StoreError(f"{path}: {key} must be a {kind.__name__}")
-    if not isinstance(manifest.get("updates", []), list):
-        raise StoreError(f"{path}: updates must be a list")
     return manifest
 
 
@@ -215,17 +220,15 @@ def _rate(
     fit: _Fit,
     folder: Path,
 ) -> StoredRate:
-    keys = {"rate", "lmbda", "kodak_bpp", "kodak_psnr_db", "file", "training"}
-    later = {"tune": PSNR, "kodak_ms_ssim": None}  # stores before the second ladder lack these
-    if not isinstance(entry, dict) or {*entry, *later} != keys | set(later):
+    measured = {"kodak_bpp", "kodak_psnr_db", "kodak_ms_ssim"}
+    keys = {"rate", "tune", "lmbda", *measured, "file", "training"}
+    if not isinstance(entry, dict) or entry.keys() != keys:
         raise StoreError(f"{folder}: a rate must have the keys {sorted(keys)}, found {entry!r}")
-    entry = later | entry
     file, training = entry["file"], entry["training"]
     if not isinstance(training, dict) or not (file is None or file in files):
         raise StoreError(f"{folder}: a rate needs a training record and a listed file, {entry!r}")
     if entry["tune"] not in TUNES:
         raise StoreError(f"{folder}: tune of a rate is {entry['tune']!r}, expected one of {TUNES}")
-    measured = {"kodak_bpp", "kodak_psnr_db", "kodak_ms_ssim"}
     numbers = {k: v for k, v in entry.items() if k not in ("file", "training", "tune")}
     for key, value in numbers.items():
         if type(value) not in (int, float) and not (key in measured and value is None):

@@ -30,7 +30,7 @@ from service.codec.lowrank import (
 )
 from service.codec.model_stream import read_update
 from service.codec.sizes import Sizes
-from service.errors import BadStream, StoreError, UnknownUpdate
+from service.errors import BadParameter, BadStream, StoreError, UnknownUpdate
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -107,6 +107,8 @@ class StoredModel:
         entropy: integer tensors of codec.EntropyModel, and "tables".
         rates: what can be asked for. training: record of how the weights were made.
         file_bytes: all files together. updates: ready ones; none of them is ever taken out.
+        superseded: adapters whose rate a later one makes now, oldest first; they decode the
+            streams that they made.
     """
 
     name: str
@@ -120,6 +122,7 @@ class StoredModel:
     golden: Golden
     file_bytes: int
     updates: tuple[StoredUpdate, ...] = ()
+    superseded: tuple[StoredRate, ...] = ()
 
     @property
     def tunes(self) -> tuple[str, ...]:
@@ -250,6 +253,26 @@ def check_adapter(model: StoredModel, tensors: Tensors) -> Update:
         if not np.isfinite(tensor).all():
             raise StoreError(f"with the adapter, {name} is not finite")
     return update
+
+
+def with_rate(model: StoredModel, rate: StoredRate) -> StoredModel:
+    """A model with another adapter for a rate; the one that it takes the place of is superseded.
+
+    Raises:
+        BadParameter: the rate is the base's own.
+    """
+    where = (rate.rate, rate.tune)
+    before = [r for r in model.rates if (r.rate, r.tune) == where]
+    if any(r.update is None for r in before):
+        raise BadParameter(f"rate {rate.rate:g} is the base's own and takes no adapter")
+    others = [r for r in model.rates if (r.rate, r.tune) != where]
+    rates = sorted([*others, rate], key=lambda r: (TUNES.index(r.tune), r.rate))
+    earlier = (*model.superseded, *before)
+    return replace(
+        model,
+        rates=tuple(rates),
+        superseded=tuple(r for r in earlier if r.digest != rate.digest),
+    )
 
 
 def with_updates(model: StoredModel, fresh: Sequence[StoredUpdate]) -> StoredModel:

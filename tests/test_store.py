@@ -197,7 +197,8 @@ def test_a_missing_or_unknown_key_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     "key, value",
     [("schema", 2), ("schema", None), ("sizes", []), ("files", []), ("rates", {}),
-     ("training", "note"), ("files", {}), ("rates", []), ("rates", [4]), ("rates", [{}])],
+     ("training", "note"), ("files", {}), ("rates", []), ("rates", [4]), ("rates", [{}]),
+     ("superseded", {}), ("superseded", [4]), ("updates", {}), ("updates", [4])],
 )  # fmt: skip
 def test_a_wrong_value_is_refused(folder: Path, key: str, value: object) -> None:
     edit(folder, lambda m: m.update({key: value}))
@@ -214,13 +215,6 @@ def test_a_wrong_rate_is_refused(folder: Path, change: Manifest) -> None:
     edit(folder, lambda m: m["rates"][0].update(change))
     with pytest.raises(StoreError, match="rate"):
         load_model(folder)
-
-
-def test_a_manifest_from_before_the_second_ladder_says_what_it_said(folder: Path) -> None:
-    before = load_model(folder)
-    edit(folder, lambda m: [m["rates"][0].pop(key) for key in ("tune", "kodak_ms_ssim")])
-    assert load_model(folder).rates == before.rates
-    assert before.rates[0].tune == "psnr" and before.rates[0].kodak_ms_ssim is None
 
 
 def test_the_base_is_a_rate_of_the_first_ladder(folder: Path) -> None:

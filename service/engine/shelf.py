@@ -62,7 +62,7 @@ class Shelf:
         Raises:
             UnknownAdapter: it is not here. BadParameter: it belongs to the store.
         """
-        if any(r.digest == digest for r in self.base.stored.rates if r.update is not None):
+        if any(r.digest == digest for r in self._in_store()):
             raise BadParameter(f"adapter {digest.hex()} belongs to the store and stays")
         left = tuple(r for r in self.loaded if r.digest != digest)
         if len(left) == len(self.loaded):
@@ -83,14 +83,18 @@ class Shelf:
         return tuple(
             AdapterInfo(
                 r.digest.hex(), stored.sha256, stored.name, int(r.rate), r.tune, r.file_bytes,
-                any(r is s for s in served), any(r is s for s in stored.rates),
+                any(r is s for s in served), any(r is s for s in self._in_store()),
             )
             for r in self._adapters()
         )  # fmt: skip
 
     def _adapters(self) -> Iterator[StoredRate]:
-        yield from (r for r in self.base.stored.rates if r.update is not None)
+        yield from self._in_store()
         yield from self.loaded
+
+    def _in_store(self) -> Iterator[StoredRate]:
+        yield from self.base.stored.superseded
+        yield from (r for r in self.base.stored.rates if r.update is not None)
 
     def _mixes(self, rate16: int, tune: str) -> Iterator[tuple[StoredRate, ...]]:
         """What a rate may have been made of, that of new requests first."""
@@ -101,7 +105,8 @@ class Shelf:
 
     def _at(self, rate: int, tune: str) -> list[StoredRate]:
         """The base's own rate and adapters of a whole rate, the newest first."""
-        newest_first = (*reversed(self.loaded), *self.base.stored.rates)
+        stored = self.base.stored
+        newest_first = (*reversed(self.loaded), *stored.rates, *reversed(stored.superseded))
         return [r for r in newest_first if (r.rate, r.tune) == (rate, tune)]
 
 

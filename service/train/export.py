@@ -288,7 +288,7 @@ def _publish_rates(
         finished = Finished(rate, adapter, LADDER[rate], 0.0)
         ranks = dict(RANKS)
         how: dict[str, object] = {"tune": PSNR.name, "ranks": ranks, "trained": "with the backbone"}
-        rate_now = publish(out, stored, rate, finished, test, how)
+        rate_now = publish(out, stored, rate, finished, test, how, "cpu")
         say(f"rate {rate}: {rate_now.kodak_bpp:.4f} bpp, {rate_now.kodak_psnr_db:.3f} dB")
 
 

@@ -2,7 +2,7 @@
 
 An adapter's file is named by its hash and written before the manifest that names it, and the
 manifest replaces its predecessor in one step: whenever a writer is cut off, what lies there is the
-old store or the new one. What is superseded is deleted last.
+old store or the new one. Nothing that a stream may name is deleted, but by `prune`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from safetensors.numpy import save as save_safetensors
 from service.codec.coder import Tables
 from service.codec.container import PSNR, TUNES
 from service.codec.lowrank import Update, pack
-from service.errors import BadParameter
 from service.store import SCHEMA, STORE_FILE, load_model
 from service.stored import (
     StoredModel,
@@ -27,6 +26,7 @@ from service.stored import (
     StoredUpdate,
     check_adapter,
     layer_shapes,
+    with_rate,
     with_updates,
 )
 
@@ -55,13 +55,33 @@ def write_model(folder: Path, model: StoredModel, base: bytes) -> None:
         "sizes": asdict(model.sizes),
         "files": {name: _entry(data) for name, data in files.items()},
         "rates": [_rate_entry(rate, None)],
+        "superseded": [],
+        "updates": [],
         "training": dict(model.training),
     }
     _replace(folder, manifest)
 
 
+def candidate(model: StoredModel, update: Update, described: StoredRate) -> StoredModel:
+    """The model as `publish_rate` would store it, to be measured before that.
+
+    Args:
+        update: quantised. described: its rate, tune, lmbda and record.
+
+    Raises:
+        BadParameter: the rate is the base's own. StoreError: the update does not fit the base.
+    """
+    data = _adapter_file(model, update)
+    digest = hashlib.sha256(data).digest()
+    return with_rate(
+        model, replace(described, update=update, digest=digest, file_bytes=len(data))
+    )
+
+
 def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredModel:
-    """Add a rate's update to a model, or replace it; returns the model as it is now stored.
+    """Give a rate of a model this update; returns the model as it is now stored.
+
+    The adapter that made the rate before is superseded: it goes on decoding its streams.
 
     Args:
         folder: of the model. update: quantised. measured: its rate, lmbda, figures and record.
@@ -71,28 +91,40 @@ def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredMo
         StoreError: the update does not fit the base; the store is left as it was.
     """
     stored = load_model(folder)
-    where = (measured.rate, measured.tune)
-    if any((r.rate, r.tune) == where and r.update is None for r in stored.rates):
-        raise BadParameter(f"rate {measured.rate:g} is the base's own and takes no adapter")
-    packed = pack(update, layer_shapes(stored.transforms, stored.entropy))
-    check_adapter(stored, packed)
-    data = save_safetensors(packed)
+    data = _adapter_file(stored, update)
+    candidate(stored, update, measured)
     kind = "" if measured.tune == PSNR else f"{measured.tune}-"
     name = f"rates/{kind}{measured.rate:g}-{hashlib.sha256(data).hexdigest()[:12]}.safetensors"
     (folder / "rates").mkdir(exist_ok=True)
     write_whole(folder / name, data)
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    same = [r for r in manifest["rates"] if (r["rate"], r.get("tune", PSNR)) == where]
-    superseded = {r["file"] for r in same} - {name}
-    others = [r for r in manifest["rates"] if r not in same]
-    rates = [*others, _rate_entry(measured, name)]
-    manifest["rates"] = sorted(rates, key=lambda r: (TUNES.index(r.get("tune", PSNR)), r["rate"]))
-    kept = {n: e for n, e in manifest["files"].items() if n not in superseded}
-    manifest["files"] = kept | {name: _entry(data)}
+    where = (measured.rate, measured.tune)
+    before = [r for r in manifest["rates"] if (r["rate"], r["tune"]) == where]
+    rates = [r for r in manifest["rates"] if r not in before] + [_rate_entry(measured, name)]
+    manifest["rates"] = sorted(rates, key=lambda r: (TUNES.index(r["tune"]), r["rate"]))
+    earlier = [*manifest["superseded"], *before]
+    manifest["superseded"] = [r for r in earlier if r["file"] != name]
+    manifest["files"][name] = _entry(data)
     _replace(folder, manifest)
-    for old in superseded:
-        (folder / old).unlink(missing_ok=True)
     return load_model(folder)
+
+
+def prune(folder: Path) -> tuple[str, ...]:
+    """Delete the superseded adapters of a model; streams that they made decode no more.
+
+    Returns:
+        The names of the files that were deleted.
+    """
+    load_model(folder)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    names = tuple(entry["file"] for entry in manifest["superseded"])
+    for name in names:
+        del manifest["files"][name]
+    manifest["superseded"] = []
+    _replace(folder, manifest)
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    return names
 
 
 def publish_updates(folder: Path, updates: Sequence[StoredUpdate]) -> StoredModel:
@@ -116,7 +148,7 @@ def publish_updates(folder: Path, updates: Sequence[StoredUpdate]) -> StoredMode
         model.ready_update(update.reference, tables)
     (folder / "updates").mkdir(exist_ok=True)
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    entries = manifest.setdefault("updates", [])
+    entries = manifest["updates"]
     for update in fresh:
         name = f"updates/{update.digest.hex()[:12]}.rku"
         write_whole(folder / name, update.data)
@@ -136,7 +168,7 @@ def record_figures(folder: Path, measured: Sequence[StoredRate]) -> None:
     manifest = json.loads((folder / "manifest.json").read_bytes())
     by_place = {(r.rate, r.tune): r for r in measured}
     for entry in manifest["rates"]:
-        rate = by_place.get((entry["rate"], entry.get("tune", PSNR)))
+        rate = by_place.get((entry["rate"], entry["tune"]))
         if rate is not None:
             entry.update(_rate_entry(rate, entry["file"]), training=entry["training"])
     _replace(folder, manifest)
@@ -154,6 +186,13 @@ def set_default(folder: Path) -> None:
     load_model(folder)
     told = {"schema": SCHEMA, "default": folder.name}
     write_whole(folder.parent / STORE_FILE, (json.dumps(told, indent=2) + "\n").encode())
+
+
+def _adapter_file(model: StoredModel, update: Update) -> bytes:
+    """An update as the file of an adapter. Raises StoreError: it does not fit the model."""
+    packed = pack(update, layer_shapes(model.transforms, model.entropy))
+    check_adapter(model, packed)
+    return save_safetensors(packed)
 
 
 def _entry(data: bytes) -> dict[str, object]:

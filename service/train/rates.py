@@ -29,7 +29,7 @@ from service.train.adapters import domains, quantised, take_over
 from service.train.data import Crops
 from service.train.evaluate import as_tensor, pictures_in
 from service.train.one_rate import CPU, Recipe, Report, Trained, train_rate, trained
-from service.train.publish import publish_rate, record_figures
+from service.train.publish import candidate, publish_rate, record_figures
 from service.train.tunes import PSNR, Aim
 
 
@@ -81,7 +81,9 @@ def train_ladder(
             "steps": recipe.steps_of(rate),
             "cpu_minutes": round(done[rate].cpu_minutes, 1),
         }
-        publish(folder, stored, rate, done[rate], measure, asdict(recipe) | record | took)
+        publish(
+            folder, stored, rate, done[rate], measure, asdict(recipe) | record | took, device.type
+        )
 
 
 def _taken_over(earlier: StoredModel, stored: StoredModel, rate: int, recipe: Recipe) -> Trained:
@@ -114,21 +116,22 @@ def publish(
     finished: Trained,
     measure: Path,
     training: dict[str, object],
+    device: str,
 ) -> StoredRate:
-    """Quantise an adapter, put it in the store, and record what it measures there."""
+    """Quantise an adapter, measure it on a device ("cpu", "cuda"), and put it in the store."""
     tune = str(training["tune"])
     entry = StoredRate(rate, round(finished.lmbda, 4), None, None, tune=tune, training=training)
     update = quantised(stored, finished.adapter)
-    now = publish_rate(folder, update, entry)
-    measured = measured_rate(Engine(load_models((now,), "auto", None)), entry, measure)
+    fresh = candidate(load_model(folder), update, entry)
+    measured = measured_rate(Engine(load_models((fresh,), device, None)), entry, measure)
     publish_rate(folder, update, measured)
     return measured
 
 
-def measure_again(folder: Path, pictures: Path) -> tuple[StoredRate, ...]:
+def measure_again(folder: Path, pictures: Path, device: str) -> tuple[StoredRate, ...]:
     """Measure every rate of a model as it is stored and replace the figures in its manifest."""
     stored = load_model(folder)
-    engine = Engine(load_models((stored,), "auto", None))
+    engine = Engine(load_models((stored,), device, None))
     measured = tuple(measured_rate(engine, rate, pictures) for rate in stored.rates)
     record_figures(folder, measured)
     return measured

@@ -17,10 +17,13 @@ from conftest import Small
 from power_cut import PowerCut, cuts
 from small_ladder import RANKS, small_adapter, small_update, with_update
 from small_model import photo_like
+from typer.testing import CliRunner
 
+from service.cli import app
 from service.codec.container import read_stream
 from service.codec.lowrank import MAX_EXPONENT, PARTS, Share, Update, merge_entropy
 from service.engine.engine import Engine
+from service.engine.light import load_light
 from service.engine.loading import load_models
 from service.errors import BadParameter, StoreError
 from service.images import write_image
@@ -36,7 +39,7 @@ from service.train.adapters import domains, quantised, take_over
 from service.train.data import Crops
 from service.train.one_rate import Progress, Recipe, Trained, _loss, train_rate
 from service.train.publish import publish_rate, write_model
-from service.train.rates import train_ladder
+from service.train.rates import publish, train_ladder
 from service.train.tunes import BASE, LADDER, PSNR
 
 RECIPE = Recipe(steps=6, batch=2, crop=64, warmup=2, ranks=RANKS, checkpoint_s=0.0)
@@ -272,16 +275,68 @@ def test_what_is_published_is_read_back(folder: Path, small_model: StoredModel) 
     ]  # fmt: skip
 
 
-def test_a_replaced_rate_leaves_no_file_behind(folder: Path, small_model: StoredModel) -> None:
+def test_a_retrained_rate_still_decodes_the_streams_of_the_one_before(
+    folder: Path, small_model: StoredModel
+) -> None:
+    """Whole rates and the fractions that lie beside them; new requests get the new adapter."""
+    picture = Picture(photo_like(64, 64, 1))
+    streams = {}
+    for seed in (1, 2, 3):
+        now = publish_rate(folder, small_update(small_model, 5, seed), entry(5))
+        engine = Engine(load_models((now,), "cpu", torch.float32))
+        for rate in (4.5, 5.0):
+            data = engine.compress(picture, rate).data
+            streams[seed, rate] = data, engine.decompress(data).picture.rgb
+    assert len({data for data, _ in streams.values()}) == len(streams)
+    light = Engine(load_light(load_store(folder.parent)))
+    for data, rgb in streams.values():
+        assert np.array_equal(engine.decompress(data).picture.rgb, rgb)
+        assert np.abs(light.decompress(data).picture.rgb.astype(int) - rgb).max() <= 1
+    assert engine.compress(picture, 5).data == streams[3, 5.0][0]
+    served = [(a.rate, a.served, a.stored) for a in engine.adapters()]
+    assert served == [(5, False, True), (5, False, True), (5, True, True)]
+
+
+def test_pruning_deletes_superseded_adapters_and_nothing_else(
+    folder: Path, small_model: StoredModel
+) -> None:
     publish_rate(folder, small_update(small_model, 6), entry(6))
     for seed in (1, 2, 2):
         now = publish_rate(folder, small_update(small_model, 5, seed), entry(5))
-    assert len(list((folder / "rates").iterdir())) == 2
-    listed = json.loads((folder / "manifest.json").read_text())["files"]
-    assert {n for n in listed if n.startswith("rates/")} == {
-        f"rates/{p.name}" for p in (folder / "rates").iterdir()
-    }
+    files = {f"rates/{p.name}" for p in (folder / "rates").iterdir()}
+    assert len(files) == 3, "publishing the same again supersedes nothing"
     assert now.file_bytes == sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
+    ran = CliRunner().invoke(app, ["train", "prune", str(folder)])
+    assert ran.exit_code == 0 and "deleted" in ran.output
+    left = {f"rates/{p.name}" for p in (folder / "rates").iterdir()}
+    assert len(left) == 2
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    assert {n for n in listed if n.startswith("rates/")} == left
+    pruned = load_model(folder)
+    assert [r.digest for r in pruned.rates] == [r.digest for r in now.rates]
+    assert not pruned.superseded
+    again = CliRunner().invoke(app, ["train", "prune", str(folder)])
+    assert again.exit_code == 0 and "no superseded adapters" in again.output
+
+
+def test_a_rate_that_comes_back_is_superseded_no_more(
+    folder: Path, small_model: StoredModel
+) -> None:
+    for seed in (1, 2, 1):
+        now = publish_rate(folder, small_update(small_model, 5, seed), entry(5))
+    assert len(now.superseded) == 1
+    assert now.superseded[0].digest != next(r for r in now.rates if r.rate == 5).digest
+
+
+def test_a_rate_whose_measurement_fails_is_not_published(
+    folder: Path, small_model: StoredModel, tmp_path: Path
+) -> None:
+    before = load_model(folder)
+    finished = Trained(5, small_adapter(small_model, 5), LADDER[5], 0.0)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(BadParameter, match="no pictures to measure on"):
+        publish(folder, small_model, 5, finished, tmp_path / "none", {"tune": "psnr"}, "cpu")
+    assert [r.digest for r in load_model(folder).rates] == [r.digest for r in before.rates]
 
 
 def test_a_store_is_whole_wherever_publishing_is_cut_off(

@@ -166,7 +166,7 @@ def test_a_rate_of_each_tune_is_replaced_without_the_other(folder: Path, small: 
     (likeness,) = now.ladder("ms-ssim")
     assert (likeness.rate, likeness.lmbda, likeness.kodak_ms_ssim) == (5, 30.0, 0.98765)
     assert sorted(p.name.rpartition("-")[0] for p in (folder / "rates").iterdir()) == [
-        "5", "ms-ssim-5",
+        "5", "ms-ssim-5", "ms-ssim-5",
     ]  # fmt: skip
     again = publish_rate(folder, small_update(small.stored, 4), replace(entry, rate=4))
     assert [(r.tune, r.rate) for r in again.rates] == [
@@ -207,7 +207,7 @@ def test_the_second_ladder_is_trained_measured_and_published_beside_the_first(
 
 def test_measuring_again_replaces_figures_and_nothing_else(folder: Path, pictures: Path) -> None:
     before = json.loads((folder / "manifest.json").read_text())
-    measured = measure_again(folder, pictures)
+    measured = measure_again(folder, pictures, "cpu")
     after = json.loads((folder / "manifest.json").read_text())
     assert [r.rate for r in measured] == [4, 5]
     engine = Engine(load_models((load_model(folder),), "cpu", None))
