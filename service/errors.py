@@ -28,6 +28,7 @@ RankpressError
 ├── DamagedObject          an object's bytes are not those of its hash
 ├── MissingExtra           the work needs a part of Rankpress that is not installed
 ├── Saturated              too much work waits already; try again later
+├── CheckFailed            a fresh stream did not decode to what was encoded: our fault
 └── SelfTestFailed         this machine does not reproduce the golden stream
 
 Messages say what was found, what was expected and where. HTTP status codes live in api/errors.py.
@@ -190,3 +191,7 @@ class Saturated(RankpressError):
 
 class SelfTestFailed(RankpressError):
     """The golden stream did not decode to the recorded symbols on this machine."""
+
+
+class CheckFailed(RankpressError):
+    """A fresh stream did not decode to what was encoded; no input can be blamed for it."""

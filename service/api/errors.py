@@ -75,6 +75,7 @@ UNSUPPORTED_STREAM = Kind("unsupported-stream", 422, "The stream needs a newer d
 BAD_ADAPTER = Kind("bad-adapter", 422, "The bytes are not a rate adapter that fits its base")
 UNKNOWN_MODEL = Kind("unknown-model", 422, "The stream was made with weights not loaded here")
 JOBS_UNAVAILABLE = Kind("jobs-unavailable", 503, "The database of the jobs fails")
+CHECK_FAILED = Kind("check-failed", 500, "The stream that was made failed its check")
 INTERNAL = Kind("internal", 500, "The server failed")
 DAMAGED_OBJECT = Kind("damaged-object", 500, "The stored object is not what it should be")
 OBJECTS_UNAVAILABLE = Kind("objects-unavailable", 503, "The object store cannot be used")
@@ -109,6 +110,7 @@ KINDS = (
     BAD_ADAPTER,
     UNKNOWN_MODEL,
     INTERNAL,
+    CHECK_FAILED,
     DAMAGED_OBJECT,
     OBJECTS_UNAVAILABLE,
     SATURATED,
@@ -134,6 +136,7 @@ _BY_ERROR: Mapping[type[Exception], Kind] = {
     errors.ObjectsUnavailable: OBJECTS_UNAVAILABLE,
     errors.NotAcceptable: NOT_ACCEPTABLE,
     errors.Saturated: SATURATED,
+    errors.CheckFailed: CHECK_FAILED,
     errors.SelfTestFailed: NOT_READY,
     errors.UnknownJob: UNKNOWN_JOB,
     errors.ExpiredJob: EXPIRED_JOB,
@@ -142,6 +145,9 @@ _BY_ERROR: Mapping[type[Exception], Kind] = {
     errors.JobsOff: JOBS_OFF,
     errors.JobsUnavailable: JOBS_UNAVAILABLE,
 }
+
+HIDDEN = (OBJECTS_UNAVAILABLE, DAMAGED_OBJECT, CHECK_FAILED)
+"""Kinds whose details are logged and not shown: they may name buckets, paths and hosts."""
 
 _BY_STATUS: Mapping[int, Kind] = {
     400: BAD_REQUEST,
@@ -204,7 +210,7 @@ async def on_rankpress_error(request: Request, error: Exception) -> Response:
     if kind is OBJECTS_UNAVAILABLE:
         headers["Retry-After"] = str(OBJECTS_RETRY_S)
     detail = str(error)
-    if kind in (OBJECTS_UNAVAILABLE, DAMAGED_OBJECT):  # may name buckets, paths and hosts
+    if kind in HIDDEN:
         log.error(kind.slug, id=record_of(request.scope).id, error=detail)
         detail = "The reason was logged under this request's id."
     if kind is NOT_ACCEPTABLE:

@@ -10,26 +10,39 @@ import numpy as np
 from service.codec import container
 from service.codec.tiles import Box
 from service.engine.pipeline import Latents, LoadedModel, decode_all, painted_windows
-from service.errors import SelfTestFailed
+from service.errors import CheckFailed, RankpressError
 from service.picture import Picture, psnr_db, squared_error
 
 
 def verify(
     model: LoadedModel, made: Sequence[tuple[Picture, bytes, Latents]]
-) -> list[float | SelfTestFailed]:
-    """Decode fresh streams of one padded size; their PSNR in dB, or that the latents differ."""
+) -> list[float | CheckFailed]:
+    """Decode fresh streams of one padded size; their PSNR in dB, or why one failed.
+
+    Streams are decoded together, and one by one where that fails, so that only the one fails that
+    is at fault.
+    """
     if not made:
         return []
-    streams = [container.read_stream(data) for _, data, _ in made]
-    first = streams[0].header
-    everything = Box(0, 0, first.height, first.width)
-    decoded = decode_all(model, streams, everything)
+    try:
+        decoded = _decode([data for _, data, _ in made], model)
+    except RankpressError as error:
+        if len(made) > 1:
+            return [result for one in made for result in verify(model, [one])]
+        return [CheckFailed(f"the fresh stream does not decode: {error}")]
     return [
         psnr_db(seen_error(model, picture, latents), picture.visible_samples)
         if np.array_equal(latents.y_hat, expected.y_hat)
-        else SelfTestFailed("the fresh stream decodes to other latents than were encoded")
+        else CheckFailed("the fresh stream decodes to other latents than were encoded")
         for (picture, _, expected), latents in zip(made, decoded, strict=True)
     ]
+
+
+def _decode(fresh: Sequence[bytes], model: LoadedModel) -> list[Latents]:
+    """The latents of whole streams of one padded size. Raises RankpressError."""
+    streams = [container.read_stream(data) for data in fresh]
+    header = streams[0].header
+    return decode_all(model, streams, Box(0, 0, header.height, header.width))
 
 
 def seen_error(model: LoadedModel, picture: Picture, latents: Latents) -> float:

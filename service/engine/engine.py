@@ -48,6 +48,7 @@ from service.engine.weights import Weights
 from service.errors import (
     BadParameter,
     BadStream,
+    CheckFailed,
     MissingExtra,
     RankpressError,
     SelfTestFailed,
@@ -131,7 +132,7 @@ class Engine:
         Raises:
             RateUnavailable: no weights for that rate. BadParameter: no rate or tune at all.
             TooManyPixels: over the limit. MissingExtra: torch is not installed.
-            SelfTestFailed: the fresh stream did not decode to what was encoded.
+            CheckFailed: the fresh stream did not decode to what was encoded.
         """
         return _only(self.compress_batch([picture], rate, tune))
 
@@ -439,10 +440,10 @@ def _compressed(
     data: bytes,
     picture: Picture,
     place: tuple[int, str],
-    checked: float | SelfTestFailed | None,
+    checked: float | CheckFailed | None,
     timings: Timings,
 ) -> Compressed | RankpressError:
-    if isinstance(checked, SelfTestFailed):
+    if isinstance(checked, CheckFailed):
         return checked
     bpp = 8 * len(data) / (picture.width * picture.height)
     size, rate = (picture.width, picture.height), place[0] / container.RATE_UNIT

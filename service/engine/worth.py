@@ -22,7 +22,7 @@ from service.engine.pipeline import (
     decode_latents,
     with_update,
 )
-from service.errors import SelfTestFailed
+from service.errors import CheckFailed, RankpressError
 from service.picture import Picture, psnr_db
 
 
@@ -94,8 +94,12 @@ def measure(
 
 
 def prove(model: LoadedModel, found: Measured) -> None:
-    """Decode a stream's latents from its bytes. Raises SelfTestFailed: they are others."""
-    stream = container.read_stream(found.data)
-    everything = Box(0, 0, stream.header.height, stream.header.width)
-    if not np.array_equal(decode_latents(model, stream, everything).y_hat, found.y_hat):
-        raise SelfTestFailed("the adapted stream decodes to other latents than were encoded")
+    """Decode a stream's latents from its bytes. Raises CheckFailed: they are others."""
+    try:
+        stream = container.read_stream(found.data)
+        everything = Box(0, 0, stream.header.height, stream.header.width)
+        latents = decode_latents(model, stream, everything)
+    except RankpressError as error:
+        raise CheckFailed(f"the adapted stream does not decode: {error}") from error
+    if not np.array_equal(latents.y_hat, found.y_hat):
+        raise CheckFailed("the adapted stream decodes to other latents than were encoded")

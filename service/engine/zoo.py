@@ -41,7 +41,7 @@ from service.engine.zoo_signing import machine_key, pack, sign, unpack, verified
 from service.errors import (
     BadAdapter,
     BadParameter,
-    BadStream,
+    CheckFailed,
     RankpressError,
     RateUnavailable,
     SelfTestFailed,
@@ -123,6 +123,7 @@ class ZooCodec:
 
         Raises:
             RateUnavailable, BadParameter: no such rate or tune. TooManyPixels: over the limit.
+            CheckFailed: the fresh stream did not decode.
         """
         made = self._at(rate, tune)
         self._check_pixels(picture.width, picture.height)
@@ -144,7 +145,10 @@ class ZooCodec:
             container.Stream(header, (signed,), packed, picture.icc, picture.exif)
         )
         start = perf_counter()
-        back = self.decompress(data).picture.rgb
+        try:
+            back = self.decompress(data).picture.rgb
+        except RankpressError as error:
+            raise CheckFailed(f"the fresh stream does not decode: {error}") from error
         squared = squared_error(back, picture.rgb, picture.alpha)
         quality_db = psnr_db(squared, picture.visible_samples)
         timings = Timings(net_s=net_s, check_s=perf_counter() - start)
@@ -242,7 +246,7 @@ class ZooCodec:
         for rate in self._made:
             try:
                 self.compress(Picture(noise), rate)
-            except BadStream as error:
+            except CheckFailed as error:
                 raise SelfTestFailed(f"model {self._name}, rate {rate}: {error}") from error
 
     def _at(self, rate: float, tune: str) -> Made:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
-from service.errors import StoreError
+from service.errors import CheckFailed, StoreError
 from service.images import MEDIA_TYPES
 
 from .client import HEIGHT, PIXELS, PNG, WIDTH, Client, pixels_of, running
@@ -296,6 +296,22 @@ def test_an_unacceptable_answer_is_refused_before_the_body_is_read() -> None:
             answer = await client.post("/decompress", content=b"anything", headers=refused)
             check_problem(answer, 406, "not-acceptable")
             assert answer.headers["vary"] == "Accept"
+
+    asyncio.run(law())
+
+
+def test_a_stream_that_fails_its_own_check_is_the_servers_fault_and_logged() -> None:
+    async def law() -> None:
+        codec = FakeCodec()
+        codec.fault = CheckFailed("the fresh stream does not decode: tile 3")
+        async with running(codec) as client:
+            with capture_logs() as lines:
+                answer = await client.post("/compress", content=PNG)
+            check_problem(answer, 500, "check-failed")
+            assert "tile 3" not in answer.text
+            (error,) = [line for line in lines if line["log_level"] == "error"]
+            assert "tile 3" in error["error"]
+            assert error["id"] == answer.headers["x-request-id"]
 
     asyncio.run(law())
 

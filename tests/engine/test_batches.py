@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +15,13 @@ from service.codec.latents import LatentCoder
 from service.engine.engine import Engine
 from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel
-from service.engine.types import Compressed, Decompressed
+from service.engine.types import Compressed, Decompressed, Target
 from service.errors import (
     BadParameter,
     BadStream,
+    CheckFailed,
     RankpressError,
     RateUnavailable,
-    SelfTestFailed,
     TooManyPixels,
     UnknownModel,
 )
@@ -187,7 +188,30 @@ def test_the_check_fails_only_those_that_differ(
 
     monkeypatch.setattr(LatentCoder, "encode", tampering)
     made = Engine((base,)).compress_batch([Picture(photo_like(40, 64, i)) for i in range(3)], 4)
-    assert [type(m) for m in made] == [Compressed, SelfTestFailed, Compressed]
+    assert [type(m) for m in made] == [Compressed, CheckFailed, Compressed]
+
+
+def test_the_check_fails_only_the_stream_that_does_not_decode(
+    base: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is the client's stream called damaged, nor are the others of the batch touched."""
+    pictures = [Picture(photo_like(40, 64, i)) for i in range(3)]
+    expected = Engine((base,)).compress_batch(pictures, 4)
+    encode = LatentCoder.encode
+
+    def tampering(self, y, z):  # type: ignore[no-untyped-def]
+        coded = encode(self, y, z)
+        return replace(coded, data=(*coded.data[:-1], coded.data[-1][:-8]))
+
+    monkeypatch.setattr(LatentCoder, "encode", tampering)
+    made = Engine((base,)).compress_batch(pictures, 4)
+    assert [type(m) for m in made] == [Compressed, Compressed, CheckFailed]
+    assert "the fresh stream does not decode" in str(made[2])
+    for one, other in zip(made[:2], expected[:2], strict=True):
+        assert isinstance(one, Compressed) and isinstance(other, Compressed)
+        assert (one.data, one.psnr_db) == (other.data, other.psnr_db)
+    with pytest.raises(CheckFailed):
+        Engine((base,)).compress_to(pictures[0], Target(psnr_db=1.0))
 
 
 def test_groups_tell_what_may_share_a_batch(engine: Engine) -> None:

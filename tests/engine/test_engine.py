@@ -23,6 +23,7 @@ from service.engine.pipeline import LoadedModel
 from service.engine.synthesis_numpy import NumpySynthesis
 from service.errors import (
     BadParameter,
+    CheckFailed,
     MissingExtra,
     RateUnavailable,
     SelfTestFailed,
@@ -145,7 +146,7 @@ def test_the_check_catches_an_encoder_and_decoder_that_disagree(
     loaded: LoadedModel, photo: Picture
 ) -> None:
     broken = replace(loaded, coder=Tampering(loaded))  # type: ignore[arg-type]
-    with pytest.raises(SelfTestFailed, match="other latents"):
+    with pytest.raises(CheckFailed, match="other latents"):
         Engine((broken,)).compress(photo, RATE)
     Engine((broken,), check=False).compress(photo, RATE)
 

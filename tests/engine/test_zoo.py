@@ -23,6 +23,7 @@ from service.errors import (
     BadAdapter,
     BadParameter,
     BadStream,
+    CheckFailed,
     RateUnavailable,
     SelfTestFailed,
     StoreError,
@@ -257,6 +258,17 @@ def test_a_coder_that_does_not_reproduce_fails_the_self_test(
     monkeypatch.setattr(hmac, "compare_digest", lambda *_: False)
     with pytest.raises(SelfTestFailed):
         broken.self_test()
+
+
+def test_a_fresh_stream_that_does_not_decode_is_not_the_clients_fault(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = zoo.ZooCodec("small", network, {}, KEY)
+    monkeypatch.setattr(hmac, "compare_digest", lambda *_: False)
+    with pytest.raises(CheckFailed, match="the fresh stream does not decode"):
+        broken.compress(Picture(photo_like(16, 16)), 4)
+    (made,) = broken.compress_batch([Picture(photo_like(16, 16))], 4)
+    assert isinstance(made, CheckFailed)
 
 
 def test_the_machines_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
