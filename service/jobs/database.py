@@ -26,6 +26,9 @@ WORKFLOW: Final = "adapt"
 ADVANCE: Final = "advance"
 """Name of the steps that optimise; their outputs are the records of a job."""
 
+LAST_STEP: Final = "last_step"
+"""Attribute of a workflow: [number, record] of its last step. A look at a job reads one row."""
+
 SQLITE: Final = "sqlite:///"
 CONNECT_S: Final = 10
 

@@ -104,13 +104,13 @@ class Jobs:
             row = self._row(job_id)
             if row is None:
                 raise UnknownJob(f"there is no job {job_id[:80]!r}")
-            job = self._with_steps(self._job(row), row)
+            job = self._job(row)
         if is_over(job.expires_s):
             raise ExpiredJob(f"job {job_id} ended more than {self._limits.result_ttl_s:g} s ago")
         return job
 
     def since(self, job_id: str, after: int) -> tuple[Job, list[tuple[int, StepRecord]]]:
-        """A job, its own record left out, and its `steps` after one; cheaper than `get`.
+        """A job and its `steps` after one.
 
         Raises:
             UnknownJob, JobsUnavailable: as `get`.
@@ -196,12 +196,16 @@ class Jobs:
         return job
 
     def recent(self, states: Sequence[State] = (), limit: int = 50) -> list[Job]:
-        """Jobs in these states (all if none is named), the newest first, with their last steps."""
+        """Jobs in these states (all if none is named), the newest first."""
         with reported():
             rows = self._client.list_workflows(
-                name=WORKFLOW, status=statuses(states) or None, limit=limit, sort_desc=True
+                name=WORKFLOW,
+                status=statuses(states) or None,
+                limit=limit,
+                sort_desc=True,
+                load_output=False,
             )
-            return [self._with_steps(self._job(row), row) for row in rows]
+            return [self._job(row) for row in rows]
 
     def counts(self) -> dict[State, int]:
         """Jobs that wait and that run."""
@@ -211,12 +215,12 @@ class Jobs:
         return counts
 
     def active(self) -> list[Job]:
-        """Jobs that wait or run, without their steps."""
-        return self._bare(statuses(("queued", "running")))
+        """Jobs that wait or run."""
+        return self._found(statuses(("queued", "running")))
 
     def ended_since(self, since_s: float) -> list[Job]:
-        """Jobs that ended after a Unix time, without their steps."""
-        return self._bare(statuses(tuple(ENDED)), completed_after=iso(since_s))
+        """Jobs that ended after a Unix time."""
+        return self._found(statuses(tuple(ENDED)), completed_after=iso(since_s))
 
     def rescue(self, job_ids: Sequence[str]) -> list[str]:
         """Queue jobs again by hand, with fresh attempts; return those that were.
@@ -243,11 +247,11 @@ class Jobs:
 
     def lost(self) -> list[Job]:
         """Running jobs whose worker shows no heartbeat."""
-        running = self._bare(statuses(("running",)))
+        running = self._found(statuses(("running",)))
         live = live_workers(self._objects) if running else set()
         return [job for job in running if job.worker not in live]
 
-    def _bare(self, statuses: list[str], **filters: object) -> list[Job]:
+    def _found(self, statuses: list[str], **filters: object) -> list[Job]:
         with reported():
             rows = self._client.list_workflows(
                 name=WORKFLOW, status=statuses, load_output=False, **filters  # type: ignore[arg-type]
@@ -294,6 +298,7 @@ class Jobs:
         from dbos import error as dbos_error
 
         try:
+            self._client.update_workflow_attributes(job_id, None)
             self._client.rewind_workflow(job_id, queue_name=QUEUE, application_version=VERSION)
         except dbos_error.DBOSException:
             row = self._row(job_id)
@@ -302,10 +307,6 @@ class Jobs:
 
     def _job(self, row: WorkflowStatus) -> Job:
         return job_of(row, self._limits.result_ttl_s)
-
-    def _with_steps(self, job: Job, row: WorkflowStatus) -> Job:
-        steps = self.steps(row.workflow_id, 0)
-        return job.at(*steps[-1]) if steps else job
 
 
 def open_jobs(settings: Settings, url: str) -> Jobs:

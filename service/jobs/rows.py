@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from service.errors import JobsUnavailable
+from service.jobs.database import LAST_STEP
 from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord
 
 if TYPE_CHECKING:
@@ -25,19 +26,19 @@ _STATES: Final[dict[str, State]] = {
 
 
 def job_of(row: WorkflowStatus, result_ttl_s: float) -> Job:
-    """A job from its row; of its steps only the last, and only where the row has it."""
+    """A job from its row, with the last of its steps. Raises JobsUnavailable: it is incomplete."""
     if row.input is None or row.created_at is None:
         raise JobsUnavailable(f"the row of job {row.workflow_id} is incomplete")
-    state = _STATES[row.status]
+    state = _STATES.get(row.status) or _state_of_unknown(row)
     ended_s = row.completed_at / 1000 if row.completed_at and state in ENDED else None
-    record = row.output if state == "succeeded" else None
+    steps, record = (row.attributes or {}).get(LAST_STEP, (0, None))
     return Job(
         id=row.workflow_id,
         state=state,
         spec=JobSpec(**row.input["args"][0]),
         priority=row.priority or 0,
-        steps=0,
-        record=StepRecord.from_json(record) if isinstance(record, dict) else None,
+        steps=steps,
+        record=None if record is None else StepRecord.from_json(record),
         created_s=row.created_at / 1000,
         ended_s=ended_s,
         expires_s=None if ended_s is None else ended_s + result_ttl_s,
@@ -63,10 +64,17 @@ def iso(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).isoformat()
 
 
+def _state_of_unknown(row: WorkflowStatus) -> State:
+    """The state for a status of a later DBOS: all that is known is whether the job ended."""
+    return "failed" if row.completed_at else "running"
+
+
 def _error(row: WorkflowStatus) -> str | None:
     if row.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
         begun = max(1, (row.recovery_attempts or 0) - 1)
         return f"the worker died each of the {begun} times that it worked on this job"
+    if row.status not in _STATES and row.completed_at:
+        return f"it ended with the status {row.status}, which is not known here"
     if row.status != "ERROR":
         return None
     return str(getattr(row.error, "message", row.error) or "unknown")

@@ -119,6 +119,7 @@ class Worker:
         self._client = database.open_client(url)
         self._stopping = threading.Event()
         self._at_work = threading.Lock()
+        self._worked = False
 
     def start(self) -> None:
         """Show a heartbeat and begin to take jobs, those first that were left at a restart."""
@@ -195,6 +196,16 @@ class Worker:
             # Without a public name since DBOS 2; the client's resume would reset the attempts.
             DBOS._recover_pending_workflows(sorted(map(str, still)))
 
+    def _show(self, number: int, record: dict[str, Any]) -> None:
+        """Put the last step, which is on record, where a look at the job finds it."""
+        from dbos import DBOS
+
+        self._worked = False
+        with suppress(RankpressError), database.reported():  # the next step is shown again
+            self._client.update_workflow_attributes(
+                str(DBOS.workflow_id), {database.LAST_STEP: [number, record]}
+            )
+
     def _register(self) -> None:
         from dbos import DBOS
 
@@ -204,6 +215,7 @@ class Worker:
         ) -> dict[str, Any]:
             with self._at_work:
                 record = self._work.try_step(JobSpec(**spec), _record(before), _record(stale))
+            self._worked = True
             return record.to_json()
 
         @DBOS.step(name="finish")
@@ -220,8 +232,11 @@ class Worker:
             last: dict[str, Any] | None = None
             log.info("job begun", job=DBOS.workflow_id, worker=self._name)
             try:
+                number = 0
                 while last is None or not last["done"]:
-                    last, stale = advance(spec, last, stale), last
+                    last, stale, number = advance(spec, last, stale), last, number + 1
+                    if self._worked or last["done"]:  # not for each step of a replay
+                        self._show(number, last)
                 finish(spec, last)
             except Exception as error:
                 message = error.args[0] if isinstance(error, StepFailed) else str(error)

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from dbos import DBOSClient
 
 from jobs.conftest import MakePlace
 from jobs.machines import Place, png
@@ -68,3 +69,43 @@ def test_a_lost_database_is_reported_and_comes_back(place: Place) -> None:
     finally:
         place.server.start()
     assert place.jobs.get(job.id).id == job.id
+
+
+@pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
+def test_a_look_at_jobs_reads_none_of_their_steps(
+    make_place: MakePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise an hour of looks at an hour's job would read thousands of steps each time."""
+    place = make_place()
+    jobs = [place.submit(png(seed), effort=1) for seed in range(2)]
+    place.worker()
+    for job in jobs:
+        place.wait(job.id, lambda job: job.state == "succeeded")
+    expected = {job.id: place.jobs.steps(job.id, 0)[-1] for job in jobs}
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("steps were read")
+
+    monkeypatch.setattr(DBOSClient, "list_workflow_steps", refuse)
+    shown = [place.jobs.get(job.id) for job in jobs] + place.jobs.recent()
+    assert len(shown) == 4
+    for job in shown:
+        assert (job.steps, job.record) == expected[job.id]
+
+
+@pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("ended", "state"), [(False, "running"), (True, "failed")])
+def test_a_status_that_is_not_known_is_shown_and_breaks_no_list(
+    make_place: MakePlace, ended: bool, state: str
+) -> None:
+    place = make_place()
+    job, other = place.submit(), place.submit(png(1))
+    with sqlite3.connect(place.folder / "state" / "jobs.sqlite") as file:
+        file.execute(
+            "UPDATE workflow_status SET status = 'PAUSED', completed_at = ? "
+            "WHERE workflow_uuid = ?",
+            (1_700_000_000_000 if ended else None, job.id),
+        )
+    found = {each.id: each for each in place.jobs.recent()}
+    assert found[other.id].state == "queued" and found[job.id].state == state
+    assert ("PAUSED" in (found[job.id].error or "")) == ended
