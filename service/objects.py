@@ -20,17 +20,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from service.errors import BadParameter, DamagedObject, NoSuchObject, ObjectsUnavailable
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 SCHEMES: Final = ("file", "s3", "gs", "az", "memory")
 """URLs that `open_objects` takes; memory is for tests of one process."""
+
+TIMEOUT_S: Final = 30.0
+"""Seconds that a call of a bucket may take, where nothing else is set."""
 
 REFRESH_S: Final = 3600.0
 """A hash put again is written again when it is older, so that expiry by age sees it is wanted."""
@@ -203,10 +206,13 @@ class Objects:
                 os.close(descriptor)
 
 
-def open_objects(place: str | Path) -> Objects:
+def open_objects(place: str | Path, timeout_s: float = TIMEOUT_S) -> Objects:
     """Open a store: a folder, made if missing, or a URL (s3://bucket/prefix, gs://, az://, file://).
 
     Credentials of buckets come from the environment, as obstore reads it (AWS_ACCESS_KEY_ID, …).
+
+    Args:
+        place: the folder or URL. timeout_s: seconds that a call of a bucket may take, retries too.
 
     Raises:
         BadParameter: a URL of another kind. ObjectsUnavailable: it cannot be opened.
@@ -219,7 +225,11 @@ def open_objects(place: str | Path) -> Objects:
             if scheme not in SCHEMES:
                 known = ", ".join(f"{s}://" for s in SCHEMES[:-1])
                 raise BadParameter(f"objects are at {place}, expected a folder or one of {known}")
-            return Objects(from_url(str(place)))
+            if scheme == "memory":
+                return Objects(from_url(str(place)))
+            limit: ClientConfig = {"timeout": timedelta(seconds=timeout_s)}
+            retries: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=timeout_s)}
+            return Objects(from_url(str(place), client_options=limit, retry_config=retries))
         folder = Path(rest if separator else place).absolute()
         return Objects(LocalStore(folder, mkdir=True, automatic_cleanup=True), folder)
 

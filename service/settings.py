@@ -114,6 +114,9 @@ class Settings(BaseSettings):
     """Where streams and jobs' files are kept: a folder, s3://, gs:// or az:// URL. If empty: jobs'
     in a folder of `state`, and no `/objects`."""
 
+    objects_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    """Seconds that a call of a bucket may take, its retries included."""
+
     objects_write: bool = False
     """Whether `PUT /objects` keeps streams for anyone who can reach the server."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -126,6 +127,21 @@ def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
     assert objects.sweep_litter() == 0
     assert objects.sweep_litter(older_than_s=-LITTER_S) == 1
     assert not left.exists() and objects.get(key) == b"whole"
+
+
+@pytest.mark.timeout(60)
+def test_a_bucket_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+        objects = open_objects("s3://bucket/below", timeout_s=0.2)
+        for call in (lambda: objects.head("x"), lambda: objects.put_named("x", b"y")):
+            with pytest.raises(ObjectsUnavailable):
+                call()
 
 
 def test_a_store_that_cannot_be_used_says_so(tmp_path: Path) -> None:

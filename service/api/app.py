@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.api import adapters, errors, objects, openapi, routes
+from service.api.calls import BlockingCalls
 from service.api.desk import Desk
 from service.api.job_metrics import JobMetrics
 from service.api.job_routes import adapt_router, jobs_router
@@ -21,9 +22,12 @@ from service.api.middleware import RequestMiddleware
 from service.api.work import together
 from service.engine.batching import Admission, Batching
 from service.engine.types import Codec
-from service.errors import RankpressError
+from service.errors import ObjectsUnavailable, RankpressError, Saturated
 from service.objects import open_objects
 from service.settings import Settings
+
+OBJECT_THREADS = 16
+"""Calls of the object store that run at a time."""
 
 DESCRIPTION = """A neural image codec: image files go in, short bitstreams come out, and back.
 
@@ -53,10 +57,19 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         redoc_url=None,
     )
-    store = open_objects(settings.objects_url) if settings.objects_url else None
+    place, timeout_s = settings.objects_url, settings.objects_timeout_s
+    store = open_objects(place, timeout_s) if place else None
     desk, job_metrics = Desk(settings, codec.models()), JobMetrics(metrics.registry)
     app.state.service = routes.Service(
-        codec, settings, admission, metrics, desk, job_metrics, store
+        codec,
+        settings,
+        admission,
+        metrics,
+        desk,
+        job_metrics,
+        store,
+        BlockingCalls("object store", OBJECT_THREADS, ObjectsUnavailable),
+        BlockingCalls("image headers", 1, _busy),
     )
     for router in _routers(settings):
         app.include_router(router)
@@ -71,6 +84,10 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     )
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app
+
+
+def _busy(message: str) -> Saturated:
+    return Saturated(message, 5)
 
 
 def _routers(settings: Settings) -> list[APIRouter]:
@@ -104,6 +121,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.gather(test, return_exceptions=True)
         service.admission.close()
         service.desk.close()
+        service.ask_objects.close()
+        service.read_headers.close()
 
 
 async def _self_test(service: routes.Service) -> None:

@@ -6,12 +6,12 @@ and compresses without it.
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
+from service.api.calls import BlockingCalls
 from service.engine.types import ModelInfo
 from service.errors import JobsOff, JobsUnavailable, Saturated
 from service.jobs import database
@@ -22,9 +22,6 @@ T = TypeVar("T")
 
 THREADS: Final = 4
 """No more than the database client has connections."""
-
-MAX_CALLS: Final = 256
-"""Questions that may wait; more come only when the database does not answer."""
 
 ANSWER_S: Final = 30.0
 MAX_WATCHERS: Final = 64
@@ -42,10 +39,9 @@ class Desk:
 
     def __init__(self, settings: Settings, models: tuple[ModelInfo, ...]) -> None:
         self._settings, self.models = settings, models
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="rankpress-jobs")
+        self._call = BlockingCalls("jobs' database", THREADS, JobsUnavailable)
         self._opening = threading.Lock()
         self._jobs: Jobs | None = None
-        self._calls = 0
         self.watchers = 0
 
     @property
@@ -58,10 +54,16 @@ class Desk:
         if not self.offered:
             raise JobsOff("this server was started without jobs (RANKPRESS_JOBS=false)")
 
-    def check_watchers(self) -> None:
-        """Raise Saturated where no further event stream may begin."""
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count an event stream while it is open. Raises Saturated: no further one may begin."""
         if self.watchers >= MAX_WATCHERS:
             raise Saturated(f"{self.watchers} event streams are open already", 10)
+        self.watchers += 1
+        try:
+            yield
+        finally:
+            self.watchers -= 1
 
     async def ask(self, question: Callable[[Jobs], T], timeout_s: float = ANSWER_S) -> T:
         """The answer to a question.
@@ -72,20 +74,11 @@ class Desk:
             RankpressError: whatever the question raises.
         """
         self.check()
-        if self._calls >= MAX_CALLS:
-            raise Saturated(f"{self._calls} questions about jobs wait already", 5)
-        self._calls += 1
-        loop = asyncio.get_running_loop()
-        asked = loop.run_in_executor(self._pool, lambda: question(self._open()))
-        asked.add_done_callback(self._count_answer)
-        try:
-            return await asyncio.wait_for(asyncio.shield(asked), timeout_s)
-        except TimeoutError:
-            raise JobsUnavailable(f"the jobs' database gave no answer in {timeout_s:g} s") from None
+        return await self._call(lambda: question(self._open()), timeout_s)
 
     def close(self) -> None:
         """Ask nothing any more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._call.close()
         if self._jobs is not None:
             self._jobs.close()
 
@@ -94,8 +87,3 @@ class Desk:
             if self._jobs is None:
                 self._jobs = open_jobs(self._settings, database.prepare(self._settings))
             return self._jobs
-
-    def _count_answer(self, asked: asyncio.Future[T]) -> None:
-        self._calls -= 1
-        if not asked.cancelled():
-            asked.exception()  # of one that nobody waits for any more

@@ -12,6 +12,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
 from service.api.desk import Desk
 from service.api.job_schemas import document_of
 from service.errors import RankpressError
@@ -41,6 +44,19 @@ def parse_id(text: str | None) -> Seen | None:
     return Seen(int(found[1]), found[2]) if found else None
 
 
+class EventStream(StreamingResponse):
+    """A stream of events that counts among the desk's watchers while it is sent."""
+
+    def __init__(self, desk: Desk, events: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(events, headers=headers, media_type=MEDIA_TYPE)
+        self._desk = desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. Raises Saturated, before anything is sent: too many are open."""
+        with self._desk.watching():
+            await super().__call__(scope, receive, send)
+
+
 async def watch(
     desk: Desk, first: Job, seen: Seen | None, must_end: Callable[[], bool]
 ) -> AsyncIterator[bytes]:
@@ -50,7 +66,6 @@ async def watch(
         desk: to ask. first: the job as it is. seen: by the client, None for nothing.
         must_end: whether to stop; the client then comes back elsewhere.
     """
-    desk.watchers += 1
     try:
         yield f"retry: {RECONNECT_MS}\n\n".encode()
         # Another run of the job may have fewer steps than were seen.
@@ -70,8 +85,6 @@ async def watch(
             await asyncio.sleep(POLL_S)
     except RankpressError:
         return  # the client comes back, and is then told what is wrong
-    finally:
-        desk.watchers -= 1
 
 
 def event_of(job: Job) -> bytes:

@@ -7,12 +7,11 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
 from service.api import openapi
 from service.api.bodies import read_body
-from service.api.job_events import MEDIA_TYPE as EVENTS_TYPE
-from service.api.job_events import parse_id, watch
+from service.api.job_events import EventStream, parse_id, watch
 from service.api.job_schemas import AdaptQuery, JobDocument, document_of, has_ended
 from service.api.record import record_of
 from service.api.routes import STREAM_TYPE, ServiceArg, refuse_query, refuse_repeats, run_work
@@ -66,10 +65,9 @@ async def events(
     seen = parse_id(last_event_id)
     if has_ended(job) and seen is not None and (seen.steps, seen.state) == (job.steps, job.state):
         return Response(status_code=204, headers=NO_STORE)  # tells a client not to come back
-    service.desk.check_watchers()
     stream = watch(service.desk, job, seen, lambda: service.admission.phase is Phase.DRAINING)
     headers = NO_STORE | {"X-Accel-Buffering": "no"}
-    return StreamingResponse(stream, headers=headers, media_type=EVENTS_TYPE)
+    return EventStream(service.desk, stream, headers)
 
 
 @jobs_router.get("/jobs/{job_id}/stream", response_class=Response, **openapi.JOB_STREAM)

@@ -135,9 +135,15 @@ class _Exchange:
         more = message.get("more_body", False)
         self.record.hold.add(len(body))
         view = memoryview(body)
-        for start in range(0, max(1, len(body)), PIECE_BYTES):
+        try:
+            await self._send_pieces(view, more)
+        finally:
+            self.record.hold.add(-len(body))
+
+    async def _send_pieces(self, view: memoryview, more: bool) -> None:
+        for start in range(0, max(1, len(view)), PIECE_BYTES):
             piece = bytes(view[start : start + PIECE_BYTES])
-            last = start + PIECE_BYTES >= len(body)
+            last = start + PIECE_BYTES >= len(view)
             await self._send_piece(
                 {"type": "http.response.body", "body": piece, "more_body": more or not last}
             )

@@ -8,7 +8,6 @@ may write other bytes for the same picture.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping
@@ -40,7 +39,6 @@ from service.errors import (
     BadStream,
     DamagedObject,
     NoSuchObject,
-    ObjectsUnavailable,
     TooManyBytes,
     UnknownModel,
     UnsupportedStream,
@@ -165,12 +163,7 @@ async def _read(request: Request, service: Service, sha256: str, size: int) -> b
 
 async def _stored(service: Service, call: Callable[[], T]) -> T:
     """Ask the object store, in a thread, for no longer than a request may take."""
-    timeout_s = service.settings.request_timeout_s
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await asyncio.to_thread(call)
-    except TimeoutError as error:
-        raise ObjectsUnavailable(f"the object store did not answer in {timeout_s:g} s") from error
+    return await service.ask_objects(call, service.settings.request_timeout_s)
 
 
 async def _decoded(

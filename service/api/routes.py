@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from service.api import openapi
 from service.api.bodies import read_body
+from service.api.calls import BlockingCalls
 from service.api.desk import Desk
 from service.api.errors import NOT_READY, problem
 from service.api.job_metrics import JobMetrics
@@ -56,7 +57,9 @@ class Service:
     metrics: Metrics
     desk: Desk
     job_metrics: JobMetrics
-    objects: Objects | None = None
+    objects: Objects | None
+    ask_objects: BlockingCalls
+    read_headers: BlockingCalls
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
@@ -107,7 +110,9 @@ async def compress(
     limit = service.settings.max_pixels
     work = CompressFile(service.codec, body, wanted, query.tune, query.metadata, limit)
     # reading a header is quick, but the bytes are anybody's: the event loop is not for them
-    group = await asyncio.to_thread(work.group) if service.codec.max_batch > 1 else work.group()
+    timeout_s = service.settings.request_timeout_s
+    batched = service.codec.max_batch > 1
+    group = await service.read_headers(work.group, timeout_s) if batched else work.group()
     done = await run_work(request, service, work, group)
     compressed = done.value.compressed
     record.rate, record.bpp = compressed.rate, compressed.bpp

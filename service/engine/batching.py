@@ -325,7 +325,7 @@ class Hold:
         self.add(more_bytes)
 
     def add(self, more_bytes: int) -> None:
-        """Count bytes that exist already (an answer), beyond the limit if need be."""
+        """Count bytes that exist already (an answer), beyond the limit if need be; or no longer."""
         self._bytes += more_bytes
         self._admission._held_bytes += more_bytes
 

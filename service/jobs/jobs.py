@@ -316,7 +316,7 @@ def open_jobs(settings: Settings, url: str) -> Jobs:
         JobsUnavailable, ObjectsUnavailable: database or objects cannot be reached.
     """
     limits = JobLimits(settings.max_jobs_waiting, settings.result_ttl_s, settings.job_step_s)
-    objects = open_objects(settings.objects_place)
+    objects = open_objects(settings.objects_place, settings.objects_timeout_s)
     with reported():
         return Jobs(open_client(url), objects, limits)
 

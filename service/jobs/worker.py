@@ -64,7 +64,7 @@ def run_worker(
         signal.signal(number, lambda _number, _frame: stop.set())
     let_others_first()
     url = database.prepare(settings)
-    objects = open_objects(settings.objects_place)
+    objects = open_objects(settings.objects_place, settings.objects_timeout_s)
     objects.check()
     name = heartbeat.WorkerName(settings.state_folder / "workers")
     limits = WorkLimits(

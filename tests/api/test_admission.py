@@ -10,7 +10,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+from starlette.responses import StreamingResponse
+from starlette.types import Message
 
+from service.api.metrics import Metrics
+from service.api.middleware import RequestMiddleware
 from service.engine.batching import LONGEST_RETRY_S, Admission, Batching, Done, Phase
 from service.engine.line import Group
 from service.errors import Saturated, SelfTestFailed
@@ -189,6 +193,38 @@ def test_retry_after_is_the_measured_time_times_the_queue() -> None:
             gate.event.set()
             await asyncio.gather(*tasks, *more)
             assert admission.retry_after_s == 1
+
+    asyncio.run(law())
+
+
+def test_an_answer_that_is_sent_is_held_no_longer() -> None:
+    """A stream of events may last for hours; only what waits to be sent is in memory."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b"x" * 1000
+
+    async def law() -> None:
+        async with opened() as admission:
+            held: list[int] = []
+
+            async def send(_: Message) -> None:
+                held.append(admission.held_bytes)
+
+            async def receive() -> Message:
+                await asyncio.sleep(60)
+                return {"type": "http.disconnect"}
+
+            wrapped = RequestMiddleware(
+                StreamingResponse(pieces()),
+                admission=admission,
+                metrics=Metrics(admission),
+                stall_timeout_s=10.0,
+            )
+            scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+            await wrapped(scope, receive, send)
+            assert len(held) == 52 and max(held) == 1000
+            assert admission.held_bytes == 0
 
     asyncio.run(law())
 

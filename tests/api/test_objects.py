@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -271,6 +272,30 @@ def test_a_store_that_fails_or_hangs_is_503_and_not_a_bug(
                 told = check_problem(answer, 503, "objects-unavailable")
                 assert "secret" not in str(told) and int(answer.headers["retry-after"]) > 0
             await until(lambda: client.service.admission.held_bytes == 0)
+
+    asyncio.run(law())
+
+
+def test_a_store_that_hangs_stalls_no_other_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where compressing reads headers in a thread, for batches."""
+
+    async def law() -> None:
+        async with stocked(tmp_path) as (client, path, codec):
+            monkeypatch.setattr(type(codec), "max_batch", 4)
+            objects, goes_on = client.service.objects, threading.Event()
+            assert objects is not None
+            monkeypatch.setattr(objects, "get", lambda _: goes_on.wait(60) and b"")
+            hanging = [asyncio.create_task(client.get(path)) for _ in range(80)]
+            try:
+                await until(lambda: client.service.ask_objects.waiting >= 80)
+                answer = await client.post("/compress?rate=2", content=PNG)
+                assert answer.status_code == 200
+                assert not any(task.done() for task in hanging)
+            finally:
+                goes_on.set()
+                await asyncio.gather(*hanging)
 
     asyncio.run(law())
 

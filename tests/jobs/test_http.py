@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -17,6 +17,7 @@ from api.fake_codec import FakeCodec
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result
 from jobs.machines import Place, picture, png
+from service.api import desk
 from service.api.server import Server
 from service.jobs import jobs as jobs_module
 
@@ -301,3 +302,24 @@ def test_every_job_endpoint_is_in_openapi(place: Place) -> None:
     posted = paths["/adapt"]["post"]["responses"]
     assert {"202", "404", "413", "415", "422", "503"} <= posted.keys()
     assert {"404", "409", "410"} <= paths[f"{job}/result"]["get"]["responses"].keys()
+
+
+def test_event_streams_are_limited_while_they_are_open(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk, "MAX_WATCHERS", 2)
+    with served(place) as client, ExitStack() as streams:
+        path = client.post("/adapt?effort=1", content=png()).headers["location"] + "/events"
+        opened = [streams.enter_context(client.stream("GET", path)) for _ in range(2)]
+        pieces = [answer.iter_raw() for answer in opened]  # closes its answer when it is dropped
+        assert all(next(piece).startswith(b"retry:") for piece in pieces)
+        refused = client.get(path, timeout=5)
+        assert (refused.status_code, problem(refused)) == (503, "saturated")
+        assert int(refused.headers["retry-after"]) > 0
+        streams.close()
+        deadline = time.monotonic() + 60
+        while True:
+            with client.stream("GET", path) as again:
+                if again.status_code == 200:
+                    break
+            assert time.monotonic() < deadline

@@ -1,0 +1,65 @@
+"""Blocking calls from the event loop, each kind in threads of its own, so that one stalls no other.
+
+The kinds are the database of the jobs, the object store, and the reading of image headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from service.errors import Saturated
+
+T = TypeVar("T")
+
+MAX_CALLS = 256
+"""Calls of one kind that may wait or run; more come only when what they ask does not answer."""
+
+
+class BlockingCalls:
+    """A bounded pool of threads for one kind of call. Use from the event loop's thread.
+
+    Attributes:
+        waiting: calls that wait or run.
+    """
+
+    def __init__(self, name: str, threads: int, late: Callable[[str], Exception]) -> None:
+        """Make the pool.
+
+        Args:
+            name: what is asked, for messages and thread names, such as "object store".
+            threads: calls that run at a time.
+            late: makes the exception for a call without an answer in time, given a message.
+        """
+        self._name, self._late = name, late
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self.waiting = 0
+
+    async def __call__(self, call: Callable[[], T], timeout_s: float) -> T:
+        """What a call returns. A call that nobody waits for any more keeps its thread.
+
+        Raises:
+            Saturated: too many calls wait. Exception: what `late` makes, or the call raises.
+        """
+        if self.waiting >= MAX_CALLS:
+            raise Saturated(f"{self.waiting} calls of the {self._name} wait already", 5)
+        self.waiting += 1
+        asked = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        asked.add_done_callback(self._count_answer)
+        try:
+            return await asyncio.wait_for(asyncio.shield(asked), timeout_s)
+        except TimeoutError:
+            if asked.done():  # the call itself raised it
+                raise
+            raise self._late(f"the {self._name} gave no answer in {timeout_s:g} s") from None
+
+    def close(self) -> None:
+        """Begin no further call."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _count_answer(self, asked: asyncio.Future[T]) -> None:
+        self.waiting -= 1
+        if not asked.cancelled():
+            asked.exception()  # of one that nobody waits for any more
