@@ -14,14 +14,17 @@ import typer
 from typer.core import TyperGroup
 
 from service.cli_base import prepare
-from service.cli_options import CompileOption, Device, StoreOption, ThreadsOption
+from service.cli_options import CompileOption, Device, DeviceOption, StoreOption
+from service.cli_settings import settings_of
+from service.errors import BadParameter
 
 if TYPE_CHECKING:
     from service.eval.pictures import Named
     from service.eval.rows import Row
     from service.eval.run import Plan
+    from service.settings import Settings
 
-DeviceOption = Annotated[Device, typer.Option(help="Where the networks run.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
 RecordOption = Annotated[
     Path | None, typer.Option(help="Also write the results here, for README tables.")
 ]
@@ -79,17 +82,18 @@ def evaluate(
     ] = False,
     record: RecordOption = None,
     store: StoreOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = 0,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Measure rate and quality over a folder against other codecs, from whole files.
 
     What OUT/images.csv holds of the peers, for the same pixels and settings, is not measured again.
     """
+    settings = settings_of(store=store, device=device, threads=threads, check=False)
     if adapt is not None:
-        _measure_adaptation(folder, out, rates, adapt, latents, store, device, threads, record)
+        _measure_adaptation(folder, out, rates, adapt, latents, settings, record)
         return
-    from service.engine.opening import open_engine
+    from service.cli_open import open_codec
     from service.eval import run
     from service.eval.machine import this_machine
     from service.eval.peers import choose
@@ -99,11 +103,11 @@ def evaluate(
     peers = choose([name for name in against.split(",") if name])
     plan = run.Plan(run.parse_rates(rates), peers, perceptual, run.parse_tunes(tunes))
     pictures = read_folder(folder)
-    codec = open_engine(store=store, device=device, check=False, threads=threads)
+    codec = open_codec(settings)
     out.mkdir(parents=True, exist_ok=True)
     table = out / "images.csv"
     known = read_rows(table) if table.is_file() and not fresh else ()
-    machine = this_machine(device)
+    machine = this_machine(settings.device)
     rows = _followed(len(pictures) * plan.files, table, known, lambda done: run.evaluate(
         pictures, codec, plan, known, done))  # fmt: skip
     write_rows(table, rows)
@@ -122,16 +126,14 @@ def _measure_adaptation(
     rates: str,
     efforts: str,
     latents: bool,
-    store: Path | None,
-    device: Device,
-    threads: int,
+    settings: Settings,
     record: Path | None,
 ) -> None:
     """Adapt to every picture; OUT/adapted.csv keeps the rows, and a run goes on from them.
 
     What it holds of other efforts is told too.
     """
-    from service.engine.opening import open_engine
+    from service.cli_open import open_store
     from service.eval import adapted
     from service.eval.machine import this_machine
     from service.eval.pictures import read_folder
@@ -141,7 +143,7 @@ def _measure_adaptation(
     kinds = (adapted.BOTH, adapted.LATENTS) if latents else (adapted.BOTH,)
     plan = adapted.Plan(parse_rates(rates), adapted.parse_efforts(efforts), kinds)
     pictures = read_folder(folder)
-    engine = open_engine(store=store, device=device, check=False, threads=threads)
+    engine = open_store(settings)
     out.mkdir(parents=True, exist_ok=True)
     table = out / "adapted.csv"
     known = adapted.read_rows(table) if table.is_file() else ()
@@ -156,7 +158,7 @@ def _measure_adaptation(
         _say(f"{row.image} rate {row.rate:g} effort {row.effort} {row.kind}: {change}")
 
     made = adapted.measure(pictures, engine, plan, known, done)
-    text = to_json(adapted.summarise(made, engine, this_machine(device)))
+    text = to_json(adapted.summarise(made, engine, this_machine(settings.device)))
     (out / "adapted.json").write_text(text)
     if record is not None:
         _write(record, text)
@@ -183,23 +185,35 @@ def bench(
     ] = False,
     record: RecordOption = None,
     store: StoreOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = 0,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Measure times and memory beside AVIF and WebP; a table, then one line of JSON."""
+    s = _bench_settings(store, device, threads)
     if decoder:
-        _bench_decoder(folder, rate, store, threads, record)
+        _bench_decoder(folder, rate, s.store, s.threads, record)
         return
     from service.eval import bench as benchmark
     from service.eval.report_bench import bench_tables
     from service.eval.run import to_json
 
-    wanted = benchmark.Wanted(rate, device, threads, store, large, service, memory, rates)
+    wanted = benchmark.Wanted(rate, s.device, s.threads, s.store, large, service, memory, rates)
     result = json.loads(to_json(benchmark.bench(wanted, folder, _say)))
     typer.echo("\n\n".join(bench_tables(result).values()))
     if record is not None:
         _write(record, to_json(result))
     typer.echo(json.dumps(result))
+
+
+def _bench_settings(store: Path | None, device: Device | None, threads: int | None) -> Settings:
+    """The settings of a measurement. Raises BadParameter: they name a model of their own."""
+    settings = settings_of(store=store, device=device, threads=threads)
+    if settings.model is not None or settings.zoo is not None:
+        raise BadParameter(
+            "RANKPRESS_MODEL or RANKPRESS_ZOO is set, but bench measures the model that the store "
+            "itself names: set RANKPRESS_STORE or --store instead"
+        )
+    return settings
 
 
 def _bench_decoder(
@@ -225,15 +239,16 @@ def bench_jobs(
     rate: Annotated[float, typer.Option(min=1, max=8, help="Of the ladder.")] = 4.0,
     record: RecordOption = None,
     store: StoreOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = 0,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Measure what a job costs the requests beside it; a table, then one line of JSON."""
     from service.eval.beside import beside_a_job
     from service.eval.report_bench import jobs_table
     from service.eval.run import to_json
 
-    text = to_json(beside_a_job(rate, device, threads, store, _say))
+    s = _bench_settings(store, device, threads)
+    text = to_json(beside_a_job(rate, s.device, s.threads, s.store, _say))
     result = json.loads(text)
     typer.echo(jobs_table(result))
     if record is not None:
@@ -250,8 +265,8 @@ def bench_train(
     crop: Annotated[int, typer.Option(min=64, help="Side of the crops in pixels.")] = 192,
     compiled: CompileOption = "auto",
     seconds: Annotated[float, typer.Option(min=0, help="To time steps for.")] = 15.0,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = 0,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
     record: RecordOption = None,
 ) -> None:
     """Measure pixels per second of training steps, and what bounds them; a line, then JSON."""
@@ -263,8 +278,9 @@ def bench_train(
     from service.train import throughput
     from service.train.recipe import recipe_for, sizes_named
 
-    where, mode = prepare(threads, device, compiled)
-    machine = this_machine(device)
+    settings = settings_of(device=device, threads=threads)
+    where, mode = prepare(settings.threads, settings.device, compiled)
+    machine = this_machine(settings.device)
     shipped = recipe_for(Path("no run"), where, batch=batch, groups=groups)
     recipe = replace(shipped, crop=crop)
     found = throughput.measure(sizes_named(size), recipe, where, mode, seconds)

@@ -185,10 +185,9 @@ def print_model(model: ModelInfo) -> None:
         bpp = "" if rate.kodak_bpp is None else f"{rate.kodak_bpp:.3f}"
         psnr = "" if rate.kodak_psnr_db is None else f"{rate.kodak_psnr_db:.2f}"
         likeness = "" if rate.kodak_ms_ssim is None else f"{rate.kodak_ms_ssim:.4f}"
+        lmbda = "" if rate.lmbda is None else f"{rate.lmbda:g}"
         size = f"{rate.file_bytes:,}" if rate.sha256 else "base"
-        table.add_row(
-            rate.tune, f"{rate.rate:g}", f"{rate.lmbda:g}", bpp, psnr, likeness, size
-        )
+        table.add_row(rate.tune, f"{rate.rate:g}", lmbda, bpp, psnr, likeness, size)
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text(model.name, "bold"))
     console.print(f"{model.parameters:,} weights in {model.file_bytes:,} bytes")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,18 @@ def test_tune_reaches_the_codec_with_a_rate_and_with_a_target(codec: OpenedCodec
     assert codec.tunes[-1] == "psnr"
     assert rankpress("compress", "a.png", "b.rkp", "--tune", "butteraugli").exit_code == 2
     assert not Path("b.rkp").exists()
+
+
+def test_models_lists_rates_that_do_not_say_their_lmbda(
+    codec: OpenedCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of adapters that were loaded at run time."""
+    (model,) = codec.models()
+    rates = tuple(replace(rate, lmbda=None) for rate in model.rates)
+    monkeypatch.setattr(codec, "models", lambda: (replace(model, rates=rates),))
+    ran = rankpress("models")
+    assert ran.exit_code == 0 and "ab" * 32 in ran.stdout
+    assert re.search(r"ms-ssim +2 +0\.200 +27\.00 +0\.9700 +98", ran.stdout)
 
 
 def test_models_lists_rates() -> None:

@@ -10,8 +10,10 @@ import hashlib
 import hmac
 import os
 import platform
+import secrets
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -32,17 +34,27 @@ def machine_key(path: Path | None = None) -> bytes:
     """
     path = path or Path.home() / ".local" / "state" / "rankpress" / "machine.key"
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-    else:
-        key = os.urandom(32)
-        with os.fdopen(handle, "wb") as file:
-            file.write(key)
+    if not path.exists():
+        _make_key(path)
+    key = path.read_bytes()
     if len(key) != 32:
         raise StoreError(f"{path} has {len(key)} bytes, a machine's key has 32")
     return key
+
+
+def _make_key(path: Path) -> None:
+    """Write a new key, whole before it has its name; nothing happens if another was quicker."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(32))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink()
 
 
 def fingerprint() -> bytes:

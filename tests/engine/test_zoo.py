@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hmac
 import math
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -282,6 +283,23 @@ def test_the_machines_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Pat
     path.write_bytes(b"short")
     with pytest.raises(StoreError, match="5 bytes"):
         zoo.machine_key(path)
+
+
+def test_two_processes_that_make_the_machines_key_at_once_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key has its name only once it is whole; whoever comes second takes the first one."""
+    path, link = tmp_path / "machine.key", os.link
+
+    def overtaken(source: Path, target: Path) -> None:
+        assert Path(source).stat().st_size == 32 and not path.exists()
+        path.write_bytes(b"the key that another process made")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", overtaken)
+    with pytest.raises(StoreError, match="33 bytes"):
+        zoo.machine_key(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["machine.key"]
 
 
 def test_a_zoo_model_is_opened_by_name_with_the_adapters_of_a_folder(

@@ -190,6 +190,28 @@ def test_pictures_with_alpha_are_measured_by_what_is_seen_of_them(tmp_path: Path
         assert one.psnr_db < 60
 
 
+def test_the_commands_take_their_settings_from_the_environment(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = tmp_path / "in"
+    pictures.mkdir()
+    Image.fromarray(PICTURES[0].rgb).save(pictures / "a.png")
+    monkeypatch.setenv("RANKPRESS_STORE", str(store))
+    monkeypatch.setenv("RANKPRESS_DEVICE", "cpu")
+    arguments = ["eval", str(pictures), "--out", str(tmp_path / "out"), "--against", ""]
+    ran = CliRunner().invoke(app, arguments)
+    assert ran.exit_code == 0, ran.output
+    told = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert told["model"]["name"] == "small"
+    monkeypatch.setenv("RANKPRESS_STORE", str(tmp_path / "none"))
+    for name in (["codec"], ["jobs"], ["codec", "--decoder"]):
+        refused = CliRunner().invoke(app, ["bench", *name])
+        assert refused.exit_code != 0 and "no model in" in refused.output
+    monkeypatch.setenv("RANKPRESS_MODEL", "other")
+    refused = CliRunner().invoke(app, ["bench", "codec"])
+    assert refused.exit_code != 0 and "RANKPRESS_MODEL" in refused.output
+
+
 def test_the_command_writes_csv_json_figures_and_sheet(tmp_path: Path, store: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
