@@ -204,7 +204,7 @@ def test_the_commands_take_their_settings_from_the_environment(
     told = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert told["model"]["name"] == "small"
     monkeypatch.setenv("RANKPRESS_STORE", str(tmp_path / "none"))
-    for name in (["codec"], ["jobs"], ["codec", "--decoder"]):
+    for name in (["codec"], ["codec", "--decoder"]):
         refused = CliRunner().invoke(app, ["bench", *name])
         assert refused.exit_code != 0 and "no model in" in refused.output
     monkeypatch.setenv("RANKPRESS_MODEL", "other")
