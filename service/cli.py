@@ -205,7 +205,7 @@ def decompress(
 ) -> None:
     """Decompress .rkp streams, and all streams in folders, to pictures. PNGs are made small."""
     from service.cli_batch import Made, check_output, plan
-    from service.images import shrink, write_image
+    from service.images import of_another_view, shrink, write_image
     from service.picture import Region
 
     check_output(out, json)
@@ -225,7 +225,8 @@ def decompress(
         decompressed = codec.decompress(data, part)
         whole = decompressed.picture
         bpp = 8 * len(data) / (whole.width * whole.height) if part is None else None
-        picture = whole if max_size is None else shrink(whole, max_size)
+        picture = whole if part is None else of_another_view(whole)
+        picture = picture if max_size is None else shrink(picture, max_size)
         written = write_image(picture, chosen, quality=quality, small_png=True)
         size = picture.width, picture.height
         return Made(written, *size, decompressed.rate, bpp, None, picture.notes)

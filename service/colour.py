@@ -1,14 +1,19 @@
-"""ICC profiles: what a profile is for, whether it is sRGB by another name, and the way to sRGB.
+"""Colour spaces: ICC profiles and what they do, and profiles for colours described in other ways.
 
-Profiles are judged by what they do to colours, never by their names. Works by Pillow's LittleCMS.
+Profiles are judged by what they do to colours, never by their names. Works by Pillow's LittleCMS,
+which cannot make profiles of given primaries: those are written here.
 """
 
 from __future__ import annotations
 
 import io
-from typing import Literal
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 Mode = Literal["L", "RGB", "CMYK"]
@@ -62,3 +67,135 @@ def is_srgb(transform: ImageCms.ImageCmsTransform, mode: Literal["L", "RGB"]) ->
         probe = Image.fromarray(before)
     after = np.asarray(apply(transform, probe))
     return int(np.abs(after.astype(np.int16) - before.astype(np.int16)).max()) <= 1
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A transfer curve as ICC's parametric type 3: linear light of an encoded sample in [0, 1].
+
+    (a·x + b)^g where x is at least d, c·x below.
+    """
+
+    g: float
+    a: float = 1.0
+    b: float = 0.0
+    c: float = 0.0
+    d: float = 0.0
+
+    def linear(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Linear light of encoded samples."""
+        power = np.maximum(self.a * x + self.b, 0) ** self.g
+        return np.where(x >= self.d, power, self.c * x)
+
+
+SRGB_CURVE: Final = Curve(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+
+Primaries = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+
+D65: Final = (0.3127, 0.3290)
+SRGB_PRIMARIES: Final[Primaries] = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
+_D50_XYZ: Final = np.array([0.9642, 1.0, 0.8249])
+_BRADFORD: Final = np.array(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+)
+_WIDER: Final = -0.1
+"""A share of a linear sRGB primary below this in another is beyond sRGB by more than a rounding."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """An RGB colour space by its primaries, white point and curve, as video and PNG describe them.
+
+    Attributes:
+        curve: of all three channels. primaries, white: CIE 1931 x and y.
+    """
+
+    curve: Curve
+    primaries: Primaries = SRGB_PRIMARIES
+    white: tuple[float, float] = D65
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless the colours span a triangle with the white point in it."""
+        points = (*self.primaries, self.white)
+        if not all(-0.2 <= x <= 1.2 and 0.0001 <= y <= 1.2 for x, y in points):
+            raise ValueError(f"chromaticities are {points}")
+        columns = self._columns()
+        if abs(np.linalg.det(columns)) < 1e-3:
+            raise ValueError(f"primaries {self.primaries} are in a line")
+        if (np.linalg.solve(columns, _xyz(self.white)) <= 0).any():
+            raise ValueError(f"white {self.white} lies outside of {self.primaries}")
+        if not 0.1 <= self.curve.g <= 10:
+            raise ValueError(f"exponent is {self.curve.g:g}")
+
+    @property
+    def is_wider(self) -> bool:
+        """Whether it has colours that sRGB does not have."""
+        srgb = Space(SRGB_CURVE)
+        return bool((np.linalg.solve(srgb._to_d50(), self._to_d50()) < _WIDER).any())
+
+    def profile(self, grey: bool) -> bytes:
+        """Return an ICC profile, version 4, of the space or of its greys."""
+        curve = b"para" + struct.pack(">I2H", 0, 3, 0) + _fixed(
+            self.curve.g, self.curve.a, self.curve.b, self.curve.c, self.curve.d
+        )
+        tags = {b"desc": _text("RGB"), b"cprt": _text("CC0"),
+                b"wtpt": _point(_D50_XYZ)}  # fmt: skip
+        if grey:
+            return _profile(b"GRAY", {**tags, b"kTRC": curve})
+        columns = self._to_d50().T
+        tags |= {name: _point(xyz) for name, xyz in zip(_COLUMNS, columns, strict=True)}
+        return _profile(b"RGB ", tags | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve))
+
+    def grey_to_srgb(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return greys of the space, in [0, 1], as greys of sRGB in [0, 1]."""
+        light = np.clip(self.curve.linear(share), 0, 1)
+        return np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
+
+    def _columns(self) -> NDArray[np.float64]:
+        return np.stack([_xyz(point) for point in self.primaries], axis=1)
+
+    def _to_d50(self) -> NDArray[np.float64]:
+        """Linear RGB to XYZ [3, 3], adapted to D50 by Bradford's matrix, as profiles have it."""
+        columns, white = self._columns(), _xyz(self.white)
+        matrix = columns * np.linalg.solve(columns, white)
+        scale = (_BRADFORD @ _D50_XYZ) / (_BRADFORD @ white)
+        adapted: NDArray[np.float64] = np.linalg.solve(_BRADFORD, scale[:, None] * _BRADFORD)
+        return adapted @ matrix
+
+
+_COLUMNS: Final = (b"rXYZ", b"gXYZ", b"bXYZ")
+
+
+def _xyz(point: tuple[float, float]) -> NDArray[np.float64]:
+    x, y = point
+    return np.array([x / y, 1.0, (1 - x - y) / y])
+
+
+def _fixed(*values: float) -> bytes:
+    """s15Fixed16 numbers."""
+    return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+
+def _point(xyz: NDArray[np.float64]) -> bytes:
+    return b"XYZ " + bytes(4) + _fixed(*xyz.tolist())
+
+
+def _text(words: str) -> bytes:
+    """A multi-localised text of one language."""
+    data = words.encode("utf-16-be")
+    return b"mluc" + struct.pack(">3I4s2I", 0, 1, 12, b"enUS", len(data), 28) + data
+
+
+def _profile(space: bytes, tags: Mapping[bytes, bytes]) -> bytes:
+    """A display profile of these tags; equal ones are stored once (ICC.1:2010, 7.2 and 7.3)."""
+    body, table, places = b"", b"", dict[bytes, int]()
+    start = 132 + 12 * len(tags)
+    for name, data in tags.items():
+        if data not in places:
+            places[data] = start + len(body)
+            body += data + bytes(-len(data) % 4)
+        table += name + struct.pack(">2I", places[data], len(data))
+    size = start + len(body)
+    header = struct.pack(">I4sI4s4s4s", size, bytes(4), 0x04200000, b"mntr", space, b"XYZ ")
+    header += struct.pack(">6H4s", 2026, 1, 1, 0, 0, 0, b"acsp") + bytes(28) + _fixed(*_D50_XYZ)
+    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body

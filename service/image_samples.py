@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from PIL.Image import Image, fromarray
 from PIL.ImageFile import ImageFile
 
 from service import colour
+from service.colour import Space
 from service.errors import BadImage
+from service.image_colours import Told
 from service.picture import U8
 
 _BAND_PIXELS: Final = 1 << 20
@@ -69,6 +71,8 @@ class Conversion:
     transform: ImageCms.ImageCmsTransform | None = None
     icc: bytes | None = None
     notes: tuple[str, ...] = ()
+    grey: Space | None = None
+    """The space of deep greys, which are converted before they are reduced to 8 bits."""
 
 
 def examine(image: ImageFile) -> Samples:
@@ -99,18 +103,27 @@ def has_grey_palette(image: Image) -> bool:
 
 
 def plan_colours(
-    image: Image, samples: Samples, *, keep: bool, verbatim: bool, max_bytes: int
+    image: Image,
+    samples: Samples,
+    told: Told | None,
+    *,
+    keep: bool,
+    verbatim: bool,
+    max_bytes: int,
 ) -> Conversion:
     """Return what to do with the colours of a loaded image and with its profile.
 
     Args:
         image: as decoded.
         samples: as examined.
+        told: what the file says of its colours otherwise, which goes before its profile.
         keep: keep a profile that says more than sRGB; else convert to sRGB.
         verbatim: keep also one that says no more than sRGB.
         max_bytes: of a profile that is kept; with a larger one, colours are converted.
     """
     mode = _colour_mode(image, samples)
+    if told is not None and mode != "CMYK":
+        return _plan_told(told, samples, mode, keep)
     icc = image.info.get("icc_profile")
     naive = ("CMYK without a profile converted to RGB",) if mode == "CMYK" else ()
     if not isinstance(icc, bytes) or not icc:
@@ -131,6 +144,30 @@ def plan_colours(
     if plain:
         return Conversion(mode)
     return Conversion(mode, transform, notes=("colours converted to sRGB by the file's profile",))
+
+
+def _plan_told(
+    told: Told, samples: Samples, mode: Literal["L", "RGB"], keep: bool
+) -> Conversion:
+    """What to do with colours that are told without a profile.
+
+    Those of a wider space than sRGB get a profile, others are converted: no colour is lost, and a
+    profile costs more than they do.
+    """
+    if told.space is None:
+        return Conversion(mode, notes=(f"the colours told by {told.by} are not known: left out",))
+    icc = told.space.profile(grey=mode == "L")
+    transform = colour.to_srgb(icc, mode)
+    if transform is None:
+        return Conversion(mode, notes=(f"the colours told by {told.by} cannot be used",))
+    if colour.is_srgb(transform, mode):
+        return Conversion(mode)
+    if keep and mode == "RGB" and told.space.is_wider:
+        return Conversion(mode, icc=icc, notes=(f"colour profile made of what {told.by} tells",))
+    notes = (f"colours converted to sRGB by what {told.by} tells",)
+    if mode == "L" and samples.bits > 8:
+        return Conversion(mode, notes=notes, grey=told.space)
+    return Conversion(mode, transform, notes=notes)
 
 
 def unpack(
@@ -181,7 +218,7 @@ def _unpack_band(
         deep = np.asarray(band)
         if samples.alpha:
             alpha = np.where(deep == band.info["transparency"], 0, 255).astype(np.uint8)
-        band = fromarray(_to_8_bits(deep, samples))
+        band = fromarray(_to_8_bits(deep, samples, conversion.grey))
     elif samples.alpha:
         band = band.convert("LA" if samples.grey else "RGBA")
         alpha = np.asarray(band.getchannel("A"))
@@ -194,9 +231,13 @@ def _unpack_band(
     return colours.reshape(band.height, band.width, -1), alpha
 
 
-def _to_8_bits(deep: NDArray[Any], samples: Samples) -> U8:
-    """Scale 0…white to 0…255, rounding to nearest."""
+def _to_8_bits(deep: NDArray[Any], samples: Samples, space: Space | None) -> U8:
+    """Scale 0…white to 0…255, rounding to nearest; greys of another space as sRGB's."""
     clipped = np.clip(deep, 0, samples.white).astype(np.uint32)
+    if space is not None:
+        table = space.grey_to_srgb(np.arange(samples.white + 1) / samples.white)
+        converted: U8 = np.rint(255 * table).astype(np.uint8)[clipped]
+        return converted
     reduced: U8 = ((clipped * 255 + samples.white // 2) // samples.white).astype(np.uint8)
     return ~reduced if samples.inverted else reduced
 

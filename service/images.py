@@ -21,6 +21,7 @@ from PIL.ImageFile import ImageFile
 
 from service import colour, exif
 from service.errors import BadImage, BadParameter, NotAcceptable, TooManyPixels
+from service.image_colours import told_colours
 from service.image_kinds import MAX_COUNTED_FRAMES, Kind, count_frames, recognise
 from service.image_samples import (
     Samples,
@@ -98,7 +99,7 @@ def read_image(data: bytes, *, max_pixels: int, metadata: Metadata = "icc") -> P
         with kind.open(io.BytesIO(data)) as image:
             _check_size(kind, image, max_pixels)
             _check_frames(kind, image, data)
-            return _read_open(kind, image, metadata)
+            return _read_open(kind, image, data, metadata)
     except Image.DecompressionBombError as error:
         raise TooManyPixels(
             f"the {kind.name} file has more pixels, or larger tiles, than are read of its kind"
@@ -176,7 +177,15 @@ def shrink(picture: Picture, max_size: int) -> Picture:
     channels = small if picture.alpha is None else small[..., :-1]
     rgb = np.empty((size[1], size[0], 3), np.uint8)
     rgb[...] = channels.reshape(size[1], size[0], -1)
-    return replace(picture, rgb=rgb, alpha=unless_opaque(alpha))
+    return of_another_view(replace(picture, rgb=rgb, alpha=unless_opaque(alpha)))
+
+
+def of_another_view(picture: Picture) -> Picture:
+    """Return a picture that was cut or scaled, with an Exif block that tells of it alone."""
+    if picture.exif is None:
+        return picture
+    block = exif.of_another_view(picture.exif, picture.width, picture.height)
+    return replace(picture, exif=block)
 
 
 def _check_size(kind: Kind, image: ImageFile, max_pixels: int) -> None:
@@ -199,9 +208,9 @@ def _check_frames(kind: Kind, image: ImageFile, data: bytes) -> None:
     raise BadImage(f"the {kind.name} file has {many} {what}, expected one; save the one you want")
 
 
-def _read_open(kind: Kind, image: ImageFile, metadata: Metadata) -> Picture:
+def _read_open(kind: Kind, image: ImageFile, data: bytes, metadata: Metadata) -> Picture:
     """Decode a file whose header was accepted."""
-    samples = examine(image)
+    samples, told = examine(image), told_colours(kind.name, image, data)
     image.load()
     if has_grey_palette(image):
         samples = replace(samples, grey=True)
@@ -209,6 +218,7 @@ def _read_open(kind: Kind, image: ImageFile, metadata: Metadata) -> Picture:
     conversion = plan_colours(
         image,
         samples,
+        told,
         keep=metadata != "none",
         verbatim=metadata == "all",
         max_bytes=MAX_METADATA_BYTES,
@@ -232,10 +242,9 @@ def _match_transparency(image: ImageFile, samples: Samples) -> None:
 
 def _orientation(kind: Kind, image: ImageFile) -> tuple[bytes, int]:
     """Return the Exif block without prefix, and the orientation that is left to apply."""
-    found = image.info.get("exif")
-    if not isinstance(found, bytes) or kind.name == "TIFF":  # Pillow has turned TIFF upright
+    if kind.name == "TIFF":  # Pillow has turned it upright
         return b"", 1
-    found = found.removeprefix(exif.PREFIX)
+    found = exif.block_of(image.info)
     return found, exif.orientation(found)
 
 

@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 HELPERS = {
     "colour": "images",
     "exif": "images",
+    "image_colours": "images",
     "image_kinds": "images",
     "image_samples": "images",
     "stored": "store",

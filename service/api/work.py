@@ -14,7 +14,15 @@ from typing import Any, TypeVar
 
 from service.engine.line import Group
 from service.engine.types import Codec, Compressed, Decompressed, Target, Timings
-from service.images import Format, Metadata, image_size, read_image, shrink, write_image
+from service.images import (
+    Format,
+    Metadata,
+    image_size,
+    of_another_view,
+    read_image,
+    shrink,
+    write_image,
+)
 from service.picture import Picture, Region
 
 T = TypeVar("T")
@@ -125,6 +133,8 @@ class DecompressFile:
         """The picture as an image file."""
         begun = time.perf_counter()
         picture, view = decoded.picture, self.view
+        if view.region is not None:
+            picture = of_another_view(picture)
         if view.max_size is not None:
             picture = shrink(picture, view.max_size)
         form = view.form if picture.alpha is None else view.alpha_form

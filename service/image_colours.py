@@ -1,0 +1,192 @@
+"""What image files say of their colours in other ways than by an ICC profile.
+
+PNG has chunks (PNG, third edition, 4.3: cICP goes before iCCP, before sRGB, before gAMA and cHRM),
+AVIF and HEIC have code points (ITU-T H.273) in a `colr` box, and cameras say "Adobe RGB" in Exif. A
+profile goes before all of them but cICP. The curve of BT.709, which is one of cameras, is taken for
+that of sRGB, as web browsers take it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from PIL import ExifTags
+from PIL.Image import Exif
+from PIL.ImageFile import ImageFile
+
+from service.colour import D65, SRGB_CURVE, SRGB_PRIMARIES, Curve, Primaries, Space
+from service.errors import BadImage
+
+_P3: Final[Primaries] = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
+_NTSC: Final[Primaries] = ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070))
+_C: Final = (0.310, 0.316)
+_PRIMARIES: Final[Mapping[int, tuple[Primaries, tuple[float, float]]]] = {
+    1: (SRGB_PRIMARIES, D65),
+    2: (SRGB_PRIMARIES, D65),  # "unspecified"
+    4: (((0.67, 0.33), (0.21, 0.71), (0.14, 0.08)), _C),
+    5: (((0.64, 0.33), (0.29, 0.60), (0.15, 0.06)), D65),
+    6: (_NTSC, D65),
+    7: (_NTSC, D65),
+    8: (((0.681, 0.319), (0.243, 0.692), (0.145, 0.049)), _C),
+    9: (((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)), D65),
+    11: (_P3, (0.314, 0.351)),
+    12: (_P3, D65),
+    22: (((0.630, 0.340), (0.295, 0.605), (0.155, 0.077)), D65),
+}
+"""Red, green and blue, and the white point, by H.273's ColourPrimaries."""
+
+_CURVES: Final[Mapping[int, Curve]] = {
+    **dict.fromkeys((1, 2, 6, 13, 14, 15), SRGB_CURVE),
+    4: Curve(2.2),
+    5: Curve(2.8),
+    8: Curve(1.0),
+}
+"""By H.273's TransferCharacteristics; 2 is "unspecified"."""
+
+_HDR: Final[Mapping[int, str]] = {16: "PQ", 18: "HLG"}
+
+_ADOBE_RGB: Final = Space(Curve(563 / 256), ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06)))
+_UNCALIBRATED: Final = 0xFFFF
+_ADOBE_COLOR_SPACE: Final = 2
+_INTEROPERABILITY_INDEX: Final = 1
+_MAX_PARTS: Final = 10_000
+"""Chunks or boxes that are looked at."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a file says of its colours; `by` names where, `space` is None where it is not known."""
+
+    by: str
+    space: Space | None
+
+
+def told_colours(name: str, image: ImageFile, data: bytes) -> Told | None:
+    """Return what an opened file says of its colours; None for nothing, or for a profile.
+
+    Args:
+        name: of the kind of file. image: opened. data: the whole file.
+
+    Raises:
+        BadImage: they are HDR, which eight bits cannot hold.
+    """
+    icc = bool(image.info.get("icc_profile"))
+    if name == "PNG":
+        cicp = next((body for kind, body in _chunks(data) if kind == b"cICP"), None)
+        if cicp is not None and len(cicp) == 4:
+            return _by_code_points("PNG cICP", cicp[0], cicp[1])
+        if icc or "srgb" in image.info:
+            return None
+        found = _by_gamma(image)
+        if found is not None:
+            return found
+    if icc:
+        return None
+    if name == "AVIF" and (points := _nclx(data)) is not None:
+        return _by_code_points("AVIF nclx", *points)
+    if _is_adobe_rgb(image):
+        return Told("Exif (Adobe RGB)", _ADOBE_RGB)
+    return None
+
+
+def _by_code_points(by: str, primaries: int, transfer: int) -> Told:
+    if transfer in _HDR:
+        raise BadImage(
+            f"the picture is HDR ({_HDR[transfer]}, told by {by}), expected one of standard "
+            "dynamic range: convert it first"
+        )
+    known, curve = _PRIMARIES.get(primaries), _CURVES.get(transfer)
+    if known is None or curve is None:
+        return Told(f"{by} {primaries}, {transfer}", None)
+    return Told(by, Space(curve, *known))
+
+
+def _by_gamma(image: ImageFile) -> Told | None:
+    """By the chunks gAMA and cHRM. 1/2.2 with sRGB's primaries stands for sRGB, as PNG says."""
+    gamma, points = image.info.get("gamma"), image.info.get("chromaticity")
+    if gamma is None and points is None:
+        return None
+    by = " and ".join(n for n, v in (("gAMA", gamma), ("cHRM", points)) if v is not None)
+    try:
+        curve = SRGB_CURVE if gamma is None else Curve(1 / gamma)
+        if gamma is not None and abs(gamma - 1 / 2.2) < 0.005:
+            curve = SRGB_CURVE
+        if points is None:
+            return Told(f"PNG {by}", Space(curve))
+        white, *corners = zip(points[::2], points[1::2], strict=True)
+        red, green, blue = corners
+        return Told(f"PNG {by}", Space(curve, (red, green, blue), white))
+    except (ValueError, ZeroDivisionError):
+        return Told(f"PNG {by}", None)
+
+
+def _is_adobe_rgb(image: ImageFile) -> bool:
+    """Whether Exif says so: colour space 2, or "uncalibrated" with the index R03."""
+    try:
+        own = image.getexif()
+        space = own.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+        index = _interoperability(own)
+    except Exception:  # Pillow raises whatever damaged bytes lead to
+        return False
+    return space == _ADOBE_COLOR_SPACE or (space == _UNCALIBRATED and index.startswith("R03"))
+
+
+def _interoperability(exif: Exif) -> str:
+    found = exif.get_ifd(ExifTags.IFD.Interop).get(_INTEROPERABILITY_INDEX, "")
+    return found.decode("ascii", "replace") if isinstance(found, bytes) else str(found)
+
+
+def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and content of a PNG's chunks before its pixels."""
+    position = 8
+    for _ in range(_MAX_PARTS):
+        if position + 8 > len(png):
+            return
+        size, kind = struct.unpack_from(">I4s", png, position)
+        if kind == b"IDAT":
+            return
+        yield kind, png[position + 8 : position + 8 + min(size, 64)]
+        position += 12 + size
+
+
+def _nclx(file: bytes) -> tuple[int, int] | None:
+    """Primaries and transfer of the first `colr` box with code points (ISO/IEC 23008-12, 6.5.5)."""
+    properties = _inside(file, (b"meta", b"iprp", b"ipco"))
+    if properties is None:
+        return None
+    for kind, begin, end in _boxes(file, *properties):
+        if kind == b"colr" and file[begin : begin + 4] == b"nclx" and end - begin >= 8:
+            primaries, transfer = struct.unpack_from(">HH", file, begin + 4)
+            return primaries, transfer
+    return None
+
+
+def _inside(file: bytes, path: tuple[bytes, ...]) -> tuple[int, int] | None:
+    """Begin and end of what a box in a box holds; `meta` has four bytes before its boxes."""
+    place = 0, len(file)
+    for name in path:
+        found = next((box for box in _boxes(file, *place) if box[0] == name), None)
+        if found is None:
+            return None
+        place = found[1] + 4 * (name == b"meta"), found[2]
+    return place
+
+
+def _boxes(file: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, begin and end of the content of each box in a stretch of a file."""
+    for _ in range(_MAX_PARTS):
+        if begin + 8 > end:
+            return
+        size, kind = struct.unpack_from(">I4s", file, begin)
+        content = begin + 8
+        if size == 1 and begin + 16 <= end:
+            (size,) = struct.unpack_from(">Q", file, content)
+            content += 8
+        after = end if size == 0 else begin + size
+        if after > end or after < content:
+            return
+        yield kind, content, after
+        begin = after

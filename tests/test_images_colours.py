@@ -1,0 +1,336 @@
+"""Colours and Exif that files tell in their various ways: read right, and never of another view.
+
+Expected colours are those of CSS Color 4's matrices and curves, worked out apart from ours.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from api.fake_codec import FakeCodec
+from image_files import SRGB, chunk, exif_of, file_of, photo, png_of, profile
+from PIL import ExifTags, Image
+
+from service import colour, exif
+from service.api.work import DecompressFile, Form, View
+from service.engine.types import Decompressed, Timings
+from service.errors import BadImage
+from service.images import Format, Metadata, of_another_view, read_image, shrink, write_image
+from service.picture import Picture, Region
+
+P3_RED, SRGB_RED = (230, 60, 40), (250, 31, 13)
+D65 = (0.3127, 0.3290)
+P3 = (*D65, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+ADOBE = (*D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+SRGB_POINTS = (*D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+
+
+def read(data: bytes, metadata: Metadata = "icc") -> Picture:
+    return read_image(data, max_pixels=1 << 20, metadata=metadata)
+
+
+def flat(colour: Any = P3_RED, mode: str = "RGB") -> Image.Image:
+    return Image.new(mode, (32, 16), colour)
+
+
+def png(image: Image.Image, *chunks: tuple[bytes, bytes], **options: Any) -> bytes:
+    """A PNG with chunks behind its header."""
+    data = file_of(image, "PNG", **options)
+    return data[:33] + b"".join(chunk(*each) for each in chunks) + data[33:]
+
+
+def gamma(value: float) -> tuple[bytes, bytes]:
+    return b"gAMA", struct.pack(">I", round(value * 1e5))
+
+
+def points(values: tuple[float, ...]) -> tuple[bytes, bytes]:
+    return b"cHRM", b"".join(struct.pack(">i", round(v * 1e5)) for v in values)
+
+
+def cicp(primaries: int, transfer: int) -> tuple[bytes, bytes]:
+    return b"cICP", bytes([primaries, transfer, 0, 1])
+
+
+def avif(primaries: int, transfer: int, **options: Any) -> bytes:
+    data = bytearray(file_of(flat(), "AVIF", quality=100, subsampling="4:4:4", **options))
+    at = data.index(b"colrnclx") + 8
+    data[at : at + 4] = struct.pack(">HH", primaries, transfer)
+    return bytes(data)
+
+
+def middle(picture: Picture) -> list[int]:
+    return [int(v) for v in picture.rgb[8, 16]]
+
+
+def close(found: list[int], expected: tuple[int, ...], within: int = 2) -> bool:
+    return bool(np.abs(np.subtract(found, expected)).max() <= within)
+
+
+WIDE = {
+    "PNG cICP": png(flat(), cicp(12, 13)),
+    "PNG gAMA and cHRM": png(flat(), gamma(1 / 2.2), points(P3)),
+    "PNG cHRM": png(flat(), points(P3)),
+    "AVIF nclx": avif(12, 13),
+}
+
+
+@pytest.mark.parametrize("by", WIDE)
+def test_display_p3_is_carried_as_a_profile_or_converted(by: str) -> None:
+    kept, converted = read(WIDE[by]), read(WIDE[by], "none")
+    assert close(middle(kept), P3_RED) and kept.icc is not None and by in kept.notes[0]
+    assert close(middle(converted), SRGB_RED) and converted.icc is None and by in converted.notes[0]
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "jpeg", "avif"])
+def test_a_profile_made_so_reaches_the_output_and_means_the_same_there(format: Format) -> None:
+    written = write_image(read(WIDE["PNG cICP"]), format, quality=None if format == "png" else 95)
+    with Image.open(io.BytesIO(written)) as image:
+        assert image.info["icc_profile"] == read(WIDE["PNG cICP"]).icc
+    assert close(middle(read(written, "none")), SRGB_RED, 4)
+
+
+def test_the_profile_is_one_that_littlecms_and_others_read() -> None:
+    icc = read(WIDE["PNG cICP"]).icc
+    assert icc is not None and len(icc) < 500 and len(icc) == struct.unpack(">I", icc[:4])[0]
+    assert colour.space(icc) == "RGB" and icc[36:40] == b"acsp"
+    assert read(file_of(flat(), "PNG", icc_profile=icc)).icc == icc
+
+
+@pytest.mark.parametrize("metadata", ["icc", "none", "all"])
+@pytest.mark.parametrize(
+    ("value", "sample", "expected"), [(1.0, 128, 188), (1.0, 10, 56), (1 / 1.8, 128, 146)]
+)
+def test_other_gammas_are_converted(
+    metadata: Metadata, value: float, sample: int, expected: int
+) -> None:
+    """Whatever is to be kept: no colour is lost, and a linear picture would be coded badly."""
+    palette = Image.new("P", (32, 16), 0)
+    palette.putpalette([sample, sample, sample, 255, 0, 0])
+    palette.putpixel((0, 0), 1)
+    images = flat((sample,) * 3), flat(sample, "L"), flat((sample, 255), "LA"), palette
+    for image in images:
+        picture = read(png(image, gamma(value)), metadata)
+        assert close(middle(picture), (expected,) * 3, 1), image.mode
+        assert picture.icc is None and "PNG gAMA" in picture.notes[0]
+
+
+def test_16_bit_greys_are_converted_before_they_are_reduced() -> None:
+    """Of 8 bits, linear greys this dark would be 0 or 13."""
+    deep = np.array([[0, 40, 100, 200, 400, 32896, 65535]], ">u2")
+    data = png_of(b"\0" + deep.tobytes(), (7, 1), 16, 0, chunk(*gamma(1.0)))
+    expected = [0, 2, 5, 10, 18, 188, 255]
+    picture = read(data)
+    assert np.abs(picture.rgb[0, :, 0].astype(int) - expected).max() <= 1
+    assert any("16-bit" in note for note in picture.notes)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(flat(), gamma(1 / 2.2)),
+        png(flat(), gamma(1 / 2.2), points(SRGB_POINTS)),
+        png(flat(), (b"sRGB", b"\0"), gamma(1.0), points(P3)),
+        png(flat(), cicp(1, 13), gamma(1.0)),
+        png(flat(), cicp(1, 1)),
+        avif(1, 13),
+        avif(2, 2),
+    ],
+)
+def test_srgb_by_any_name_is_left_alone(data: bytes) -> None:
+    for metadata in ("icc", "none"):
+        picture = read(data, metadata)  # type: ignore[arg-type]
+        assert close(middle(picture), P3_RED) and picture.icc is None and picture.notes == ()
+
+
+def test_of_several_the_one_that_png_puts_first_counts() -> None:
+    wide = profile()
+    over_profile = read(png(flat(), cicp(12, 13), icc_profile=wide), "none")
+    assert close(middle(over_profile), SRGB_RED)
+    profile_over_gamma = read(png(flat(), gamma(1.0), icc_profile=wide))
+    assert profile_over_gamma.icc == wide and middle(profile_over_gamma) == list(P3_RED)
+    profile_over_nclx = read(avif(12, 13, icc_profile=wide))
+    assert profile_over_nclx.icc == wide
+
+
+@pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
+def test_hdr_is_refused_with_the_reason(transfer: int, name: str) -> None:
+    for data in (png(flat(), cicp(9, transfer)), avif(9, transfer)):
+        with pytest.raises(BadImage, match=f"HDR .{name}, told by"):
+            read(data)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [cicp(99, 13)],
+        [cicp(12, 99)],
+        [gamma(0.0)],
+        [gamma(42000)],
+        [points((0.3, 0.0, *P3[2:]))],
+        [points((0.3, 0.3) * 4)],
+        [points((*D65, 0.64, 0.33, 0.64, 0.33, 0.15, 0.06))],
+        [points((0.8, 0.1, *P3[2:]))],
+        [points((-20000.0,) * 8)],
+    ],
+)
+def test_what_makes_no_sense_is_left_out_with_a_note(chunks: list[tuple[bytes, bytes]]) -> None:
+    picture = read(png(flat(), *chunks))
+    assert middle(picture) == list(P3_RED) and picture.icc is None
+    assert "told by PNG" in picture.notes[0]
+
+
+@pytest.mark.parametrize("cut", [1, 9, 40, 60, 100, 200])
+def test_boxes_that_lie_about_their_size_are_no_trouble(cut: int) -> None:
+    """Every box of an AVIF in turn says that it is huge, empty or not there."""
+    data = avif(12, 13)
+    for size in (0, 1, 7, 8, 2**31, 2**32 - 1):
+        changed = data[:cut] + struct.pack(">I", size) + data[cut + 4 :]
+        try:
+            assert read(changed).rgb.shape == (16, 32, 3)
+        except BadImage:
+            pass
+
+
+def exif_with_colour_space(space: int, index: bytes) -> bytes:
+    made = Image.Exif()
+    made[ExifTags.IFD.Exif] = {
+        ExifTags.Base.ColorSpace: space,
+        ExifTags.IFD.Interop: {1: index.decode()},
+    }
+    return made.tobytes()
+
+
+@pytest.mark.parametrize(("space", "index", "is_adobe"), [
+    (0xFFFF, b"R03", True), (2, b"R98", True), (0xFFFF, b"R98", False), (1, b"R98", False),
+])  # fmt: skip
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_adobe_rgb_that_only_exif_tells(
+    format: str, space: int, index: bytes, is_adobe: bool
+) -> None:
+    lossless = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+    block = exif_with_colour_space(space, index)
+    options = lossless.get(format, {})
+    data = file_of(flat((120, 160, 90)), format, exif=block, **options)
+    kept, converted = read(data), read(data, "none")
+    assert close(middle(kept), (120, 160, 90)) and (kept.icc is not None) == is_adobe
+    assert close(middle(converted), (97, 160, 84) if is_adobe else (120, 160, 90), 3)
+    with_profile = file_of(flat(), format, exif=block, icc_profile=SRGB, **options)
+    assert read(with_profile).notes == () and read(with_profile).icc is None
+
+
+# --- orientation and Exif ----------------------------------------------------------------------
+
+
+def test_an_orientation_of_four_bytes_is_applied_and_reset() -> None:
+    for order in "<>":
+        block = bytearray(exif_of(6, order))
+        at = block.index(struct.pack(order + "H", ExifTags.Base.Orientation))
+        block[at : at + 12] = struct.pack(order + "HHII", ExifTags.Base.Orientation, 4, 1, 6)
+        data = file_of(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0" + bytes(block))
+        picture = read(data, "all")
+        assert picture.rgb.shape == (37, 24, 3)
+        assert picture.exif is not None and exif.orientation(picture.exif) == 1
+
+
+@pytest.mark.parametrize("name", ["exif", "APP1"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_exif_in_a_text_of_a_png_is_exif(name: str, packed: bool) -> None:
+    block = b"Exif\0\0" + exif_of(6)
+    text = f"\n{name}\n{len(block):8}\n".encode()
+    text += b"\n".join(block.hex().encode()[k : k + 72] for k in range(0, 2 * len(block), 72))
+    key = f"Raw profile type {name}".encode() + b"\0"
+    extra = (b"zTXt", key + b"\0" + zlib.compress(text)) if packed else (b"tEXt", key + text)
+    picture = read(png(Image.fromarray(photo()), extra), "all")
+    assert np.array_equal(picture.rgb, np.rot90(photo(), -1))
+    assert picture.exif == exif_of(1)
+    broken = (b"tEXt", key + b"\nexif\n  99\nthis is no hex")
+    assert read(png(Image.fromarray(photo()), broken)).rgb.shape == (24, 37, 3)
+
+
+def camera_exif() -> bytes:
+    """Sizes, a maker note, GPS and a thumbnail of the whole picture."""
+    made = Image.Exif()
+    made[ExifTags.Base.Make] = "Maker"
+    made[ExifTags.IFD.Exif] = {
+        ExifTags.Base.ExifImageWidth: 37,
+        ExifTags.Base.ExifImageHeight: 24,
+        ExifTags.Base.MakerNote: b"the focus was at 30, 20",
+        ExifTags.Base.LensModel: "50 mm",
+    }
+    made[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
+    block = bytearray(made.tobytes().removeprefix(exif.PREFIX))
+    order = "<" if block[:2] == b"II" else ">"
+    first = struct.unpack_from(order + "I", block, 4)[0]
+    count = struct.unpack_from(order + "H", block, first)[0]
+    thumbnail = file_of(Image.fromarray(photo(12, 18)), "JPEG")
+    at = len(block)
+    struct.pack_into(order + "I", block, first + 2 + 12 * count, at)
+    directory = struct.pack(order + "H", 2)
+    directory += struct.pack(order + "HHII", ExifTags.Base.JpegIFOffset, 4, 1, at + 30)
+    directory += struct.pack(order + "HHII", ExifTags.Base.JpegIFByteCount, 4, 1, len(thumbnail))
+    return bytes(block) + directory + bytes(4) + thumbnail
+
+
+def with_camera_exif() -> Picture:
+    data = file_of(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0" + camera_exif())
+    picture = read(data, "all")
+    assert picture.exif is not None and b"\xff\xd8" in picture.exif, "a whole one keeps it all"
+    return picture
+
+
+@pytest.mark.parametrize("way", ["cut", "scaled"])
+def test_a_picture_of_another_view_has_exif_of_that_alone(way: str) -> None:
+    picture = with_camera_exif()
+    if way == "scaled":
+        other = shrink(picture, 20)
+    else:
+        other = of_another_view(Picture(picture.rgb[4:14, 5:25], exif=picture.exif))
+    assert other.exif is not None
+    assert b"\xff\xd8" not in other.exif and b"focus" not in other.exif
+    for format in ("jpeg", "png", "webp", "avif"):
+        kept = read(write_image(other, format), "all").exif  # type: ignore[arg-type]
+        assert kept is not None
+        found = Image.Exif()
+        found.load(kept)
+        camera = found.get_ifd(ExifTags.IFD.Exif)
+        assert found[ExifTags.Base.Make] == "Maker"
+        assert camera[ExifTags.Base.LensModel] == "50 mm"
+        assert camera[ExifTags.Base.ExifImageWidth] == other.width == 20
+        assert camera[ExifTags.Base.ExifImageHeight] == other.height
+        assert found.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
+        assert not found.get_ifd(ExifTags.IFD.IFD1)
+
+
+@pytest.mark.parametrize(
+    ("region", "max_size", "whole"),
+    [(None, None, True), (Region(0, 0, 30, 20), None, False), (None, 20, False)],
+)
+def test_the_service_gives_a_part_no_exif_of_the_whole(
+    region: Region | None, max_size: int | None, whole: bool
+) -> None:
+    picture = with_camera_exif()
+    part = picture if region is None else replace(picture, rgb=picture.rgb[:20, :30])
+    form = Form("jpeg", 90)
+    work = DecompressFile(FakeCodec(), b"", View(form, form, region, max_size))
+    file = work.write(Decompressed(part, 4.0, "m", Timings()))
+    kept = read(file.data, "all").exif
+    assert kept is not None and (b"\xff\xd8" in kept) == whole
+
+
+def test_gps_is_kept_by_all_alone() -> None:
+    data = file_of(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0" + camera_exif())
+    assert read(data).exif is None and read(data, "none").exif is None
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 20, 60, 150])
+def test_damaged_exif_of_another_view_is_left_out(size: int) -> None:
+    block = camera_exif()
+    for damaged in (block[:size], block[:8] + bytes(size), block[: len(block) - size]):
+        found = exif.of_another_view(damaged, 10, 10)
+        assert found is None or exif.is_exif(found)
