@@ -164,6 +164,12 @@ def _nclx(file: bytes) -> tuple[int, int] | None:
     return None
 
 
+def ends_within_a_box(file: bytes) -> bool:
+    """Whether the file ends before the last of its outermost boxes does."""
+    end = max((end for _, _, end in _boxes(file, 0, len(file))), default=0)
+    return end < len(file) and file[end + 4 : end + 8].isalnum()
+
+
 def _inside(file: bytes, path: tuple[bytes, ...]) -> tuple[int, int] | None:
     """Begin and end of what a box in a box holds; `meta` has four bytes before its boxes."""
     place = 0, len(file)

@@ -22,6 +22,7 @@ from PIL.ImageFile import ImageFile
 from service import colour, exif
 from service.errors import BadImage, BadParameter, NotAcceptable, TooManyPixels
 from service.image_colours import told_colours
+from service.image_faults import has_damaged_pixels, why_not_read, with_end_marker
 from service.image_kinds import MAX_COUNTED_FRAMES, Kind, count_frames, recognise
 from service.image_samples import (
     Samples,
@@ -91,14 +92,16 @@ def read_image(data: bytes, *, max_pixels: int, metadata: Metadata = "icc") -> P
 
     Raises:
         TooManyPixels: more than `max_pixels`; nothing was decoded.
-        BadImage: not an image file that is read, damaged, animated, or of samples that have no
-            place in 8 bits. The message says which.
+        BadImage: not an image file that is read, damaged, cut short, animated, or of samples that
+            have no place in 8 bits. The message says which.
     """
     kind = recognise(data)
     try:
         with kind.open(io.BytesIO(data)) as image:
             _check_size(kind, image, max_pixels)
             _check_frames(kind, image, data)
+            if kind.name == "PNG" and has_damaged_pixels(data):
+                raise BadImage("the PNG file is damaged: its pixels differ from their checksums")
             return _read_open(kind, image, data, metadata)
     except Image.DecompressionBombError as error:
         raise TooManyPixels(
@@ -107,9 +110,20 @@ def read_image(data: bytes, *, max_pixels: int, metadata: Metadata = "icc") -> P
     except MemoryError as error:
         raise BadImage(f"the {kind.name} file needs more memory than there is") from error
     except _PILLOW_ERRORS as error:
-        raise BadImage(
-            f"the {kind.name} file is damaged, cut short, or of a variant that is not read"
-        ) from error
+        whole = _completed(kind, data)
+        if whole is not None:
+            return read_image(whole, max_pixels=max_pixels, metadata=metadata)
+        raise BadImage(f"the {kind.name} file {why_not_read(kind.name, data, error)}") from error
+
+
+def _completed(kind: Kind, data: bytes) -> bytes | None:
+    """The file with what it lacks at its end, None where that is more than a marker."""
+    if kind.name != "JPEG":
+        return None
+    try:
+        return with_end_marker(data)
+    except (MemoryError, Image.DecompressionBombError, *_PILLOW_ERRORS):
+        return None
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:

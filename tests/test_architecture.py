@@ -42,6 +42,7 @@ HELPERS = {
     "colour": "images",
     "exif": "images",
     "image_colours": "images",
+    "image_faults": "images",
     "image_kinds": "images",
     "image_samples": "images",
     "stored": "store",
