@@ -85,8 +85,8 @@ def told_colours(name: str, image: ImageFile, data: bytes) -> Told | None:
             return found
     if icc:
         return None
-    if name == "AVIF" and (points := _nclx(data)) is not None:
-        return _by_code_points("AVIF nclx", *points)
+    if name in ("AVIF", "HEIC") and (points := _nclx(data)) is not None:
+        return _by_code_points(f"{name} nclx", *points)
     if _is_adobe_rgb(image):
         return Told("Exif (Adobe RGB)", _ADOBE_RGB)
     return None

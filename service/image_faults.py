@@ -66,7 +66,7 @@ def with_end_marker(data: bytes) -> bytes | None:
 
 
 def has_damaged_pixels(png: bytes) -> bool:
-    """Whether pixel data of a PNG differ from their checksums; Pillow paints what it can of them."""
+    """Whether pixel data of a PNG differ from their checksums; Pillow paints what it can."""
     view, position = memoryview(png), 8
     while position + 12 <= len(png):
         size, kind = struct.unpack_from(">I4s", png, position)

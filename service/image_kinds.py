@@ -1,4 +1,4 @@
-"""Kinds of image file: told apart by their first bytes, opened, and their frames counted.
+"""Kinds of image file: told apart by their first bytes, opened, and one of their frames chosen.
 
 `Image.open` is passed over on purpose: it would try formats that we refuse, and its limit on
 pixels is one number for the whole process that warns, then raises, whatever the caller's limit is.
@@ -23,10 +23,10 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from service.errors import BadImage
+from service.errors import BadImage, BadParameter, TooManyPixels
 
 MAX_COUNTED_FRAMES: Final = 1000
-"""Counting stops here; a file with more is refused all the same."""
+"""Counting stops here, and later frames cannot be chosen."""
 
 _HEAD_BYTES: Final = 64
 
@@ -48,6 +48,16 @@ class Kind:
 
 def _starts(*prefixes: bytes) -> Callable[[bytes], bool]:
     return lambda head: head.startswith(prefixes)
+
+
+def _open_heic(file: io.BytesIO) -> ImageFile:
+    """Read a HEIC header by pillow-heif, which also turns the picture upright."""
+    try:
+        from pillow_heif.as_plugin import HeifImageFile
+    except ModuleNotFoundError as error:
+        raise BadImage("HEIC files are read where pip install 'rankpress[heif]' was run") from error
+    image: ImageFile = HeifImageFile(file)
+    return image
 
 
 def _has_brand(*brands: bytes) -> Callable[[bytes], bool]:
@@ -75,13 +85,14 @@ _KINDS: Final = (
     Kind("JPEG", _starts(b"\xff\xd8\xff"), JpegImageFile),
     Kind("WebP", _is_webp, WebPImageFile),
     Kind("AVIF", _is_avif, AvifImageFile),
+    Kind("HEIC", _has_brand(b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"), _open_heic),
     Kind("GIF", _starts(b"GIF87a", b"GIF89a"), GifImageFile),
     Kind("TIFF", _starts(b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"), TiffImageFile),
     Kind("BMP", _starts(b"BM"), BmpImageFile),
     Kind("PPM", _is_pnm, PpmImageFile),
 )
 _REFUSED: Final = (
-    ("HEIC", _has_brand(b"heic", b"heix", b"hevc", b"mif1", b"msf1")),
+    ("HEIC sequences", _has_brand(b"hevc", b"hevx")),
     ("JPEG XL", _starts(b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")),
     ("JPEG 2000", _starts(b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")),
     ("PDF", _starts(b"%PDF")),
@@ -108,6 +119,43 @@ def recognise(data: bytes) -> Kind:
     if not head:
         raise BadImage("the file is empty")
     raise BadImage(f"not an image file that is read, expected one of {known}")
+
+
+def choose_frame(
+    kind: Kind, image: ImageFile, data: bytes, frame: int | None, max_pixels: int
+) -> None:
+    """Bring a file that was opened to one of its frames or pages.
+
+    Args:
+        frame: its number, from 0; None for a file that has but one.
+        max_pixels: of all frames that have to be decoded to see it. Pages are decoded alone.
+
+    Raises:
+        BadImage: None, and there are several. BadParameter: there is no such frame.
+        TooManyPixels: it is too far into an animation.
+    """
+    frames = count_frames(kind, image, data)
+    many = f"{frames} or more" if frames >= MAX_COUNTED_FRAMES else str(frames)
+    what = "pages" if kind.name == "TIFF" else "frames"
+    if frame is None:
+        if frames > 1:
+            raise BadImage(
+                f"the {kind.name} file has {many} {what}, expected one; choose one: frame=0 is "
+                "the first"
+            )
+        return
+    if not 0 <= frame < min(frames, MAX_COUNTED_FRAMES):
+        raise BadParameter(
+            f"frame is {frame}, the {kind.name} file has {many} {what}, the first is 0"
+        )
+    pixels = image.width * image.height * (frame + 1)
+    if kind.name not in ("TIFF", "HEIC") and pixels > max_pixels:
+        raise TooManyPixels(
+            f"frame {frame} of the {kind.name} file takes {pixels} pixels to decode with those "
+            f"before it, the limit is {max_pixels}"
+        )
+    if frame:
+        image.seek(frame)
 
 
 def count_frames(kind: Kind, image: ImageFile, data: bytes) -> int:

@@ -23,7 +23,7 @@ from service import colour, exif
 from service.errors import BadImage, BadParameter, NotAcceptable, TooManyPixels
 from service.image_colours import told_colours
 from service.image_faults import has_damaged_pixels, why_not_read, with_end_marker
-from service.image_kinds import MAX_COUNTED_FRAMES, Kind, count_frames, recognise
+from service.image_kinds import Kind, choose_frame, recognise
 from service.image_samples import (
     Samples,
     examine,
@@ -77,10 +77,13 @@ _PILLOW_ERRORS: Final = (
 )
 
 
-def read_image(data: bytes, *, max_pixels: int, metadata: Metadata = "icc") -> Picture:
+def read_image(
+    data: bytes, *, max_pixels: int, metadata: Metadata = "icc", frame: int | None = None
+) -> Picture:
     """Return the picture in an image file: upright, 8 bits a sample, RGB and alpha.
 
-    PNG, JPEG (also CMYK and MPO), WebP, AVIF, GIF, TIFF, BMP and PPM are read. Grey files give
+    PNG, JPEG (also CMYK and MPO), WebP, AVIF, GIF, TIFF, BMP and PPM are read, and HEIC where
+    pillow-heif is installed. Grey files give
     three equal channels and `grey`. Deeper samples are reduced to 8 bits and CMYK is converted to
     sRGB, both noted. A profile that does nothing but say sRGB is not kept except by "all".
 
@@ -89,17 +92,20 @@ def read_image(data: bytes, *, max_pixels: int, metadata: Metadata = "icc") -> P
         max_pixels: width x height that is accepted.
         metadata: "icc" keeps the colour profile; "none" converts to sRGB instead; "all" keeps the
             profile as it is and the Exif block, its orientation set to upright.
+        frame: number, from 0, of the frame or page of a file that may have several.
 
     Raises:
         TooManyPixels: more than `max_pixels`; nothing was decoded.
-        BadImage: not an image file that is read, damaged, cut short, animated, or of samples that
-            have no place in 8 bits. The message says which.
+        BadParameter: there is no such frame.
+        BadImage: not an image file that is read, damaged, cut short, of several frames without one
+            that is chosen, or of samples that have no place in 8 bits. The message says which.
     """
     kind = recognise(data)
     try:
         with kind.open(io.BytesIO(data)) as image:
             _check_size(kind, image, max_pixels)
-            _check_frames(kind, image, data)
+            choose_frame(kind, image, data, frame, max_pixels)
+            _check_size(kind, image, max_pixels)  # pages differ in size
             if kind.name == "PNG" and has_damaged_pixels(data):
                 raise BadImage("the PNG file is damaged: its pixels differ from their checksums")
             return _read_open(kind, image, data, metadata)
@@ -112,7 +118,7 @@ def read_image(data: bytes, *, max_pixels: int, metadata: Metadata = "icc") -> P
     except _PILLOW_ERRORS as error:
         whole = _completed(kind, data)
         if whole is not None:
-            return read_image(whole, max_pixels=max_pixels, metadata=metadata)
+            return read_image(whole, max_pixels=max_pixels, metadata=metadata, frame=frame)
         raise BadImage(f"the {kind.name} file {why_not_read(kind.name, data, error)}") from error
 
 
@@ -211,15 +217,6 @@ def _check_size(kind: Kind, image: ImageFile, max_pixels: int) -> None:
             f"the {kind.name} file has {width}x{height} = {width * height} pixels, "
             f"the limit is {max_pixels}"
         )
-
-
-def _check_frames(kind: Kind, image: ImageFile, data: bytes) -> None:
-    frames = count_frames(kind, image, data)
-    if frames < 2:
-        return
-    many = f"{frames} or more" if frames >= MAX_COUNTED_FRAMES else str(frames)
-    what = "pages" if kind.name == "TIFF" else "frames"
-    raise BadImage(f"the {kind.name} file has {many} {what}, expected one; save the one you want")
 
 
 def _read_open(kind: Kind, image: ImageFile, data: bytes, metadata: Metadata) -> Picture:
