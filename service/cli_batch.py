@@ -1,25 +1,24 @@
 """Files and folders in, files out: what the compress and decompress commands share.
 
 `plan` says which file becomes which, `run` does it one after the other while the next is read, and
-a file that fails does not stop those after it. No file is half written: bytes go to a temporary
-name beside the target, which is renamed when it is whole.
+a file that fails does not stop those after it. No file is half written, see files.py.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from service.errors import BadParameter, MissingExtra, RankpressError, RateUnavailable
+from service.files import check_target, descriptor_of, write_whole
 
 if TYPE_CHECKING:
     from service.engine.types import Target
@@ -84,7 +83,7 @@ class Outcome:
 
 def check_output(out: str, json: bool) -> None:
     """Raise BadParameter where standard output would get bytes that it should not."""
-    if out != STANDARD:
+    if _target_of(out) is not None:
         return
     if json:
         raise BadParameter("--json and OUT are both standard output, expected a file for OUT")
@@ -127,14 +126,15 @@ def plan(sources: Sequence[str], out: str, suffixes: frozenset[str], suffix: str
     folders = [source for source in sources if os.path.isdir(source)]
     into_folder = out.endswith(("/", os.sep)) or os.path.isdir(out)
     if not (into_folder or folders or len(sources) > 1):
-        task = Task(_path(sources[0]), _path(out))
+        source = None if sources[0] == STANDARD else Path(sources[0])
+        task = Task(source, _target_of(out))
         _check_not_itself(task)
         return [task]
-    if out == STANDARD:
+    if _target_of(out) is None:
         raise BadParameter("standard output takes one file, expected a folder for OUT")
     if STANDARD in sources:
         raise BadParameter("standard input has no name, expected a file for OUT and no other input")
-    if os.path.isfile(out):
+    if os.path.exists(out) and not into_folder:
         raise BadParameter(f"OUT is the file {out}, expected a folder for several files")
     found = [pair for source in sources for pair in _find(source, len(sources) > 1, suffixes)]
     if not found:
@@ -174,39 +174,18 @@ def read_bytes(source: Path | None) -> bytes:
     return sys.stdin.buffer.read() if source is None else source.read_bytes()
 
 
-def write_whole(target: Path | None, data: bytes, *, overwrite: bool) -> None:
-    """Write a file that is whole as soon as it has its name; or write to standard output.
-
-    Raises:
-        FileExistsError: the target exists and is not to be overwritten.
-        OSError: as the system says.
-    """
-    if target is None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _refuse_existing(target, overwrite)
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def message_of(error: Exception) -> str:
     """Return what an error says; of the system's, the reason alone."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _path(text: str) -> Path | None:
-    return None if text == STANDARD else Path(text)
+def _target_of(out: str) -> Path | None:
+    """Return the file that OUT names; None for standard output, by any of its names."""
+    return None if out == STANDARD or descriptor_of(Path(out)) == 1 else Path(out)
 
 
 def _check_not_itself(task: Task) -> None:
-    if task.source is None or task.target is None or not task.target.exists():
+    if task.source is None or task.target is None or not task.target.is_file():
         return
     if task.source.exists() and task.source.samefile(task.target):
         raise BadParameter(f"{task.source} would be replaced by its own result")
@@ -249,15 +228,35 @@ def _without(path: Path, suffixes: frozenset[str]) -> Path:
 
 def _fetch(task: Task, load: Callable[[bytes], Loaded], overwrite: bool) -> tuple[int, Loaded]:
     """Return the size of a source and what was loaded from it, unless its target is there."""
-    if task.target is not None:
-        _refuse_existing(task.target, overwrite)
+    with _writing(task.target):
+        if task.target is not None:
+            check_target(task.target, overwrite=overwrite)
     data = read_bytes(task.source)
     return len(data), load(data)
 
 
-def _refuse_existing(target: Path, overwrite: bool) -> None:
-    if not overwrite and target.exists():
-        raise FileExistsError(errno.EEXIST, f"{target} exists; --overwrite replaces it")
+def _write(target: Path | None, data: bytes, overwrite: bool) -> None:
+    """Write a file, if nothing has come to lie there since the task began; or standard output."""
+    with _writing(target):
+        if target is None:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        else:
+            check_target(target, overwrite=overwrite)
+            write_whole(target, data)
+
+
+@contextmanager
+def _writing(target: Path | None) -> Iterator[None]:
+    """Name the target in what the system says of it: a task's errors are told under its source."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = "standard output" if target is None else target
+        reason = f"cannot write {name}: {message_of(error)}"
+        raise OSError(error.errno, reason) from error
 
 
 def _finish(
@@ -272,7 +271,7 @@ def _finish(
     try:
         input_bytes, loaded = fetch()
         made = make(loaded)
-        write_whole(task.target, made.data, overwrite=overwrite)
+        _write(task.target, made.data, overwrite)
     except (*_STOPS_THE_RUN, BrokenPipeError):
         raise
     except (RankpressError, OSError) as error:

@@ -190,12 +190,14 @@ def zoo(
     seed: Annotated[int, typer.Option(min=0, help="Of crops and initial factors.")] = 0,
 ) -> None:
     """Train a rate's low-rank adapter on a frozen CompressAI model."""
+    from service.files import check_target, write_whole
     from service.nets.zoo import pretrained
     from service.train.data import Crops
     from service.train.zoo import ZooRecipe, train_adapter
 
     if crop % 64:
         raise BadParameter(f"crop is {crop}, expected a multiple of 64")
+    check_target(out, overwrite=True)
     recipe = ZooRecipe(lmbda, steps, rank, seed=seed)
 
     def report(step: int, loss: float) -> None:
@@ -203,7 +205,7 @@ def zoo(
             typer.echo(f"step {step}/{steps}  loss {loss:.4f}")
 
     made = train_adapter(pretrained(name, quality), Crops(data, crop, seed), recipe, report)
-    out.write_bytes(made)
+    write_whole(out, made)
 
 
 def _rate(text: str, order: tuple[int, ...]) -> int:

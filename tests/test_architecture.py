@@ -23,18 +23,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "picture": {"errors"},
     "settings": {"errors"},
+    "files": set(),
     "objects": {"errors"},
     "images": COMMON,
     "codec": {"errors"},
     "nets": COMMON | {"codec"},
     "store": COMMON | {"codec"},
     "adapt": COMMON | {"codec", "nets"},
-    "engine": COMMON | {"codec", "nets", "adapt", "store", "settings"},
+    "engine": COMMON | {"codec", "nets", "adapt", "store", "settings", "files"},
     "jobs": COMMON | {"engine", "images", "objects", "settings"},
     "pillow": COMMON | {"codec", "engine", "images", "settings"},
     "api": COMMON | {"engine", "images", "jobs", "objects", "settings"},
-    "eval": COMMON | {"images", "codec", "adapt", "engine", "store"},
-    "train": COMMON | {"images", "codec", "nets", "store", "adapt", "eval", "engine"},
+    "eval": COMMON | {"images", "codec", "adapt", "engine", "store", "files"},
+    "train": COMMON | {"images", "codec", "nets", "store", "adapt", "eval", "engine", "files"},
 }
 """The import column of the architecture; cli may import anything."""
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 
 import service.engine.opening
 from service import cli
-from service.cli_batch import Made, Task, check_output, plan, run, write_whole
+from service.cli_batch import Made, Task, check_output, plan, run
 from service.codec.container import Flags, Header, Stream, write_stream
 from service.errors import BadParameter
 from service.images import read_image
@@ -181,7 +181,8 @@ def test_nothing_is_overwritten_without_leave(codec: OpenedCodec) -> None:
     Path("a.png").write_bytes(PNG)
     Path("a.rkp").write_bytes(b"precious")
     result = rankpress("compress", "a.png", "a.rkp")
-    assert result.exit_code == 1 and "a.rkp exists; --overwrite replaces it" in result.stderr
+    assert result.exit_code == 1
+    assert "cannot write a.rkp: it exists; --overwrite replaces it" in result.stderr
     assert Path("a.rkp").read_bytes() == b"precious" and codec.calls == 0
     assert rankpress("compress", "a.png", "a.rkp", "-f").exit_code == 0
     assert Path("a.rkp").read_bytes() != b"precious"
@@ -197,10 +198,59 @@ def test_a_failed_write_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPat
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    Path("a.png").write_bytes(PNG)
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(here / "a.rkp", b"data", overwrite=False)
-    assert tree(here) == []
+    result = rankpress("compress", "a.png", "a.rkp")
+    assert result.exit_code == 1 and result.stderr.startswith(
+        "error: a.png: cannot write a.rkp: No space left on device\n"
+    )
+    assert tree(here) == ["a.png"]
+
+
+def test_overwriting_keeps_links_and_modes() -> None:
+    Path("a.png").write_bytes(PNG)
+    Path("real.rkp").write_bytes(b"old")
+    Path("real.rkp").chmod(0o600)
+    Path("a.rkp").symlink_to("real.rkp")
+    assert "a.rkp: it exists" in rankpress("compress", "a.png", "a.rkp").stderr
+    assert rankpress("compress", "a.png", "a.rkp", "-f").exit_code == 0
+    assert Path("a.rkp").is_symlink() and Path("real.rkp").stat().st_mode & 0o777 == 0o600
+    assert rankpress("decompress", "real.rkp", "b.png").exit_code == 0
+
+
+def test_pipes_and_standard_output_by_name_need_no_leave() -> None:
+    Path("a.png").write_bytes(PNG)
+    data = rankpress("compress", "a.png", "-").stdout_bytes
+    for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        result = rankpress("compress", "a.png", name)
+        assert (result.exit_code, result.stdout_bytes, result.stderr) == (0, data, "")
+        result = rankpress("compress", "a.png", name, "--json")
+        assert result.exit_code == 2 and "expected a file for OUT" in result.stderr
+    os.mkfifo("pipe")
+    with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE) as reader:
+        assert rankpress("compress", "a.png", "pipe").exit_code == 0
+        assert reader.communicate()[0] == data
+    assert Path("pipe").is_fifo()
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(codec: OpenedCodec) -> None:
+    longest = "x" * 251
+    Path(f"{longest}.png").write_bytes(PNG)
+    assert rankpress("compress", f"{longest}.png", "out/").exit_code == 0
+    assert os.listdir("out") == [f"{longest}.rkp"] and codec.calls == 1
+    Path(f"{longest}.jpg").write_bytes(PNG)
+    Path("folder").mkdir()
+    for target, reason in (("y" * 256, "File name too long"), ("new/" + "y" * 256, "File name too"),
+                           (f"{longest}.png/a.rkp", "Not a directory")):  # fmt: skip
+        result = rankpress("compress", f"{longest}.jpg", target, "-f")
+        assert result.exit_code == 1 and reason in result.stderr
+    Path("in").mkdir()
+    Path("in/a.png").write_bytes(PNG)
+    Path("out/a.rkp").mkdir()
+    result = rankpress("compress", "in", "out", "-f")
+    assert result.exit_code == 1
+    assert "cannot write out/a.rkp: it is a folder, expected a file" in result.stderr
+    assert codec.calls == 1
 
 
 @pytest.mark.parametrize(

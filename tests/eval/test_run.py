@@ -227,3 +227,11 @@ def test_the_command_writes_csv_json_figures_and_sheet(tmp_path: Path, store: Pa
     assert written == {"images.csv", "summary.json", "rd-psnr-db.png", "rd-ms-ssim.png",
                        "crops.png"}  # fmt: skip
     assert json.loads(record.read_text())["what"] == "eval"
+    result = CliRunner().invoke(
+        app, [*arguments, "--out", str(tmp_path / "again"), "--record", str(folder)]
+    )
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: {folder}: it is a folder, expected a file\n",
+    )
+    assert not (tmp_path / "again").exists(), "known before anything is measured"
