@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from service.errors import BadParameter, MissingExtra, RankpressError, RateUnavailable
-from service.files import check_target, descriptor_of, write_whole
+from service.files import check_target, descriptor_of, list_folder, write_whole
 
 if TYPE_CHECKING:
     from service.engine.types import Target
@@ -38,6 +38,21 @@ class Task:
 
     source: Path | None
     target: Path | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do, and what it will not.
+
+    Attributes:
+        tasks: in order.
+        unreadable: folders that cannot be listed, with the reason; the run fails for each.
+        passed_over: sentences about what folders hold besides: files of other kinds, loops.
+    """
+
+    tasks: Sequence[Task]
+    unreadable: Sequence[Outcome] = ()
+    passed_over: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +122,7 @@ def rate_or_target(
     return Target(bpp, max_bytes, psnr_db)
 
 
-def plan(sources: Sequence[str], out: str, suffixes: frozenset[str], suffix: str) -> list[Task]:
+def plan(sources: Sequence[str], out: str, suffixes: frozenset[str], suffix: str) -> Plan:
     """Return what becomes what.
 
     OUT is a folder when it is one, ends in a slash, or there is more than one file to make. A
@@ -129,24 +144,29 @@ def plan(sources: Sequence[str], out: str, suffixes: frozenset[str], suffix: str
         source = None if sources[0] == STANDARD else Path(sources[0])
         task = Task(source, _target_of(out))
         _check_not_itself(task)
-        return [task]
+        return Plan([task])
     if _target_of(out) is None:
         raise BadParameter("standard output takes one file, expected a folder for OUT")
     if STANDARD in sources:
         raise BadParameter("standard input has no name, expected a file for OUT and no other input")
     if os.path.exists(out) and not into_folder:
         raise BadParameter(f"OUT is the file {out}, expected a folder for several files")
-    found = [pair for source in sources for pair in _find(source, len(sources) > 1, suffixes)]
-    if not found:
-        raise BadParameter(f"no files in {', '.join(folders)} end in {', '.join(sorted(suffixes))}")
+    found, unreadable, passed_over = _find_all(sources, suffixes)
+    if not found and not unreadable:
+        holds = "; ".join(passed_over) or "no files"
+        raise BadParameter(f"nothing to do in {', '.join(folders)}: {holds}")
     tasks = _name(found, Path(out), suffixes, suffix)
     for task in tasks:
         _check_not_itself(task)
-    return tasks
+    failed = [
+        Outcome(str(error.filename), str(Path(out)), 0.0, error=message_of(error))
+        for error in unreadable
+    ]
+    return Plan(tasks, failed, passed_over)
 
 
 def run(
-    tasks: Sequence[Task],
+    planned: Plan,
     load: Callable[[bytes], Loaded],
     make: Callable[[Loaded], Made],
     *,
@@ -157,6 +177,10 @@ def run(
     Raises:
         RateUnavailable, MissingExtra: no file can be made.
     """
+    yield from planned.unreadable
+    tasks = planned.tasks
+    if not tasks:
+        return
     if len(tasks) == 1:  # in this thread, where Ctrl-C ends a wait for standard input
         yield _finish(tasks[0], lambda: _fetch(tasks[0], load, overwrite), make, overwrite)
         return
@@ -191,19 +215,31 @@ def _check_not_itself(task: Task) -> None:
         raise BadParameter(f"{task.source} would be replaced by its own result")
 
 
-def _find(source: str, named: bool, suffixes: frozenset[str]) -> Iterator[tuple[Path, Path]]:
-    """Yield files with their paths below OUT. Hidden files of folders are passed over."""
-    root = Path(source)
-    if not root.is_dir():
-        yield root, Path(root.name)
-        return
-    top = Path(root.resolve().name) if named else Path()
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                path = Path(folder, name)
-                yield path, top / path.relative_to(root)
+def _find_all(
+    sources: Sequence[str], suffixes: frozenset[str]
+) -> tuple[list[tuple[Path, Path]], list[OSError], list[str]]:
+    """Return files with their paths below OUT, folders that cannot be listed, and what is left."""
+    found: list[tuple[Path, Path]] = []
+    unreadable: list[OSError] = []
+    others: Counter[str] = Counter()
+    passed_over: list[str] = []
+    for root in map(Path, sources):
+        if not root.is_dir():
+            found.append((root, Path(root.name)))
+            continue
+        top = Path(root.resolve().name) if len(sources) > 1 else Path()
+        listing = list_folder(root)
+        for path in listing.files:
+            if path.suffix.lower() in suffixes:
+                found.append((path, top / path.relative_to(root)))
+            else:
+                others[path.suffix.lower() or "no suffix"] += 1
+        unreadable += listing.unreadable
+        passed_over += [f"{path} {reason}" for path, reason in listing.passed_over]
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        passed_over.append(f"files of other kinds: {kinds}")
+    return found, unreadable, passed_over
 
 
 def _name(

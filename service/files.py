@@ -1,8 +1,11 @@
-"""Files written whole or not at all, for everything that writes files.
+"""Files written whole or not at all, and the files of a folder: nothing is passed over in silence.
 
 A plain file, or a new one, gets its bytes under a temporary name in its folder and then its own
 name. Links are followed to what they lead to. What is no plain file (a device, a pipe, a descriptor
 of this process such as /dev/stdout) is written to and never replaced.
+
+Everything that reads folders of pictures finds their files here. Links to folders are followed,
+names that begin with a dot are left out.
 """
 
 from __future__ import annotations
@@ -15,11 +18,90 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from service.errors import BadParameter
+
+_READ: Final = (
+    ".avif .bmp .gif .jfif .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff .webp"
+)
+_REFUSED: Final = (
+    ".apng .arw .cr2 .cr3 .dng .exr .hdr .heic .heif .hif .j2c .j2k .jp2 .jpf .jpx .jxl .jxr .nef "
+    ".orf .pam .qoi .raf .rw2 .tga .wdp"
+)
+IMAGE_SUFFIXES: Final = frozenset(f"{_READ} {_REFUSED}".split())
+"""Files of folders that are pictures; those of kinds that are not read fail with the reason."""
+
 _STANDARD: Final = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR: Final = re.compile(r"/(?:dev|proc/(?:self|thread-self|\d+))/fd/(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder and of the folders in it.
+
+    Attributes:
+        files: in order of their paths. Names that lead nowhere are among them: reading says why.
+        unreadable: for each folder that could not be listed, with its name in `filename`.
+        passed_over: what was found and is no file, with the reason.
+    """
+
+    files: tuple[Path, ...]
+    unreadable: tuple[OSError, ...]
+    passed_over: tuple[tuple[Path, str], ...]
+
+
+def list_folder(folder: Path) -> Listing:
+    """Return what lies in a folder and in all folders below it, hidden names left out."""
+    files: list[Path] = []
+    unreadable: list[OSError] = []
+    passed_over: list[tuple[Path, str]] = []
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while waiting:
+        place, above = waiting.pop()
+        try:
+            status = place.stat()
+            names = [name for name in os.listdir(place) if not name.startswith(".")]
+        except OSError as error:
+            unreadable.append(error)
+            continue
+        here = status.st_dev, status.st_ino
+        if here in above:
+            passed_over.append((place, "leads back to a folder that it is in"))
+            continue
+        for path in (place / name for name in names):
+            kind = _kind_of(path)
+            if stat.S_ISDIR(kind):
+                waiting.append((path, above | {here}))
+            elif stat.S_ISREG(kind):
+                files.append(path)
+            else:
+                passed_over.append((path, "is no plain file"))
+    return Listing(tuple(sorted(files)), tuple(unreadable), tuple(sorted(passed_over)))
+
+
+def files_in(folder: Path) -> tuple[Path, ...]:
+    """Return the files of a folder and of the folders in it, in order, hidden names left out.
+
+    Raises:
+        BadParameter: it is no folder. OSError: it, or a folder in it, cannot be listed.
+    """
+    if not folder.is_dir():
+        raise BadParameter(f"{folder} is not a folder of pictures")
+    found = list_folder(folder)
+    for error in found.unreadable:
+        raise error
+    return found.files
+
+
+def _kind_of(path: Path) -> int:
+    """Return the mode of what a path leads to; that of a file where it leads nowhere."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return stat.S_IFREG
 
 
 def descriptor_of(path: Path) -> int | None:

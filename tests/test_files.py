@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from service.files import check_target, descriptor_of, whole_file, write_whole
+from service.errors import BadParameter
+from service.files import (
+    check_target,
+    descriptor_of,
+    files_in,
+    list_folder,
+    whole_file,
+    write_whole,
+)
 
 NEW = b"new bytes"
 
@@ -209,3 +217,48 @@ def test_an_error_leaves_what_was_there_and_nothing_else(old: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert old.read_bytes() == b"old bytes" and os.listdir(old.parent) == ["old"]
+
+
+def test_a_folder_is_listed_through_links_without_hidden_names_and_loops(tmp_path: Path) -> None:
+    for name in ("b/2.png", "b/.hidden/x.png", ".git/y.png", "a.txt", "c.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    top = tmp_path / "in"
+    (tmp_path / "link").symlink_to(top)
+    (top / "b" / "loop").symlink_to(tmp_path / "link")
+    (top / "again").symlink_to("b")
+    (top / "gone").symlink_to("nothing")
+    os.mkfifo(top / "pipe")
+    for start in (top, tmp_path / "link"):
+        found = list_folder(start)
+        names = [path.relative_to(start).as_posix() for path in found.files]
+        assert names == ["a.txt", "again/2.png", "b/2.png", "c.png", "gone"]
+        assert [(str(path.relative_to(start)), reason) for path, reason in found.passed_over] == [
+            ("again/loop", "leads back to a folder that it is in"),
+            ("b/loop", "leads back to a folder that it is in"),
+            ("pipe", "is no plain file"),
+        ]
+        assert found.unreadable == () and files_in(start) == found.files
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_never_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.png").touch()
+    really = os.listdir
+
+    def listdir(path: Path) -> list[str]:
+        if path == tmp_path / "sub":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    found = list_folder(tmp_path)
+    assert found.files == (tmp_path / "a.png",)
+    assert [error.filename for error in found.unreadable] == [str(tmp_path / "sub")]
+    with pytest.raises(PermissionError, match="sub"):
+        files_in(tmp_path)
+    with pytest.raises(BadParameter, match="none is not a folder of pictures"):
+        files_in(tmp_path / "none")

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from service.errors import BadImage, BadParameter
-from service.files import whole_file
+from service.files import files_in, whole_file
 from service.image_kinds import recognise
 from service.images import read_image
 from service.picture import U8
@@ -63,7 +63,7 @@ def cut(folders: Sequence[Path], out: Path, size: int, halve: bool, say: Say) ->
         say: is told how far it is.
 
     Raises:
-        BadParameter: not one tile came of it.
+        BadParameter: not one tile came of it. OSError: a folder or file cannot be read.
     """
     files = _files(folders)
     pictures = tiles = 0
@@ -166,10 +166,7 @@ def _tiles_of(path: Path, size: int, halve: bool) -> U8:
 
 
 def _files(folders: Sequence[Path]) -> list[Path]:
-    for folder in folders:
-        if not folder.is_dir():
-            raise BadParameter(f"{folder} is not a folder of pictures")
-    return [p for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()]
+    return [path for folder in folders for path in files_in(folder)]
 
 
 def _digest(files: Sequence[Path]) -> str:

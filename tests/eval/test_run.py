@@ -168,7 +168,10 @@ def test_a_folder_is_read_as_plain_srgb_in_order_of_name(tmp_path: Path) -> None
     assert (first.name, second.name) == ("a", "b")
     assert first.rgb.shape == PICTURES[1].rgb.shape
     assert np.array_equal(second.rgb, PICTURES[0].rgb)
-    with pytest.raises(BadParameter, match="no picture"):
+    with pytest.raises(BadParameter, match="none is not a folder of pictures"):
+        read_folder(tmp_path / "none")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(BadParameter, match="no picture in .*none"):
         read_folder(tmp_path / "none")
 
 
