@@ -29,6 +29,7 @@ from service.cli_options import (
 )
 from service.cli_serve import register as register_serve
 from service.cli_settings import settings_of
+from service.cli_streams import hold_closed_streams, reason_of
 from service.cli_train import train_app
 from service.errors import BadParameter, RankpressError
 from service.files import IMAGE_SUFFIXES
@@ -75,7 +76,7 @@ class _Group(TyperGroup):
         except BrokenPipeError:  # whoever read our output has seen enough; typer ends quietly
             raise
         except OSError as error:
-            raise _stop(f"{error.filename or ''}: {error.strerror or error}", 1) from error
+            raise _stop(reason_of(error), 1) from error
         except KeyboardInterrupt as error:
             raise _stop("interrupted", 130) from error
         except Exception as error:
@@ -116,7 +117,11 @@ def main() -> None:
     # numpy's own threads wait for one another in the same way: the light decoder's entropy networks
     # took 50 ms on one thread and 190 to 630 on two where others used both cores too.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    app()
+    hold_closed_streams()
+    try:
+        app()
+    except OSError as error:  # not of a command's work: --help could not be written
+        raise SystemExit(_stop(reason_of(error), 1).exit_code) from error
 
 
 def _show_version(wanted: bool) -> None:

@@ -97,7 +97,15 @@ class Outcome:
 
 
 def check_output(out: str, json: bool) -> None:
-    """Raise BadParameter where standard output would get bytes that it should not."""
+    """Check that standard output can take what it will get.
+
+    Raises:
+        BadParameter: it would get bytes that it should not. OSError: it is closed.
+    """
+    if _target_of(out) is not None and not json:
+        return
+    with _writing(None):
+        check_target(Path("/dev/stdout"), overwrite=True)
     if _target_of(out) is not None:
         return
     if json:
