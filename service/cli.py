@@ -29,22 +29,21 @@ from service.cli_options import (
 )
 from service.cli_serve import register as register_serve
 from service.cli_settings import settings_of
+from service.cli_streams import hold_closed_streams, reason_of
 from service.cli_train import train_app
 from service.errors import BadParameter, RankpressError
+from service.files import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from service.cli_batch import Made, Task
+    from service.cli_batch import Made, Plan
     from service.images import Metadata
     from service.picture import Picture
 
 Loaded = TypeVar("Loaded")
 
 STREAM_SUFFIX: Final = ".rkp"
-IMAGE_SUFFIXES: Final = frozenset(
-    ".avif .bmp .gif .jfif .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-)
 Format = Literal["png", "webp", "jpeg", "avif"]
 FORMAT_OF_SUFFIX: Final[dict[str, Format]] = {
     ".png": "png",
@@ -77,7 +76,7 @@ class _Group(TyperGroup):
         except BrokenPipeError:  # whoever read our output has seen enough; typer ends quietly
             raise
         except OSError as error:
-            raise _stop(f"{error.filename or ''}: {error.strerror or error}", 1) from error
+            raise _stop(reason_of(error), 1) from error
         except KeyboardInterrupt as error:
             raise _stop("interrupted", 130) from error
         except Exception as error:
@@ -118,7 +117,11 @@ def main() -> None:
     # numpy's own threads wait for one another in the same way: the light decoder's entropy networks
     # took 50 ms on one thread and 190 to 630 on two where others used both cores too.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    app()
+    hold_closed_streams()
+    try:
+        app()
+    except OSError as error:  # not of a command's work: --help could not be written
+        raise SystemExit(_stop(reason_of(error), 1).exit_code) from error
 
 
 def _show_version(wanted: bool) -> None:
@@ -170,7 +173,7 @@ def compress(
 
     check_output(out, json)
     wanted = rate_or_target(rate, target_bpp, max_bytes, target_psnr)
-    tasks = plan(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
+    planned = plan(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
     settings = settings_of(store=store, model=model, device=device, check=check)
     codec = open_codec(settings)
 
@@ -181,7 +184,7 @@ def compress(
             c = codec.compress_to(picture, wanted, tune)
         return Made(c.data, c.width, c.height, c.rate, c.bpp, c.psnr_db, picture.notes)
 
-    _work(tasks, _reader(settings.max_pixels, metadata), make, json=json, overwrite=overwrite)
+    _work(planned, _reader(settings.max_pixels, metadata), make, json=json, overwrite=overwrite)
 
 
 @app.command()
@@ -212,8 +215,8 @@ def decompress(
     named = FORMAT_OF_SUFFIX.get(Path(out).suffix.lower())
     chosen = format or named or "png"
     suffix = next(s for s, f in FORMAT_OF_SUFFIX.items() if f == chosen)
-    tasks = plan(sources, out, frozenset({STREAM_SUFFIX}), suffix)
-    if not (format or named) and tasks[0].target == Path(out):
+    planned = plan(sources, out, frozenset({STREAM_SUFFIX}), suffix)
+    if not (format or named) and any(task.target == Path(out) for task in planned.tasks):
         known = ", ".join(FORMAT_OF_SUFFIX)
         raise BadParameter(f"OUT is {out}, expected a name in {known}, or --format")
     if quality is not None and chosen == "png":
@@ -231,7 +234,7 @@ def decompress(
         size = picture.width, picture.height
         return Made(written, *size, decompressed.rate, bpp, None, picture.notes)
 
-    _work(tasks, lambda data: data, make, json=json, overwrite=overwrite)
+    _work(planned, lambda data: data, make, json=json, overwrite=overwrite)
 
 
 @app.command()
@@ -257,15 +260,15 @@ def adapt(
     from service.cli_batch import check_output, plan
 
     check_output(out, json)
-    tasks = plan(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
+    planned = plan(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
     settings = settings_of(store=store, device=device)
     codec = open_store(settings)
 
     def make(picture: Picture) -> Made:
         begun = codec.adapt(picture, rate, effort=effort, seed=seed, max_seconds=max_seconds)
-        return run_adaptation(begun, picture, rate, quiet=json or len(tasks) > 1)
+        return run_adaptation(begun, picture, rate, quiet=json or len(planned.tasks) > 1)
 
-    _work(tasks, _reader(settings.max_pixels, metadata), make, json=json, overwrite=overwrite)
+    _work(planned, _reader(settings.max_pixels, metadata), make, json=json, overwrite=overwrite)
 
 
 @app.command()
@@ -319,7 +322,7 @@ def _reader(max_pixels: int, metadata: Metadata) -> Callable[[bytes], Picture]:
 
 
 def _work(
-    tasks: Sequence[Task],
+    planned: Plan,
     load: Callable[[bytes], Loaded],
     make: Callable[[Loaded], Made],
     *,
@@ -331,10 +334,9 @@ def _work(
     from service.cli_print import follow
 
     outcomes = follow(
-        run(tasks, load, make, overwrite=overwrite),
-        len(tasks),
+        run(planned, load, make, overwrite=overwrite),
+        planned,
         json_lines=json,
-        quiet=tasks[0].target is None,
     )
     if any(outcome.error is not None for outcome in outcomes):
         raise typer.Exit(1)

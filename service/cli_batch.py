@@ -1,25 +1,24 @@
 """Files and folders in, files out: what the compress and decompress commands share.
 
 `plan` says which file becomes which, `run` does it one after the other while the next is read, and
-a file that fails does not stop those after it. No file is half written: bytes go to a temporary
-name beside the target, which is renamed when it is whole.
+a file that fails does not stop those after it. No file is half written, see files.py.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from service.errors import BadParameter, MissingExtra, RankpressError, RateUnavailable
+from service.files import check_target, descriptor_of, list_folder, write_whole
 
 if TYPE_CHECKING:
     from service.engine.types import Target
@@ -39,6 +38,21 @@ class Task:
 
     source: Path | None
     target: Path | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do, and what it will not.
+
+    Attributes:
+        tasks: in order.
+        unreadable: folders that cannot be listed, with the reason; the run fails for each.
+        passed_over: sentences about what folders hold besides: files of other kinds, loops.
+    """
+
+    tasks: Sequence[Task]
+    unreadable: Sequence[Outcome] = ()
+    passed_over: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +97,16 @@ class Outcome:
 
 
 def check_output(out: str, json: bool) -> None:
-    """Raise BadParameter where standard output would get bytes that it should not."""
-    if out != STANDARD:
+    """Check that standard output can take what it will get.
+
+    Raises:
+        BadParameter: it would get bytes that it should not. OSError: it is closed.
+    """
+    if _target_of(out) is not None and not json:
+        return
+    with _writing(None):
+        check_target(Path("/dev/stdout"), overwrite=True)
+    if _target_of(out) is not None:
         return
     if json:
         raise BadParameter("--json and OUT are both standard output, expected a file for OUT")
@@ -108,7 +130,7 @@ def rate_or_target(
     return Target(bpp, max_bytes, psnr_db)
 
 
-def plan(sources: Sequence[str], out: str, suffixes: frozenset[str], suffix: str) -> list[Task]:
+def plan(sources: Sequence[str], out: str, suffixes: frozenset[str], suffix: str) -> Plan:
     """Return what becomes what.
 
     OUT is a folder when it is one, ends in a slash, or there is more than one file to make. A
@@ -127,26 +149,32 @@ def plan(sources: Sequence[str], out: str, suffixes: frozenset[str], suffix: str
     folders = [source for source in sources if os.path.isdir(source)]
     into_folder = out.endswith(("/", os.sep)) or os.path.isdir(out)
     if not (into_folder or folders or len(sources) > 1):
-        task = Task(_path(sources[0]), _path(out))
+        source = None if sources[0] == STANDARD else Path(sources[0])
+        task = Task(source, _target_of(out))
         _check_not_itself(task)
-        return [task]
-    if out == STANDARD:
+        return Plan([task])
+    if _target_of(out) is None:
         raise BadParameter("standard output takes one file, expected a folder for OUT")
     if STANDARD in sources:
         raise BadParameter("standard input has no name, expected a file for OUT and no other input")
-    if os.path.isfile(out):
+    if os.path.exists(out) and not into_folder:
         raise BadParameter(f"OUT is the file {out}, expected a folder for several files")
-    found = [pair for source in sources for pair in _find(source, len(sources) > 1, suffixes)]
-    if not found:
-        raise BadParameter(f"no files in {', '.join(folders)} end in {', '.join(sorted(suffixes))}")
+    found, unreadable, passed_over = _find_all(sources, suffixes)
+    if not found and not unreadable:
+        holds = "; ".join(passed_over) or "no files"
+        raise BadParameter(f"nothing to do in {', '.join(folders)}: {holds}")
     tasks = _name(found, Path(out), suffixes, suffix)
     for task in tasks:
         _check_not_itself(task)
-    return tasks
+    failed = [
+        Outcome(str(error.filename), str(Path(out)), 0.0, error=message_of(error))
+        for error in unreadable
+    ]
+    return Plan(tasks, failed, passed_over)
 
 
 def run(
-    tasks: Sequence[Task],
+    planned: Plan,
     load: Callable[[bytes], Loaded],
     make: Callable[[Loaded], Made],
     *,
@@ -157,6 +185,10 @@ def run(
     Raises:
         RateUnavailable, MissingExtra: no file can be made.
     """
+    yield from planned.unreadable
+    tasks = planned.tasks
+    if not tasks:
+        return
     if len(tasks) == 1:  # in this thread, where Ctrl-C ends a wait for standard input
         yield _finish(tasks[0], lambda: _fetch(tasks[0], load, overwrite), make, overwrite)
         return
@@ -174,57 +206,48 @@ def read_bytes(source: Path | None) -> bytes:
     return sys.stdin.buffer.read() if source is None else source.read_bytes()
 
 
-def write_whole(target: Path | None, data: bytes, *, overwrite: bool) -> None:
-    """Write a file that is whole as soon as it has its name; or write to standard output.
-
-    Raises:
-        FileExistsError: the target exists and is not to be overwritten.
-        OSError: as the system says.
-    """
-    if target is None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _refuse_existing(target, overwrite)
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def message_of(error: Exception) -> str:
     """Return what an error says; of the system's, the reason alone."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _path(text: str) -> Path | None:
-    return None if text == STANDARD else Path(text)
+def _target_of(out: str) -> Path | None:
+    """Return the file that OUT names; None for standard output, by any of its names."""
+    return None if out == STANDARD or descriptor_of(Path(out)) == 1 else Path(out)
 
 
 def _check_not_itself(task: Task) -> None:
-    if task.source is None or task.target is None or not task.target.exists():
+    if task.source is None or task.target is None or not task.target.is_file():
         return
     if task.source.exists() and task.source.samefile(task.target):
         raise BadParameter(f"{task.source} would be replaced by its own result")
 
 
-def _find(source: str, named: bool, suffixes: frozenset[str]) -> Iterator[tuple[Path, Path]]:
-    """Yield files with their paths below OUT. Hidden files of folders are passed over."""
-    root = Path(source)
-    if not root.is_dir():
-        yield root, Path(root.name)
-        return
-    top = Path(root.resolve().name) if named else Path()
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                path = Path(folder, name)
-                yield path, top / path.relative_to(root)
+def _find_all(
+    sources: Sequence[str], suffixes: frozenset[str]
+) -> tuple[list[tuple[Path, Path]], list[OSError], list[str]]:
+    """Return files with their paths below OUT, folders that cannot be listed, and what is left."""
+    found: list[tuple[Path, Path]] = []
+    unreadable: list[OSError] = []
+    others: Counter[str] = Counter()
+    passed_over: list[str] = []
+    for root in map(Path, sources):
+        if not root.is_dir():
+            found.append((root, Path(root.name)))
+            continue
+        top = Path(root.resolve().name) if len(sources) > 1 else Path()
+        listing = list_folder(root)
+        for path in listing.files:
+            if path.suffix.lower() in suffixes:
+                found.append((path, top / path.relative_to(root)))
+            else:
+                others[path.suffix.lower() or "no suffix"] += 1
+        unreadable += listing.unreadable
+        passed_over += [f"{path} {reason}" for path, reason in listing.passed_over]
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        passed_over.append(f"files of other kinds: {kinds}")
+    return found, unreadable, passed_over
 
 
 def _name(
@@ -249,15 +272,35 @@ def _without(path: Path, suffixes: frozenset[str]) -> Path:
 
 def _fetch(task: Task, load: Callable[[bytes], Loaded], overwrite: bool) -> tuple[int, Loaded]:
     """Return the size of a source and what was loaded from it, unless its target is there."""
-    if task.target is not None:
-        _refuse_existing(task.target, overwrite)
+    with _writing(task.target):
+        if task.target is not None:
+            check_target(task.target, overwrite=overwrite)
     data = read_bytes(task.source)
     return len(data), load(data)
 
 
-def _refuse_existing(target: Path, overwrite: bool) -> None:
-    if not overwrite and target.exists():
-        raise FileExistsError(errno.EEXIST, f"{target} exists; --overwrite replaces it")
+def _write(target: Path | None, data: bytes, overwrite: bool) -> None:
+    """Write a file, if nothing has come to lie there since the task began; or standard output."""
+    with _writing(target):
+        if target is None:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        else:
+            check_target(target, overwrite=overwrite)
+            write_whole(target, data)
+
+
+@contextmanager
+def _writing(target: Path | None) -> Iterator[None]:
+    """Name the target in what the system says of it: a task's errors are told under its source."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = "standard output" if target is None else target
+        reason = f"cannot write {name}: {message_of(error)}"
+        raise OSError(error.errno, reason) from error
 
 
 def _finish(
@@ -272,7 +315,7 @@ def _finish(
     try:
         input_bytes, loaded = fetch()
         made = make(loaded)
-        write_whole(task.target, made.data, overwrite=overwrite)
+        _write(task.target, made.data, overwrite)
     except (*_STOPS_THE_RUN, BrokenPipeError):
         raise
     except (RankpressError, OSError) as error:

@@ -17,6 +17,7 @@ from service.cli_base import prepare
 from service.cli_options import CompileOption, Device, DeviceOption, StoreOption
 from service.cli_settings import settings_of
 from service.errors import BadParameter
+from service.files import check_target, write_whole
 
 if TYPE_CHECKING:
     from service.eval.pictures import Named
@@ -25,8 +26,18 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 ThreadsOption = Annotated[int | None, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
+
+
+def _checked(record: Path | None) -> Path | None:
+    """Refuse a file that could not be written before it is worked for."""
+    if record is not None:
+        check_target(record, overwrite=True)
+    return record
+
+
 RecordOption = Annotated[
-    Path | None, typer.Option(help="Also write the results here, for README tables.")
+    Path | None,
+    typer.Option(callback=_checked, help="Also write the results here, for README tables."),
 ]
 
 
@@ -112,9 +123,9 @@ def evaluate(
         pictures, codec, plan, known, done))  # fmt: skip
     write_rows(table, rows)
     text = run.to_json(run.summarise(rows, codec, machine, anchor))
-    (out / "summary.json").write_text(text)
+    write_whole(out / "summary.json", text.encode())
     if record is not None:
-        _write(record, text)
+        write_whole(record, text.encode())
     _draw(rows, out, folder.name)
     _make_sheets(pictures, codec, plan, out)
     _print_results(json.loads(text))
@@ -159,9 +170,9 @@ def _measure_adaptation(
 
     made = adapted.measure(pictures, engine, plan, known, done)
     text = to_json(adapted.summarise(made, engine, this_machine(settings.device)))
-    (out / "adapted.json").write_text(text)
+    write_whole(out / "adapted.json", text.encode())
     if record is not None:
-        _write(record, text)
+        write_whole(record, text.encode())
     typer.echo(adaptation_table(json.loads(text)))
 
 
@@ -201,7 +212,7 @@ def bench(
     result = json.loads(to_json(benchmark.bench(wanted, folder, _say)))
     typer.echo("\n\n".join(bench_tables(result).values()))
     if record is not None:
-        _write(record, to_json(result))
+        write_whole(record, to_json(result).encode())
     typer.echo(json.dumps(result))
 
 
@@ -231,7 +242,7 @@ def _bench_decoder(
         found = benchmark.compare(folder, store, _say)
         typer.echo(agreement_table(found))
     if record is not None:
-        _write(record, to_json(found))
+        write_whole(record, to_json(found).encode())
     typer.echo(json.dumps(found))
 
 
@@ -252,7 +263,7 @@ def bench_jobs(
     result = json.loads(text)
     typer.echo(jobs_table(result))
     if record is not None:
-        _write(record, text)
+        write_whole(record, text.encode())
     typer.echo(json.dumps(result))
 
 
@@ -292,14 +303,8 @@ def bench_train(
     }  # fmt: skip
     typer.echo(throughput.told(found))
     if record is not None:
-        _write(record, json.dumps(result, indent=2) + "\n")
+        write_whole(record, (json.dumps(result, indent=2) + "\n").encode())
     typer.echo(json.dumps(result))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file, its folder too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 def _say(text: str) -> None:

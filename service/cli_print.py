@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from service.cli_batch import STANDARD, Outcome
+from service.cli_batch import STANDARD, Outcome, Plan
 
 if TYPE_CHECKING:
     from service.codec.container import StreamInfo
@@ -64,17 +64,15 @@ def _outcome_json(outcome: Outcome) -> str:
     return _as_json(values | {"ok": True} | done)
 
 
-def follow(
-    outcomes: Iterable[Outcome], count: int, *, json_lines: bool, quiet: bool
-) -> list[Outcome]:
+def follow(outcomes: Iterable[Outcome], planned: Plan, *, json_lines: bool) -> list[Outcome]:
     """Report outcomes as they come and, at the end, as a table; return them all.
 
     Args:
-        outcomes: of a run, still running.
-        count: how many will come.
+        outcomes: of a run, still running. planned: what it is to do.
         json_lines: print each as JSON on standard output, and no table.
-        quiet: no table.
     """
+    count = len(planned.tasks) + len(planned.unreadable)
+    quiet = any(task.target is None for task in planned.tasks)
     console, done = errors_console(), list[Outcome]()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(
@@ -91,8 +89,11 @@ def follow(
             done.append(outcome)
             _report(console, outcome, json_lines)
             progress.update(bar, advance=1, description=shown(outcome.source)[-40:])
+    for sentence in planned.passed_over:
+        console.print(Text(f"passed over: {shown(sentence)}", "dim"))
     if not json_lines and not quiet:
-        console.print(_summary(done) if any(o.error is None for o in done) else "nothing was made")
+        made = any(outcome.error is None for outcome in done)
+        console.print(_summary(done) if made else f"nothing was made, {len(done)} failed")
     return done
 
 

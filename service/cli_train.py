@@ -16,6 +16,7 @@ from service.cli_options import ThreadsOption
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
+    from service.train.data import Crops
     from service.train.one_rate import Progress
     from service.train.updates import Progress as UpdateProgress
 
@@ -57,7 +58,6 @@ def rates(
     from service.engine.synthesis_torch import pick_device
     from service.eval.machine import device_name
     from service.store import load_model
-    from service.train.data import Crops
     from service.train.one_rate import RECIPES
     from service.train.rates import train_ladder
 
@@ -66,7 +66,7 @@ def rates(
     chosen = order if only is None else tuple(_rate(text, order) for text in only.split(","))
     if threads:
         torch.set_num_threads(threads)
-    crops = Crops(data, recipe.crop, seed)
+    crops = _read_crops(data, recipe.crop, seed)
     record: dict[str, object] = {
         "data": about or f"{len(crops)} pictures, {crops.pixels / 1e6:.0f} Mpixel",
         "device": device_name(device),
@@ -93,7 +93,6 @@ def control(
 
     from service.store import load_model
     from service.train.control import compare
-    from service.train.data import Crops
     from service.train.one_rate import Recipe
     from service.train.tunes import BASE
 
@@ -102,7 +101,7 @@ def control(
     if threads:
         torch.set_num_threads(threads)
     recipe = Recipe(steps=steps, seed=seed)
-    crops = Crops(data, recipe.crop, seed)
+    crops = _read_crops(data, recipe.crop, seed)
     low, full = compare(load_model(model), crops, measure, rate, recipe, scratch, _print)
     for name, p in (("adapter", low), ("full fine-tune", full)):
         typer.echo(f"{name:15} {p.bpp:.4f} bpp  MSE {p.mse:.3f}  loss {p.loss:.4f}")
@@ -190,20 +189,32 @@ def zoo(
     seed: Annotated[int, typer.Option(min=0, help="Of crops and initial factors.")] = 0,
 ) -> None:
     """Train a rate's low-rank adapter on a frozen CompressAI model."""
+    from service.files import check_target, write_whole
     from service.nets.zoo import pretrained
-    from service.train.data import Crops
     from service.train.zoo import ZooRecipe, train_adapter
 
     if crop % 64:
         raise BadParameter(f"crop is {crop}, expected a multiple of 64")
+    check_target(out, overwrite=True)
     recipe = ZooRecipe(lmbda, steps, rank, seed=seed)
 
     def report(step: int, loss: float) -> None:
         if step % 20 == 0:
             typer.echo(f"step {step}/{steps}  loss {loss:.4f}")
 
-    made = train_adapter(pretrained(name, quality), Crops(data, crop, seed), recipe, report)
-    out.write_bytes(made)
+    crops = _read_crops(data, crop, seed)
+    made = train_adapter(pretrained(name, quality), crops, recipe, report)
+    write_whole(out, made)
+
+
+def _read_crops(data: Path, size: int, seed: int) -> Crops:
+    """Read the training pictures and say what was left out of them."""
+    from service.train.data import Crops
+
+    crops = Crops(data, size, seed)
+    told = f"{len(crops)} pictures of at least {size}x{size} pixels"
+    typer.echo(f"{told}, {crops.left_out} files left out", err=True)
+    return crops
 
 
 def _rate(text: str, order: tuple[int, ...]) -> int:

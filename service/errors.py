@@ -27,6 +27,7 @@ RankpressError
 ├── NoSuchObject           there is no object of that key
 ├── DamagedObject          an object's bytes are not those of its hash
 ├── MissingExtra           the work needs a part of Rankpress that is not installed
+├── ForkedProcess          the models were loaded before this process was forked
 ├── Saturated              too much work waits already; try again later
 ├── CheckFailed            a fresh stream did not decode to what was encoded: our fault
 └── SelfTestFailed         this machine does not reproduce the golden stream
@@ -175,6 +176,10 @@ class DamagedObject(RankpressError):
 
 class MissingExtra(RankpressError):
     """The work needs packages that the base install leaves out; the message names the extra."""
+
+
+class ForkedProcess(RankpressError):
+    """The models were loaded before this process was forked; the message says what to do."""
 
 
 class Saturated(RankpressError):

@@ -53,11 +53,11 @@ def _starts(*prefixes: bytes) -> Callable[[bytes], bool]:
 def _open_heic(file: io.BytesIO) -> ImageFile:
     """Read a HEIC header by pillow-heif, which also turns the picture upright."""
     try:
-        from pillow_heif.as_plugin import HeifImageFile
+        from pillow_heif import as_plugin
     except ModuleNotFoundError as error:
         raise BadImage("HEIC files are read where pip install 'rankpress[heif]' was run") from error
-    image: ImageFile = HeifImageFile(file)
-    return image
+    opened: Callable[[io.BytesIO], ImageFile] = as_plugin.HeifImageFile
+    return opened(file)
 
 
 def _has_brand(*brands: bytes) -> Callable[[bytes], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ class PowerCut(BaseException):
 def cuts(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Makes the n-th change of a file fail, half written, for n = 0, 1, ... until none is left."""
     real = {name: getattr(Path, name) for name in ("write_bytes", "replace", "unlink")}
+    rename = os.replace
     for last in range(20):
         left = [last]
 
@@ -29,8 +31,16 @@ def cuts(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
             return call
 
+        def cut_rename(source: Path, target: Path, left: list[int] = left) -> None:
+            if left[0] == 0:
+                os.truncate(source, source.stat().st_size // 2)
+                raise PowerCut
+            left[0] -= 1
+            rename(source, target)
+
         for name in real:
             monkeypatch.setattr(Path, name, cut(name))
+        monkeypatch.setattr(os, "replace", cut_rename)
         yield last
         if left[0] > 0:
             return

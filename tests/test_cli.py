@@ -24,9 +24,10 @@ from typer.testing import CliRunner, Result
 
 import service.engine.opening
 from service import cli
-from service.cli_batch import Made, Task, check_output, plan, run, write_whole
+from service.cli_batch import Made, Plan, Task, check_output, plan, run
 from service.codec.container import Flags, Header, Stream, write_stream
 from service.errors import BadParameter
+from service.files import IMAGE_SUFFIXES
 from service.images import read_image
 from service.picture import Picture
 
@@ -177,11 +178,79 @@ def test_a_bad_file_does_not_stop_the_rest(photos: Path) -> None:
     assert "error: missing.png: No such file or directory" in result.stderr
 
 
+def test_pictures_of_kinds_that_are_not_read_fail_and_other_files_are_counted(photos: Path) -> None:
+    heic = b"\0\0\0\x18ftypheic" + bytes(40)
+    (photos / "in" / "IMG_1.HEIC").write_bytes(heic)
+    (photos / "in" / "sub" / "old.TXT").write_text("text")
+    (photos / "in" / "README").write_text("text")
+    os.mkfifo("in/pipe.png")
+    result = rankpress("compress", "in", "out", "--json")
+    assert result.exit_code == 1
+    failed = [line for line in lines(result) if not line["ok"]]
+    assert [(f["source"], f["target"]) for f in failed] == [("in/IMG_1.HEIC", "out/IMG_1.rkp")]
+    assert failed[0]["error"].startswith("HEIC files are not read")
+    assert result.stderr.splitlines()[-2:] == [
+        "passed over: in/pipe.png is no plain file",
+        "passed over: files of other kinds: 2 .txt, 1 no suffix",
+    ]
+    shown = rankpress("compress", "in", "out", "-f")
+    assert "4 files, 1 failed" in shown.stderr
+    assert "files of other kinds: 2 .txt, 1 no suffix" in shown.stderr
+    os.rename("in/IMG_1.HEIC", "IMG_1.HEIC")
+    assert rankpress("compress", "in", "out", "-f").exit_code == 0, "other files are no failure"
+    alone = rankpress("decompress", "out", "back")
+    assert alone.exit_code == 0 and "passed over" not in alone.stderr
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_folder_that_cannot_be_read_fails_and_the_rest_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unreadable(Path("in/sub"), monkeypatch)
+    result = rankpress("compress", "in", "out", "--json")
+    assert result.exit_code == 1
+    told = lines(result)
+    assert [line["source"] for line in told if line["ok"]] == ["in/a.png", "in/b.jpg", "in/b.png"]
+    assert told[0] == {"source": "in/sub", "target": "out", "ok": False,
+                       "error": "Permission denied"}  # fmt: skip
+    assert "error: in/sub: Permission denied" in result.stderr
+    assert "3 files, 1 failed" in rankpress("compress", "in", "out", "-f").stderr
+    alone = rankpress("compress", "in/sub", "out")
+    assert alone.exit_code == 1
+    assert alone.stderr == "error: in/sub: Permission denied\nnothing was made, 1 failed\n"
+
+
+def unreadable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a folder that even root cannot list."""
+    really = os.listdir
+
+    def listdir(path: str | Path = ".") -> list[str]:
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+
+
+def test_links_to_folders_are_followed_and_loops_told(photos: Path) -> None:
+    (photos / "elsewhere").mkdir()
+    (photos / "elsewhere" / "d.png").write_bytes(PNG)
+    (photos / "in" / "linked").symlink_to("../elsewhere")
+    (photos / "elsewhere" / "up").symlink_to("../in")
+    (photos / "in" / "gone.png").symlink_to("nothing")
+    result = rankpress("compress", "in", "out")
+    assert result.exit_code == 1
+    assert "error: in/gone.png: No such file or directory" in result.stderr
+    assert "passed over: in/linked/up leads back to a folder that it is in" in result.stderr
+    assert tree(photos / "out") == ["a.rkp", "b.jpg.rkp", "b.png.rkp", "linked/d.rkp", "sub/c.rkp"]
+
+
 def test_nothing_is_overwritten_without_leave(codec: OpenedCodec) -> None:
     Path("a.png").write_bytes(PNG)
     Path("a.rkp").write_bytes(b"precious")
     result = rankpress("compress", "a.png", "a.rkp")
-    assert result.exit_code == 1 and "a.rkp exists; --overwrite replaces it" in result.stderr
+    assert result.exit_code == 1
+    assert "cannot write a.rkp: it exists; --overwrite replaces it" in result.stderr
     assert Path("a.rkp").read_bytes() == b"precious" and codec.calls == 0
     assert rankpress("compress", "a.png", "a.rkp", "-f").exit_code == 0
     assert Path("a.rkp").read_bytes() != b"precious"
@@ -197,10 +266,59 @@ def test_a_failed_write_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPat
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    Path("a.png").write_bytes(PNG)
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(here / "a.rkp", b"data", overwrite=False)
-    assert tree(here) == []
+    result = rankpress("compress", "a.png", "a.rkp")
+    assert result.exit_code == 1 and result.stderr.startswith(
+        "error: a.png: cannot write a.rkp: No space left on device\n"
+    )
+    assert tree(here) == ["a.png"]
+
+
+def test_overwriting_keeps_links_and_modes() -> None:
+    Path("a.png").write_bytes(PNG)
+    Path("real.rkp").write_bytes(b"old")
+    Path("real.rkp").chmod(0o600)
+    Path("a.rkp").symlink_to("real.rkp")
+    assert "a.rkp: it exists" in rankpress("compress", "a.png", "a.rkp").stderr
+    assert rankpress("compress", "a.png", "a.rkp", "-f").exit_code == 0
+    assert Path("a.rkp").is_symlink() and Path("real.rkp").stat().st_mode & 0o777 == 0o600
+    assert rankpress("decompress", "real.rkp", "b.png").exit_code == 0
+
+
+def test_pipes_and_standard_output_by_name_need_no_leave() -> None:
+    Path("a.png").write_bytes(PNG)
+    data = rankpress("compress", "a.png", "-").stdout_bytes
+    for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        result = rankpress("compress", "a.png", name)
+        assert (result.exit_code, result.stdout_bytes, result.stderr) == (0, data, "")
+        result = rankpress("compress", "a.png", name, "--json")
+        assert result.exit_code == 2 and "expected a file for OUT" in result.stderr
+    os.mkfifo("pipe")
+    with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE) as reader:
+        assert rankpress("compress", "a.png", "pipe").exit_code == 0
+        assert reader.communicate()[0] == data
+    assert Path("pipe").is_fifo()
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(codec: OpenedCodec) -> None:
+    longest = "x" * 251
+    Path(f"{longest}.png").write_bytes(PNG)
+    assert rankpress("compress", f"{longest}.png", "out/").exit_code == 0
+    assert os.listdir("out") == [f"{longest}.rkp"] and codec.calls == 1
+    Path(f"{longest}.jpg").write_bytes(PNG)
+    Path("folder").mkdir()
+    for target, reason in (("y" * 256, "File name too long"), ("new/" + "y" * 256, "File name too"),
+                           (f"{longest}.png/a.rkp", "Not a directory")):  # fmt: skip
+        result = rankpress("compress", f"{longest}.jpg", target, "-f")
+        assert result.exit_code == 1 and reason in result.stderr
+    Path("in").mkdir()
+    Path("in/a.png").write_bytes(PNG)
+    Path("out/a.rkp").mkdir()
+    result = rankpress("compress", "in", "out", "-f")
+    assert result.exit_code == 1
+    assert "cannot write out/a.rkp: it is a folder, expected a file" in result.stderr
+    assert codec.calls == 1
 
 
 @pytest.mark.parametrize(
@@ -213,7 +331,8 @@ def test_a_failed_write_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPat
         (["compress", "in/a.png", "in/a.png", "-f"], "would be replaced by its own result"),
         (["compress", "in/a.png", "in/a.png", "out"], "several inputs would become out/a.png.rkp"),
         (["compress", "in/.git/..", "empty", "out", "--rate", "9"], "less than or equal to 8"),
-        (["compress", "empty", "out"], "no files in empty end in .avif, .bmp"),
+        (["compress", "empty", "out"], "nothing to do in empty: no files"),
+        (["decompress", "in", "out"], "in in: files of other kinds: 1 .jpg, 3 .png, 1 .txt"),
         (["compress", "in/a.png", "-", "--json"], "expected a file for OUT"),
         (["compress", "in/a.png", "new.rkp", "--rate", "3"], "rate is 3, expected one of 2, 4"),
         (["decompress", "a.rkp", "a.tga"], "expected a name in .png, .webp, .jpg, .jpeg, .avif"),
@@ -434,15 +553,15 @@ def test_the_next_file_is_read_while_one_is_made(here: Path) -> None:
         most = max(most, sum(event.is_set() for event in begun[:4]) - number)
         return Made(b"made %d" % number, 1, 1, 4.0, 8.0, None, ())
 
-    done = list(run(tasks, load, make, overwrite=False))
+    done = list(run(Plan(tasks), load, make, overwrite=False))
     assert [outcome.error for outcome in done] == [None] * 4
     assert (here / "3.out").read_bytes() == b"made 3"
     assert most == 2
 
 
 def test_plan_strips_only_suffixes_it_knows() -> None:
-    tasks = plan(["photo.2024", "b.JPG"], "out", cli.IMAGE_SUFFIXES, ".rkp")
-    assert [str(task.target) for task in tasks] == ["out/photo.2024.rkp", "out/b.rkp"]
+    planned = plan(["photo.2024", "b.JPG"], "out", IMAGE_SUFFIXES, ".rkp")
+    assert [str(task.target) for task in planned.tasks] == ["out/photo.2024.rkp", "out/b.rkp"]
 
 
 START = "import sys; sys.argv[0] = 'rankpress'; from service.cli import main; "

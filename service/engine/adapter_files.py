@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from service.errors import StoreError
+from service.files import write_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +51,11 @@ class AdapterFiles:
 
     def keep(self, adapter: Kept) -> None:
         """Write an adapter. Raises OSError: it could not be written, and is not there."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(adapter.data).hexdigest()
         number = 1 + max((_note(p).number for p in self._folder.glob("*.json")), default=0)
         note = _Note(adapter.base_sha256, adapter.rate, adapter.tune, number)
-        _write(self._folder / f"{name}.safetensors", adapter.data)
-        _write(self._folder / f"{name}.json", json.dumps(asdict(note)).encode())
+        write_whole(self._folder / f"{name}.safetensors", adapter.data, sync=True)
+        write_whole(self._folder / f"{name}.json", json.dumps(asdict(note)).encode(), sync=True)
 
     def drop(self, sha256: str) -> None:
         """Remove an adapter, if it is there."""
@@ -82,16 +81,3 @@ def _note(path: Path) -> _Note:
     if not isinstance(note, dict) or {k: type(v) for k, v in note.items()} != kinds:
         raise StoreError(f"{path} must hold base, rate, tune and number")
     return _Note(**note)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ torch the engine still decompresses (light.py), and `compress` says what to inst
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from service.codec.lowrank import PARTS
 from service.codec.tiles import Box, latent_box
 from service.engine.adapter_files import AdapterFiles, Kept
 from service.engine.check import verify
+from service.engine.forks import check_process
 from service.engine.golden import decode_golden
 from service.engine.line import Group
 from service.engine.loading import load_models as load_models  # the engine's users want both
@@ -89,10 +91,16 @@ class Engine:
         self._shelves = Shelves(models, None if adapters is None else AdapterFiles(adapters))
         self._check, self._max_pixels, self._max_batch = check, max_pixels, max_batch
         self._weights = Weights(cache_bytes)
+        self._process = os.getpid()
 
     @property
     def _models(self) -> tuple[LoadedModel, ...]:
-        """What new requests get, the first compresses. Read it once in a request."""
+        """What new requests get, the first compresses. Read it once in a request.
+
+        Raises:
+            ForkedProcess: this process was forked from the one that loaded them.
+        """
+        check_process(self._process)
         return tuple(shelf.served for shelf in self._shelves.now)
 
     def models(self) -> tuple[ModelInfo, ...]:
@@ -414,6 +422,7 @@ class Engine:
 
     def _base_of(self, header: container.Header) -> LoadedModel:
         """The model that made a stream."""
+        check_process(self._process)
         known = []
         for shelf in self._shelves.now:
             made = shelf.made(header)

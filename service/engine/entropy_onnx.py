@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession
 
 from service.codec.entropy_model import STEPS, EntropyModel, Step, Walk, classes_of
 from service.codec.fixed_point import Block, Layer
 from service.codec.sizes import Sizes
 from service.engine import entropy_graph as graph
+from service.engine.forks import Session
 from service.engine.onnx_session import open_session
 
 F32 = NDArray[np.float32]
@@ -58,7 +58,7 @@ class _Walk:
     def __init__(
         self,
         model: EntropyModel,
-        sessions: Sequence[InferenceSession],
+        sessions: Sequence[Session],
         z_hat: NDArray[np.int32],
         size: tuple[int, int],
     ) -> None:

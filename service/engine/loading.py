@@ -47,7 +47,8 @@ def load_models(
         device = pick_device(device_name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BadParameter(f"device {device_name!r} cannot be used here") from error
+        reason = str(error).partition("\n")[0]  # after a fork CUDA's names the way out
+        raise BadParameter(f"device {device_name!r} cannot be used here: {reason}") from error
     working = best_dtype(device)
     build = None
     if dtype is None and device.type == "cpu" and working == torch.float32:

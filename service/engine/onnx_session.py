@@ -1,12 +1,22 @@
-"""ONNX Runtime sessions: a graph and its weights, opened the same way wherever one is wanted."""
+"""ONNX Runtime sessions: a graph and its weights, opened the same way wherever one is wanted.
+
+Nothing else imports ONNX Runtime. Since version 1.29 its official builds send events about sessions
+and machines to their maker; it is told not to before it is loaded. The thread that sends them would
+also keep a forked child from ending.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+
+from service.engine.forks import Session
 
 _QUIET = 3
 """Severity: errors only."""
@@ -14,7 +24,7 @@ _QUIET = 3
 
 def open_session(
     graph: bytes, weights: Mapping[str, NDArray[np.float32]], threads: int
-) -> onnxruntime.InferenceSession:
+) -> Session:
     """A session on the CPU, safe to run from several threads.
 
     Args:
@@ -33,4 +43,5 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
     options.add_external_initializers(list(weights), values)
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    return Session(onnxruntime.InferenceSession(graph, options, providers=providers))

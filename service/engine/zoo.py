@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from service.codec import alpha, container
 from service.codec.container import PSNR
+from service.engine.forks import check_process
 from service.engine.line import Group
 from service.engine.types import (
     AdapterInfo,
@@ -92,6 +94,7 @@ class ZooCodec:
         """
         self._name, self._key = name, key
         self._max_pixels = min(max_pixels, MAX_PIXELS)
+        self._process = os.getpid()
         weights = digest(base)
         self._base_sha256 = weights.hex()
         self._parameters = sum(p.numel() for p in base.parameters())
@@ -250,6 +253,7 @@ class ZooCodec:
                 raise SelfTestFailed(f"model {self._name}, rate {rate}: {error}") from error
 
     def _at(self, rate: float, tune: str) -> Made:
+        check_process(self._process)
         if tune != PSNR:
             raise BadParameter(f"model {self._name} has no tune {tune!r}, it has {PSNR}")
         if rate not in self._made:
@@ -259,6 +263,7 @@ class ZooCodec:
         return self._made[int(rate)]
 
     def _made_by(self, header: container.Header) -> Made:
+        check_process(self._process)
         made = self._made.get(header.rate16 // container.RATE_UNIT)
         exact = header.rate16 % container.RATE_UNIT == 0
         flagged = header.flags & container.Flags.SAME_MACHINE

@@ -12,6 +12,7 @@ cut off goes on.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -29,6 +30,7 @@ from service.eval.curves import Curve, Point, bd_rate
 from service.eval.machine import Machine
 from service.eval.pictures import Named, shown
 from service.eval.run import digest
+from service.files import write_whole
 
 BOTH: Final = "both"
 LATENTS: Final = "latents"
@@ -150,10 +152,11 @@ def summarise(rows: Sequence[Row], engine: Engine, machine: Machine) -> dict[str
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [f.name for f in fields(Row)])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_whole(path, text.getvalue().encode())
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:

@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from service import image_folder
 from service.engine.types import Codec
 from service.errors import BadParameter
-from service.images import read_image
 from service.picture import U8, Picture
 
-SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm"})
 COARSEST: Final = 4
 """Pixels of the shortest side of the coarsest noise."""
 
@@ -61,20 +60,20 @@ def shown(codec: Codec, data: bytes) -> U8:
 
 
 def read_folder(folder: Path, max_pixels: int = 10**8) -> tuple[Named, ...]:
-    """The pictures of a folder in order of name, converted to sRGB.
+    """The pictures of a folder, converted to sRGB; see image_folder.py.
+
+    A picture's name is its path in the folder, without its suffix.
 
     Raises:
-        BadParameter: no picture there. BadImage: one that cannot be read.
+        BadParameter: no picture there. BadImage, OSError: one that cannot be read.
     """
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
-    if not paths:
+    pictures = tuple(
+        Named(path.relative_to(folder).with_suffix("").as_posix(), picture.rgb, picture.alpha)
+        for path, picture in image_folder.read_folder(folder, max_pixels=max_pixels)
+    )
+    if not pictures:
         raise BadParameter(f"no picture in {folder}")
-    return tuple(_named(path, max_pixels) for path in paths)
-
-
-def _named(path: Path, max_pixels: int) -> Named:
-    picture = read_image(path.read_bytes(), max_pixels=max_pixels, metadata="none")
-    return Named(path.stem, picture.rgb, picture.alpha)
+    return pictures
 
 
 def generate(width: int, height: int, seed: int = 0) -> Named:

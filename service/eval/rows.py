@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +12,7 @@ from typing import Final
 
 from service.codec.container import PSNR, TUNES
 from service.errors import BadParameter
+from service.files import write_whole
 
 OURS: Final = "rankpress"
 """Our codec at its first tune; other tunes are codecs of their own."""
@@ -64,11 +66,12 @@ class Row:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write the rows as CSV; what was not measured is empty."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: _written(v) for k, v in asdict(row).items()})
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [f.name for f in fields(Row)])
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: _written(v) for k, v in asdict(row).items()})
+    write_whole(path, text.getvalue().encode())
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:

@@ -11,6 +11,8 @@ package, because that is the name people write.
 from __future__ import annotations
 
 import io
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -24,6 +26,7 @@ from service.picture import Picture
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
+    from service.engine.types import Target
 
 FORMAT: Final = "RKP"
 SUFFIX: Final = ".rkp"
@@ -120,11 +123,11 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     picture = _picture(image, options)
     try:
         wanted = _rate_or_target(options)
-        encoder, tune = _encoder(), str(options.get("tune") or container.PSNR)
-        if isinstance(wanted, float):
-            data = encoder.compress(picture, wanted, tune).data
-        else:
-            data = encoder.compress_to(picture, wanted, tune).data
+        tune = str(options.get("tune") or container.PSNR)
+        # In a thread of its own, for which torch starts threads: those of the thread that called
+        # us do not exist if it called os.fork after it used torch, and torch would wait for them.
+        with ThreadPoolExecutor(1, "rankpress") as thread:
+            data = thread.submit(_compressed, picture, wanted, tune).result()
     except BadParameter as error:
         raise ValueError(str(error)) from error
     except RankpressError as error:
@@ -132,7 +135,14 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     file.write(data)
 
 
-def _rate_or_target(options: dict[str, Any]) -> Any:
+def _compressed(picture: Picture, wanted: float | Target, tune: str) -> bytes:
+    encoder = _encoder()
+    if isinstance(wanted, float):
+        return encoder.compress(picture, wanted, tune).data
+    return encoder.compress_to(picture, wanted, tune).data
+
+
+def _rate_or_target(options: dict[str, Any]) -> float | Target:
     """A rate as a float, or the Target that was asked for. Raises BadParameter."""
     from service.engine.types import Target
 
@@ -179,17 +189,18 @@ def _exif(given: Image.Exif | bytes | None) -> bytes | None:
     return block.removeprefix(exif.PREFIX) or None
 
 
-@cache
 def _decoder() -> Engine:
-    return _open_engine(decode_only=True)
+    return _engine_of(os.getpid(), decode_only=True)
+
+
+def _encoder() -> Engine:
+    return _engine_of(os.getpid(), decode_only=False)
 
 
 @cache
-def _encoder() -> Engine:
-    return _open_engine(decode_only=False)
-
-
-def _open_engine(*, decode_only: bool) -> Engine:
+def _engine_of(process: int, *, decode_only: bool) -> Engine:
+    """The engine of a process, opened when it is first needed there; see engine/forks.py."""
+    del process
     from service.engine.opening import open_engine
     from service.settings import Settings
 

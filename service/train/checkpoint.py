@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from service.errors import BadParameter
-from service.train.publish import write_whole
+from service.files import write_whole
 
 SHARD_BYTES: Final = 16 << 20
 SCHEMA: Final = 1

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from service.errors import BadImage, BadParameter
+from service.files import files_in, whole_file
 from service.image_kinds import recognise
 from service.images import read_image
 from service.picture import U8
@@ -62,27 +63,25 @@ def cut(folders: Sequence[Path], out: Path, size: int, halve: bool, say: Say) ->
         say: is told how far it is.
 
     Raises:
-        BadParameter: not one tile came of it.
+        BadParameter: not one tile came of it. OSError: a folder or file cannot be read.
     """
     files = _files(folders)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
     pictures = tiles = 0
-    with temporary.open("wb") as file:
+    with whole_file(out) as file:
         file.write(bytes(HEADER_BYTES))
         for done, cuts in enumerate(_cut_all(files, size, halve), 1):
             file.write(cuts.tobytes())
             pictures, tiles = pictures + bool(len(cuts)), tiles + len(cuts)
             if done % 200 == 0:
                 say(f"cut {done} of {len(files)} files into {tiles} tiles")
+        if not tiles:
+            where = ", ".join(map(str, folders))
+            raise BadParameter(
+                f"{where}: no picture of at least {size}x{size} pixels, halved ones so"
+            )
         made = Cut(size, halve, pictures, len(files) - pictures, _digest(files))
         file.seek(0)
         file.write(_header(made, tiles))
-    if not tiles:
-        temporary.unlink()
-        where = ", ".join(map(str, folders))
-        raise BadParameter(f"{where}: no picture of at least {size}x{size} pixels, halved ones so")
-    temporary.replace(out)
     return made
 
 
@@ -167,10 +166,7 @@ def _tiles_of(path: Path, size: int, halve: bool) -> U8:
 
 
 def _files(folders: Sequence[Path]) -> list[Path]:
-    for folder in folders:
-        if not folder.is_dir():
-            raise BadParameter(f"{folder} is not a folder of pictures")
-    return [p for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()]
+    return [path for folder in folders for path in files_in(folder)]
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from service.errors import BadImage, BadParameter
-from service.images import read_image
+from service.errors import BadParameter
+from service.image_folder import read_folder
 
 
 class Crops:
@@ -20,14 +19,18 @@ class Crops:
     """
 
     def __init__(self, folder: Path, size: int, seed: int) -> None:
-        """Read every picture of a folder whose sides are at least `size`.
+        """Read every picture of a folder whose sides are at least `size`; see image_folder.py.
+
+        `left_out` is the number of files that are smaller, or no pictures.
 
         Raises:
-            BadParameter: there is none.
+            BadParameter: there is none. OSError: a folder or file cannot be read.
         """
         self._size, self._seed = size, seed
-        self._pictures = [p for p in map(_pixels, sorted(folder.iterdir())) if p is not None]
-        self._pictures = [p for p in self._pictures if min(p.shape[:2]) >= size]
+        no_pictures: list[Path] = []
+        read = [picture.on_white().rgb for _, picture in read_folder(folder, no_pictures.append)]
+        self._pictures = [rgb for rgb in read if min(rgb.shape[:2]) >= size]
+        self.left_out = len(no_pictures) + len(read) - len(self._pictures)
         if not self._pictures:
             raise BadParameter(f"{folder} has no picture of at least {size}x{size} pixels")
         areas = np.array([p.shape[0] * p.shape[1] for p in self._pictures], np.float64)
@@ -53,11 +56,3 @@ class Crops:
                 part = part.swapaxes(0, 1)
             crop[:] = part
         return torch.from_numpy(out).float() / 255
-
-
-def _pixels(path: Path) -> NDArray[np.uint8] | None:
-    """The pixels of a picture file, None for anything else."""
-    try:
-        return read_image(path.read_bytes(), max_pixels=10**8, metadata="none").on_white().rgb
-    except (BadImage, IsADirectoryError):
-        return None

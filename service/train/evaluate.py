@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from service.errors import BadParameter
-from service.images import read_image
+from service.image_folder import read_folder
 from service.picture import Picture
 from service.train.ladder import RateLadder
 from service.train.tunes import LADDER
@@ -57,9 +57,9 @@ def evaluate(ladder: RateLadder, folder: Path) -> dict[int, Quality]:
 
 
 def pictures_in(folder: Path) -> Iterator[tuple[Path, Picture]]:
-    """Every picture of a folder, cut to sides that are multiples of 64, sorted by name."""
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        picture = read_image(path.read_bytes(), max_pixels=10**8, metadata="none").on_white()
+    """Every picture of a folder, cut to sides that are multiples of 64; see image_folder.py."""
+    for path, whole in read_folder(folder):
+        picture = whole.on_white()
         height, width = picture.height // 64 * 64, picture.width // 64 * 64
         if height and width:
             yield path, Picture(np.ascontiguousarray(picture.rgb[:height, :width]))

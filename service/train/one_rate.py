@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from service.errors import BadParameter
+from service.files import write_whole
 from service.nets.lora import LearningRates, RateAdapter
 from service.nets.model import Backbone, add_noise
 from service.nets.twin import float_twin
@@ -233,10 +234,7 @@ class _Run:
             tensors |= {f"adam.{index}.{n}": t.detach().clone() for n, t in moments.items()}
         counters = (self.step, self.cpu_s, self.log_lmbda)
         tensors["counters"] = torch.tensor(counters, dtype=torch.float64)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary, {"run": self.key})
-        temporary.replace(path)
+        write_whole(path, save(tensors, {"run": self.key}))
 
     def resume(self, path: Path) -> None:
         """Load a checkpoint where there is one.

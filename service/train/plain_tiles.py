@@ -20,8 +20,8 @@ from service.codec.lowrank import PARTS
 from service.codec.tiles import Box
 from service.engine.loading import load_models
 from service.engine.pipeline import LoadedModel, encode, paint
-from service.errors import BadImage, BadParameter
-from service.images import read_image
+from service.errors import BadParameter
+from service.image_folder import read_folder
 from service.nets.twin import float_twin
 from service.picture import U8, Picture
 from service.stored import StoredModel, Tensors
@@ -99,6 +99,7 @@ def read_groups(
 
     Raises:
         BadParameter: a folder without a picture of at least that size, or two of one name.
+        BadImage, OSError: a picture that cannot be read.
     """
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
@@ -132,11 +133,7 @@ def digest_of(groups: Sequence[Group]) -> str:
 
 
 def _pictures(folder: Path, size: int) -> Iterator[U8]:
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        try:
-            picture = read_image(path.read_bytes(), max_pixels=10**8, metadata="none")
-        except BadImage:
-            continue
+    for _, picture in read_folder(folder):
         if min(picture.width, picture.height) >= size:
             yield picture.on_white().rgb
 

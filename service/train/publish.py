@@ -19,6 +19,7 @@ from safetensors.numpy import save as save_safetensors
 from service.codec.coder import Tables
 from service.codec.container import PSNR, TUNES
 from service.codec.lowrank import Update, pack
+from service.files import write_whole
 from service.store import SCHEMA, STORE_FILE, load_model
 from service.stored import (
     StoredModel,
@@ -214,10 +215,3 @@ def _rate_entry(rate: StoredRate, file: str | None) -> dict[str, object]:
 
 def _replace(folder: Path, manifest: dict[str, object]) -> None:
     write_whole(folder / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under another name and rename it, so that it is never seen half written."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)

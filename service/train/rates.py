@@ -20,7 +20,7 @@ from service.engine.loading import load_models
 from service.errors import BadParameter
 from service.eval.metrics import ms_ssim
 from service.eval.pictures import shown
-from service.images import read_image
+from service.image_folder import read_folder
 from service.nets.lora import RateAdapter
 from service.nets.twin import float_twin
 from service.store import load_model
@@ -167,8 +167,7 @@ def averages(engine: Engine, rate: float, tune: str, folder: Path) -> Averages:
         BadParameter: no picture in the folder.
     """
     bpps, psnrs_db, likenesses = [], [], []
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        picture = read_image(path.read_bytes(), max_pixels=10**8, metadata="none")
+    for _, picture in read_folder(folder):
         result = engine.compress(picture, rate, tune)
         assert result.psnr_db is not None
         bpps.append(result.bpp)

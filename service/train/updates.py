@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from service.adapt.decoder import DecoderUpdate, LearningRates
@@ -32,6 +32,7 @@ from service.adapt.plan import decayed
 from service.codec.coder import Tables
 from service.codec.entropy_model import Y_FRAC
 from service.codec.model_stream import write_update
+from service.files import write_whole
 from service.store import load_model
 from service.stored import StoredModel, StoredUpdate, layer_shapes
 from service.train.plain_tiles import Group, RateNet, Tile, digest_of, rate_nets, read_groups
@@ -184,7 +185,7 @@ class _Fitting:
             self._optimise(number, name, update)
             spent_s = time.process_time() - began
             plain = {n: t.detach().clone() for n, t in update.tensors.items()}
-            save_file(plain, path, {"digest": digest, "cpu_s": f"{spent_s:.1f}"})
+            write_whole(path, save(plain, {"digest": digest, "cpu_s": f"{spent_s:.1f}"}))
         self._spent_s[name] += spent_s
 
     def _optimise(self, number: int, name: str, update: DecoderUpdate) -> None:

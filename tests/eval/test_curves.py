@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,22 @@ def test_rows_come_back_from_csv_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(BadParameter, match=r"other\.csv"):
         read_rows(tmp_path / "other.csv")
+
+
+def test_rows_that_are_written_again_are_never_half_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.csv"
+    write_rows(path, [row("a", "x", "q1", 1000, 30.0)])
+    before = path.read_bytes()
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        write_rows(path, [row("a", "x", "q1", 1000, 30.0), row("b", "x", "q1", 900, 31.0)])
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["rows.csv"]
 
 
 def test_kodak_is_known_by_its_24_names() -> None:

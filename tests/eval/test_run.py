@@ -168,7 +168,10 @@ def test_a_folder_is_read_as_plain_srgb_in_order_of_name(tmp_path: Path) -> None
     assert (first.name, second.name) == ("a", "b")
     assert first.rgb.shape == PICTURES[1].rgb.shape
     assert np.array_equal(second.rgb, PICTURES[0].rgb)
-    with pytest.raises(BadParameter, match="no picture"):
+    with pytest.raises(BadParameter, match="none is not a folder of pictures"):
+        read_folder(tmp_path / "none")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(BadParameter, match="no picture in .*none"):
         read_folder(tmp_path / "none")
 
 
@@ -227,3 +230,11 @@ def test_the_command_writes_csv_json_figures_and_sheet(tmp_path: Path, store: Pa
     assert written == {"images.csv", "summary.json", "rd-psnr-db.png", "rd-ms-ssim.png",
                        "crops.png"}  # fmt: skip
     assert json.loads(record.read_text())["what"] == "eval"
+    result = CliRunner().invoke(
+        app, [*arguments, "--out", str(tmp_path / "again"), "--record", str(folder)]
+    )
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: {folder}: it is a folder, expected a file\n",
+    )
+    assert not (tmp_path / "again").exists(), "known before anything is measured"

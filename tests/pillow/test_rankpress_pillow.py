@@ -44,8 +44,7 @@ def small_store(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Itera
 
 
 def forget() -> None:
-    rankpress_pillow._decoder.cache_clear()
-    rankpress_pillow._encoder.cache_clear()
+    rankpress_pillow._engine_of.cache_clear()
 
 
 def saved(image: Image.Image, **options: object) -> bytes:
