@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
@@ -21,6 +22,7 @@ from service.cli_open import open_codec, open_store
 from service.cli_options import (
     CheckOption,
     DeviceOption,
+    FrameOption,
     JsonOption,
     MetadataOption,
     ModelOption,
@@ -161,6 +163,7 @@ def compress(
     ] = None,
     tune: TuneOption = "psnr",
     metadata: MetadataOption = "icc",
+    frame: FrameOption = None,
     store: StoreOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -182,9 +185,10 @@ def compress(
             c = codec.compress(picture, wanted, tune)
         else:
             c = codec.compress_to(picture, wanted, tune)
-        return Made(c.data, c.width, c.height, c.rate, c.bpp, c.psnr_db, picture.notes)
+        return Made(c.data, c.width, c.height, c.rate, c.bpp, c.psnr_db, picture.notes, True)
 
-    _work(planned, _reader(settings.max_pixels, metadata), make, json=json, overwrite=overwrite)
+    read = _reader(settings.max_pixels, metadata, frame)
+    _work(planned, read, make, json=json, overwrite=overwrite)
 
 
 @app.command()
@@ -250,6 +254,7 @@ def adapt(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
     metadata: MetadataOption = "icc",
+    frame: FrameOption = None,
     store: StoreOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
@@ -268,7 +273,8 @@ def adapt(
         begun = codec.adapt(picture, rate, effort=effort, seed=seed, max_seconds=max_seconds)
         return run_adaptation(begun, picture, rate, quiet=json or len(planned.tasks) > 1)
 
-    _work(planned, _reader(settings.max_pixels, metadata), make, json=json, overwrite=overwrite)
+    read = _reader(settings.max_pixels, metadata, frame)
+    _work(planned, read, make, json=json, overwrite=overwrite)
 
 
 @app.command()
@@ -314,11 +320,13 @@ register_eval(app)
 register_jobs(app)
 
 
-def _reader(max_pixels: int, metadata: Metadata) -> Callable[[bytes], Picture]:
+def _reader(
+    max_pixels: int, metadata: Metadata, frame: int | None
+) -> Callable[[bytes], Picture]:
     """What reads image files."""
     from service.images import read_image
 
-    return lambda data: read_image(data, max_pixels=max_pixels, metadata=metadata)
+    return partial(read_image, max_pixels=max_pixels, metadata=metadata, frame=frame)
 
 
 def _work(

@@ -40,7 +40,7 @@ def run_adaptation(adaptation: Adaptation, picture: Picture, rate: float, quiet:
     end = adaptation.progress
     size = picture.width, picture.height
     notes = (*picture.notes, gain_of(end))
-    return Made(adaptation.best(), *size, rate, end.bpp, end.psnr_db, notes)
+    return Made(adaptation.best(), *size, rate, end.bpp, end.psnr_db, notes, True)
 
 
 def line_of(now: AdaptProgress) -> str:

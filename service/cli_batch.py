@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from service.errors import BadParameter, MissingExtra, RankpressError, RateUnavailable
 from service.files import check_target, descriptor_of, list_folder, write_whole
+from service.picture import larger_note
 
 if TYPE_CHECKING:
     from service.engine.types import Target
@@ -67,6 +68,7 @@ class Made:
         bpp: bits of the stream per pixel, None where part of a stream was decoded.
         psnr_db: as measured by the codec, None when not measured.
         notes: sentences for the user.
+        is_stream: it is one, which should be smaller than its source.
     """
 
     data: bytes
@@ -76,6 +78,7 @@ class Made:
     bpp: float | None
     psnr_db: float | None
     notes: tuple[str, ...]
+    is_stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Outcome:
     bpp: float | None = None
     psnr_db: float | None = None
     notes: tuple[str, ...] = ()
+    larger_than_source: bool = False
 
 
 def check_output(out: str, json: bool) -> None:
@@ -320,6 +324,7 @@ def _finish(
         raise
     except (RankpressError, OSError) as error:
         return Outcome(source, target, perf_counter() - start, error=message_of(error))
+    larger = larger_note(len(made.data), input_bytes) if made.is_stream else ()
     return Outcome(
         source,
         target,
@@ -332,5 +337,6 @@ def _finish(
         made.rate,
         made.bpp,
         made.psnr_db,
-        made.notes,
+        made.notes + larger,
+        bool(larger),
     )

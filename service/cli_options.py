@@ -19,6 +19,10 @@ MetadataOption = Annotated[
     Literal["none", "icc", "all"],
     typer.Option(help="Keep the colour profile, that and Exif, or nothing."),
 ]
+FrameOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Frame or page of files that have several, from 0."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", "-f", help="Replace files.")]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]

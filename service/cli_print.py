@@ -92,6 +92,9 @@ def follow(outcomes: Iterable[Outcome], planned: Plan, *, json_lines: bool) -> l
     for sentence in planned.passed_over:
         console.print(Text(f"passed over: {shown(sentence)}", "dim"))
     if not json_lines and not quiet:
+        larger = sum(outcome.larger_than_source for outcome in done)
+        if larger and len(done) > 1:
+            console.print(f"{larger} of {len(done)} streams are larger than their source files")
         made = any(outcome.error is None for outcome in done)
         console.print(_summary(done) if made else f"nothing was made, {len(done)} failed")
     return done

@@ -92,7 +92,7 @@ _KINDS: Final = (
     Kind("PPM", _is_pnm, PpmImageFile),
 )
 _REFUSED: Final = (
-    ("HEIC sequences", _has_brand(b"hevc", b"hevx")),
+    ("HEIF sequence", _has_brand(b"hevc", b"hevx")),
     ("JPEG XL", _starts(b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")),
     ("JPEG 2000", _starts(b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")),
     ("PDF", _starts(b"%PDF")),

@@ -104,6 +104,13 @@ def psnr_db(squared: float, samples: float) -> float:
     return 10 * math.log10(255**2 * samples / squared) if squared else math.inf
 
 
+def larger_note(stream_bytes: int, source_bytes: int) -> tuple[str, ...]:
+    """What to tell of a stream that is larger than the file it was made of; nothing otherwise."""
+    if stream_bytes <= source_bytes:
+        return ()
+    return (f"the stream of {stream_bytes} bytes is larger than its source of {source_bytes}",)
+
+
 @dataclass(frozen=True)
 class Region:
     """A rectangle in pixels: left edge x, top edge y, width and height (at least 1)."""

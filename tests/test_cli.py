@@ -101,7 +101,8 @@ def test_a_file_there_and_back(here: Path) -> None:
 
 
 def test_pipes_carry_data_and_nothing_else(codec: OpenedCodec) -> None:
-    compressed = rankpress("compress", "-", "-", "--rate", "2", input=PNG)
+    large = file_of(Image.fromarray(RGB), "BMP")
+    compressed = rankpress("compress", "-", "-", "--rate", "2", input=large)
     assert compressed.exit_code == 0 and compressed.stderr == ""
     assert codec.decompress(compressed.stdout_bytes).rate == 2
     back = rankpress("decompress", "-", "-", input=compressed.stdout_bytes)
@@ -158,37 +159,38 @@ def test_a_bad_file_does_not_stop_the_rest(photos: Path) -> None:
     assert result.exit_code == 1
     told = {line["source"]: line for line in lines(result)}
     assert set(told) == {"in/a.png", "in/b.jpg", "in/b.png", "in/sub/c.PNG", "missing.png"}
-    assert not told["in/a.png"]["ok"] and "damaged" in told["in/a.png"]["error"]
+    assert not told["in/a.png"]["ok"] and "cut short" in told["in/a.png"]["error"]
     assert told["missing.png"]["error"] == "No such file or directory"
+    size = (photos / "out/in/b.png.rkp").stat().st_size
     assert told["in/b.png"] | {"seconds": 0} == {
         "source": "in/b.png",
         "target": "out/in/b.png.rkp",
         "ok": True,
         "seconds": 0,
         "input_bytes": len(PNG),
-        "output_bytes": (photos / "out/in/b.png.rkp").stat().st_size,
+        "output_bytes": size,
         "width": 37,
         "height": 24,
         "rate": 4.0,
         "bpp": told["in/b.png"]["output_bytes"] * 8 / (37 * 24),
         "psnr_db": None,
-        "notes": [],
+        "notes": [f"the stream of {size} bytes is larger than its source of {len(PNG)}"],
+        "larger_than_source": True,
     }
-    assert "error: in/a.png: the PNG file is damaged" in result.stderr
+    assert "error: in/a.png: the PNG file is cut short" in result.stderr
     assert "error: missing.png: No such file or directory" in result.stderr
 
 
 def test_pictures_of_kinds_that_are_not_read_fail_and_other_files_are_counted(photos: Path) -> None:
-    heic = b"\0\0\0\x18ftypheic" + bytes(40)
-    (photos / "in" / "IMG_1.HEIC").write_bytes(heic)
+    (photos / "in" / "IMG_1.JXL").write_bytes(b"\xff\x0a" + bytes(40))
     (photos / "in" / "sub" / "old.TXT").write_text("text")
     (photos / "in" / "README").write_text("text")
     os.mkfifo("in/pipe.png")
     result = rankpress("compress", "in", "out", "--json")
     assert result.exit_code == 1
     failed = [line for line in lines(result) if not line["ok"]]
-    assert [(f["source"], f["target"]) for f in failed] == [("in/IMG_1.HEIC", "out/IMG_1.rkp")]
-    assert failed[0]["error"].startswith("HEIC files are not read")
+    assert [(f["source"], f["target"]) for f in failed] == [("in/IMG_1.JXL", "out/IMG_1.rkp")]
+    assert failed[0]["error"].startswith("JPEG XL files are not read")
     assert result.stderr.splitlines()[-2:] == [
         "passed over: in/pipe.png is no plain file",
         "passed over: files of other kinds: 2 .txt, 1 no suffix",
@@ -196,7 +198,7 @@ def test_pictures_of_kinds_that_are_not_read_fail_and_other_files_are_counted(ph
     shown = rankpress("compress", "in", "out", "-f")
     assert "4 files, 1 failed" in shown.stderr
     assert "files of other kinds: 2 .txt, 1 no suffix" in shown.stderr
-    os.rename("in/IMG_1.HEIC", "IMG_1.HEIC")
+    os.rename("in/IMG_1.JXL", "IMG_1.JXL")
     assert rankpress("compress", "in", "out", "-f").exit_code == 0, "other files are no failure"
     alone = rankpress("decompress", "out", "back")
     assert alone.exit_code == 0 and "passed over" not in alone.stderr
@@ -287,16 +289,16 @@ def test_overwriting_keeps_links_and_modes() -> None:
 
 
 def test_pipes_and_standard_output_by_name_need_no_leave() -> None:
-    Path("a.png").write_bytes(PNG)
-    data = rankpress("compress", "a.png", "-").stdout_bytes
+    Path("a.bmp").write_bytes(file_of(Image.fromarray(RGB), "BMP"))
+    data = rankpress("compress", "a.bmp", "-").stdout_bytes
     for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
-        result = rankpress("compress", "a.png", name)
+        result = rankpress("compress", "a.bmp", name)
         assert (result.exit_code, result.stdout_bytes, result.stderr) == (0, data, "")
-        result = rankpress("compress", "a.png", name, "--json")
+        result = rankpress("compress", "a.bmp", name, "--json")
         assert result.exit_code == 2 and "expected a file for OUT" in result.stderr
     os.mkfifo("pipe")
     with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE) as reader:
-        assert rankpress("compress", "a.png", "pipe").exit_code == 0
+        assert rankpress("compress", "a.bmp", "pipe").exit_code == 0
         assert reader.communicate()[0] == data
     assert Path("pipe").is_fifo()
 
@@ -423,6 +425,32 @@ def test_options_then_environment_then_defaults(
     monkeypatch.setenv("RANKPRESS_MAX_PIXELS", "800")
     small = rankpress("compress", "a.png", "c.rkp")
     assert small.exit_code == 1 and "37x24 = 888 pixels, the limit is 800" in small.stderr
+
+
+def test_a_frame_is_chosen_for_files_that_have_several(here: Path) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    frames[0].save("a.gif", save_all=True, append_images=frames[1:])
+    refused = rankpress("compress", "a.gif", "a.rkp")
+    assert refused.exit_code == 1 and "choose one: frame=0" in refused.stderr
+    assert rankpress("compress", "a.gif", "a.rkp", "--rate", "2", "--frame", "1").exit_code == 0
+    assert rankpress("decompress", "a.rkp", "a.png").exit_code == 0
+    assert np.asarray(Image.open("a.png"))[3, 4].tolist() == [0, 0, 255]
+    assert tree(here) == ["a.gif", "a.png", "a.rkp"]
+
+
+def test_streams_that_are_larger_than_their_sources_are_told() -> None:
+    Image.new("1", (300, 200)).save("flat.png")
+    Image.effect_noise((60, 60), 90).convert("RGB").save("noisy.bmp")
+    one = rankpress("compress", "flat.png", "one.rkp", "--rate", "2")
+    said = " ".join(one.stderr.split())
+    assert one.exit_code == 0 and "is larger than its source" in said, said
+    both = rankpress("compress", "flat.png", "noisy.bmp", "out/", "--rate", "2")
+    assert "1 of 2 streams are larger than their source files" in both.stderr
+    ran = rankpress("compress", "flat.png", "noisy.bmp", "json/", "--rate", "2", "--json")
+    told = {line["source"]: line for line in lines(ran)}
+    assert [told[n]["larger_than_source"] for n in ("flat.png", "noisy.bmp")] == [True, False]
+    back = rankpress("decompress", "out/noisy.rkp", "back.png")
+    assert "larger" not in back.stderr
 
 
 def test_info_says_what_the_stream_holds() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import threading
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,9 +51,16 @@ def samples() -> dict[str, bytes]:
         "tiff": file_of(rgb, "TIFF", **more),
         "tiff lzw": file_of(grey, "TIFF", compression="tiff_lzw"),
         "tiff jpeg": file_of(rgb, "TIFF", compression="jpeg"),
+        "heic": heic_of(rgb, exif=exif_of(6)),
         "bmp": file_of(rgb, "BMP"),
         "ppm": file_of(rgb, "PPM"),
     }
+
+
+def heic_of(image: Image.Image, **options: Any) -> bytes:
+    out = io.BytesIO()
+    pillow_heif.from_pillow(image).save(out, **options)
+    return out.getvalue()
 
 
 KINDS = tuple(samples())
@@ -155,7 +165,7 @@ def frames(count: int) -> list[Image.Image]:
 def test_animations_are_refused_by_number(format: str) -> None:
     first, *others = frames(3)
     data = file_of(first, format, save_all=True, append_images=others)
-    with pytest.raises(BadImage, match=r"has 3 (frames|pages), expected one; save the one"):
+    with pytest.raises(BadImage, match=r"has 3 (frames|pages), expected one; choose one"):
         read(data)
     with pytest.raises(TooManyPixels):
         read(data, max_pixels=3)
@@ -192,8 +202,8 @@ def test_phone_pictures_with_more_in_them_are_read_as_the_first() -> None:
         (b"hello, world", "not an image file that is read, expected one of PNG, JPEG"),
         (b"%PDF-1.7 ...", "PDF files are not read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript files are not read"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC files are not read"),
-        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC files are not read"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "the HEIC file is damaged"),
+        (b"\0\0\0\x18ftyphevc\0\0\0\0msf1hevc", "HEIF sequence files are not read"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 files are not read"),
         (b"P3 1 1 255 1 2 3", "PPM files are read in binary"),
         (b"P6 1 1 1000\n" + bytes(6), "PPM files are read in binary"),

@@ -12,9 +12,16 @@ from fastapi.responses import JSONResponse
 from service.api import openapi
 from service.api.bodies import read_body
 from service.api.job_events import EventStream, parse_id, watch
-from service.api.job_schemas import AdaptQuery, JobDocument, document_of, has_ended
+from service.api.job_schemas import AdaptQuery, JobDocument, document_of, has_ended, notes_of
 from service.api.record import record_of
-from service.api.routes import STREAM_TYPE, ServiceArg, refuse_query, refuse_repeats, run_work
+from service.api.routes import (
+    STREAM_TYPE,
+    ServiceArg,
+    notes_header,
+    refuse_query,
+    refuse_repeats,
+    run_work,
+)
 from service.engine.batching import Phase
 from service.engine.types import ModelInfo
 from service.images import read_image
@@ -39,7 +46,7 @@ async def adapt(
     record.rate = query.rate
     body = await read_body(request, service.admission, record.hold, service.settings)
     limit = min(service.settings.max_pixels, service.settings.job_max_pixels)
-    work = partial(examine, body, query.rate, query.effort, service.desk.models, limit)
+    work = partial(examine, body, query, service.desk.models, limit)
     spec = (await run_work(request, service, work)).value
     record.pixels = spec.width * spec.height
     job = await service.desk.ask(lambda jobs: jobs.submit(body, spec, query.priority))
@@ -91,15 +98,16 @@ async def cancel(service: ServiceArg, job_id: JobId) -> Response:
 
 
 def examine(
-    body: bytes, rate: float, effort: int, models: tuple[ModelInfo, ...], max_pixels: int
+    body: bytes, query: AdaptQuery, models: tuple[ModelInfo, ...], max_pixels: int
 ) -> JobSpec:
     """What is asked for, once the whole picture was read: a job must not fail for what it is of.
 
     Raises:
-        BadImage, TooManyPixels: as `read_image`. RateUnavailable: as `spec_of`.
+        BadImage, TooManyPixels, BadParameter: as `read_image`. RateUnavailable: as `spec_of`.
     """
-    picture = read_image(body, max_pixels=max_pixels)
-    return spec_of(body, picture.width, picture.height, rate, effort, models)
+    picture = read_image(body, max_pixels=max_pixels, frame=query.frame)
+    size = picture.width, picture.height
+    return spec_of(body, *size, query.rate, query.effort, models, query.frame)
 
 
 def _again(job: Job, step_s: float) -> dict[str, str]:
@@ -125,4 +133,6 @@ def _stream(request: Request, job: Job, data: bytes) -> Response:
         headers["X-Rankpress-Bpp"] = f"{progress.bpp:.4f}"
         headers["X-Rankpress-Psnr"] = f"{progress.psnr_db:.3f}"
         headers["X-Rankpress-Step"] = str(progress.step)
+        headers["X-Rankpress-Source-Bytes"] = str(job.spec.image_bytes)
+        headers |= notes_header(notes_of(job))
     return Response(data, 200, headers, media_type=STREAM_TYPE)

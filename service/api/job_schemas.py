@@ -12,6 +12,7 @@ from pydantic import Field
 from service.api.schemas import DEFAULT_RATE, Document, Query
 from service.engine.types import AdaptProgress
 from service.jobs.job import DEFAULT_PRIORITY, ENDED, Job, State, StepRecord
+from service.picture import larger_note
 
 
 class AdaptQuery(Query):
@@ -23,6 +24,10 @@ class AdaptQuery(Query):
     effort: int = Field(default=2, ge=0, le=4)
     """How much work the stream is worth, from 0 (seconds: a ready update is picked) to 4 (many
     minutes)."""
+
+    frame: int | None = Field(default=None, ge=0, le=2**31)
+    """Which frame or page of an animated or multi-page file, from 0; without it such a file is
+    refused."""
 
     priority: int = Field(default=DEFAULT_PRIORITY, ge=1, le=9)
     """Which of the waiting jobs is done first, from 1 (first) to 9 (last)."""
@@ -68,6 +73,12 @@ class JobDocument(Document):
     height: int
     """Pixels of the picture."""
 
+    frame: int | None
+    """Frame or page of the file; null where it has but one."""
+
+    source_bytes: int
+    """Size of the image file."""
+
     phase: str | None
     """What is being worked on: `latents`, `decoder`, or `done`; null before the first step."""
 
@@ -107,6 +118,9 @@ class JobDocument(Document):
     expires_at: datetime | None
     """When it and its streams will be gone; null before it has ended."""
 
+    notes: list[str]
+    """What should be known of the best stream so far: that it is larger than its source."""
+
     error: str | None
     """Why it failed; null unless it has."""
 
@@ -126,6 +140,9 @@ def document_of(job: Job) -> JobDocument:
         priority=job.priority,
         width=job.spec.width,
         height=job.spec.height,
+        frame=job.spec.frame,
+        source_bytes=job.spec.image_bytes,
+        notes=list(notes_of(job)),
         seconds=0.0 if record is None else round(record.seconds, 3),
         created_at=_date(job.created_s),
         ended_at=None if job.ended_s is None else _date(job.ended_s),
@@ -133,6 +150,12 @@ def document_of(job: Job) -> JobDocument:
         error=job.error,
         links=_links(job),
     )
+
+
+def notes_of(job: Job) -> tuple[str, ...]:
+    """What should be known of a job's best stream so far."""
+    record = job.record
+    return () if record is None else larger_note(record.progress.bytes, job.spec.image_bytes)
 
 
 def has_ended(job: Job) -> bool:

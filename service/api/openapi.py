@@ -75,6 +75,14 @@ _TIMING = _header(
 )
 _RATE = _header("X-Rankpress-Rate", "The rate of the stream.", "number")
 
+_SOURCE: Json = {
+    **_header("X-Rankpress-Source-Bytes", "Size of the image file.", "integer"),
+    **_header(
+        "X-Rankpress-Notes",
+        "What reading the file changed, and that the stream is larger than it; often absent.",
+    ),
+}
+
 _STREAM_RESPONSE: Json = {
     "description": "The stream.",
     "content": {"application/vnd.rankpress": {"schema": _BINARY}},
@@ -84,7 +92,7 @@ _STREAM_RESPONSE: Json = {
         **_header("X-Rankpress-Tune", "What that rate was trained for: psnr or ms-ssim."),
         **_header("X-Rankpress-Bpp", "Bits of the stream per pixel.", "number"),
         **_header("X-Rankpress-Psnr", "PSNR in dB of what is seen; inf when exact."),
-        **_header("X-Rankpress-Notes", "What reading the file changed, if anything."),
+        **_SOURCE,
         **_TIMING,
         **_REQUEST_ID,
     },
@@ -169,6 +177,7 @@ _JOB_STREAM_RESPONSE: Json = {
         **_header("X-Rankpress-Bpp", "Bits of the stream per pixel.", "number"),
         **_header("X-Rankpress-Psnr", "PSNR in dB of what is seen; inf when exact."),
         **_header("X-Rankpress-Step", "Steps of optimisation behind it.", "integer"),
+        **_SOURCE,
         **_REQUEST_ID,
     },
 }

@@ -108,7 +108,7 @@ async def compress(
     record.rate = None if isinstance(wanted, Target) else wanted
     body = await read_body(request, service.admission, record.hold, service.settings)
     limit = service.settings.max_pixels
-    work = CompressFile(service.codec, body, wanted, query.tune, query.metadata, limit)
+    work = CompressFile(service.codec, body, wanted, query.tune, query.metadata, query.frame, limit)
     # reading a header is quick, but the bytes are anybody's: the event loop is not for them
     timeout_s = service.settings.request_timeout_s
     batched = service.codec.max_batch > 1
@@ -244,14 +244,19 @@ def _stream_headers(done: Done[Stream]) -> dict[str, str]:
         "X-Rankpress-Rate": f"{compressed.rate:g}",
         "X-Rankpress-Tune": compressed.tune,
         "X-Rankpress-Bpp": f"{compressed.bpp:.4f}",
+        "X-Rankpress-Source-Bytes": str(stream.source_bytes),
         "Server-Timing": timing,
         "X-Content-Type-Options": "nosniff",
     }
     if compressed.psnr_db is not None:
         headers["X-Rankpress-Psnr"] = f"{compressed.psnr_db:.3f}"
-    if stream.notes:
-        headers["X-Rankpress-Notes"] = _header_text("; ".join(stream.notes))[:MAX_NOTES_CHARS]
-    return headers
+    return headers | notes_header(stream.notes)
+
+
+def notes_header(notes: tuple[str, ...]) -> dict[str, str]:
+    """The header that tells notes; none where there are none."""
+    text = _header_text("; ".join(notes))[:MAX_NOTES_CHARS]
+    return {"X-Rankpress-Notes": text} if notes else {}
 
 
 def image_headers(done: Done[ImageFile], **others_s: float) -> dict[str, str]:

@@ -46,6 +46,10 @@ class CompressQuery(Query):
     """What the stream keeps besides the pixels: the colour profile (`icc`), also Exif (`all`), or
     nothing (`none`). Orientation is always applied to the pixels."""
 
+    frame: int | None = Field(default=None, ge=0, le=2**31)
+    """Which frame or page of an animated or multi-page file, from 0; without it such a file is
+    refused."""
+
     target_bpp: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Bits per pixel, in place of `rate`: the answer is the closest stream not above."""
 

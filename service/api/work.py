@@ -23,7 +23,7 @@ from service.images import (
     shrink,
     write_image,
 )
-from service.picture import Picture, Region
+from service.picture import Picture, Region, larger_note
 
 T = TypeVar("T")
 
@@ -35,6 +35,7 @@ class Stream:
     compressed: Compressed
     sha256: str
     notes: tuple[str, ...]
+    source_bytes: int
     read_s: float
 
 
@@ -88,6 +89,7 @@ class CompressFile:
     wanted: float | Target
     tune: str
     metadata: Metadata
+    frame: int | None
     max_pixels: int
 
     def __call__(self) -> Stream:
@@ -97,12 +99,20 @@ class CompressFile:
             compressed = self.codec.compress_to(picture, self.wanted, self.tune)
         else:
             compressed = self.codec.compress(picture, self.wanted, self.tune)
-        return _stream(compressed, picture, read_s)
+        return self.stream(compressed, picture, read_s)
+
+    def stream(self, compressed: Compressed, picture: Picture, read_s: float) -> Stream:
+        """The answer, with what should be known of it."""
+        digest = hashlib.sha256(compressed.data).hexdigest()
+        notes = picture.notes + larger_note(len(compressed.data), len(self.data))
+        return Stream(compressed, digest, notes, len(self.data), read_s)
 
     def read(self) -> tuple[Picture, float]:
         """The picture, and the seconds that reading it took."""
         begun = time.perf_counter()
-        picture = read_image(self.data, max_pixels=self.max_pixels, metadata=self.metadata)
+        picture = read_image(
+            self.data, max_pixels=self.max_pixels, metadata=self.metadata, frame=self.frame
+        )
         return picture, time.perf_counter() - begun
 
     def group(self) -> Group | None:
@@ -172,13 +182,15 @@ def _compress_together(works: Sequence[CompressFile]) -> list[Any]:
     assert not isinstance(rate, Target)  # those have no group
     made = iter(codec.compress_batch([picture for picture, _ in good], rate, tune))
 
-    def finish(outcome: Any) -> Any:
+    def finish(work: CompressFile, outcome: Any) -> Any:
         if isinstance(outcome, Exception):
             return outcome
         compressed = next(made)
-        return compressed if isinstance(compressed, Exception) else _stream(compressed, *outcome)
+        if isinstance(compressed, Exception):
+            return compressed
+        return work.stream(compressed, *outcome)
 
-    return [finish(outcome) for outcome in read]
+    return [finish(work, outcome) for work, outcome in zip(works, read, strict=True)]
 
 
 def _decompress_together(works: Sequence[DecompressFile]) -> list[Any]:
@@ -196,7 +208,3 @@ def _outcome(work: Callable[[], T]) -> T | Exception:
     except Exception as error:
         return error
 
-
-def _stream(compressed: Compressed, picture: Picture, read_s: float) -> Stream:
-    digest = hashlib.sha256(compressed.data).hexdigest()
-    return Stream(compressed, digest, picture.notes, read_s)

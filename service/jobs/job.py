@@ -42,6 +42,7 @@ class JobSpec:
         image: SHA-256 of the image file, hex. rate16: the rate in sixteenths. effort: 0 to 4.
         seed: of everything random. model: `model_identity`. format: `STREAM_FORMAT`.
         width: pixels of the picture. height: pixels of the picture.
+        image_bytes: of the image file. frame: its frame or page, None where it has but one.
     """
 
     image: str
@@ -50,6 +51,8 @@ class JobSpec:
     model: str
     width: int
     height: int
+    image_bytes: int
+    frame: int | None = None
     seed: int = 0
     format: int = STREAM_FORMAT
 
@@ -164,6 +167,7 @@ def spec_of(
     rate: float,
     effort: int,
     models: tuple[ModelInfo, ...],
+    frame: int | None = None,
 ) -> JobSpec:
     """What a picture, a rate and an effort ask of the first of these models.
 
@@ -181,6 +185,8 @@ def spec_of(
         model=model_identity(models[0], rate16),
         width=width,
         height=height,
+        image_bytes=len(image),
+        frame=frame,
     )
 
 

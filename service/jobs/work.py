@@ -124,7 +124,7 @@ class JobWork:
                 "post the picture again"
             )
         data = self._objects.get(spec.image_key)
-        picture = read_image(data, max_pixels=self._limits.max_pixels)
+        picture = read_image(data, max_pixels=self._limits.max_pixels, frame=spec.frame)
         checkpoint = self._checkpoint(spec, before)
         begin = partial(
             self._adapter.adapt,

@@ -122,6 +122,44 @@ def test_what_reading_changed_is_said_in_a_header() -> None:
     asyncio.run(law())
 
 
+def test_a_stream_that_is_larger_than_its_source_says_so() -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            small, large = io.BytesIO(), io.BytesIO()
+            noise = Image.effect_noise((40, 40), 90).convert("RGB")
+            noise.save(small, "JPEG", quality=5)
+            noise.save(large, "BMP")
+            for file, larger in ((small, True), (large, False)):
+                source = file.getvalue()
+                answer = await client.post("/compress?rate=2", content=source)
+                assert answer.headers["x-rankpress-source-bytes"] == str(len(source))
+                assert (len(answer.content) > len(source)) == larger
+                told = answer.headers.get("x-rankpress-notes", "")
+                assert (told == f"the stream of {len(answer.content)} bytes is larger than its "
+                                f"source of {len(source)}") == larger  # fmt: skip
+
+    asyncio.run(law())
+
+
+def test_a_frame_of_an_animation_is_chosen() -> None:
+    gif = io.BytesIO()
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
+
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            check_problem(await client.post("/compress", content=gif.getvalue()), 415, "bad-image")
+            late = await client.post("/compress?frame=2", content=gif.getvalue())
+            check_problem(late, 422, "bad-parameter")
+            negative = await client.post("/compress?frame=-1", content=gif.getvalue())
+            check_problem(negative, 422, "bad-parameter")
+            made = await client.post("/compress?rate=2&frame=1", content=gif.getvalue())
+            shown = await client.post("/decompress?format=png", content=made.content)
+            assert pixels_of(shown.content)[3, 4].tolist() == [0, 0, 255]
+
+    asyncio.run(law())
+
+
 @pytest.mark.parametrize("name", ["png", "webp", "jpeg", "avif"])
 def test_format_and_accept_choose_the_same_file_and_format_wins(name: str) -> None:
     async def law() -> None:

@@ -245,6 +245,7 @@ def test_the_openapi_document_is_complete(tmp_path: Path) -> None:
             "rate",
             "tune",
             "metadata",
+            "frame",
             "target_bpp",
             "max_bytes",
             "target_psnr",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
@@ -11,8 +12,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from api.fake_codec import FakeCodec
+from PIL import Image
 
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result
@@ -20,6 +23,7 @@ from jobs.machines import Place, picture, png
 from service.api import desk
 from service.api.server import Server
 from service.jobs import jobs as jobs_module
+from service.picture import Picture
 
 pytestmark = pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
 
@@ -98,6 +102,29 @@ def test_a_picture_is_posted_watched_and_fetched(place: Place) -> None:
         assert client.get(last["links"]["stream"]).content == result.content
         ended = client.delete(path)
         assert (ended.status_code, problem(ended)) == (409, "job-ended")
+
+
+def test_a_frame_is_a_job_of_its_own_and_larger_streams_are_told(place: Place) -> None:
+    gif = io.BytesIO()
+    frames = [Image.new("RGB", (20, 12), colour) for colour in ("red", "blue")]
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
+    with served(place) as client:
+        refused = client.post("/adapt", content=gif.getvalue())
+        assert (refused.status_code, problem(refused)) == (415, "bad-image")
+        late = client.post("/adapt?frame=2", content=gif.getvalue())
+        assert (late.status_code, problem(late)) == (422, "bad-parameter")
+        jobs = [client.post(f"/adapt?effort=1&frame={n}", content=gif.getvalue()) for n in (0, 1)]
+        assert jobs[0].json()["id"] != jobs[1].json()["id"] and jobs[1].json()["frame"] == 1
+        place.worker()
+        done = place.wait(jobs[1].json()["id"], lambda job: job.state == "succeeded")
+        blue = Picture(np.asarray(frames[1]))
+        assert place.jobs.result(done.id)[1] == expected_result(blue, 4.0, 1)
+        path = jobs[1].headers["location"]
+        shown, result = client.get(path).json(), client.get(f"{path}/result")
+        assert shown["source_bytes"] == len(gif.getvalue()) < shown["bytes"]
+        assert "larger than its source" in shown["notes"][0]
+        assert result.headers["x-rankpress-source-bytes"] == str(len(gif.getvalue()))
+        assert "larger than its source" in result.headers["x-rankpress-notes"]
 
 
 def test_events_go_on_where_a_client_was_cut_off(place: Place) -> None:

@@ -113,6 +113,16 @@ def test_what_alpha_hides_costs_nothing_and_comes_back_cleared(photo: Picture) -
         assert not np.asarray(image)[alpha == 0].any()
 
 
+def test_the_frame_that_is_shown_is_saved() -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    gif = io.BytesIO()
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
+    with Image.open(gif) as image:
+        image.seek(1)
+        data = saved(image)
+    assert data == saved(frames[1])
+
+
 def test_an_opaque_alpha_channel_and_palettes_are_saved_as_what_they_show(photo: Picture) -> None:
     opaque = Image.fromarray(photo.rgb).convert("RGBA")
     with Image.open(io.BytesIO(saved(opaque))) as image:
