@@ -56,6 +56,9 @@ _PNG_SMALL: Final[Mapping[str, int]] = {"compress_level": 6}
 """For PNGs that are kept."""
 
 _LONGEST_SIDE: Final[Mapping[Format, int]] = {"webp": 16383, "jpeg": 65500, "avif": 65535}
+OPAQUE: Final[frozenset[Format]] = frozenset({"jpeg"})
+"""Formats without alpha."""
+
 _GREY_PROFILE: Final = frozenset({"png", "jpeg"})
 _JPEG_EXIF_BYTES: Final = 65533 - len(exif.PREFIX)
 # Whatever Pillow and the libraries under it raise on damaged bytes.
@@ -187,10 +190,7 @@ def shrink(picture: Picture, max_size: int) -> Picture:
     longest = max(picture.width, picture.height)
     if longest <= max_size:
         return picture
-    size = (
-        max(1, round(picture.width * max_size / longest)),
-        max(1, round(picture.height * max_size / longest)),
-    )
+    size = size_within(picture.width, picture.height, max_size)
     # Pillow weights LA and RGBA by alpha on its own.
     small = np.asarray(_to_pillow(picture).resize(size, Image.Resampling.LANCZOS))
     alpha = small[..., -1] if picture.alpha is not None else None
@@ -198,6 +198,17 @@ def shrink(picture: Picture, max_size: int) -> Picture:
     rgb = np.empty((size[1], size[0], 3), np.uint8)
     rgb[...] = channels.reshape(size[1], size[0], -1)
     return of_another_view(replace(picture, rgb=rgb, alpha=unless_opaque(alpha)))
+
+
+def size_within(width: int, height: int, max_size: int) -> tuple[int, int]:
+    """Return the size of a picture whose longest side is shrunk to at most `max_size` pixels."""
+    scale = min(1, max_size / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def fits(format: Format, width: int, height: int) -> bool:
+    """Whether a format can hold a picture of that size."""
+    return max(width, height) <= _LONGEST_SIDE.get(format, max(width, height))
 
 
 def of_another_view(picture: Picture) -> Picture:
@@ -286,10 +297,9 @@ def _check_writable(picture: Picture, format: Format, quality: int | None) -> No
         raise BadParameter("PNG is lossless: quality is for webp, jpeg and avif")
     if quality is not None and not 1 <= quality <= 100:
         raise BadParameter(f"quality is {quality}, expected 1 to 100")
-    longest = _LONGEST_SIDE.get(format)
-    if longest is not None and max(picture.width, picture.height) > longest:
+    if not fits(format, picture.width, picture.height):
         raise NotAcceptable(
-            f"{format} holds at most {longest} pixels a side, "
+            f"{format} holds at most {_LONGEST_SIDE[format]} pixels a side, "
             f"the picture is {picture.width}x{picture.height}"
         )
 

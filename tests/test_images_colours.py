@@ -18,7 +18,8 @@ from image_files import SRGB, chunk, exif_of, file_of, photo, png_of, profile
 from PIL import ExifTags, Image
 
 from service import colour, exif
-from service.api.work import DecompressFile, Form, View
+from service.api.negotiate import Form
+from service.api.work import DecompressFile, View
 from service.engine.types import Decompressed, Timings
 from service.errors import BadImage
 from service.images import Format, Metadata, of_another_view, read_image, shrink, write_image
@@ -317,8 +318,8 @@ def test_the_service_gives_a_part_no_exif_of_the_whole(
     picture = with_camera_exif()
     part = picture if region is None else replace(picture, rgb=picture.rgb[:20, :30])
     form = Form("jpeg", 90)
-    work = DecompressFile(FakeCodec(), b"", View(form, form, region, max_size))
-    file = work.write(Decompressed(part, 4.0, "m", Timings()))
+    work = DecompressFile(FakeCodec(), b"", View((form,), region, max_size))
+    file = work.write(Decompressed(part, 4.0, "m", Timings()), form)
     kept = read(file.data, "all").exif
     assert kept is not None and (b"\xff\xd8" in kept) == whole
 

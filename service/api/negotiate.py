@@ -1,4 +1,4 @@
-"""Which image format answers an `Accept` header (RFC 9110, section 12.5.1).
+"""Which image format answers an `Accept` header (RFC 9110, section 12.5.1) and holds the picture.
 
 The most specific range that matches a format gives its weight; the heaviest format wins. Between
 equals, a format that was named wins over one that a wildcard let in (browsers send
@@ -9,12 +9,21 @@ somebody wants what was decoded, `SMALL` where a picture is delivered to be look
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from service.engine.types import StreamShape
 from service.errors import NotAcceptable
-from service.images import MEDIA_TYPES, Format
+from service.images import MEDIA_TYPES, OPAQUE, Format, fits
+
+
+@dataclass(frozen=True)
+class Form:
+    """A file format and its quality; None is what `write_image` takes for the format."""
+
+    format: Format
+    quality: int | None
 
 
 @dataclass(frozen=True)
@@ -43,54 +52,74 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _RANGE = re.compile(rf"({_TOKEN})/({_TOKEN})")
 _NAMED = 2
 """Specificity of a range without a wildcard."""
-_WEIGHT = re.compile(r"0(?:\.\d{0,3})?|1(?:\.0{0,3})?")
+_WEIGHT = re.compile(r"\d{1,9}(?:\.\d{0,9})?|\.\d{1,9}")
+"""More than RFC 9110 allows: of what clients send, q=.8 and q=0.8000 have a meaning."""
 
 
-def choose_format(
-    accept: str | None, preference: Preference, avoid: Collection[Format] = ()
-) -> Format:
-    """The format to write for the value of an `Accept` header.
+def rank_formats(accept: str | None, preference: Preference) -> tuple[Format, ...]:
+    """The formats that the value of an `Accept` header leaves, the best first.
 
     Args:
         accept: the header; none, or an empty one, means `*/*`.
         preference: decides between equals.
-        avoid: formats that are chosen only where the header leaves no other.
 
     Raises:
         NotAcceptable: the header leaves none of the formats.
     """
     weights = _parse(accept) if accept and accept.strip() else {"*/*": 1.0}
 
-    def rank(name: Format) -> tuple[bool, float, bool, int]:
+    def rank(name: Format) -> tuple[float, bool, int]:
         weight, specificity = _rank(weights, name)
         named = specificity == _NAMED
         order = preference.named if named else preference.unnamed
-        return weight > 0 and name not in avoid, weight, named, -order.index(name)
+        return weight, named, -order.index(name)
 
-    best = max(preference.named, key=rank)
-    if _rank(weights, best)[0] <= 0:
+    left = [name for name in preference.named if _rank(weights, name)[0] > 0]
+    if not left:
         offers = ", ".join(MEDIA_TYPES[name] for name in preference.named)
         raise NotAcceptable(f"the Accept header leaves no format that can be written: {offers}")
-    return best
+    return tuple(sorted(left, key=rank, reverse=True))
+
+
+def choose_form(forms: Sequence[Form], shape: StreamShape) -> Form:
+    """The first form that can hold a picture; one without alpha only where no other is left.
+
+    Args:
+        forms: that may be written, the best first. shape: of the picture as it will be written.
+
+    Raises:
+        NotAcceptable: none of them can hold it.
+    """
+    able = [form for form in forms if fits(form.format, shape.width, shape.height)]
+    if not able:
+        names = ", ".join(form.format for form in forms)
+        raise NotAcceptable(
+            f"the picture is {shape.width}x{shape.height} pixels, more than can be written in what "
+            f"was asked for: {names}"
+        )
+    with_alpha = [form for form in able if form.format not in OPAQUE]
+    return with_alpha[0] if shape.has_alpha and with_alpha else able[0]
 
 
 def _parse(accept: str) -> dict[str, float]:
-    """Weight of every well-formed media range; malformed ones are left out."""
+    """Weight of every well-formed media range; malformed ones are left out.
+
+    A range keeps its place where only its weight is malformed.
+    """
     weights: dict[str, float] = {}
     for element in accept.split(",", MAX_RANGES)[:MAX_RANGES]:
         name, *parameters = (part.strip() for part in element.split(";"))
-        weight = _weight(parameters)
-        if weight is not None and _RANGE.fullmatch(name):
-            weights[name.lower()] = weight
+        if _RANGE.fullmatch(name):
+            weights[name.lower()] = _weight(parameters)
     return weights
 
 
-def _weight(parameters: list[str]) -> float | None:
-    """The q parameter, 1 without one, None for a malformed one."""
+def _weight(parameters: list[str]) -> float:
+    """The q parameter, between 0 and 1; 1 without one and for a malformed one."""
     for parameter in parameters:
         key, _, value = parameter.partition("=")
         if key.strip().lower() == "q":
-            return float(value) if _WEIGHT.fullmatch(value.strip()) else None
+            return min(1.0, float(value)) if _WEIGHT.fullmatch(value.strip()) else 1.0
     return 1.0
 
 

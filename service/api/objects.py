@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 
 from service.api import openapi
 from service.api.bodies import read_body
-from service.api.negotiate import SMALL, choose_format
+from service.api.negotiate import SMALL, Form, rank_formats
 from service.api.ranges import Span, requested_span, tags
 from service.api.record import record_of
 from service.api.routes import (
@@ -32,7 +32,7 @@ from service.api.routes import (
     view_of,
 )
 from service.api.schemas import LOSSLESS_ONLY, ObjectQuery, StoredObject
-from service.api.work import DecompressFile, Form, ImageFile, View
+from service.api.work import DecompressFile, ImageFile, View
 from service.engine.batching import Done
 from service.errors import (
     BadParameter,
@@ -55,9 +55,6 @@ RENDITION = 1
 
 _QUALITY: Final[Mapping[Format, int]] = {"webp": 90}
 """Of what Accept chose, where no quality is asked for and `write_image` would write lossless."""
-
-_OPAQUE: Final[frozenset[Format]] = frozenset({"jpeg"})
-"""Formats without alpha."""
 
 Digest = Annotated[
     str,
@@ -183,13 +180,14 @@ def _view(query: ObjectQuery, accept: str) -> View:
     if query.format is not None:
         return view_of(query, accept)
 
-    def form(avoid: frozenset[Format]) -> Form:
-        name = choose_format(accept, SMALL, avoid)
+    def form(name: Format) -> Form:
         lossless = name in LOSSLESS_ONLY
         return Form(name, None if lossless else query.quality or _QUALITY.get(name))
 
-    plain = form(frozenset() if query.quality is None else LOSSLESS_ONLY)
-    return View(plain, form(_OPAQUE), query.parsed_region(), query.max_size)
+    names = rank_formats(accept, SMALL)
+    if query.quality is not None:  # what has a quality first
+        names = tuple(sorted(names, key=LOSSLESS_ONLY.__contains__))
+    return View(tuple(map(form, names)), query.parsed_region(), query.max_size)
 
 
 def _asked(sha256: str, view: View) -> str:

@@ -19,7 +19,7 @@ from service.api.desk import Desk
 from service.api.errors import NOT_READY, problem
 from service.api.job_metrics import JobMetrics
 from service.api.metrics import Metrics
-from service.api.negotiate import EXACT, choose_format
+from service.api.negotiate import EXACT, Form, rank_formats
 from service.api.record import record_of
 from service.api.schemas import (
     LOSSLESS_ONLY,
@@ -32,7 +32,7 @@ from service.api.schemas import (
     Models,
     Rates,
 )
-from service.api.work import CompressFile, DecompressFile, Form, ImageFile, Stream, View
+from service.api.work import CompressFile, DecompressFile, ImageFile, Stream, View
 from service.engine.batching import Admission, Done, Phase
 from service.engine.line import Group
 from service.engine.types import Codec, ModelInfo, Target, Timings
@@ -190,11 +190,16 @@ async def metrics(service: ServiceArg) -> Response:
 
 def view_of(query: DecompressQuery, accept: str) -> View:
     """What a request asks to see. Raises BadParameter or NotAcceptable."""
-    name = query.format or choose_format(accept, EXACT)
-    if query.quality is not None and name in LOSSLESS_ONLY:
-        raise BadParameter(f"quality is {query.quality}, but {name} is lossless: ask for a format")
-    form = Form(name, query.quality)
-    return View(form, form, query.parsed_region(), query.max_size)
+    names = (query.format,) if query.format else rank_formats(accept, EXACT)
+    if query.quality is not None:
+        lossy = tuple(name for name in names if name not in LOSSLESS_ONLY)
+        if names[0] in LOSSLESS_ONLY:
+            raise BadParameter(
+                f"quality is {query.quality}, but {names[0]} is lossless: ask for a format"
+            )
+        names = lossy
+    forms = tuple(Form(name, query.quality) for name in names)
+    return View(forms, query.parsed_region(), query.max_size)
 
 
 async def run_work(

@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from service.api.negotiate import Form, choose_form
 from service.engine.line import Group
-from service.engine.types import Codec, Compressed, Decompressed, Target, Timings
+from service.engine.types import (
+    Codec,
+    Compressed,
+    Decompressed,
+    StreamShape,
+    Target,
+    Timings,
+)
 from service.images import (
     Format,
     Metadata,
@@ -21,6 +29,7 @@ from service.images import (
     of_another_view,
     read_image,
     shrink,
+    size_within,
     write_image,
 )
 from service.picture import Picture, Region, larger_note
@@ -40,24 +49,15 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Form:
-    """A file format and its quality; None is what `write_image` takes for the format."""
-
-    format: Format
-    quality: int | None
-
-
-@dataclass(frozen=True)
 class View:
     """What to show of a stream, and how to write it.
 
     Attributes:
-        form: of a picture without alpha. alpha_form: of one that has it.
+        forms: that may be written, the best first; the first that can hold the picture is.
         region: to show, None is all. max_size: of the longest side in pixels, None is as it is.
     """
 
-    form: Form
-    alpha_form: Form
+    forms: tuple[Form, ...]
     region: Region | None
     max_size: int | None
 
@@ -137,9 +137,21 @@ class DecompressFile:
 
     def __call__(self) -> ImageFile:
         """Decompress the stream and write the file."""
-        return self.write(self.codec.decompress(self.data, self.view.region))
+        form = self.form()
+        return self.write(self.codec.decompress(self.data, self.view.region), form)
 
-    def write(self, decoded: Decompressed) -> ImageFile:
+    def form(self) -> Form:
+        """What will be written, before anything is decoded. Raises BadStream, NotAcceptable."""
+        shape, view = self.codec.stream_shape(self.data), self.view
+        width, height = shape.width, shape.height
+        if view.region is not None:
+            view.region.check_inside(width, height)
+            width, height = view.region.width, view.region.height
+        if view.max_size is not None:
+            width, height = size_within(width, height, view.max_size)
+        return choose_form(view.forms, StreamShape(width, height, shape.has_alpha))
+
+    def write(self, decoded: Decompressed, form: Form) -> ImageFile:
         """The picture as an image file."""
         begun = time.perf_counter()
         picture, view = decoded.picture, self.view
@@ -147,7 +159,6 @@ class DecompressFile:
             picture = of_another_view(picture)
         if view.max_size is not None:
             picture = shrink(picture, view.max_size)
-        form = view.form if picture.alpha is None else view.alpha_form
         written = write_image(picture, form.format, quality=form.quality)
         return ImageFile(
             data=written,
@@ -194,11 +205,17 @@ def _compress_together(works: Sequence[CompressFile]) -> list[Any]:
 
 
 def _decompress_together(works: Sequence[DecompressFile]) -> list[Any]:
-    decoded = works[0].codec.decompress_batch([work.data for work in works])
-    return [
-        one if isinstance(one, Exception) else _outcome(partial(work.write, one))
-        for work, one in zip(works, decoded, strict=True)
-    ]
+    forms = [_outcome(work.form) for work in works]
+    good = [w.data for w, form in zip(works, forms, strict=True) if isinstance(form, Form)]
+    decoded = iter(works[0].codec.decompress_batch(good))
+
+    def finish(work: DecompressFile, form: Form | Exception) -> Any:
+        if isinstance(form, Exception):
+            return form
+        one = next(decoded)
+        return one if isinstance(one, Exception) else _outcome(partial(work.write, one, form))
+
+    return [finish(work, form) for work, form in zip(works, forms, strict=True)]
 
 
 def _outcome(work: Callable[[], T]) -> T | Exception:

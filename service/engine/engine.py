@@ -33,7 +33,14 @@ from service.engine.pipeline import (
     paint,
     with_update,
 )
-from service.engine.requests import Order, batch_of, check_pixels, check_tune, rate16_of
+from service.engine.requests import (
+    Order,
+    batch_of,
+    check_pixels,
+    check_tune,
+    rate16_of,
+    stream_shape,
+)
 from service.engine.shelf import Shelves
 from service.engine.target import QualityGoal, goal_of, search
 from service.engine.types import (
@@ -43,6 +50,7 @@ from service.engine.types import (
     Decompressed,
     ModelInfo,
     RateInfo,
+    StreamShape,
     Target,
     Timings,
 )
@@ -364,6 +372,10 @@ class Engine:
             return None
         batch = batch_of("decompress", header.width, header.height) if whole else None
         return Group((header.model, header.rate16), batch)
+
+    def stream_shape(self, data: bytes) -> StreamShape:
+        """What a stream's header says of its picture. Raises BadStream, UnsupportedStream."""
+        return stream_shape(data)
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """Every rate adapter that is loaded."""

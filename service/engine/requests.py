@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from service.codec import container
 from service.codec.tiles import Box, latent_box, tile_count
 from service.engine.pipeline import LoadedModel, alpha_plane
-from service.engine.types import Decompressed, Timings
+from service.engine.types import Decompressed, StreamShape, Timings
 from service.errors import BadParameter, RateUnavailable, TooManyPixels
 from service.picture import U8, Picture
 from service.stored import StoredModel
@@ -39,6 +39,16 @@ class Order:
         alpha = alpha_plane(stream, self.want)
         picture = Picture(rgb, alpha, self.grey, stream.icc, stream.exif)
         return Decompressed(picture, stream.header.rate, self.base.stored.name, timings)
+
+
+def stream_shape(data: bytes) -> StreamShape:
+    """What a stream's header says of its picture.
+
+    Raises:
+        BadStream: damaged. UnsupportedStream: needs a newer decoder.
+    """
+    told = container.describe(data)
+    return StreamShape(told.width, told.height, told.has_alpha)
 
 
 def check_tune(tune: str, model: StoredModel) -> None:

@@ -89,6 +89,15 @@ class Decompressed:
 
 
 @dataclass(frozen=True)
+class StreamShape:
+    """What a stream's header says of its picture, before anything is decoded."""
+
+    width: int
+    height: int
+    has_alpha: bool
+
+
+@dataclass(frozen=True)
 class RateInfo:
     """One rate of a model, with the averages over Kodak recorded when it was published.
 
@@ -275,6 +284,10 @@ class Codec(Protocol):
 
     def stream_group(self, data: bytes, whole: bool) -> Group | None:
         """What decompressing a stream, or a region of it, may run beside."""
+        ...
+
+    def stream_shape(self, data: bytes) -> StreamShape:
+        """What a stream's header says of its picture. Raises BadStream, UnsupportedStream."""
         ...
 
     def adapters(self) -> tuple[AdapterInfo, ...]:

@@ -30,12 +30,14 @@ from service.codec import alpha, container
 from service.codec.container import PSNR
 from service.engine.forks import check_process
 from service.engine.line import Group
+from service.engine.requests import stream_shape
 from service.engine.types import (
     AdapterInfo,
     Compressed,
     Decompressed,
     ModelInfo,
     RateInfo,
+    StreamShape,
     Target,
     Timings,
 )
@@ -220,6 +222,10 @@ class ZooCodec:
         """None, as `picture_group`."""
         del data, whole
         return None
+
+    def stream_shape(self, data: bytes) -> StreamShape:
+        """What a stream's header says of its picture. Raises BadStream, UnsupportedStream."""
+        return stream_shape(data)
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """Those that it was opened with."""

@@ -19,6 +19,7 @@ from service.engine.types import (
     Decompressed,
     ModelInfo,
     RateInfo,
+    StreamShape,
     Target,
     Timings,
 )
@@ -147,6 +148,13 @@ class FakeCodec:
 
     def stream_group(self, data: bytes, whole: bool) -> Group | None:
         return Group(data[4:5], ("decompress", data[5:13]) if whole else None)
+
+    def stream_shape(self, data: bytes) -> StreamShape:
+        if data[:4] in (b"newr", b"othr"):  # what decoding them raises is of interest
+            return StreamShape(1, 1, False)
+        if len(data) < 13 or data[:4] != MAGIC:
+            raise BadStream("the first four bytes are not those of a stream")
+        return StreamShape(*struct.unpack("<II", data[5:13]), self.alpha is not None)
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         return tuple(self.loaded.values())

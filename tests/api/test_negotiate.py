@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from service.api.negotiate import EXACT, SMALL, choose_format
+from service.api.negotiate import EXACT, SMALL, Form, Preference, choose_form, rank_formats
+from service.engine.types import StreamShape
 from service.errors import NotAcceptable
+
+
+def chosen(
+    accept: str | None, preference: Preference, width: int = 9, height: int = 9, alpha: bool = False
+) -> str:
+    """The format for a picture."""
+    forms = [Form(name, None) for name in rank_formats(accept, preference)]
+    return choose_form(forms, StreamShape(width, height, alpha)).format
 
 
 @pytest.mark.parametrize(
@@ -27,14 +36,20 @@ from service.errors import NotAcceptable
         # What Firefox and Chrome send: named formats win over the ones a wildcard lets in.
         ("image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5", "png"),
         ("image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8", "webp"),
-        # Parts that are malformed are left out, the others hold.
-        ("image/png;q=2, image/jpeg", "jpeg"),
-        ("image/png;q=-1, nonsense, /, image/webp;q=0.001", "webp"),
+        # Parts that are malformed are left out, the others hold; a weight is read as it is meant.
+        ("image/jpeg;q=.8, image/webp;q=.9", "webp"),
+        ("image/jpeg;q=0.8001, image/webp;q=0.8", "jpeg"),
+        ("image/jpeg;q=1.000, image/webp;q=0.9999", "jpeg"),
+        ("image/jpeg;q=2, image/webp;q=0.9", "jpeg"),
+        ("image/jpeg;q=high, image/webp;q=0.9", "jpeg"),
+        ("image/jpeg;q=, image/webp;q=0.9", "jpeg"),
+        ("*/*;q=.8", "png"),
+        ("nonsense, /, image/webp;q=0.001", "webp"),
         ("image/webp ; q=0.3 , image/jpeg;q=0.30", "webp"),
     ],
 )
 def test_the_heaviest_format_wins(accept: str | None, expected: str) -> None:
-    assert choose_format(accept, EXACT) == expected
+    assert chosen(accept, EXACT) == expected
 
 
 @pytest.mark.parametrize(
@@ -55,25 +70,53 @@ def test_the_heaviest_format_wins(accept: str | None, expected: str) -> None:
 def test_small_files_are_preferred_and_alpha_is_kept_where_it_can_be(
     accept: str | None, opaque: str, alpha: str
 ) -> None:
-    assert choose_format(accept, SMALL) == opaque
-    assert choose_format(accept, SMALL, {"jpeg"}) == alpha
+    assert chosen(accept, SMALL) == opaque
+    assert chosen(accept, SMALL, alpha=True) == alpha
 
 
-def test_what_is_to_be_avoided_is_chosen_only_where_nothing_else_is_left() -> None:
-    assert choose_format("image/png, image/jpeg;q=0.1", SMALL, {"png"}) == "jpeg"
-    assert choose_format("image/png, image/jpeg;q=0", SMALL, {"png"}) == "png"
-    with pytest.raises(NotAcceptable):
-        choose_format("image/png;q=0", SMALL, {"png"})
+@pytest.mark.parametrize(
+    ("accept", "side", "alpha", "expected"),
+    [
+        ("image/webp,*/*", 16383, False, "webp"),
+        ("image/webp,*/*", 16384, False, "jpeg"),
+        ("image/webp,*/*", 65500, False, "jpeg"),
+        ("image/webp,*/*", 65501, False, "avif"),
+        ("image/webp,*/*", 65536, False, "png"),
+        ("*/*", 16384, False, "jpeg"),
+        ("*/*", 16383, True, "webp"),
+        ("*/*", 16384, True, "avif"),
+        ("*/*", 65536, True, "png"),
+        ("image/avif,image/webp", 16384, True, "avif"),
+        ("image/webp;q=1, image/jpeg;q=0.1", 16384, True, "jpeg"),
+        ("image/jpeg", 65500, True, "jpeg"),
+    ],
+)
+def test_of_what_is_accepted_the_picture_must_fit(
+    accept: str, side: int, alpha: bool, expected: str
+) -> None:
+    assert chosen(accept, SMALL, side, 5, alpha) == expected
+    assert chosen(accept, SMALL, 5, side, alpha) == expected
+
+
+@pytest.mark.parametrize(
+    ("accept", "side"),
+    [("image/webp", 16384), ("image/webp,image/jpeg", 65501), ("image/avif", 65536)],
+)
+def test_a_picture_that_no_accepted_format_holds_is_refused_by_its_size(
+    accept: str, side: int
+) -> None:
+    with pytest.raises(NotAcceptable, match=rf"{side}x5 pixels, more than .* {accept[6:10]}"):
+        chosen(accept, SMALL, side, 5)
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/gif", "image/*;q=0", "*/*;q=0.0", "png"])
 def test_nothing_acceptable_is_refused_with_what_there_is(accept: str) -> None:
     with pytest.raises(NotAcceptable, match="image/png, image/webp, image/avif, image/jpeg"):
-        choose_format(accept, EXACT)
+        chosen(accept, EXACT)
 
 
 def test_a_hostile_header_takes_no_time() -> None:
     with pytest.raises(NotAcceptable):
-        choose_format("a/b;q=0." * 100_000, EXACT)
+        rank_formats("a/b;q=0." * 100_000, EXACT)
     with pytest.raises(NotAcceptable):
-        choose_format(",".join(["a/b"] * 100_000) + ",image/png", EXACT)
+        rank_formats(",".join(["a/b"] * 100_000) + ",image/png", EXACT)
