@@ -8,6 +8,7 @@ Importable in the base install: no torch, no web framework.
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,6 +16,9 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
+
+MOST_CONNECTIONS = 4096
+"""Connections that are taken where nothing else is set, however many files may be open."""
 
 
 class Settings(BaseSettings):
@@ -101,6 +105,10 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     """Seconds without a byte from (408) or to (connection closed) a client in mid-body."""
 
+    max_connections: int = Field(default=0, ge=0, le=1_000_000)
+    """Connections at a time, a sixteenth of them kept for health checks; 0 takes what the limit of
+    open files (`ulimit -n`) leaves room for, at most 4096."""
+
     header_timeout_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """Seconds an open connection may take to send a request's headers before it is closed."""
 
@@ -178,6 +186,20 @@ class Settings(BaseSettings):
                 "objects_write needs objects_url, and a server that is not decode_only"
             )
         return self
+
+    @property
+    def connection_limit(self) -> int:
+        """Connections at a time: as set, or what the limit of open files leaves room for.
+
+        Asyncio accepts up to 512 connections before the first can be refused, and the rest of the
+        program needs some files too.
+        """
+        if self.max_connections:
+            return self.max_connections
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files == resource.RLIM_INFINITY:
+            return MOST_CONNECTIONS
+        return min(MOST_CONNECTIONS, max(files // 4, files - 640, 1))
 
     @property
     def state_folder(self) -> Path:

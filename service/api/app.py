@@ -77,10 +77,7 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, errors.on_http_exception)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
     app.add_middleware(
-        RequestMiddleware,
-        admission=admission,
-        metrics=metrics,
-        stall_timeout_s=settings.stall_timeout_s,
+        RequestMiddleware, admission=admission, metrics=metrics, settings=settings
     )
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app

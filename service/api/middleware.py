@@ -1,13 +1,19 @@
 """Around every request: its id, its limits on sending, its log line, its metrics, and 500s.
 
 A plain ASGI middleware outside all exception handlers, so that what it counts is what was sent.
+
+An answer may be complete before its request is: a body that is too large, to a path that does not
+exist. A server that then closes the connection makes the kernel reset it, and a client that writes
+its whole body before it reads loses the answer. So the rest of the body is read and dropped, within
+limits, while the answer is already with the client, and only then is the connection closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -16,16 +22,33 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import internal_problem
+from service.api.errors import internal_problem, on_rankpress_error
 from service.api.metrics import Metrics
 from service.api.record import Record, request_id
-from service.engine.batching import Admission
+from service.engine.batching import Admission, Phase
+from service.errors import Saturated
+from service.settings import MIB, Settings
 
 CLIENT_LEFT = 499
 """Logged and counted when the client left before an answer (nginx's number); never sent."""
 
 PIECE_BYTES = 256 * 1024
 """Answers are sent in pieces of this size, each with its own time limit."""
+
+DROPPED_BODIES = 4
+"""Bytes of an unwanted body that are read and dropped, in bodies of the largest size allowed."""
+
+SILENCE_S = 5.0
+"""Seconds without a byte after which the rest of an unwanted body is given up."""
+
+SHORT_BODY_BYTES = MIB // 16
+"""After an unwanted body of no more bytes, the connection is kept for further requests."""
+
+HEALTH_SHARE = 16
+"""One of so many connections is kept for health checks when the others are at work."""
+
+CROWDED_RETRY_S = 5
+"""Seconds after which a client that found too many open requests may come back."""
 
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
 
@@ -36,12 +59,15 @@ class RequestMiddleware:
     """Wraps the app; websockets and lifespan pass through."""
 
     def __init__(
-        self, app: ASGIApp, *, admission: Admission, metrics: Metrics, stall_timeout_s: float
+        self, app: ASGIApp, *, admission: Admission, metrics: Metrics, settings: Settings
     ) -> None:
         self._app = app
         self._admission = admission
         self._metrics = metrics
-        self._stall_timeout_s = stall_timeout_s
+        self._settings = settings
+        limit = settings.connection_limit
+        self._max_requests = limit - limit // HEALTH_SHARE
+        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -50,10 +76,25 @@ class RequestMiddleware:
             return
         offered_id = Headers(scope=scope).get("x-request-id")
         record = Record(request_id(offered_id), self._admission.hold())
-        exchange = _Exchange(scope, receive, send, record, self._stall_timeout_s)
+        exchange = _Exchange(scope, receive, send, record, self._settings)
+        self._requests += 1
         self._metrics.begin_request()
         try:
-            await exchange.run(self._app)
+            await self._answer(exchange)
+        finally:
+            self._requests -= 1
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether so many requests are open that only health checks are answered."""
+        return self._requests > self._max_requests
+
+    async def _answer(self, exchange: _Exchange) -> None:
+        """Answer a request, then count and log it, then read what is left of its body."""
+        record = exchange.record
+        busy = self._crowded and exchange.path not in QUIET_ROUTES
+        try:
+            await exchange.run(_refuse if busy else self._app)
         finally:
             record.hold.release()
             seconds = time.perf_counter() - exchange.begun
@@ -66,24 +107,42 @@ class RequestMiddleware:
                 record,
             )
             _log_request(exchange, seconds)
+        await exchange.finish(self._patience_s)
+
+    def _patience_s(self) -> float:
+        """Seconds that the rest of an unwanted body is read for."""
+        if self._crowded:
+            return 0.0
+        draining = self._admission.phase is Phase.DRAINING
+        return SILENCE_S if draining else self._settings.body_timeout_s
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer that too many requests are open."""
+    error = Saturated("too many requests are open", CROWDED_RETRY_S)
+    response = await on_rankpress_error(Request(scope), error)
+    await response(scope, receive, send)
 
 
 class _Exchange:
     """One request and its answer: what went in, what came out."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, record: Record, stall_timeout_s: float
+        self, scope: Scope, receive: Receive, send: Send, record: Record, settings: Settings
     ) -> None:
         self.record = record
         self.method: str = scope["method"][:16]
+        self.path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         self.status = CLIENT_LEFT
         self.bytes_in = 0
         self.bytes_out = 0
         self.begun = time.perf_counter()
         self._receive = receive
         self._send = send
-        self._stall_timeout_s = stall_timeout_s
+        self._settings = settings
         self._started = False
+        self._body_ended = not _has_body(Headers(scope=scope))
+        self._end_withheld = False
         # A HEAD request takes the GET route; its answer's body is dropped in `_send_body`. Ranges
         # are for GET alone.
         self._scope = dict(scope)
@@ -116,6 +175,7 @@ class _Exchange:
         message = await self._receive()
         if message["type"] == "http.request":
             self.bytes_in += len(message.get("body", b""))
+        self._body_ended |= not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
@@ -123,16 +183,38 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._started = True
             self.status = message["status"]
-            MutableHeaders(scope=message)["X-Request-Id"] = self.record.id
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self.record.id
+            if not self._body_ended and not _has_short_body(Headers(scope=self._scope)):
+                headers["Connection"] = "close"
             await self._send(message)
         elif message["type"] == "http.response.body":
             await self._send_body(message)
         else:
             await self._send(message)
 
+    async def finish(self, patience_s: Callable[[], float]) -> None:
+        """End an answer that was complete before its request was, once the client has sent it all.
+
+        Args:
+            patience_s: seconds that the rest of the body is read for; may change meanwhile.
+        """
+        if not self._end_withheld:
+            return
+        begun_s = time.perf_counter()
+        most_bytes = self.bytes_in + DROPPED_BODIES * self._settings.max_body_bytes
+        with suppress(TimeoutError):
+            while not self._body_ended and self.bytes_in < most_bytes:
+                left_s = patience_s() - (time.perf_counter() - begun_s)
+                async with asyncio.timeout(min(left_s, SILENCE_S, self._settings.stall_timeout_s)):
+                    await self.receive()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
     async def _send_body(self, message: MutableMapping[str, Any]) -> None:
         body = b"" if self.method == "HEAD" else message.get("body", b"")
         more = message.get("more_body", False)
+        if not more and not self._body_ended:
+            more = self._end_withheld = True
         self.record.hold.add(len(body))
         view = memoryview(body)
         try:
@@ -151,7 +233,7 @@ class _Exchange:
 
     async def _send_piece(self, message: Message) -> None:
         try:
-            async with asyncio.timeout(self._stall_timeout_s):
+            async with asyncio.timeout(self._settings.stall_timeout_s):
                 await self._send(message)
         except TimeoutError:
             # The server closes the connection of an answer that was not completed.
@@ -160,6 +242,18 @@ class _Exchange:
 
 class _ClientStalled(Exception):
     """The client stopped reading its answer."""
+
+
+def _has_body(headers: Headers) -> bool:
+    """Whether a request with these headers has a body."""
+    return "transfer-encoding" in headers or headers.get("content-length", "0").strip("0 ") != ""
+
+
+def _has_short_body(headers: Headers) -> bool:
+    """Whether a request with these headers has a body that is short and sent unasked."""
+    length = headers.get("content-length", "")
+    short = length.isascii() and length.isdigit() and int(length[:18]) <= SHORT_BODY_BYTES
+    return short and "expect" not in headers
 
 
 def _log_request(exchange: _Exchange, seconds: float) -> None:

@@ -8,32 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import json
 import logging
 import math
 import os
 import signal
 import socket
 import time
-from asyncio import BaseTransport
 from types import FrameType
-from typing import cast
 
-import h11
 import structlog
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.api.app import create_app
-from service.api.errors import BAD_REQUEST, MEDIA_TYPE
+from service.api.connections import BACKLOG, limited_protocol, report_accept_errors
 from service.api.logs import configure_logs
 from service.engine.batching import Admission
 from service.engine.types import Codec
 from service.jobs.supervisor import WorkerProcess
 from service.settings import Settings
-
-BACKLOG = 512
-"""Connections the kernel queues before they are accepted."""
 
 MAX_HEADER_BYTES = 32 * 1024
 """Request line and headers together."""
@@ -42,16 +34,6 @@ KEEP_ALIVE_S = 5
 """Seconds an idle connection stays open."""
 
 POLL_S = 0.05
-
-NOT_HTTP = json.dumps(
-    {
-        "type": BAD_REQUEST.type,
-        "title": "The request is malformed",
-        "status": BAD_REQUEST.status,
-        "detail": "This is not HTTP/1.1, or its request line and headers are too long.",
-    }
-).encode()
-"""Answer to what never becomes a request and so never reaches the app."""
 
 log = structlog.get_logger("rankpress.server")
 
@@ -98,7 +80,7 @@ class Server(uvicorn.Server):
             app,
             host=settings.host,
             port=settings.port,
-            http=_protocol(settings.header_timeout_s),
+            http=limited_protocol(settings.connection_limit, settings.header_timeout_s),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -110,6 +92,11 @@ class Server(uvicorn.Server):
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
         super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, on a loop that reports connections it could not accept in few words."""
+        report_accept_errors(asyncio.get_running_loop())
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ask the main loop to end. A second Ctrl-C does not wait for anything."""
@@ -131,43 +118,3 @@ class Server(uvicorn.Server):
 
     def _is_busy(self) -> bool:
         return self.admission.waiting + self.admission.running > 0
-
-
-def _protocol(header_timeout_s: float) -> type[H11Protocol]:
-    """Uvicorn's HTTP/1.1 protocol with a time limit on the headers, which it does not have.
-
-    A connection on which no new request has begun `header_timeout_s` after it was opened, or after
-    the last answer, is closed, however many bytes trickle in. What is not HTTP is answered by a
-    problem document too.
-    """
-
-    class Protocol(H11Protocol):
-        def connection_made(self, transport: BaseTransport) -> None:
-            super().connection_made(cast(asyncio.Transport, transport))
-            self._expect_request()
-
-        def on_response_complete(self) -> None:
-            self._expect_request()
-            super().on_response_complete()
-
-        def send_400_response(self, msg: str) -> None:
-            del msg
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                headers = [
-                    ("Content-Type", MEDIA_TYPE),
-                    ("Content-Length", str(len(NOT_HTTP))),
-                    ("Connection", "close"),
-                ]
-                answer = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
-                for event in (answer, h11.Data(data=NOT_HTTP), h11.EndOfMessage()):
-                    self.transport.write(self.conn.send(event) or b"")
-            self.transport.close()
-
-        def _expect_request(self) -> None:
-            self.loop.call_later(header_timeout_s, self._close_unless_begun, self.cycle)
-
-        def _close_unless_begun(self, last: object) -> None:
-            if self.cycle is last and not self.transport.is_closing():
-                self.transport.close()
-
-    return Protocol

@@ -18,6 +18,7 @@ from service.api.middleware import RequestMiddleware
 from service.engine.batching import LONGEST_RETRY_S, Admission, Batching, Done, Phase
 from service.engine.line import Group
 from service.errors import Saturated, SelfTestFailed
+from service.settings import Settings
 
 from .client import until
 
@@ -219,7 +220,7 @@ def test_an_answer_that_is_sent_is_held_no_longer() -> None:
                 StreamingResponse(pieces()),
                 admission=admission,
                 metrics=Metrics(admission),
-                stall_timeout_s=10.0,
+                settings=Settings(),
             )
             scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
             await wrapped(scope, receive, send)

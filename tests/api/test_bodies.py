@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from starlette.types import Message
 
-from service.api.middleware import PIECE_BYTES
+from service.api.middleware import DROPPED_BODIES, PIECE_BYTES
+from service.api.routes import Service
 
 from .client import PNG, pixels_of, png_of, running
 from .fake_codec import FakeCodec
@@ -119,22 +120,29 @@ def test_exactly_the_limit_is_taken_and_one_byte_more_is_not() -> None:
 
 
 @pytest.mark.parametrize("form", [False, True])
-def test_no_more_than_the_limit_is_ever_taken_from_an_endless_body(form: bool) -> None:
-    taken = 0
+def test_no_more_than_the_limit_is_ever_held_of_an_endless_body_and_little_more_taken(
+    form: bool,
+) -> None:
+    taken = most = 0
+    service: Service
 
     async def endless() -> AsyncIterator[bytes]:
-        nonlocal taken
+        nonlocal taken, most
         yield part("file", b"")[:-2] if form else b""
         while True:
             taken += 1000
+            most = max(most, service.admission.held_bytes)
             yield bytes(1000)
 
     async def law() -> None:
+        nonlocal service
         async with running(FakeCodec(), max_body_bytes=50_000) as client:
+            service = client.service
             headers = FORM if form else {}
             answer = await client.post("/compress", content=endless(), headers=headers)
             check_problem(answer, 413, "too-many-bytes")
-            assert taken <= 52_000
+            assert taken <= 52_000 + DROPPED_BODIES * 50_000
+            assert most <= 50_000
             assert client.service.admission.held_bytes == 0
 
     asyncio.run(law())
@@ -157,7 +165,7 @@ def test_a_declared_body_that_does_not_fit_is_refused_unread() -> None:
     asyncio.run(law())
 
 
-def test_a_body_that_stalls_or_drips_is_answered_408_and_frees_its_bytes() -> None:
+def test_a_body_that_stalls_or_drips_is_waited_for_no_longer_than_the_limits_say() -> None:
     async def stalling() -> AsyncIterator[bytes]:
         yield PNG[:100]
         await asyncio.sleep(30)
@@ -173,6 +181,10 @@ def test_a_body_that_stalls_or_drips_is_answered_408_and_frees_its_bytes() -> No
             for body in (stalling(), dripping()):
                 answer = await client.post("/compress", content=body)
                 check_problem(answer, 408, "body-timeout")
+                assert answer.headers["connection"] == "close"
+            for body in (stalling(), dripping()):
+                answer = await client.post("/nothing", content=body)
+                check_problem(answer, 404, "not-found")
                 assert answer.headers["connection"] == "close"
             assert client.service.admission.held_bytes == 0
 

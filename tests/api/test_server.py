@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
+from service.api.connections import QUIET_S, RareWarning
 from service.api.server import Server
 from service.settings import Settings
 
@@ -153,27 +155,167 @@ def test_the_server_does_not_say_what_it_is() -> None:
         assert "server" not in httpx.get(f"http://127.0.0.1:{port}/livez").headers
 
 
+BIG = 8 << 20
+"""More than a socket's buffers hold, and than a body may have."""
+
+REFUSED = [
+    ("404", b"POST /nothing"),
+    ("405", b"POST /models"),
+    ("401", b"POST /adapters?rate=2&base=0"),
+    ("413", b"POST /compress"),
+    ("415", b"POST /compress", b"Content-Encoding: gzip\r\n"),
+    ("422", b"POST /compress?rate=77"),
+    ("406", b"POST /decompress", b"Accept: text/html\r\n"),
+    ("200", b"GET /livez"),
+]
+
+
+@pytest.mark.parametrize("closes", [b"", b"Connection: close\r\n"], ids=["keep", "close"])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_client_that_writes_its_whole_body_first_reads_what_was_answered_early(
+    framing: str, closes: bytes
+) -> None:
+    chunk = b"%x\r\n" % BIG + bytes(BIG) + b"\r\n0\r\n\r\n"
+    body = bytes(BIG) if framing == "length" else chunk
+    length = b"Content-Length: %d\r\n" % BIG
+    frame = length if framing == "length" else b"Transfer-Encoding: chunked\r\n"
+    token = "a token of sixteen letters"
+    with served(FakeCodec(), max_body_bytes=BIG // 2, admin_token=token) as (server, port):
+        for status, path, *more in REFUSED:
+            with connected(port) as client:
+                lines = [path + b" HTTP/1.1", b"Host: x", frame + closes + b"".join(more)]
+                client.sendall(b"\r\n".join(lines) + b"\r\n" + body)
+                assert read_all(client).startswith(b"HTTP/1.1 " + status.encode()), path
+        assert server.admission.held_bytes == 0
+    with served(FakeCodec()) as (server, port), connected(port) as client:
+        server.admission.begin_drain()
+        client.sendall(POST + frame + closes + b"\r\n" + body)
+        assert read_all(client).startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_client_of_http_1_0_reads_it_too() -> None:
+    head = b"POST /nothing HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % BIG
+    with served(FakeCodec()) as (_, port), connected(port) as client:
+        client.sendall(head + bytes(BIG))
+        assert read_all(client).startswith(b"HTTP/1.1 404 ")
+
+
+def test_an_unwanted_body_is_dropped_up_to_a_number_of_bytes() -> None:
+    with served(FakeCodec(), max_body_bytes=1 << 20) as (_, port), connected(port) as client:
+        client.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % 2**40)
+        sent = 0
+        with pytest.raises(OSError):  # noqa: PT012
+            while sent < 64 * BIG:
+                client.sendall(bytes(BIG))
+                sent += BIG
+
+
+def test_after_a_short_unwanted_body_the_connection_is_kept() -> None:
+    with served(FakeCodec()) as (_, port), connected(port) as client:
+        for _ in "ab":
+            client.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nabcde")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += client.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 404 ") and b"connection: close" not in answer
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\x16\x03\x01 not http at all\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: ",
+        POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_not_http_may_be_written_whole_before_the_answer_is_read(head: bytes) -> None:
+    with served(FakeCodec()) as (server, port):
+        with connected(port) as client:
+            client.sendall(head + b"a" * BIG)
+            assert read_all(client).startswith(b"HTTP/1.1 400 ")
+        with connected(port) as endless, pytest.raises(OSError):  # noqa: PT012
+            endless.sendall(head)
+            for _ in range(64):
+                endless.sendall(b"a" * BIG)
+        until(lambda: not server.server_state.tasks)
+
+
+def test_a_connection_beyond_the_limit_takes_the_place_of_the_longest_idle() -> None:
+    with served(FakeCodec(), max_connections=4) as (server, port), ExitStack() as stack:
+        until(lambda: not server.server_state.connections)
+        first, *others = (stack.enter_context(connected(port)) for _ in range(4))
+        until(lambda: len(server.server_state.connections) == 4)
+        with connected(port) as late:
+            late.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert late.recv(100).startswith(b"HTTP/1.1 200 ")
+            assert first.recv(1) == b""
+            for other in others:
+                other.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert other.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_health_checks_are_answered_when_all_connections_but_a_few_are_at_work() -> None:
+    begun = POST + b"Content-Length: %d\r\n\r\n" % len(PNG)
+    with served(FakeCodec(), max_connections=16) as (server, port), ExitStack() as stack:
+        url = f"http://127.0.0.1:{port}"
+        slow = [stack.enter_context(connected(port)) for _ in range(15)]
+        for client in slow:
+            client.sendall(begun)
+        until(lambda: len(server.server_state.tasks) == 15)
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert httpx.get(url + path).status_code == 200
+        refused = httpx.post(f"{url}/compress", content=PNG)
+        assert refused.status_code == 503 and refused.headers["retry-after"]
+        assert refused.json()["type"] == "urn:rankpress:problem:saturated"
+        idle = [stack.enter_context(connected(port)) for _ in range(10)]
+        assert httpx.get(f"{url}/livez").status_code == 200, "idle connections give way"
+        assert [client.recv(1) for client in idle[:9]] == [b""] * 9
+        for client in slow:
+            client.sendall(PNG)
+            assert client.recv(100).startswith(b"HTTP/1.1 200 "), "no request at work does"
+        assert httpx.post(f"{url}/compress", content=PNG).status_code == 200
+
+
+def test_a_warning_is_written_rarely_and_says_how_often_it_was_meant() -> None:
+    clock = [0.0]
+    warn = RareWarning("too many", lambda: clock[0])
+    with capture_logs() as lines:
+        for clock[0] in (0.0, 1.0, QUIET_S - 1, QUIET_S, QUIET_S + 1):
+            warn(limit=7)
+    assert [(line["event"], line["times"], line["limit"]) for line in lines] == [
+        ("too many", 1, 7),
+        ("too many", 3, 7),
+    ]
+
+
 PROGRAM = """
+import resource
 import sys
 from service.api.server import serve
 from service.settings import Settings
 from fake_codec import FakeCodec
 codec = FakeCodec()
 codec.work_s = float(sys.argv[2])
-serve(codec, Settings(port=int(sys.argv[1]), drain_s=float(sys.argv[3]), jobs=False))
+if sys.argv[4] != "0":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[4]),) * 2)
+limit = 0 if sys.argv[4] == "0" else 1000
+settings = Settings(
+    port=int(sys.argv[1]), drain_s=float(sys.argv[3]), jobs=False, max_connections=limit
+)
+serve(codec, settings)
 """
 
 
 class Process:
     """`serve` in a process of its own, and the log lines it wrote."""
 
-    def __init__(self, work_s: float, drain_s: float) -> None:
+    def __init__(self, work_s: float, drain_s: float, files: int = 0) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         here = Path(__file__).parent
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(port), str(work_s), str(drain_s)],
+            [sys.executable, "-c", PROGRAM, str(port), str(work_s), str(drain_s), str(files)],
             env={"PYTHONPATH": f"{here}:{here.parents[1]}"},
             stderr=subprocess.PIPE,
             text=True,
@@ -251,3 +393,20 @@ def test_an_idle_server_ends_at_once() -> None:
         server.process.send_signal(sent)
         status, _ = server.end(5)
         assert status == 0
+
+
+def test_connections_without_a_descriptor_are_told_of_in_one_line() -> None:
+    server = Process(work_s=0, drain_s=1, files=64)
+    host, port = "127.0.0.1", int(server.url.rpartition(":")[2])
+    with ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(socket.create_connection((host, port)))
+        assert server.process.stderr is not None
+        lines = iter(server.process.stderr.readline, "")
+        line = next(line for line in lines if "no connection can be accepted" in line)
+        assert json.loads(line)["error"] == "[Errno 24] Too many open files"
+    assert httpx.get(f"{server.url}/livez", timeout=10).status_code == 200
+    server.process.send_signal(signal.SIGTERM)
+    status, rest = server.end(10)
+    assert status == 0
+    assert len([line for line in rest if line["level"] in ("warning", "error")]) <= 1

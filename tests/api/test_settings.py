@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 
@@ -65,3 +66,15 @@ def test_settings_need_neither_torch_nor_a_web_framework() -> None:
     code = "import sys, service.settings; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert not {"torch", "fastapi", "starlette", "uvicorn"} & set(found.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("files", "connections"),
+    [(256, 64), (1024, 384), (20_000, 4096), (resource.RLIM_INFINITY, 4096)],
+)
+def test_connections_leave_open_files_to_the_rest_of_the_program(
+    monkeypatch: pytest.MonkeyPatch, files: int, connections: int
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (files, files))
+    assert Settings().connection_limit == connections
+    assert Settings(max_connections=7).connection_limit == 7
