@@ -28,7 +28,7 @@ esac
 token=${WRITE_TOKEN:-}
 [ -z "$token" ] || [ "${#token}" -ge 16 ] || refuse "WRITE_TOKEN has ${#token} characters, expected 16 or more"
 
-# Servers close a connection that was idle for 5 s; nginx must be the first.
+# Servers close a connection that was idle for 75 s; nginx must be the first.
 upstream() {
     printf 'upstream %s {\n    zone %s 128k;\n    %s\n' "$1" "$1" "$2"
     for server in $3; do
@@ -37,7 +37,7 @@ upstream() {
     for server in $4; do
         printf '    server %s max_fails=2 fail_timeout=5s backup%s;\n' "$server" "$resolve"
     done
-    printf '    keepalive 16;\n    keepalive_timeout 3s;\n}\n'
+    printf '    keepalive 16;\n    keepalive_timeout 60s;\n}\n'
 }
 
 umask 077

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -22,6 +23,12 @@ def register(app: typer.Typer) -> None:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    uds: Annotated[Path | None, typer.Option(help="UNIX socket instead.")] = None,
+    fd: Annotated[int | None, typer.Option(help="Inherited socket instead.")] = None,
+    root_path: Annotated[str | None, typer.Option(help="Path that a proxy adds.")] = None,
+    forwarded_allow_ips: Annotated[
+        str | None, typer.Option(help="Proxies whose X-Forwarded-* count; * for all.")
+    ] = None,
     store: StoreOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -46,6 +53,10 @@ def serve(
     settings = settings_of(
         host=host,
         port=port,
+        uds=uds,
+        fd=fd,
+        root_path=root_path,
+        forwarded_allow_ips=forwarded_allow_ips,
         store=store,
         model=model,
         device=device,

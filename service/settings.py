@@ -8,11 +8,12 @@ Importable in the base install: no torch, no web framework.
 from __future__ import annotations
 
 import os
+import re
 import resource
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
@@ -164,6 +165,24 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one."""
 
+    uds: Path | None = None
+    """UNIX socket to listen on, in place of `host` and `port`."""
+
+    fd: int | None = Field(default=None, ge=0)
+    """Descriptor of a listening socket that was inherited (systemd, circus), in place of them."""
+
+    root_path: str = Field(default="", pattern="^(/[A-Za-z0-9._~-]+)*$")
+    """Path that a proxy offers the service under, such as /images, and takes off; links have it."""
+
+    forwarded_allow_ips: str = ""
+    """Addresses or networks of proxies, by commas, or *, whose X-Forwarded-For and -Proto count."""
+
+    cors_origins: str = ""
+    """Origins of web pages that may call the service, by commas, or *; none if empty."""
+
+    keep_alive_s: float = Field(default=75.0, gt=0, allow_inf_nan=False)
+    """Seconds an idle connection stays open after an answer; load balancers wait for up to 60."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines that are written; debug adds health checks."""
 
@@ -178,6 +197,21 @@ class Settings(BaseSettings):
                 f"expected at least max_body_bytes ({self.max_body_bytes})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_place_to_listen_at(self) -> Self:
+        if self.uds is not None and self.fd is not None:
+            raise ValueError("uds and fd are both set, expected one place to listen at")
+        return self
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, text: str) -> str:
+        """Raise ValueError unless each is a scheme and host, or all is *."""
+        for origin in text.split(",") if text.strip() not in ("", "*") else ():
+            if not re.fullmatch(r"https?://[^/,\s*]+", origin.strip()):
+                raise ValueError(f"{origin.strip()!r} is no origin such as https://example.org")
+        return text
 
     @model_validator(mode="after")
     def _objects_are_somewhere(self) -> Self:

@@ -10,7 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from service.api import adapters, errors, objects, openapi, routes
 from service.api.calls import BlockingCalls
@@ -25,6 +27,13 @@ from service.engine.types import Codec
 from service.errors import ObjectsUnavailable, RankpressError, Saturated
 from service.objects import open_objects
 from service.settings import Settings
+
+EXPOSED_HEADERS = (
+    "Accept-Ranges, Allow, Content-Length, Content-Range, ETag, Location, Retry-After, "
+    "Server-Timing, X-Rankpress-Bpp, X-Rankpress-Model, X-Rankpress-Notes, X-Rankpress-Psnr, "
+    "X-Rankpress-Rate, X-Rankpress-Source-Bytes, X-Rankpress-Step, X-Rankpress-Tune, X-Request-Id"
+).split(", ")
+"""Headers of answers that pages of other origins may read."""
 
 OBJECT_THREADS = 16
 """Calls of the object store that run at a time."""
@@ -50,12 +59,14 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
         batching=Batching(together, codec.max_batch, settings.batch_window_s),
     )
     metrics = Metrics(admission)
-    app = FastAPI(
+    app = FastAPIOffline(  # its /docs loads nothing from another host
         title="Rankpress",
         version=_version(),
         description=DESCRIPTION,
         lifespan=_lifespan,
         redoc_url=None,
+        static_url="/docs/static",
+        redirect_slashes=False,
     )
     place, timeout_s = settings.objects_url, settings.objects_timeout_s
     store = open_objects(place, timeout_s) if place else None
@@ -79,8 +90,22 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     app.add_middleware(
         RequestMiddleware, admission=admission, metrics=metrics, settings=settings
     )
-    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
+    if settings.cors_origins:
+        _allow_origins(app, settings.cors_origins)
+    app.openapi = lambda: openapi.document(app, settings.root_path)  # type: ignore[method-assign]
     return app
+
+
+def _allow_origins(app: FastAPI, origins: str) -> None:
+    """Answer preflights and mark every answer, errors too, for pages of these origins."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=[origin.strip() for origin in origins.split(",")],
+        allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED_HEADERS,
+        max_age=86_400,
+    )
 
 
 def _busy(message: str) -> Saturated:

@@ -82,8 +82,9 @@ def report_accept_errors(loop: AbstractEventLoop) -> None:
 def limited_protocol(max_connections: int, header_timeout_s: float) -> type[H11Protocol]:
     """Uvicorn's HTTP/1.1 protocol with limits on connections and on the time of the headers.
 
-    A connection on which no new request has begun `header_timeout_s` after it was opened, or after
-    the last answer, is closed, however many bytes trickle in. What is not HTTP is answered by a
+    A connection on which no request has begun `header_timeout_s` after it was opened, or after the
+    first byte that follows an answer, is closed, however many bytes trickle in. Between an answer
+    and that byte Uvicorn's own limit holds. What is not HTTP is answered by a
     problem document too.
     """
     idle: dict[Protocol, None] = {}
@@ -92,6 +93,9 @@ def limited_protocol(max_connections: int, header_timeout_s: float) -> type[H11P
     crowded = RareWarning("connections are at their limit")
 
     class Protocol(H11Protocol):
+        _answered = False
+        """Whether the last thing that happened was an answer."""
+
         _dropped_bytes: int | None = None
         """Bytes dropped of what the client still sends; None while they are read."""
 
@@ -106,7 +110,8 @@ def limited_protocol(max_connections: int, header_timeout_s: float) -> type[H11P
                 crowded(limit=max_connections)
                 if not _close_one(idle):
                     self.transport.abort()
-            self._expect_request()
+            self._note_idle()
+            self._limit_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
             idle.pop(self, None)
@@ -114,6 +119,9 @@ def limited_protocol(max_connections: int, header_timeout_s: float) -> type[H11P
 
         def data_received(self, data: bytes) -> None:
             if self._dropped_bytes is None:
+                if self._answered:
+                    self._answered = False
+                    self._limit_headers()
                 super().data_received(data)
                 return
             self._dropped_bytes += len(data)
@@ -121,7 +129,8 @@ def limited_protocol(max_connections: int, header_timeout_s: float) -> type[H11P
                 self.transport.abort()
 
         def on_response_complete(self) -> None:
-            self._expect_request()
+            self._answered = True
+            self._note_idle()
             super().on_response_complete()
 
         def send_400_response(self, msg: str) -> None:
@@ -148,9 +157,11 @@ def limited_protocol(max_connections: int, header_timeout_s: float) -> type[H11P
                 self.transport.write_eof()
             self.loop.call_later(LINGER_S, self.transport.abort)
 
-        def _expect_request(self) -> None:
+        def _note_idle(self) -> None:
             idle.pop(self, None)
             idle[self] = None
+
+        def _limit_headers(self) -> None:
             self.loop.call_later(header_timeout_s, self._close_unless_begun, self.cycle)
 
         def _close_unless_begun(self, last: object) -> None:

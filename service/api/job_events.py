@@ -58,12 +58,13 @@ class EventStream(StreamingResponse):
 
 
 async def watch(
-    desk: Desk, first: Job, seen: Seen | None, must_end: Callable[[], bool]
+    desk: Desk, first: Job, seen: Seen | None, root_path: str, must_end: Callable[[], bool]
 ) -> AsyncIterator[bytes]:
     """Events of a job until it has ended, or until the server must.
 
     Args:
         desk: to ask. first: the job as it is. seen: by the client, None for nothing.
+        root_path: that links begin with.
         must_end: whether to stop; the client then comes back elsewhere.
     """
     try:
@@ -75,7 +76,7 @@ async def watch(
         while not must_end():
             news = await _news(desk, first.id, shown)
             for job in news:
-                yield event_of(job)
+                yield event_of(job, root_path)
                 shown = Seen(job.steps, job.state)
             if news and news[-1].state in ENDED:
                 return
@@ -87,10 +88,10 @@ async def watch(
         return  # the client comes back, and is then told what is wrong
 
 
-def event_of(job: Job) -> bytes:
+def event_of(job: Job, root_path: str) -> bytes:
     """One event; the last of a job is named `end`, the others have no name."""
     name = "event: end\n" if job.state in ENDED else ""
-    data = document_of(job).model_dump_json()
+    data = document_of(job, root_path).model_dump_json()
     return f"id: {job.steps}.{job.state}\n{name}data: {data}\n\n".encode()
 
 

@@ -16,6 +16,7 @@ from service.api.job_schemas import AdaptQuery, JobDocument, document_of, has_en
 from service.api.record import record_of
 from service.api.routes import (
     STREAM_TYPE,
+    Service,
     ServiceArg,
     notes_header,
     refuse_query,
@@ -50,15 +51,16 @@ async def adapt(
     spec = (await run_work(request, service, work)).value
     record.pixels = spec.width * spec.height
     job = await service.desk.ask(lambda jobs: jobs.submit(body, spec, query.priority))
-    headers = {"Location": f"/jobs/{job.id}", **_again(job, service.settings.job_step_s)}
-    return _answer(job, 202, headers)
+    root = service.settings.root_path
+    headers = {"Location": f"{root}/jobs/{job.id}", **_again(job, service.settings.job_step_s)}
+    return _answer(service, job, 202, headers)
 
 
 @jobs_router.get("/jobs/{job_id}", response_model=JobDocument, **openapi.JOB)
 async def show(service: ServiceArg, job_id: JobId) -> Response:
     """What became of a job, how far it is, and what it has gained."""
     job = await service.desk.ask(lambda jobs: jobs.get(job_id))
-    return _answer(job, 200, _again(job, service.settings.job_step_s))
+    return _answer(service, job, 200, _again(job, service.settings.job_step_s))
 
 
 @jobs_router.get("/jobs/{job_id}/events", response_class=Response, **openapi.JOB_EVENTS)
@@ -72,7 +74,10 @@ async def events(
     seen = parse_id(last_event_id)
     if has_ended(job) and seen is not None and (seen.steps, seen.state) == (job.steps, job.state):
         return Response(status_code=204, headers=NO_STORE)  # tells a client not to come back
-    stream = watch(service.desk, job, seen, lambda: service.admission.phase is Phase.DRAINING)
+    root = service.settings.root_path
+    stream = watch(
+        service.desk, job, seen, root, lambda: service.admission.phase is Phase.DRAINING
+    )
     headers = NO_STORE | {"X-Accel-Buffering": "no"}
     return EventStream(service.desk, stream, headers)
 
@@ -94,7 +99,8 @@ async def result(request: Request, service: ServiceArg, job_id: JobId) -> Respon
 @jobs_router.delete("/jobs/{job_id}", response_model=JobDocument, **openapi.JOB_CANCEL)
 async def cancel(service: ServiceArg, job_id: JobId) -> Response:
     """Stop a job; its best stream so far is kept. Posting the picture again goes on with it."""
-    return _answer(await service.desk.ask(lambda jobs: jobs.cancel(job_id)), 200, {})
+    job = await service.desk.ask(lambda jobs: jobs.cancel(job_id))
+    return _answer(service, job, 200, {})
 
 
 def examine(
@@ -115,8 +121,8 @@ def _again(job: Job, step_s: float) -> dict[str, str]:
     return {} if has_ended(job) else {"Retry-After": str(max(1, round(step_s)))}
 
 
-def _answer(job: Job, status: int, headers: dict[str, str]) -> Response:
-    content = document_of(job).model_dump(mode="json")
+def _answer(service: Service, job: Job, status: int, headers: dict[str, str]) -> Response:
+    content = document_of(job, service.settings.root_path).model_dump(mode="json")
     return JSONResponse(content, status, NO_STORE | headers)
 
 

@@ -128,8 +128,8 @@ class JobDocument(Document):
     """Where more of it is."""
 
 
-def document_of(job: Job) -> JobDocument:
-    """A job as it is shown."""
+def document_of(job: Job, root_path: str) -> JobDocument:
+    """A job as it is shown; links begin with the root path."""
     record = job.record
     return JobDocument(
         **_progress(record),
@@ -148,7 +148,7 @@ def document_of(job: Job) -> JobDocument:
         ended_at=None if job.ended_s is None else _date(job.ended_s),
         expires_at=None if job.expires_s is None else _date(job.expires_s),
         error=job.error,
-        links=_links(job),
+        links=_links(job, root_path),
     )
 
 
@@ -171,8 +171,8 @@ def _progress(record: StepRecord | None) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in values.items()}
 
 
-def _links(job: Job) -> JobLinks:
-    place = f"/jobs/{job.id}"
+def _links(job: Job, root_path: str) -> JobLinks:
+    place = f"{root_path}/jobs/{job.id}"
     return JobLinks(
         self=place,
         events=f"{place}/events",

@@ -132,6 +132,7 @@ class _Exchange:
     ) -> None:
         self.record = record
         self.method: str = scope["method"][:16]
+        self.client: str | None = (scope.get("client") or (None,))[0]
         self.path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         self.status = CLIENT_LEFT
         self.bytes_in = 0
@@ -259,6 +260,7 @@ def _has_short_body(headers: Headers) -> bool:
 def _log_request(exchange: _Exchange, seconds: float) -> None:
     record = exchange.record
     facts = {
+        "client": exchange.client,
         "rate": record.rate,
         "bpp": None if record.bpp is None else round(record.bpp, 4),
         "pixels": record.pixels,

@@ -131,7 +131,7 @@ async def _keep(request: Request, service: Service, expected: str | None) -> Res
         height=decoded.picture.height,
         rate=decoded.rate,
     )
-    location = {"Location": f"/objects/{digest}"}
+    location = {"Location": f"{service.settings.root_path}/objects/{digest}"}
     return JSONResponse(document.model_dump(), 200 if found else 201, location)
 
 

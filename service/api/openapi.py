@@ -263,7 +263,7 @@ METRICS: dict[int | str, Json] = {
 }
 
 
-def document(app: FastAPI) -> Json:
+def document(app: FastAPI, root_path: str) -> Json:
     """The whole OpenAPI document of the app; made once, then kept on the app."""
     if app.openapi_schema is None:
         schema = get_openapi(
@@ -272,6 +272,7 @@ def document(app: FastAPI) -> Json:
             description=app.description,
             routes=app.routes,
             tags=TAGS,
+            servers=[{"url": root_path}] if root_path else None,
         )
         reference = "#/components/schemas/{model}"
         model = Problem.model_json_schema(ref_template=reference)

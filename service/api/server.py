@@ -30,9 +30,6 @@ from service.settings import Settings
 MAX_HEADER_BYTES = 32 * 1024
 """Request line and headers together."""
 
-KEEP_ALIVE_S = 5
-"""Seconds an idle connection stays open."""
-
 POLL_S = 0.05
 
 log = structlog.get_logger("rankpress.server")
@@ -80,18 +77,26 @@ class Server(uvicorn.Server):
             app,
             host=settings.host,
             port=settings.port,
+            uds=None if settings.uds is None else str(settings.uds),
+            fd=settings.fd,
+            root_path=settings.root_path,
             http=limited_protocol(settings.connection_limit, settings.header_timeout_s),
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(settings.forwarded_allow_ips),
+            forwarded_allow_ips=settings.forwarded_allow_ips,
             backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_keep_alive=math.ceil(settings.keep_alive_s),
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
         super().__init__(config)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until asked to end."""
+        super().run(sockets or _all_addresses(self.config))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, on a loop that reports connections it could not accept in few words."""
@@ -118,3 +123,13 @@ class Server(uvicorn.Server):
 
     def _is_busy(self) -> bool:
         return self.admission.waiting + self.admission.running > 0
+
+
+def _all_addresses(config: uvicorn.Config) -> list[socket.socket] | None:
+    """A socket of IPv6 and IPv4 for the host `::`, which asyncio takes for IPv6 alone."""
+    dual = config.host == "::" and config.uds is None and config.fd is None
+    if not dual or not socket.has_dualstack_ipv6():
+        return None
+    place = config.host, config.port
+    family = socket.AF_INET6
+    return [socket.create_server(place, family=family, backlog=BACKLOG, dualstack_ipv6=True)]

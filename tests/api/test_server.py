@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -410,3 +411,167 @@ def test_connections_without_a_descriptor_are_told_of_in_one_line() -> None:
     status, rest = server.end(10)
     assert status == 0
     assert len([line for line in rest if line["level"] in ("warning", "error")]) <= 1
+
+
+# --- behind a proxy ----------------------------------------------------------------------------
+
+
+def request_on(connection: socket.socket, target: str = "/livez") -> bytes:
+    """The answer to a GET of JSON on an open connection; cut short when that was closed."""
+    connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    answer = b""
+    while not answer.endswith(b"}"):
+        piece = connection.recv(1 << 16)
+        if not piece:
+            return answer
+        answer += piece
+    return answer
+
+
+def test_an_idle_connection_is_kept_for_longer_than_headers_may_take() -> None:
+    """A load balancer that reuses it after a while must not find it closed."""
+    assert Settings().keep_alive_s > 60
+    with served(FakeCodec(), header_timeout_s=0.2, keep_alive_s=30.0) as (_, port):
+        with connected(port) as kept, connected(port) as slow:
+            assert request_on(kept).startswith(b"HTTP/1.1 200")
+            assert request_on(slow).startswith(b"HTTP/1.1 200")
+            slow.sendall(b"GET /livez HT")  # has begun, and does not end
+            assert slow.recv(1) == b"", "headers that do not come are given up"
+            assert request_on(kept).startswith(b"HTTP/1.1 200")
+
+
+def test_an_idle_connection_is_closed_in_the_end() -> None:
+    with served(FakeCodec(), keep_alive_s=1.0) as (_, port), connected(port) as kept:
+        assert request_on(kept).startswith(b"HTTP/1.1 200")
+        while kept.recv(1 << 16):
+            pass
+
+
+def test_links_and_documents_have_the_prefix_of_the_proxy() -> None:
+    settings = {"root_path": "/pictures/v1"}
+    with served(FakeCodec(), **settings) as (_, port):
+        base = f"http://127.0.0.1:{port}"  # the proxy has taken the prefix off
+        page = httpx.get(f"{base}/docs").text
+        assert "/pictures/v1/openapi.json" in page and "/pictures/v1/docs/static/" in page
+        document = httpx.get(f"{base}/openapi.json").json()
+        assert document["servers"] == [{"url": "/pictures/v1"}]
+        assert httpx.post(f"{base}/compress?rate=2", content=PNG).status_code == 200
+
+
+def test_a_slash_too_many_is_not_redirected_to_another_scheme() -> None:
+    with served(FakeCodec()) as (_, port):
+        for path in ("/livez/", "/models/", "/docs/"):
+            answer = httpx.get(f"http://127.0.0.1:{port}{path}")
+            assert (answer.status_code, answer.json()["status"]) == (404, 404), path
+
+
+@pytest.mark.parametrize(("trusted", "counts"), [("127.0.0.1", True), ("10.0.0.0/8", False)])
+def test_forwarded_headers_count_when_a_trusted_proxy_sends_them(
+    trusted: str, counts: bool
+) -> None:
+    headers = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+    with capture_logs() as lines, served(FakeCodec(), forwarded_allow_ips=trusted) as (_, port):
+        httpx.get(f"http://127.0.0.1:{port}/models", headers=headers)
+    (line,) = [line for line in lines if line.get("route") == "/models"]
+    assert line["client"] == ("203.0.113.7" if counts else "127.0.0.1")
+
+
+def test_a_unix_socket_serves(tmp_path: Path) -> None:
+    place = tmp_path / "s"
+    server = Server(FakeCodec(), Settings(uds=place, jobs=False))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(place))) as client:
+            assert client.get("http://x/livez").status_code == 200
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def test_an_inherited_socket_serves() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = Server(FakeCodec(), Settings(fd=listening.fileno(), jobs=False))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            until(lambda: server.started)
+            port = listening.getsockname()[1]
+            assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_the_host_of_two_colons_listens_on_ipv4_too() -> None:
+    with served(FakeCodec(), host="::") as (_, port):
+        for host in ("127.0.0.1", "[::1]"):
+            assert httpx.get(f"http://{host}:{port}/livez").status_code == 200
+
+
+# --- pages of other origins --------------------------------------------------------------------
+
+PAGE = "https://shop.example"
+
+
+@pytest.mark.parametrize("origins", [f"https://a.example, {PAGE}", "*"])
+def test_pages_of_allowed_origins_may_call_and_read_also_errors(origins: str) -> None:
+    with served(FakeCodec(), cors_origins=origins, max_body_bytes=1000) as (_, port):
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Origin": PAGE}) as client:
+            allowed = "*" if origins == "*" else PAGE
+            preflight = client.options(
+                "/compress",
+                headers={
+                    "Access-Control-Request-Method": "POST",
+                    "Access-Control-Request-Headers": "content-type, x-request-id",
+                },
+            )
+            assert preflight.status_code == 200
+            assert preflight.headers["access-control-allow-origin"] == allowed
+            assert "POST" in preflight.headers["access-control-allow-methods"]
+            assert "x-request-id" in preflight.headers["access-control-allow-headers"]
+            answers = [
+                client.post("/compress?rate=2", content=PNG),
+                client.post("/compress?rate=3", content=PNG),
+                client.post("/compress", content=bytes(1001)),
+                client.get("/nothing"),
+                client.put("/compress", content=b""),
+            ]
+            assert [a.status_code for a in answers] == [200, 422, 413, 404, 405]
+            for answer in answers:
+                assert answer.headers["access-control-allow-origin"] == allowed
+                exposed = answer.headers["access-control-expose-headers"]
+                for name in ("ETag", "Retry-After", "X-Rankpress-Psnr", "Server-Timing"):
+                    assert name in exposed
+                if origins != "*":
+                    assert "Origin" in answer.headers["vary"]
+            assert {h for h in answers[0].headers if h.startswith("x-")} <= {
+                name.strip().lower() for name in exposed.split(",")
+            } | {"x-content-type-options"}
+
+
+@pytest.mark.parametrize("origins", ["", "https://other.example"])
+def test_other_pages_may_not(origins: str) -> None:
+    with served(FakeCodec(), cors_origins=origins) as (_, port):
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Origin": PAGE}) as client:
+            answer = client.post("/compress?rate=2", content=PNG)
+            assert answer.status_code == 200
+            assert "access-control-allow-origin" not in answer.headers
+            preflight = client.options(
+                "/compress", headers={"Access-Control-Request-Method": "POST"}
+            )
+            assert "access-control-allow-origin" not in preflight.headers
+
+
+def test_the_documentation_loads_nothing_from_another_host() -> None:
+    with served(FakeCodec()) as (_, port):
+        base = f"http://127.0.0.1:{port}"
+        page = httpx.get(f"{base}/docs").text
+        assert "https://" not in page and "http://" not in page
+        loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert len(loaded) >= 3
+        for path in loaded:
+            answer = httpx.get(f"{base}{path}")
+            assert answer.status_code == 200 and len(answer.content) > 100, path

@@ -21,7 +21,6 @@ import yaml
 
 from deploy.arrangement import find_nginx
 from service.api.errors import FORBIDDEN, KINDS, NOT_FOUND, SATURATED, TOO_MANY_BYTES
-from service.api.server import KEEP_ALIVE_S
 from service.settings import Settings
 
 HERE = Path(__file__).parent
@@ -107,7 +106,7 @@ def test_nginx_and_the_service_agree() -> None:
     settings = Settings()
     assert int(limit[1]) << 20 == settings.max_body_bytes
     assert int(timeout[1]) > settings.request_timeout_s
-    assert int(idle[1]) < KEEP_ALIVE_S
+    assert int(idle[1]) < settings.keep_alive_s
     worded = re.findall(r"return (\d+) '(\{.*\})';", NGINX_CONF)
     documents = [json.loads(text) for _, text in worded]
     assert [str(d["status"]) for d in documents] == [status for status, _ in worded]

@@ -350,3 +350,15 @@ def test_event_streams_are_limited_while_they_are_open(
                 if again.status_code == 200:
                     break
             assert time.monotonic() < deadline
+
+
+def test_links_of_jobs_have_the_prefix_of_the_proxy(make_place: MakePlace) -> None:
+    place = make_place(port=0, drain_s=2.0, root_path="/pictures")
+    with served(place) as client:
+        posted = client.post("/adapt?effort=1", content=png())
+        job = posted.json()
+        assert posted.headers["location"] == f"/pictures/jobs/{job['id']}" == job["links"]["self"]
+        place.worker()
+        place.wait(job["id"], lambda job: job.state == "succeeded")
+        (*_, last) = events(client, f"/jobs/{job['id']}/events")
+        assert last["data"]["links"]["result"] == f"/pictures/jobs/{job['id']}/result"
