@@ -23,7 +23,7 @@ def open_codec(settings: Settings, **serving: Any) -> Codec:
     return open_zoo(
         settings.zoo,
         settings.zoo_adapters,
-        settings.machine_key,
+        settings.machine_key or settings.state_folder / "machine.key",
         settings.max_pixels,
         settings.threads,
     )

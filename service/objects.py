@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from service.errors import BadParameter, DamagedObject, NoSuchObject, ObjectsUnavailable
 
@@ -40,6 +40,12 @@ REFRESH_S: Final = 3600.0
 
 LITTER_S: Final = 24 * 3600.0
 """Temporary files of writers that were killed are swept from a folder after so long."""
+
+_CLIENT_OPTIONS: Final = (
+    "allow_http", "allow_invalid_certificates", "connect_timeout", "http1_only", "http2_only",
+    "pool_idle_timeout", "pool_max_idle_per_host", "proxy_ca_certificate", "proxy_excludes",
+    "proxy_url", "user_agent",
+)  # fmt: skip
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LITTER = re.compile(r".*#\d+")
@@ -227,11 +233,19 @@ def open_objects(place: str | Path, timeout_s: float = TIMEOUT_S) -> Objects:
                 raise BadParameter(f"objects are at {place}, expected a folder or one of {known}")
             if scheme == "memory":
                 return Objects(from_url(str(place)))
-            limit: ClientConfig = {"timeout": timedelta(seconds=timeout_s)}
+            limit = _client_options(scheme) | {"timeout": f"{timeout_s}s"}
             retries: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=timeout_s)}
-            return Objects(from_url(str(place), client_options=limit, retry_config=retries))
+            options = cast("ClientConfig", limit)
+            return Objects(from_url(str(place), client_options=options, retry_config=retries))
         folder = Path(rest if separator else place).absolute()
         return Objects(LocalStore(folder, mkdir=True, automatic_cleanup=True), folder)
+
+
+def _client_options(scheme: str) -> dict[str, str]:
+    """What the environment says of connections; obstore reads it only where nothing is given."""
+    prefix = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}[scheme]
+    given = {name: os.environ.get(prefix + name.upper()) for name in _CLIENT_OPTIONS}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.errors import BadParameter
+
 MIB = 1 << 20
 
 MOST_CONNECTIONS = 4096
@@ -85,7 +87,7 @@ class Settings(BaseSettings):
     """Folder of that model's rate adapters, `<rate>.safetensors`; it itself is rate 4."""
 
     machine_key: Path | None = None
-    """File of the key that signs such a model's streams; None is one in the home folder."""
+    """File of the key that signs such a model's streams; None is machine.key in `state`."""
 
     max_waiting: int = Field(default=64, ge=1)
     """Requests that may wait for a worker; one more is answered 503."""
@@ -237,11 +239,22 @@ class Settings(BaseSettings):
 
     @property
     def state_folder(self) -> Path:
-        """The folder that `state` names or stands for."""
+        """The folder that `state` names or stands for.
+
+        Raises:
+            BadParameter: `state` is not set, and there is no home folder.
+        """
         if self.state is not None:
             return self.state.absolute()
-        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        return Path(home) / "rankpress"
+        if given := os.environ.get("XDG_STATE_HOME"):
+            return Path(given) / "rankpress"
+        try:
+            return Path.home() / ".local" / "state" / "rankpress"
+        except RuntimeError as error:
+            raise BadParameter(
+                "there is no home folder (HOME is not set, and the user has none): set "
+                "RANKPRESS_STATE to a folder for what outlives a restart, or RANKPRESS_JOBS=false"
+            ) from error
 
     @property
     def objects_place(self) -> str:

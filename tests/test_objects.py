@@ -140,8 +140,10 @@ def test_a_bucket_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
         objects = open_objects("s3://bucket/below", timeout_s=0.2)
         for call in (lambda: objects.head("x"), lambda: objects.put_named("x", b"y")):
-            with pytest.raises(ObjectsUnavailable):
+            with pytest.raises(ObjectsUnavailable, match="error sending request"):
                 call()
+            server.setblocking(False)
+            assert server.accept()[0].recv(4), "it was asked"
 
 
 def test_a_store_that_cannot_be_used_says_so(tmp_path: Path) -> None:

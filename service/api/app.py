@@ -50,6 +50,9 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
 
     Its lifespan must run: that starts the self-test, and work waits until the test has passed.
     `app.state.service` is the `routes.Service` behind the endpoints.
+
+    Raises:
+        BadParameter: the settings name no place for the jobs or the objects.
     """
     admission = Admission(
         workers=settings.workers,

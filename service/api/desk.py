@@ -38,6 +38,8 @@ class Desk:
     """
 
     def __init__(self, settings: Settings, models: tuple[ModelInfo, ...]) -> None:
+        """Raises BadParameter: the settings name no place for the jobs."""
+        database.check_places(settings)
         self._settings, self.models = settings, models
         self._call = BlockingCalls("jobs' database", THREADS, JobsUnavailable)
         self._opening = threading.Lock()

@@ -146,7 +146,7 @@ _BY_ERROR: Mapping[type[Exception], Kind] = {
     errors.JobsUnavailable: JOBS_UNAVAILABLE,
 }
 
-HIDDEN = (OBJECTS_UNAVAILABLE, DAMAGED_OBJECT, CHECK_FAILED)
+HIDDEN = (OBJECTS_UNAVAILABLE, JOBS_UNAVAILABLE, DAMAGED_OBJECT, CHECK_FAILED)
 """Kinds whose details are logged and not shown: they may name buckets, paths and hosts."""
 
 _BY_STATUS: Mapping[int, Kind] = {

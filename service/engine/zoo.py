@@ -289,7 +289,7 @@ class ZooCodec:
 
 
 def open_zoo(
-    chosen: str, adapters: Path | None, key_file: Path | None, max_pixels: int, threads: int = 0
+    chosen: str, adapters: Path | None, key_file: Path, max_pixels: int, threads: int = 0
 ) -> ZooCodec:
     """A CompressAI model with its published weights, and adapters from a folder.
 

@@ -26,17 +26,25 @@ _MAC_BYTES: Final = 32
 _FINGERPRINT_BYTES: Final = 8
 
 
-def machine_key(path: Path | None = None) -> bytes:
+def machine_key(path: Path) -> bytes:
     """The key that says which streams were made on this machine; made when it is first needed.
 
     Args:
-        path: of its file, which only its owner may read; None takes one in the home folder.
+        path: of its file, which only its owner may read.
+
+    Raises:
+        StoreError: the file cannot be made or read, or is no key.
     """
-    path = path or Path.home() / ".local" / "state" / "rankpress" / "machine.key"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        _make_key(path)
-    key = path.read_bytes()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _make_key(path)
+        key = path.read_bytes()
+    except OSError as error:
+        raise StoreError(
+            f"the machine's key {path} cannot be kept ({error.strerror}): set "
+            "RANKPRESS_MACHINE_KEY to another file"
+        ) from error
     if len(key) != 32:
         raise StoreError(f"{path} has {len(key)} bytes, a machine's key has 32")
     return key

@@ -5,10 +5,13 @@ Everything is written as portable JSON; nothing here pickles.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from service.errors import BadParameter, JobsUnavailable, MissingExtra
@@ -33,11 +36,23 @@ SQLITE: Final = "sqlite:///"
 CONNECT_S: Final = 10
 
 
+def check_places(settings: Settings) -> None:
+    """Find out at the start whether settings name every place that a server's jobs need.
+
+    Raises:
+        BadParameter: one of them cannot be told.
+    """
+    if settings.jobs:
+        database_url(settings)
+    if settings.jobs and (settings.jobs_worker or not settings.objects_url):
+        _ = settings.state_folder
+
+
 def database_url(settings: Settings) -> str:
     """The URL that the settings name, or that of the SQLite file in the state folder.
 
     Raises:
-        BadParameter: not an SQLite or PostgreSQL URL.
+        BadParameter: not an SQLite or PostgreSQL URL, or no state folder.
     """
     url = settings.jobs_url
     if not url:
@@ -107,9 +122,22 @@ def reported() -> Iterator[None]:
 def _prepare_file(settings: Settings, path: str) -> None:
     """Write-ahead logging, kept in the file: readers then never wait for a writer."""
     if not settings.jobs_url:
-        settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_folder(settings.state_folder)
     connection = sqlite3.connect(path, timeout=30)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
     finally:
         connection.close()
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the state folder. Raises JobsUnavailable: it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise JobsUnavailable(
+            f"jobs cannot be kept in {folder} ({error.strerror}): set RANKPRESS_STATE to another "
+            "folder"
+        ) from error

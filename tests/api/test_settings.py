@@ -5,11 +5,17 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from service.api.app import create_app
+from service.errors import BadParameter
 from service.settings import Settings
+
+from .fake_codec import FakeCodec
 
 
 def test_every_field_has_a_default_and_a_sentence() -> None:
@@ -78,3 +84,24 @@ def test_connections_leave_open_files_to_the_rest_of_the_program(
     monkeypatch.setattr("resource.getrlimit", lambda _: (files, files))
     assert Settings().connection_limit == connections
     assert Settings(max_connections=7).connection_limit == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({}, "RANKPRESS_STATE"), ({"state": "x", "jobs_url": "mysql://host/db"}, "jobs_url")],
+)
+def test_a_server_whose_settings_name_no_place_for_jobs_does_not_start(
+    settings: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for name in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(BadParameter, match=told):
+        create_app(FakeCodec(), Settings(**settings))
+    create_app(FakeCodec(), Settings(**settings, jobs=False))
+    elsewhere = {"jobs_url": "postgresql://host/db", "objects_url": "memory://"}
+    create_app(FakeCodec(), Settings(**settings | elsewhere, jobs_worker=False))
+    create_app(FakeCodec(), Settings(state=Path("folder")))

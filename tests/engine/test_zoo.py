@@ -283,6 +283,8 @@ def test_the_machines_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Pat
     path.write_bytes(b"short")
     with pytest.raises(StoreError, match="5 bytes"):
         zoo.machine_key(path)
+    with pytest.raises(StoreError, match="RANKPRESS_MACHINE_KEY"):
+        zoo.machine_key(path / "below a file" / "machine.key")
 
 
 def test_two_processes_that_make_the_machines_key_at_once_agree(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from api.fake_codec import FakeCodec
 from PIL import Image
+from structlog.testing import capture_logs
 
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result
@@ -252,10 +253,15 @@ def test_a_database_that_fails_leaves_compress_alone(make_place: MakePlace) -> N
     state = place.folder / "file"
     state.write_bytes(b"")
     place.settings = place.settings.model_copy(update={"state": state / "below"})
-    with served(place) as client:
+    with served(place) as client, capture_logs() as lines:
         for answer in (client.post("/adapt", content=png()), client.get("/jobs/" + "0" * 32)):
             assert (answer.status_code, problem(answer)) == (503, "jobs-unavailable")
             assert "retry-after" in answer.headers
+            assert str(state) not in answer.text, "the reason is for the log"
+            number = answer.json()["instance"].rpartition(":")[2]
+            told = [(e["error"], e["id"]) for e in lines if e["event"] == "jobs-unavailable"]
+            (error,) = [error for error, request in told if request == number]
+            assert str(state) in error and "RANKPRESS_STATE" in error
         assert client.post("/compress", content=png()).status_code == 200
         assert "rankpress_jobs_queued NaN" in client.get("/metrics").text
 
