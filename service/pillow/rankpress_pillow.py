@@ -14,6 +14,7 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Lock
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -124,10 +125,7 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     try:
         wanted = _rate_or_target(options)
         tune = str(options.get("tune") or container.PSNR)
-        # In a thread of its own, for which torch starts threads: those of the thread that called
-        # us do not exist if it called os.fork after it used torch, and torch would wait for them.
-        with ThreadPoolExecutor(1, "rankpress") as thread:
-            data = thread.submit(_compressed, picture, wanted, tune).result()
+        data = _saver(os.getpid()).submit(_compressed, picture, wanted, tune).result()
     except BadParameter as error:
         raise ValueError(str(error)) from error
     except RankpressError as error:
@@ -136,10 +134,11 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
 
 
 def _compressed(picture: Picture, wanted: float | Target, tune: str) -> bytes:
-    encoder = _encoder()
-    if isinstance(wanted, float):
-        return encoder.compress(picture, wanted, tune).data
-    return encoder.compress_to(picture, wanted, tune).data
+    with _SAVING:
+        encoder = _encoder()
+        if isinstance(wanted, float):
+            return encoder.compress(picture, wanted, tune).data
+        return encoder.compress_to(picture, wanted, tune).data
 
 
 def _rate_or_target(options: dict[str, Any]) -> float | Target:
@@ -189,6 +188,17 @@ def _exif(given: Image.Exif | bytes | None) -> bytes | None:
     return block.removeprefix(exif.PREFIX) or None
 
 
+@cache
+def _saver(process: int) -> ThreadPoolExecutor:
+    """The thread of a process that compresses.
+
+    Torch starts threads for it. Those of the thread that saves may not exist: it may have called
+    os.fork after it used torch. It lives on, because MKL's memory is not whole while threads end.
+    """
+    del process
+    return ThreadPoolExecutor(1, "rankpress")
+
+
 def _decoder() -> Engine:
     return _engine_of(os.getpid(), decode_only=True)
 
@@ -212,6 +222,14 @@ def _engine_of(process: int, *, decode_only: bool) -> Engine:
         max_pixels=_ANY_SIZE,
         threads=settings.threads,
         decode_only=decode_only,
+    )
+
+
+# No fork while that thread is at work: it may hold locks of libraries, which a child waits for.
+_SAVING = Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_SAVING.acquire, after_in_parent=_SAVING.release, after_in_child=_SAVING.release
     )
 
 

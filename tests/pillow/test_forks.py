@@ -7,8 +7,10 @@ is tested for is waiting for ever.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,20 @@ data = save()
 pixels(data)
 print(in_child(lambda: (rankpress_pillow._engine_of.cache_clear(), said(save() == data))))
 """
+WHILE_SAVING = """
+import threading
+import rankpress_pillow
+data = save()
+stop = threading.Event()
+def go_on():
+    while not stop.is_set():
+        save()
+thread = threading.Thread(target=go_on)
+thread.start()
+print([in_child(lambda: said(save() == data)) for _ in range(2)])
+stop.set()
+thread.join()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +111,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory, small: Small) -> dict[
         (AFTER_TORCH, ["True", "0"]),
         (GRANDCHILD, ["True", "(True, 0)", "0"]),
         (DROPPED, ["True", "0"]),
+        (WHILE_SAVING, ["True", "True", "[0, 0]"]),
     ],
-    ids=["after-use", "after-torch", "grandchild", "dropped"],
+    ids=["after-use", "after-torch", "grandchild", "dropped", "while-saving"],
 )
 def test_a_forked_child_saves_loads_and_ends(
     script: str, lines: list[str], environment: dict[str, str], tmp_path: Path
@@ -104,16 +121,21 @@ def test_a_forked_child_saves_loads_and_ends(
     from PIL import Image
 
     Image.fromarray(photo_like(512, 512, 1)).save(tmp_path / "photo.png")
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-c", BEGIN + script, str(tmp_path / "photo.png")],
         env=environment,
         cwd=tmp_path,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.stdout.splitlines() == lines, done.stderr
+        start_new_session=True,
+    ) as process:
+        try:
+            shown, errors = process.communicate(timeout=240)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # children that wait for ever too
+    assert shown.splitlines() == lines, errors
 
 
 def test_one_file_imports_onnxruntime_and_turns_its_telemetry_off() -> None:
