@@ -25,11 +25,12 @@ from typing import BinaryIO, Final
 from service.errors import BadParameter
 
 _READ: Final = (
-    ".avif .bmp .gif .jfif .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff .webp"
+    ".avif .bmp .gif .heic .heif .hif .jfif .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif "
+    ".tiff .webp"
 )
 _REFUSED: Final = (
-    ".apng .arw .cr2 .cr3 .dng .exr .hdr .heic .heif .hif .j2c .j2k .jp2 .jpf .jpx .jxl .jxr .nef "
-    ".orf .pam .qoi .raf .rw2 .tga .wdp"
+    ".apng .arw .cr2 .cr3 .dng .exr .hdr .j2c .j2k .jp2 .jpf .jpx .jxl .jxr .nef .orf .pam .qoi "
+    ".raf .rw2 .tga .wdp"
 )
 IMAGE_SUFFIXES: Final = frozenset(f"{_READ} {_REFUSED}".split())
 """Files of folders that are pictures; those of kinds that are not read fail with the reason."""

@@ -51,8 +51,8 @@ def test_folders_below_and_links_are_read_and_a_damaged_picture_is_named(
     folder: Path, reader: str
 ) -> None:
     assert READERS[reader](folder) == [10, 30, 20]
-    (folder / "more" / "x.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
-    with pytest.raises(BadImage, match=r"more/x\.heic: HEIC files are not read"):
+    (folder / "more" / "x.jxl").write_bytes(b"\xff\x0a" + bytes(40))
+    with pytest.raises(BadImage, match=r"more/x\.jxl: JPEG XL files are not read"):
         READERS[reader](folder)
 
 
