@@ -21,7 +21,7 @@ from service.engine.synthesis_torch import TorchSynthesis, TorchTransforms
 from service.nets.backbone import Depthwise
 from service.nets.model import Backbone
 from service.nets.twin import float_twin
-from service.picture import U8
+from service.picture import U8, Picture
 from service.stored import StoredModel
 
 STRAIGHT = Sizes(M=28, Cz=8, c8=16, c16=20, ne8=2, ne16=2, nd8=2, nd16=1, cp=16, cc=16)
@@ -113,7 +113,7 @@ def test_pixels_are_those_of_the_float_model(
 def test_latents_of_pictures_are_those_of_the_float_model(
     model: StoredModel, witness: Backbone, runtime: str, height: int, width: int
 ) -> None:
-    pixels = pixels_under(photo_like(height, width, 5), latent_box(width, height))
+    pixels = pixels_under(Picture(photo_like(height, width, 5)), latent_box(width, height))
     with torch.no_grad():
         y = witness.g_a(torch.from_numpy(pixels)[None].double() / 255 - 0.5)
         z = witness.h_a(torch.from_numpy(whole_cells(y.numpy()))).numpy()
