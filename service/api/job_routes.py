@@ -16,6 +16,7 @@ from service.api.job_schemas import AdaptQuery, JobDocument, document_of, has_en
 from service.api.record import record_of
 from service.api.routes import STREAM_TYPE, ServiceArg, refuse_query, refuse_repeats, run_work
 from service.engine.batching import Phase
+from service.engine.requests import check_pixels
 from service.engine.types import ModelInfo
 from service.images import read_image
 from service.jobs.job import Job, JobSpec, check_rate, spec_of
@@ -96,9 +97,10 @@ def examine(
     """What is asked for, once the whole picture was read: a job must not fail for what it is of.
 
     Raises:
-        BadImage, TooManyPixels: as `read_image`. RateUnavailable: as `spec_of`.
+        BadImage: as `read_image`. TooManyPixels: as `check_pixels`. RateUnavailable: as `spec_of`.
     """
     picture = read_image(body, max_pixels=max_pixels)
+    check_pixels(max_pixels, picture.width, picture.height)
     return spec_of(body, picture.width, picture.height, rate, effort, models)
 
 

@@ -148,6 +148,12 @@ class FakeCodec:
     def stream_group(self, data: bytes, whole: bool) -> Group | None:
         return Group(data[4:5], ("decompress", data[5:13]) if whole else None)
 
+    def picture_work(self, width: int, height: int) -> int:
+        return width * height
+
+    def stream_work(self, data: bytes, region: Region | None = None) -> int:
+        return region.width * region.height if region else len(data)
+
     def adapters(self) -> tuple[AdapterInfo, ...]:
         return tuple(self.loaded.values())
 
