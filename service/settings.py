@@ -57,7 +57,8 @@ class Settings(BaseSettings):
     """Bytes of the largest request body, multipart framing included."""
 
     max_pixels: int = Field(default=100_000_000, ge=1)
-    """Pixels of the largest picture; a larger one is refused before it is decoded."""
+    """Pixels of the largest picture, its sides rounded up to 16; a larger one is refused before it
+    is decoded."""
 
     workers: int = Field(default=1, ge=1, le=256)
     """Requests worked on at the same time; each may hold one decoded picture in memory."""
@@ -150,7 +151,8 @@ class Settings(BaseSettings):
     """Seconds of work on one job, after which its best stream so far is the result."""
 
     job_max_pixels: int = Field(default=2**24, ge=1)
-    """Pixels of the largest picture that a job takes; a checkpoint has about 16 bytes for each."""
+    """Pixels of the largest picture that a job takes, its sides rounded up to 16; a checkpoint has
+    about 16 bytes for each."""
 
     job_attempts: int = Field(default=5, ge=1, le=100)
     """Times that a job is begun, or one step of it tried, before the job has failed."""

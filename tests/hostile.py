@@ -5,6 +5,7 @@ from __future__ import annotations
 import google_crc32c
 
 from service.codec.container import read_header
+from service.codec.tiles import padded_pixels
 from service.engine.engine import Engine
 from service.errors import BadStream, TooManyPixels
 
@@ -29,7 +30,7 @@ def check_any_bytes(engine: Engine, data: bytes) -> bool:
         return False
     except TooManyPixels:
         header = read_header(data)
-        assert header.width * header.height > MAX_PIXELS
+        assert padded_pixels(header.width, header.height) > MAX_PIXELS
         return False
     header = read_header(data)
     assert picture.rgb.shape == (header.height, header.width, 3)

@@ -24,6 +24,7 @@ from service.api.routes import (
     run_work,
 )
 from service.engine.batching import Phase
+from service.engine.requests import check_pixels
 from service.engine.types import ModelInfo
 from service.images import read_image
 from service.jobs.job import Job, JobSpec, check_rate, spec_of
@@ -109,10 +110,12 @@ def examine(
     """What is asked for, once the whole picture was read: a job must not fail for what it is of.
 
     Raises:
-        BadImage, TooManyPixels, BadParameter: as `read_image`. RateUnavailable: as `spec_of`.
+        BadImage, BadParameter: as `read_image`. TooManyPixels: as `check_pixels`.
+        RateUnavailable: as `spec_of`.
     """
     picture = read_image(body, max_pixels=max_pixels, frame=query.frame)
     size = picture.width, picture.height
+    check_pixels(max_pixels, *size)
     return spec_of(body, *size, query.rate, query.effort, models, query.frame)
 
 

@@ -32,7 +32,7 @@ from service.api.routes import (
     view_of,
 )
 from service.api.schemas import LOSSLESS_ONLY, ObjectQuery, StoredObject
-from service.api.work import DecompressFile, ImageFile, View
+from service.api.work import DecompressFile, ImageFile, Load, View
 from service.engine.batching import Done
 from service.errors import (
     BadParameter,
@@ -117,7 +117,8 @@ async def _keep(request: Request, service: Service, expected: str | None) -> Res
     digest = digest_of(data)
     if expected is not None and digest != expected:
         raise BadParameter(f"the body has the SHA-256 {digest}, the path says {expected}")
-    done = await run_work(request, service, partial(service.codec.decompress, data))
+    load = Load(service.codec.stream_work(data))
+    done = await run_work(request, service, partial(service.codec.decompress, data), load)
     decoded = done.value
     record.rate, record.model = decoded.rate, decoded.model
     record.pixels = decoded.picture.width * decoded.picture.height
@@ -168,7 +169,7 @@ async def _decoded(
 ) -> Done[ImageFile]:
     """A stored stream as an image file; one that is no stream is the store's fault."""
     try:
-        return await run_work(request, service, work, work.group())
+        return await run_work(request, service, work, work.load())
     except (UnknownModel, UnsupportedStream):
         raise
     except BadStream as error:

@@ -32,9 +32,8 @@ from service.api.schemas import (
     Models,
     Rates,
 )
-from service.api.work import CompressFile, DecompressFile, ImageFile, Stream, View
+from service.api.work import CompressFile, DecompressFile, ImageFile, Load, Stream, View
 from service.engine.batching import Admission, Done, Phase
-from service.engine.line import Group
 from service.engine.types import Codec, ModelInfo, Target, Timings
 from service.errors import BadParameter, Saturated
 from service.images import MEDIA_TYPES
@@ -45,6 +44,7 @@ T = TypeVar("T")
 
 STREAM_TYPE = "application/vnd.rankpress"
 MAX_NOTES_CHARS = 1000
+SMALL_LOAD = Load()
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,8 @@ async def compress(
     limit = service.settings.max_pixels
     work = CompressFile(service.codec, body, wanted, query.tune, query.metadata, query.frame, limit)
     # reading a header is quick, but the bytes are anybody's: the event loop is not for them
-    timeout_s = service.settings.request_timeout_s
-    batched = service.codec.max_batch > 1
-    group = await service.read_headers(work.group, timeout_s) if batched else work.group()
-    done = await run_work(request, service, work, group)
+    load = await service.read_headers(work.load, service.settings.request_timeout_s)
+    done = await run_work(request, service, work, load)
     compressed = done.value.compressed
     record.rate, record.bpp = compressed.rate, compressed.bpp
     record.pixels = compressed.width * compressed.height
@@ -130,7 +128,7 @@ async def decompress(
     record = record_of(request.scope)
     body = await read_body(request, service.admission, record.hold, service.settings)
     work = DecompressFile(service.codec, body, view)
-    done = await run_work(request, service, work, work.group())
+    done = await run_work(request, service, work, work.load())
     image = done.value
     record.rate, record.model = image.rate, image.model
     record.pixels = image.width * image.height
@@ -203,15 +201,18 @@ def view_of(query: DecompressQuery, accept: str) -> View:
 
 
 async def run_work(
-    request: Request, service: Service, work: Callable[[], T], group: Group | None = None
+    request: Request, service: Service, work: Callable[[], T], load: Load = SMALL_LOAD
 ) -> Done[T]:
     """Wait for the work, but not longer than the client does.
+
+    Args:
+        load: how much the work is; without, as little as there is.
 
     Raises:
         ClientDisconnect: the client left; work that still waited is not done.
         Saturated: not finished within the request timeout.
     """
-    running = asyncio.ensure_future(service.admission.run(work, group))
+    running = asyncio.ensure_future(service.admission.run(work, load.group, load.pixels))
     leaving = asyncio.ensure_future(_disconnected(request))
     timeout_s = service.settings.request_timeout_s
     try:

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 
 from service.api.negotiate import Form, choose_form
 from service.engine.line import Group
+from service.engine.target import USUAL_ENCODES
 from service.engine.types import (
+    LEAST_WORK,
     Codec,
     Compressed,
     Decompressed,
@@ -35,6 +37,18 @@ from service.images import (
 from service.picture import Picture, Region, larger_note
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much a piece of work is and what it may run beside, known before it is done.
+
+    Attributes:
+        pixels: see `Codec.picture_work`.
+    """
+
+    pixels: int = LEAST_WORK
+    group: Group | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,12 +129,17 @@ class CompressFile:
         )
         return picture, time.perf_counter() - begun
 
-    def group(self) -> Group | None:
-        """What it may run beside; reads the file's header where batches pay."""
+    def load(self) -> Load:
+        """What it may run beside and how much it is, by the file's header.
+
+        Raises:
+            TooManyPixels: as `Codec.compress` does.
+        """
+        size = image_size(self.data)
+        pixels = LEAST_WORK if size is None else self.codec.picture_work(*size)
         if isinstance(self.wanted, Target):
-            return None
-        size = image_size(self.data) if self.codec.max_batch > 1 else None
-        return self.codec.picture_group(size, self.wanted, self.tune)
+            return Load(USUAL_ENCODES * pixels)
+        return Load(pixels, self.codec.picture_group(size, self.wanted, self.tune))
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,9 +190,15 @@ class DecompressFile:
             write_s=time.perf_counter() - begun,
         )
 
-    def group(self) -> Group | None:
-        """What it may run beside."""
-        return self.codec.stream_group(self.data, whole=self.view.region is None)
+    def load(self) -> Load:
+        """What it may run beside and how much it is, by the stream's header.
+
+        Raises:
+            BadStream, TooManyPixels, BadParameter: as `Codec.decompress` does.
+        """
+        region = self.view.region
+        pixels = self.codec.stream_work(self.data, region)
+        return Load(pixels, self.codec.stream_group(self.data, whole=region is None))
 
 
 def together(works: Sequence[Callable[[], Any]]) -> list[Any]:

@@ -22,6 +22,10 @@ Z_CELL = 4
 """Latents along the side of one hyper-latent."""
 
 
+TILE_PIXELS = 2**14
+"""A tile takes as long as so many pixels more: what its networks cost however small it is."""
+
+
 @dataclass(frozen=True)
 class Box:
     """A half-open rectangle of latents (or pixels): rows top..bottom, columns left..right."""
@@ -40,6 +44,11 @@ class Box:
     def width(self) -> int:
         """Columns."""
         return self.right - self.left
+
+    @property
+    def area(self) -> int:
+        """Rows times columns."""
+        return self.height * self.width
 
     @property
     def slices(self) -> tuple[slice, slice]:
@@ -87,6 +96,36 @@ def seen_at_eighth(inner: Box, window: Box, blocks: int) -> Box:
 def latent_box(width: int, height: int) -> Box:
     """All latents of a picture of that many pixels."""
     return Box(0, 0, -(-height // PATCH), -(-width // PATCH))
+
+
+def latents_under(pixels: Box) -> Box:
+    """The latents under a box of pixels."""
+    return Box(
+        pixels.top // PATCH,
+        pixels.left // PATCH,
+        -(-pixels.bottom // PATCH),
+        -(-pixels.right // PATCH),
+    )
+
+
+def padded_pixels(width: int, height: int, cell: int = PATCH) -> int:
+    """Pixels that the networks run over: those of a picture, its sides rounded up to whole cells.
+
+    A picture of 1x60,000 pixels has 16 times as many as it shows.
+    """
+    return -(-width // cell) * -(-height // cell) * cell**2
+
+
+def work_pixels(box: Box, need: Box, halo: int) -> int:
+    """How long coding takes, in pixels of a large tile: what limits on time and waiting count.
+
+    Args:
+        box: all latents of a picture. need: those under what is wanted. halo: latents around them
+            that count too; a tile with one of either is coded whole, and its window has a halo.
+    """
+    need = need.grown(halo, box)
+    windows = [tile.grown(halo, box) for tile in tiles(box) if not tile.cut(need).empty]
+    return sum(window.area * PATCH**2 + TILE_PIXELS for window in windows)
 
 
 def tile_count(box: Box) -> int:

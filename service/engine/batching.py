@@ -2,7 +2,8 @@
 
 A fixed number of worker threads runs whole units of work (read the file, code it, write the file);
 everyone else waits in a line (line.py says who is next, and with whom), up to a number of requests
-and a sum of bytes, and is refused beyond that with an honest guess at when to come back. All state
+and a sum of bytes, and is refused beyond that with an honest guess at when to come back: the size
+of the work that is here, at the time that work of that size has taken. All state
 belongs to the event loop's thread, so there are no locks.
 
 Knows nothing of HTTP, of image files or of what the work is.
@@ -29,10 +30,10 @@ Together = Callable[[Sequence[Callable[[], Any]]], Sequence[Any]]
 """Does the work of a batch in one call; gives what each returned, or the exception it raised."""
 
 FIRST_GUESS_S = 1.0
-"""Service time assumed until one has been measured."""
+"""Time of one request assumed until one has been measured."""
 
 SMOOTHING = 0.2
-"""Weight of the newest service time in the running mean."""
+"""Weight of the newest time and size in the running means."""
 
 LONGEST_RETRY_S = 300
 """Largest `retry_after_s` ever given."""
@@ -107,8 +108,10 @@ class Admission:
         self._alarm: asyncio.TimerHandle | None = None
         self._busy = 0
         self._running = 0
+        self._running_size = 0.0
         self._held_bytes = 0
-        self._service_s: float | None = None
+        self._mean_s: float | None = None
+        self._mean_size = 0.0
         self._phase = Phase.STARTING
         self._pool: ThreadPoolExecutor | None = None
 
@@ -134,12 +137,14 @@ class Admission:
 
     @property
     def retry_after_s(self) -> int:
-        """When the work now here will be through, from the measured service time; at least 1."""
+        """When the work now here will be through, from the times measured; at least 1."""
         return max(1, min(LONGEST_RETRY_S, math.ceil(self._through_s())))
 
     def _through_s(self) -> float:
-        service_s = FIRST_GUESS_S if self._service_s is None else self._service_s
-        return service_s * (len(self._line) + self._running) / self._workers
+        if self._mean_s is None:
+            return FIRST_GUESS_S * (len(self._line) + self._running) / self._workers
+        size = self._running_size + sum(entry.size for entry in self._line)
+        return self._mean_s / self._mean_size * size / self._workers
 
     def start(self) -> None:
         """Make the worker threads; work waits until `open_after` is through."""
@@ -152,7 +157,7 @@ class Admission:
         Raises:
             Exception: whatever `test` raises.
         """
-        entry = self._entry(test, None)
+        entry = self._entry(test, None, 0.0)
         self._launch([entry])
         try:
             await entry.done
@@ -197,7 +202,7 @@ class Admission:
         waiting, through_s = len(self._line), self._through_s()
         if waiting >= self._max_waiting:
             raise Saturated(f"{waiting} requests wait already", self.retry_after_s)
-        long = self._service_s is not None and through_s > self._max_wait_s
+        long = self._mean_s is not None and through_s > self._max_wait_s
         if long and waiting >= ALWAYS_WAITING * self._workers:
             message = f"{waiting} requests wait already, for about {through_s:.0f} s"
             raise Saturated(message, self.retry_after_s)
@@ -206,8 +211,13 @@ class Admission:
         """A count of the bytes one request keeps in memory, zero at first."""
         return Hold(self)
 
-    async def run(self, work: Callable[[], T], group: Group | None = None) -> Done[T]:
+    async def run(
+        self, work: Callable[[], T], group: Group | None = None, size: float = 1.0
+    ) -> Done[T]:
         """Wait for a worker and run `work` in its thread, with others of its group if it has one.
+
+        Args:
+            size: how much work it is, in a unit that is one for all that is run; above 0.
 
         A caller cancelled while it waits costs no work. One cancelled later leaves the work to
         end by itself, its result dropped: a thread cannot be interrupted.
@@ -217,7 +227,7 @@ class Admission:
             Exception: whatever `work` raises.
         """
         self.check()
-        entry = self._entry(work, group)
+        entry = self._entry(work, group, size)
         self._line.append(entry)
         self._start_next()
         try:
@@ -264,13 +274,14 @@ class Admission:
             delay_s = max(0.0, due_s - time.monotonic())
             self._alarm = asyncio.get_running_loop().call_later(delay_s, self._start_next)
 
-    def _entry(self, work: Callable[[], Any], group: Group | None) -> Entry:
+    def _entry(self, work: Callable[[], Any], group: Group | None, size: float) -> Entry:
         done = asyncio.get_running_loop().create_future()
-        return Entry(work, done, time.monotonic(), group)
+        return Entry(work, done, time.monotonic(), group, size)
 
     def _launch(self, entries: list[Entry]) -> None:
         self._busy += 1
         self._running += len(entries)
+        self._running_size += sum(entry.size for entry in entries)
         work = partial(self._outcomes, [entry.work for entry in entries])
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)
         future.add_done_callback(partial(self._finish, entries, time.monotonic()))
@@ -287,7 +298,9 @@ class Admission:
     ) -> None:
         self._busy -= 1
         self._running -= len(entries)
-        self._measure((time.monotonic() - begun_s) / len(entries))
+        size = sum(entry.size for entry in entries)
+        self._running_size -= size
+        self._measure(time.monotonic() - begun_s, size)
         error = None if future.cancelled() else future.exception()
         failed = [error] * len(entries)
         outcomes = failed if error or future.cancelled() else future.result()
@@ -302,10 +315,17 @@ class Admission:
                 entry.done.set_result(Done(outcome, begun_s - entry.since_s))
         self._start_next()
 
-    def _measure(self, service_s: float) -> None:
-        """Note the worker's seconds for one request."""
-        old_s = service_s if self._service_s is None else self._service_s
-        self._service_s = old_s + SMOOTHING * (service_s - old_s)
+    def _measure(self, seconds: float, size: float) -> None:
+        """Note how long work of a size took; the self-test has none.
+
+        The means of both are kept, and not of their ratio: tiny work would otherwise weigh most.
+        """
+        if not size:
+            return
+        if self._mean_s is None:
+            self._mean_s, self._mean_size = seconds, size
+        self._mean_s += SMOOTHING * (seconds - self._mean_s)
+        self._mean_size += SMOOTHING * (size - self._mean_size)
 
 
 class Hold:

@@ -19,7 +19,7 @@ from service.adapt.plan import plan_of
 from service.codec import container
 from service.codec.container import PSNR
 from service.codec.lowrank import PARTS
-from service.codec.tiles import Box, latent_box
+from service.codec.tiles import Box, latent_box, latents_under, work_pixels
 from service.engine.adapter_files import AdapterFiles, Kept
 from service.engine.check import verify
 from service.engine.forks import check_process
@@ -88,7 +88,7 @@ class Engine:
         Args:
             models: at least one; the first compresses.
             check: decode every fresh stream, compare its latents and measure its PSNR.
-            max_pixels: larger pictures are refused, in both directions.
+            max_pixels: larger pictures are refused, in both directions; see `check_pixels`.
             cache_bytes: merged weights to keep besides the bases.
             max_batch: pictures or streams that are worth working on together here.
             adapters: folder that keeps the adapters loaded at run time; None forgets them.
@@ -331,6 +331,12 @@ class Engine:
 
     def _ordered(self, data: bytes, region: Region | None) -> Order:
         """A stream that was read and found fit to be decoded."""
+        header, want = self._wanted(data, region)
+        stream = container.read_stream(data)
+        return Order(self._base_of(header), stream, want)
+
+    def _wanted(self, data: bytes, region: Region | None) -> tuple[container.Header, Box]:
+        """The header of a stream that this decoder takes, and the pixels that are wanted of it."""
         header = container.read_header(data)
         if header.flags & container.Flags.SAME_MACHINE:
             raise UnsupportedStream(
@@ -340,9 +346,28 @@ class Engine:
         check_pixels(self._max_pixels, header.width, header.height)
         region = region or Region(0, 0, header.width, header.height)
         region.check_inside(header.width, header.height)
-        stream = container.read_stream(data)
         want = Box(region.y, region.x, region.y + region.height, region.x + region.width)
-        return Order(self._base_of(header), stream, want)
+        return header, want
+
+    def picture_work(self, width: int, height: int) -> int:
+        """How much compressing a picture once is, see codec.tiles.work_pixels.
+
+        Raises:
+            TooManyPixels: over the limit.
+        """
+        check_pixels(self._max_pixels, width, height)
+        box = latent_box(width, height)
+        return work_pixels(box, box, self._models[0].stored.sizes.halo)
+
+    def stream_work(self, data: bytes, region: Region | None = None) -> int:
+        """How much decompressing a stream, or a region of it, is, as `picture_work`.
+
+        Raises:
+            BadStream, UnsupportedStream, TooManyPixels, BadParameter: as `decompress`.
+        """
+        header, want = self._wanted(data, region)
+        box = latent_box(header.width, header.height)
+        return work_pixels(box, latents_under(want), self._models[0].stored.sizes.halo)
 
     def picture_group(
         self, size: tuple[int, int] | None, rate: float, tune: str = PSNR

@@ -35,12 +35,17 @@ class Group:
 
 @dataclass(eq=False)
 class Entry:
-    """A request in the line: its work, its answer, when it came, and how many passed it since."""
+    """A request in the line: its work, its answer, when it came, and how many passed it since.
+
+    Attributes:
+        size: how much work it is, in a unit that is one for all.
+    """
 
     work: Callable[[], Any]
     done: asyncio.Future[Any]
     since_s: float
     group: Group | None = None
+    size: float = 1.0
     overtaken: int = 0
 
     @property

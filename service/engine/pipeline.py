@@ -21,7 +21,16 @@ from service.codec import alpha, container
 from service.codec.latents import LatentCoder
 from service.codec.lowrank import PARTS, Share, Update, merge_transforms
 from service.codec.model_stream import read_update
-from service.codec.tiles import PATCH, Z_CELL, Box, hyper_shape, latent_box, tiles, windows
+from service.codec.tiles import (
+    PATCH,
+    Z_CELL,
+    Box,
+    hyper_shape,
+    latent_box,
+    latents_under,
+    tiles,
+    windows,
+)
 from service.errors import MissingExtra, UnsupportedStream
 from service.picture import U8, Picture
 from service.stored import StoredModel, Tensors, layer_shapes
@@ -223,7 +232,7 @@ def decode_all(
     """
     header, sizes = streams[0].header, model.stored.sizes
     box = latent_box(header.width, header.height)
-    need = _latents_of(want).grown(sizes.halo, box)
+    need = latents_under(want).grown(sizes.halo, box)
     chosen = [
         (tile, data)
         for tile, *data in zip(tiles(box), *(s.tiles for s in streams), strict=True)
@@ -255,7 +264,7 @@ def painted_windows(
 ) -> Iterator[tuple[Box, U8]]:
     """Synthesise window by window; yields the part of `want` in each window and its pixels."""
     halo = model.stored.sizes.halo
-    for inner in windows(_latents_of(want)):
+    for inner in windows(latents_under(want)):
         window = inner.grown(halo, latents.box)
         y_hat = latents.y_hat[window.relative(latents.box).slices]
         rgb = model.synthesis.synthesise(y_hat, inner.relative(window))
@@ -265,13 +274,6 @@ def painted_windows(
             mean = (rgb.sum(-1, dtype=np.uint16, keepdims=True) + 1) // 3
             rgb = np.broadcast_to(mean.astype(np.uint8), rgb.shape)
         yield box, rgb
-
-
-def _latents_of(want: Box) -> Box:
-    """The latents under a box of pixels."""
-    return Box(
-        want.top // PATCH, want.left // PATCH, -(-want.bottom // PATCH), -(-want.right // PATCH)
-    )
 
 
 def alpha_plane(stream: container.Stream, want: Box) -> U8 | None:

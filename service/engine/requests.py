@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from service.codec import container
-from service.codec.tiles import Box, latent_box, tile_count
+from service.codec.tiles import PATCH, Box, latent_box, padded_pixels, tile_count
 from service.engine.pipeline import LoadedModel, alpha_plane
 from service.engine.types import Decompressed, StreamShape, Timings
 from service.errors import BadParameter, RateUnavailable, TooManyPixels
@@ -72,16 +72,19 @@ def rate16_of(rate: float, tune: str, model: StoredModel) -> int:
     return rounded
 
 
-def check_pixels(limit: int, width: int, height: int) -> None:
-    """Raise TooManyPixels for a picture over the limit, or over what a header can say."""
+def check_pixels(limit: int, width: int, height: int, cell: int = PATCH) -> None:
+    """Raise TooManyPixels for a picture over the limit, or over what a header can say.
+
+    Sides count as whole cells, because the networks run over whole cells.
+    """
     if max(width, height) > container.MAX_SIDE:
         raise TooManyPixels(
             f"the picture is {width}x{height}, a side has at most {container.MAX_SIDE} pixels"
         )
-    if width * height > limit:
+    if padded_pixels(width, height, cell) > limit:
         raise TooManyPixels(
-            f"the picture has {width}x{height} = {width * height} pixels, "
-            f"the limit is {limit}"
+            f"the picture is {width}x{height}, with sides rounded up to {cell}: "
+            f"{padded_pixels(width, height, cell)} pixels, the limit is {limit}"
         )
 
 

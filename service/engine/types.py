@@ -8,12 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from service.codec.container import PSNR
+from service.codec.tiles import TILE_PIXELS
 from service.engine.line import Group
 from service.errors import BadParameter, RankpressError
 from service.picture import Picture, Region
+
+LEAST_WORK: Final = TILE_PIXELS
+"""How much the smallest picture is, in the pixels of `Codec.picture_work`."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +292,14 @@ class Codec(Protocol):
 
     def stream_shape(self, data: bytes) -> StreamShape:
         """What a stream's header says of its picture. Raises BadStream, UnsupportedStream."""
+        ...
+
+    def picture_work(self, width: int, height: int) -> int:
+        """How much compressing a picture once is, in pixels. Raises TooManyPixels."""
+        ...
+
+    def stream_work(self, data: bytes, region: Region | None = None) -> int:
+        """How much decompressing is, in pixels. Raises what `decompress` does of headers."""
         ...
 
     def adapters(self) -> tuple[AdapterInfo, ...]:

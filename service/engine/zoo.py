@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from service.codec import alpha, container
 from service.codec.container import PSNR
+from service.codec.tiles import padded_pixels
 from service.engine.forks import check_process
 from service.engine.line import Group
-from service.engine.requests import stream_shape
+from service.engine.requests import check_pixels, stream_shape
 from service.engine.types import (
     AdapterInfo,
     Compressed,
@@ -50,7 +51,6 @@ from service.errors import (
     RateUnavailable,
     SelfTestFailed,
     StoreError,
-    TooManyPixels,
     UnknownAdapter,
     UnknownModel,
 )
@@ -131,7 +131,7 @@ class ZooCodec:
             CheckFailed: the fresh stream did not decode.
         """
         made = self._at(rate, tune)
-        self._check_pixels(picture.width, picture.height)
+        check_pixels(self._max_pixels, picture.width, picture.height, CELL)
         start = perf_counter()
         rgb = picture.rgb
         if picture.alpha is not None:
@@ -175,7 +175,7 @@ class ZooCodec:
             BadParameter: the region reaches outside the picture.
         """
         header = container.read_header(data)
-        self._check_pixels(header.width, header.height)
+        check_pixels(self._max_pixels, header.width, header.height, CELL)
         region = region or Region(0, 0, header.width, header.height)
         region.check_inside(header.width, header.height)
         made = self._made_by(header)
@@ -226,6 +226,21 @@ class ZooCodec:
     def stream_shape(self, data: bytes) -> StreamShape:
         """What a stream's header says of its picture. Raises BadStream, UnsupportedStream."""
         return stream_shape(data)
+
+    def picture_work(self, width: int, height: int) -> int:
+        """Pixels of a picture with its sides rounded up to whole cells.
+
+        Raises:
+            TooManyPixels: over the limit.
+        """
+        check_pixels(self._max_pixels, width, height, CELL)
+        return padded_pixels(width, height, CELL)
+
+    def stream_work(self, data: bytes, region: Region | None = None) -> int:
+        """As `picture_work`; a region takes as long as the whole. Raises BadStream too."""
+        del region
+        header = container.read_header(data)
+        return self.picture_work(header.width, header.height)
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """Those that it was opened with."""
@@ -279,13 +294,6 @@ class ZooCodec:
                 f"this server holds only {self._name}"
             )
         return made
-
-    def _check_pixels(self, width: int, height: int) -> None:
-        if width * height > self._max_pixels:
-            raise TooManyPixels(
-                f"the picture has {width}x{height} = {width * height} pixels, the limit of "
-                f"{self._name} is {self._max_pixels}"
-            )
 
 
 def open_zoo(

@@ -34,7 +34,7 @@ SUFFIX: Final = ".rkp"
 MIME: Final = "application/vnd.rankpress"
 DEFAULT_RATE: Final = 4.0
 
-_ANY_SIZE: Final = container.MAX_SIDE**2
+_ANY_SIZE: Final = (container.MAX_SIDE + 1) ** 2
 """Pillow's own limit, Image.MAX_IMAGE_PIXELS, is checked as for every format."""
 
 _TO_SAVED: Final = {

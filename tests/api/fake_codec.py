@@ -156,6 +156,12 @@ class FakeCodec:
             raise BadStream("the first four bytes are not those of a stream")
         return StreamShape(*struct.unpack("<II", data[5:13]), self.alpha is not None)
 
+    def picture_work(self, width: int, height: int) -> int:
+        return width * height
+
+    def stream_work(self, data: bytes, region: Region | None = None) -> int:
+        return region.width * region.height if region else len(data)
+
     def adapters(self) -> tuple[AdapterInfo, ...]:
         return tuple(self.loaded.values())
 

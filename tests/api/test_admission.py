@@ -184,16 +184,39 @@ def test_retry_after_is_the_measured_time_times_the_queue() -> None:
         gate = Gate()
         async with opened(workers=2, max_waiting=1000) as admission:
             for _ in range(50):
-                admission._measure(3.0)
+                admission._measure(3.0, 1.0)
             tasks = [submit(admission, gate.work(n)) for n in range(6)]
             await until(lambda: len(gate.begun) == 2)
-            assert admission.retry_after_s in (8, 9)  # 3 s · 6 / 2, the self-test still weighs in
+            assert admission.retry_after_s == 9  # 3 s · 6 / 2
             more = [submit(admission, gate.work(n)) for n in range(6, 900)]
             await asyncio.sleep(0)
             assert admission.retry_after_s == LONGEST_RETRY_S
             gate.event.set()
             await asyncio.gather(*tasks, *more)
             assert admission.retry_after_s == 1
+
+    asyncio.run(law())
+
+
+def test_what_waits_is_counted_by_its_size_not_by_its_number() -> None:
+    async def law() -> None:
+        gate = Gate()
+        async with opened(max_waiting=100, max_wait_s=60) as admission:
+            admission._measure(2.0, 100.0)
+            tasks = [asyncio.ensure_future(admission.run(gate.work(n), size=50)) for n in range(4)]
+            await until(lambda: gate.begun == [0])
+            assert admission.retry_after_s == 4  # 2 s · (50 + 3 · 50) / 100
+            large = asyncio.ensure_future(admission.run(gate.work(4), size=2900))
+            await until(lambda: admission.waiting == 4)
+            assert admission.retry_after_s == 62
+            with pytest.raises(Saturated, match="for about 62 s"):
+                admission.check()
+            large.cancel()
+            await asyncio.gather(large, return_exceptions=True)
+            assert admission.retry_after_s == 4
+            admission.check()
+            gate.event.set()
+            await asyncio.gather(*tasks)
 
     asyncio.run(law())
 

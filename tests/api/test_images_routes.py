@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import io
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 import numpy as np
@@ -14,8 +15,11 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
-from service.errors import CheckFailed, StoreError
+from service.engine.target import USUAL_ENCODES
+from service.engine.types import LEAST_WORK
+from service.errors import CheckFailed, StoreError, TooManyPixels
 from service.images import MEDIA_TYPES
+from service.picture import Region
 
 from .client import HEIGHT, PIXELS, PNG, WIDTH, Client, pixels_of, running
 from .fake_codec import FakeCodec
@@ -355,6 +359,55 @@ def test_a_picture_over_the_pixel_limit_is_refused_before_the_codec_sees_it() ->
         async with running(codec, max_pixels=WIDTH * HEIGHT - 1) as client:
             check_problem(await client.post("/compress", content=PNG), 422, "too-many-pixels")
         assert codec.calls == 0
+
+    asyncio.run(law())
+
+
+def test_a_picture_that_is_too_much_work_is_refused_before_it_waits() -> None:
+    class Strict(FakeCodec):
+        def picture_work(self, width: int, height: int) -> int:
+            raise TooManyPixels(f"the picture is {width}x{height}, with sides rounded up to 16")
+
+        def stream_work(self, data: bytes, region: Region | None = None) -> int:
+            raise TooManyPixels(f"{len(data)} bytes, {region}, with sides rounded up to 16")
+
+    async def law() -> None:
+        codec = Strict()
+        async with running(codec) as client:
+            codec.gate.clear()
+            for path in ("/compress", "/compress?target_bpp=1", "/decompress"):
+                refused = await client.post(path, content=PNG)
+                assert "sides rounded up" in str(check_problem(refused, 422, "too-many-pixels"))
+            codec.gate.set()
+        assert codec.calls == 0
+
+    asyncio.run(law())
+
+
+def test_what_waits_is_counted_by_the_work_that_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[float] = []
+
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            run = client.service.admission.run
+
+            def noting(work: Callable[[], Any], group: Any = None, size: float = 1.0) -> Any:
+                sizes.append(size)
+                return run(work, group, size)
+
+            monkeypatch.setattr(client.service.admission, "run", noting)
+            stream = await stream_of(client)
+            await client.post("/compress?target_bpp=9", content=PNG)
+            await client.post("/compress", content=b"no image")
+            await client.post("/decompress", content=stream)
+            await client.post("/decompress?region=0,0,5,4", content=stream)
+            assert sizes == [
+                WIDTH * HEIGHT,
+                USUAL_ENCODES * WIDTH * HEIGHT,
+                LEAST_WORK,
+                len(stream),  # what the codec says
+                20,
+            ]
 
     asyncio.run(law())
 

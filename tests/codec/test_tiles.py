@@ -10,14 +10,17 @@ from hypothesis import strategies as st
 from service.codec.tiles import (
     PATCH,
     TILE,
+    TILE_PIXELS,
     Z_CELL,
     Box,
     hyper_shape,
     latent_box,
+    padded_pixels,
     seen_at_eighth,
     tile_count,
     tiles,
     windows,
+    work_pixels,
 )
 
 sides = st.integers(1, 3 * TILE + 1)
@@ -120,3 +123,31 @@ def test_a_box_counted_from_another() -> None:
     assert Box(5, 6, 9, 11).relative(Box(4, 2, 20, 20)) == Box(1, 4, 5, 9)
     with pytest.raises(AttributeError):
         Box(0, 0, 1, 1).top = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "cell", "pixels"),
+    [
+        (10_000, 10_000, 16, 10**8),
+        (1, 60_000, 16, 16 * 60_000),
+        (60_000, 1, 16, 16 * 60_000),
+        (17, 15, 16, 32 * 16),
+        (65, 1, 64, 128 * 64),
+    ],
+)
+def test_padded_pixels_are_those_of_whole_cells(
+    width: int, height: int, cell: int, pixels: int
+) -> None:
+    assert padded_pixels(width, height, cell) == pixels
+
+
+def test_work_counts_halos_and_tiles_and_only_those_that_are_needed() -> None:
+    one = latent_box(1024, 1024)
+    assert work_pixels(one, one, 4) == 1024**2 + TILE_PIXELS
+    thin = latent_box(1, 60_000)  # 59 tiles of 64 latents, with halos above and below
+    assert work_pixels(thin, thin, 4) == (3750 + 58 * 8) * PATCH**2 + 59 * TILE_PIXELS
+    two = latent_box(2048, 1024)
+    left = (64 + 4) * 64 * PATCH**2 + TILE_PIXELS
+    assert work_pixels(two, two, 4) == 2 * left
+    assert work_pixels(two, Box(0, 0, 9, 60), 4) == left
+    assert work_pixels(two, Box(0, 0, 9, 61), 4) == 2 * left, "its halo is in the next tile"

@@ -134,13 +134,13 @@ def test_one_that_fails_does_not_touch_the_others(base: LoadedModel, engine: Eng
     good = [engine.compress(Picture(photo_like(40, 64, i)), 5).data for i in range(3)]
     middle = len(good[1]) // 2
     flipped = good[1][:middle] + bytes([good[1][middle] ^ 1]) + good[1][middle + 1 :]
-    small = Engine((base,), max_pixels=40 * 64)
+    small = Engine((base,), max_pixels=48 * 64)
     made = small.decompress_batch([good[0], flipped, b"", good[2][:-5], good[2]])
     kinds = [type(m) for m in made]
     assert kinds == [Decompressed, BadStream, BadStream, BadStream, Decompressed]
     assert np.array_equal(picture_of(made[4]).rgb, engine.decompress(good[2]).picture.rgb)
 
-    many = [Picture(photo_like(40, 64)), Picture(photo_like(41, 64)), Picture(photo_like(64, 40))]
+    many = [Picture(photo_like(40, 64)), Picture(photo_like(49, 64)), Picture(photo_like(64, 40))]
     compressed = small.compress_batch(many, 5)
     assert isinstance(compressed[1], TooManyPixels)
     assert data_of(compressed[0]) == engine.compress(many[0], 5).data

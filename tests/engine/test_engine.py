@@ -14,13 +14,16 @@ import torch
 from small_model import photo_like
 
 from service.codec import container
+from service.codec.container import read_stream, write_stream
 from service.codec.latents import CodedTiles
+from service.codec.tiles import PATCH, TILE_PIXELS, padded_pixels
 from service.engine.engine import Engine
 from service.engine.golden import GOLDEN_TOLERANCE
 from service.engine.loading import load_models
 from service.engine.opening import open_engine
 from service.engine.pipeline import LoadedModel
 from service.engine.synthesis_numpy import NumpySynthesis
+from service.engine.types import Target
 from service.errors import (
     BadParameter,
     CheckFailed,
@@ -155,14 +158,55 @@ def test_pictures_over_the_limit_are_refused_before_any_work(
     loaded: LoadedModel, engine: Engine, photo: Picture
 ) -> None:
     data = engine.compress(photo, RATE).data
-    exactly = Engine((loaded,), max_pixels=photo.width * photo.height)
+    pixels = padded_pixels(photo.width, photo.height)
+    exactly = Engine((loaded,), max_pixels=pixels)
     assert exactly.decompress(data).picture.width == photo.width
-    smaller = Engine((loaded,), max_pixels=photo.width * photo.height - 1)
+    smaller = Engine((loaded,), max_pixels=pixels - 1)
     for call in (lambda: smaller.compress(photo, RATE), lambda: smaller.decompress(data)):
         with pytest.raises(TooManyPixels, match=f"{photo.width}x{photo.height}"):
             call()
     with pytest.raises(TooManyPixels):
         smaller.decompress(data[:14])
+
+
+def test_a_thin_picture_counts_as_what_the_networks_run_over(
+    loaded: LoadedModel, decode_only: LoadedModel, engine: Engine
+) -> None:
+    """1x1000 pixels are 16x1008 for the networks."""
+    thin = Picture(np.zeros((1000, 1, 3), np.uint8))
+    data = engine.compress(thin, RATE).data
+    enough = Engine((loaded,), max_pixels=16 * 1008)
+    assert enough.compress(thin, RATE).data == data
+    assert np.array_equal(enough.decompress(data).picture.rgb, engine.decompress(data).picture.rgb)
+    assert Engine((decode_only,), max_pixels=16 * 1008).decompress(data).picture.width == 1
+    for model in (loaded, decode_only):
+        small = Engine((model,), max_pixels=16 * 1008 - 1)
+        for call in (
+            lambda small=small: small.compress(thin, RATE),
+            lambda small=small: small.compress_to(thin, Target(bpp=1.0)),
+            lambda small=small: small.decompress(data),
+            lambda small=small: small.decompress(data, Region(0, 0, 1, 1)),
+            lambda small=small: small.picture_work(1, 1000),
+            lambda small=small: small.stream_work(data),
+        ):
+            with pytest.raises(TooManyPixels, match="1x1000, with sides rounded up to 16: 16128"):
+                call()
+
+
+def test_a_region_is_as_much_work_as_the_tiles_that_it_needs(
+    loaded: LoadedModel, engine: Engine, photo: Picture
+) -> None:
+    """A header of 3000x1500 pixels: three tiles by two, of which a corner's region needs one."""
+    made = read_stream(engine.compress(photo, RATE).data)
+    header = replace(made.header, width=3000, height=1500)
+    data = write_stream(replace(made, header=header, tiles=(b"\0\0\0\0",) * 6))
+    one = (64 + loaded.stored.sizes.halo) ** 2 * PATCH**2 + TILE_PIXELS
+    assert engine.stream_work(data, Region(0, 0, 100, 100)) == one
+    whole = engine.stream_work(data)
+    assert whole == engine.picture_work(3000, 1500) > 4 * one
+    assert engine.stream_work(data, Region(0, 0, 3000, 1500)) == whole
+    with pytest.raises(BadParameter):
+        engine.stream_work(data, Region(0, 0, 3001, 1))
 
 
 def test_a_side_that_the_format_cannot_hold_is_refused(engine: Engine) -> None:

@@ -253,6 +253,11 @@ def test_limits_hold(network: nn.Module, codec: zoo.ZooCodec) -> None:
     data = codec.compress(Picture(photo_like(11, 10)), 4).data
     with pytest.raises(TooManyPixels):
         small.decompress(data)
+    cell = zoo.ZooCodec("small", network, {}, KEY, max_pixels=64 * 64)
+    assert cell.decompress(data).picture.width == 10
+    assert cell.picture_work(10, 11) == cell.stream_work(data) == 64 * 64
+    with pytest.raises(TooManyPixels, match="1x65, with sides rounded up to 64: 8192 pixels"):
+        cell.compress(Picture(photo_like(65, 1)), 4)
 
 
 def test_a_coder_that_does_not_reproduce_fails_the_self_test(

@@ -183,13 +183,13 @@ def test_the_same_post_is_the_same_job_and_runs_once(place: Place) -> None:
 
 
 def test_what_is_no_picture_is_refused_at_once(make_place: MakePlace) -> None:
-    place = make_place(port=0, max_pixels=239, max_body_bytes=5000, max_waiting_bytes=5000)
+    place = make_place(port=0, max_pixels=32 * 16 - 1, max_body_bytes=5000, max_waiting_bytes=5000)
     cut = png(3, 10, 10)[:-40]
     with served(place) as client:
         for body, query, status, slug in (
             (b"no image", "", 415, "bad-image"),
             (cut, "", 415, "bad-image"),
-            (png(), "", 422, "too-many-pixels"),
+            (png(), "", 422, "too-many-pixels"),  # 20x12, sides rounded up to 16
             (bytes(5001), "", 413, "too-many-bytes"),
             (png(0, 10, 10), "?rate=3", 422, "rate-unavailable"),
             (png(0, 10, 10), "?rate=9", 422, "bad-parameter"),
