@@ -145,9 +145,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         test.cancel()
         await asyncio.gather(test, return_exceptions=True)
         service.admission.close()
-        service.desk.close()
-        service.ask_objects.close()
-        service.read_headers.close()
+        calls = (service.desk, service.ask_objects, service.read_headers)
+        await asyncio.gather(*(each.close() for each in calls))
 
 
 async def _self_test(service: routes.Service) -> None:

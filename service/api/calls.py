@@ -1,6 +1,7 @@
 """Blocking calls from the event loop, each kind in threads of its own, so that one stalls no other.
 
-The kinds are the database of the jobs, the object store, and the reading of image headers.
+The kinds are the database of the jobs, the files of the jobs, the object store, and the reading of
+image headers.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from service.errors import Saturated
 
@@ -17,13 +18,12 @@ T = TypeVar("T")
 MAX_CALLS = 256
 """Calls of one kind that may wait or run; more come only when what they ask does not answer."""
 
+LAST_S = 1.0
+"""Seconds in which calls that run may end once no more are begun."""
+
 
 class BlockingCalls:
-    """A bounded pool of threads for one kind of call. Use from the event loop's thread.
-
-    Attributes:
-        waiting: calls that wait or run.
-    """
+    """A bounded pool of threads for one kind of call. Use from the event loop's thread."""
 
     def __init__(self, name: str, threads: int, late: Callable[[str], Exception]) -> None:
         """Make the pool.
@@ -35,7 +35,12 @@ class BlockingCalls:
         """
         self._name, self._late = name, late
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self.waiting = 0
+        self._asked: set[asyncio.Future[Any]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait or run."""
+        return len(self._asked)
 
     async def __call__(self, call: Callable[[], T], timeout_s: float) -> T:
         """What a call returns. A call that nobody waits for any more keeps its thread.
@@ -45,9 +50,9 @@ class BlockingCalls:
         """
         if self.waiting >= MAX_CALLS:
             raise Saturated(f"{self.waiting} calls of the {self._name} wait already", 5)
-        self.waiting += 1
         asked = asyncio.get_running_loop().run_in_executor(self._pool, call)
-        asked.add_done_callback(self._count_answer)
+        self._asked.add(asked)
+        asked.add_done_callback(self._note_answer)
         try:
             return await asyncio.wait_for(asyncio.shield(asked), timeout_s)
         except TimeoutError:
@@ -55,11 +60,13 @@ class BlockingCalls:
                 raise
             raise self._late(f"the {self._name} gave no answer in {timeout_s:g} s") from None
 
-    def close(self) -> None:
-        """Begin no further call."""
+    async def close(self) -> None:
+        """Begin no further call, and give those that run a moment; `waiting` are left."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._asked:
+            await asyncio.wait(self._asked, timeout=LAST_S)
 
-    def _count_answer(self, asked: asyncio.Future[T]) -> None:
-        self.waiting -= 1
+    def _note_answer(self, asked: asyncio.Future[T]) -> None:
+        self._asked.discard(asked)
         if not asked.cancelled():
             asked.exception()  # of one that nobody waits for any more

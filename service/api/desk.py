@@ -6,6 +6,7 @@ and compresses without it.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Final, TypeVar
 
 from service.api.calls import BlockingCalls
 from service.engine.types import ModelInfo
-from service.errors import JobsOff, JobsUnavailable, Saturated
+from service.errors import JobsOff, JobsUnavailable, ObjectsUnavailable, Saturated
 from service.jobs import database
 from service.jobs.jobs import Jobs, open_jobs
 from service.settings import Settings
@@ -21,7 +22,8 @@ from service.settings import Settings
 T = TypeVar("T")
 
 THREADS: Final = 4
-"""No more than the database client has connections."""
+"""Questions of the database that run at a time, and as many that need files; the database's client
+has five connections."""
 
 ANSWER_S: Final = 30.0
 MAX_WATCHERS: Final = 64
@@ -42,6 +44,7 @@ class Desk:
         database.check_places(settings)
         self._settings, self.models = settings, models
         self._call = BlockingCalls("jobs' database", THREADS, JobsUnavailable)
+        self._call_files = BlockingCalls("jobs' files", THREADS, ObjectsUnavailable)
         self._opening = threading.Lock()
         self._jobs: Jobs | None = None
         self.watchers = 0
@@ -68,7 +71,7 @@ class Desk:
             self.watchers -= 1
 
     async def ask(self, question: Callable[[Jobs], T], timeout_s: float = ANSWER_S) -> T:
-        """The answer to a question.
+        """The answer to a question that the database alone answers.
 
         Raises:
             JobsOff: jobs are not offered. JobsUnavailable: no answer in time.
@@ -78,9 +81,24 @@ class Desk:
         self.check()
         return await self._call(lambda: question(self._open()), timeout_s)
 
-    def close(self) -> None:
+    async def ask_files(self, question: Callable[[Jobs], T]) -> T:
+        """The answer to a question for which jobs' files are read or written too.
+
+        Raises:
+            ObjectsUnavailable: no answer in the time of a request. Others as `ask`.
+        """
+        self.check()
+        timeout_s = self._settings.request_timeout_s
+        return await self._call_files(lambda: question(self._open()), timeout_s)
+
+    @property
+    def waiting(self) -> int:
+        """Questions that wait or are being answered."""
+        return self._call.waiting + self._call_files.waiting
+
+    async def close(self) -> None:
         """Ask nothing any more."""
-        self._call.close()
+        await asyncio.gather(self._call.close(), self._call_files.close())
         if self._jobs is not None:
             self._jobs.close()
 

@@ -51,7 +51,7 @@ async def adapt(
     work = partial(examine, body, query, service.desk.models, limit)
     spec = (await run_work(request, service, work)).value
     record.pixels = spec.width * spec.height
-    job = await service.desk.ask(lambda jobs: jobs.submit(body, spec, query.priority))
+    job = await service.desk.ask_files(lambda jobs: jobs.submit(body, spec, query.priority))
     root = service.settings.root_path
     headers = {"Location": f"{root}/jobs/{job.id}", **_again(job, service.settings.job_step_s)}
     return _answer(service, job, 202, headers)
@@ -86,14 +86,14 @@ async def events(
 @jobs_router.get("/jobs/{job_id}/stream", response_class=Response, **openapi.JOB_STREAM)
 async def best(request: Request, service: ServiceArg, job_id: JobId) -> Response:
     """The best stream so far, whatever has become of the job."""
-    job, data = await service.desk.ask(lambda jobs: jobs.best(job_id))
+    job, data = await service.desk.ask_files(lambda jobs: jobs.best(job_id))
     return _stream(request, job, data)
 
 
 @jobs_router.get("/jobs/{job_id}/result", response_class=Response, **openapi.JOB_RESULT)
 async def result(request: Request, service: ServiceArg, job_id: JobId) -> Response:
     """The stream of a job that has succeeded."""
-    job, data = await service.desk.ask(lambda jobs: jobs.result(job_id))
+    job, data = await service.desk.ask_files(lambda jobs: jobs.result(job_id))
     return _stream(request, job, data)
 
 

@@ -62,6 +62,11 @@ class Service:
     read_headers: BlockingCalls
 
     @property
+    def calls(self) -> int:
+        """Blocking calls that wait or run, besides the work in the codec."""
+        return self.desk.waiting + self.ask_objects.waiting + self.read_headers.waiting
+
+    @property
     def models(self) -> tuple[ModelInfo, ...]:
         """What is loaded now."""
         return self.codec.models()

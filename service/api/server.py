@@ -22,6 +22,7 @@ import uvicorn
 from service.api.app import create_app
 from service.api.connections import BACKLOG, limited_protocol, report_accept_errors
 from service.api.logs import configure_logs
+from service.api.routes import Service
 from service.engine.batching import Admission
 from service.engine.types import Codec
 from service.jobs.supervisor import WorkerProcess
@@ -38,7 +39,8 @@ log = structlog.get_logger("rankpress.server")
 def serve(codec: Codec, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was begun and return.
 
-    Work that `drain_s` does not suffice for cannot be interrupted: the process then exits with 1.
+    Work that `drain_s` does not suffice for, and calls of an object store or database that does not
+    answer, cannot be interrupted: the process then exits with 1.
     A worker process for jobs runs beside it, if the settings want one.
     """
     configure_logs(settings)
@@ -50,8 +52,9 @@ def serve(codec: Codec, settings: Settings) -> None:
     finally:
         if worker is not None:
             worker.stop()
-    if server.admission.running:
-        log.error("work cut off", running=server.admission.running, drain_s=settings.drain_s)
+    running, calls = server.admission.running, server.service.calls
+    if running or calls:
+        log.error("work cut off", running=running, calls=calls, drain_s=settings.drain_s)
         logging.shutdown()
         os._exit(1)
 
@@ -71,7 +74,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, codec: Codec, settings: Settings) -> None:
         app = create_app(codec, settings)
-        self.admission: Admission = app.state.service.admission
+        self.service: Service = app.state.service
+        self.admission: Admission = self.service.admission
         self._drain_s = settings.drain_s
         config = uvicorn.Config(
             app,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -310,14 +311,14 @@ serve(codec, settings)
 class Process:
     """`serve` in a process of its own, and the log lines it wrote."""
 
-    def __init__(self, work_s: float, drain_s: float, files: int = 0) -> None:
+    def __init__(self, work_s: float, drain_s: float, files: int = 0, objects: str = "") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         here = Path(__file__).parent
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(port), str(work_s), str(drain_s), str(files)],
-            env={"PYTHONPATH": f"{here}:{here.parents[1]}"},
+            env={"PYTHONPATH": f"{here}:{here.parents[1]}", "RANKPRESS_OBJECTS_URL": objects},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -386,6 +387,24 @@ def test_work_that_outlasts_the_drain_is_cut_off_and_said_so() -> None:
     assert status == 1
     assert lines[-1]["event"] == "work cut off"
     assert 200 not in statuses
+
+
+def test_a_store_that_hangs_does_not_keep_the_server_from_ending(tmp_path: Path) -> None:
+    digest = "ab" * 32
+    pipe = tmp_path / "objects" / digest[:2] / digest
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)  # what reads it waits for ever
+    server = Process(work_s=0, drain_s=2, objects=str(tmp_path))
+    with connected(int(server.url.rpartition(":")[2])) as client:
+        client.sendall(f"GET /objects/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        until(lambda: "rankpress_in_flight 2.0" in httpx.get(f"{server.url}/metrics").text)
+        server.process.send_signal(signal.SIGTERM)
+        try:
+            status, lines = server.end(20)
+        finally:
+            server.process.kill()
+    assert status == 1
+    assert (lines[-1]["event"], lines[-1]["calls"]) == ("work cut off", 1)
 
 
 def test_an_idle_server_ends_at_once() -> None:

@@ -23,7 +23,9 @@ from jobs.fake_adapter import expected_result
 from jobs.machines import Place, picture, png
 from service.api import desk
 from service.api.server import Server
+from service.errors import ObjectsUnavailable
 from service.jobs import jobs as jobs_module
+from service.objects import Objects
 from service.picture import Picture
 
 pytestmark = pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
@@ -368,3 +370,38 @@ def test_links_of_jobs_have_the_prefix_of_the_proxy(make_place: MakePlace) -> No
         place.wait(job["id"], lambda job: job.state == "succeeded")
         (*_, last) = events(client, f"/jobs/{job['id']}/events")
         assert last["data"]["links"]["result"] == f"/pictures/jobs/{job['id']}/result"
+
+
+def test_files_of_jobs_that_hang_leave_looks_at_jobs_alone(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket that does not answer holds up what needs it, and no status, event or metric."""
+    inside, goes_on = threading.Semaphore(0), threading.Event()
+
+    def hang(*_: object) -> bytes:
+        inside.release()
+        goes_on.wait(60)
+        raise ObjectsUnavailable("it hangs")
+
+    with served(place) as client, ThreadPoolExecutor(2 * desk.THREADS) as others:
+        path = client.post("/adapt?effort=1", content=png()).headers["location"]
+        place.worker()
+        place.wait(path.rpartition("/")[2], lambda job: job.state == "succeeded")
+        for name in ("get", "put_named"):
+            monkeypatch.setattr(Objects, name, hang)
+        try:
+            asked = [others.submit(client.post, "/adapt", content=png(1))]
+            parts = ("result", "stream") * desk.THREADS
+            asked += [others.submit(client.get, f"{path}/{part}") for part in parts]
+            for _ in range(desk.THREADS):
+                assert inside.acquire(timeout=30)
+            assert client.get(path, timeout=20).json()["status"] == "succeeded"
+            assert events(client, f"{path}/events")[-1]["event"] == "end"
+            assert "rankpress_jobs_running 0.0" in client.get("/metrics").text
+            assert not any(answer.done() for answer in asked)
+        finally:
+            goes_on.set()
+        for answer in asked:
+            assert (answer.result().status_code, problem(answer.result())) == (
+                503, "objects-unavailable",
+            )  # fmt: skip
