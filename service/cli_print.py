@@ -92,10 +92,10 @@ def follow(outcomes: Iterable[Outcome], planned: Plan, *, json_lines: bool) -> l
     for sentence in planned.passed_over:
         console.print(Text(f"passed over: {shown(sentence)}", "dim"))
     if not json_lines and not quiet:
+        made = sum(outcome.error is None for outcome in done)
         larger = sum(outcome.larger_than_source for outcome in done)
-        if larger and len(done) > 1:
-            console.print(f"{larger} of {len(done)} streams are larger than their source files")
-        made = any(outcome.error is None for outcome in done)
+        if larger and made > 1:
+            console.print(f"{larger} of {made} streams are larger than their source files")
         console.print(_summary(done) if made else f"nothing was made, {len(done)} failed")
     return done
 

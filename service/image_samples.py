@@ -163,8 +163,8 @@ def _plan_told(
     if colour.is_srgb(transform, mode):
         return Conversion(mode)
     if keep and mode == "RGB" and told.space.is_wider:
-        return Conversion(mode, icc=icc, notes=(f"colour profile made of what {told.by} tells",))
-    notes = (f"colours converted to sRGB by what {told.by} tells",)
+        return Conversion(mode, icc=icc, notes=(f"colour profile made from {told.by}",))
+    notes = (f"colours converted to sRGB from {told.by}",)
     if mode == "L" and samples.bits > 8:
         return Conversion(mode, notes=notes, grey=told.space)
     return Conversion(mode, transform, notes=notes)

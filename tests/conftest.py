@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import pytest
-import torch
-from hypothesis import settings
-from small_model import decode_only, photo_like, small_stored_model
+# Before torch is imported, and for the processes that tests start: several run at a time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from service.engine.engine import Engine
-from service.engine.loading import load_models
-from service.engine.pipeline import LoadedModel
-from service.nets.model import Backbone
-from service.picture import Picture
-from service.stored import StoredModel
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from small_model import decode_only, photo_like, small_stored_model  # noqa: E402
+
+from service.engine.engine import Engine  # noqa: E402
+from service.engine.loading import load_models  # noqa: E402
+from service.engine.pipeline import LoadedModel  # noqa: E402
+from service.nets.model import Backbone  # noqa: E402
+from service.picture import Picture  # noqa: E402
+from service.stored import StoredModel  # noqa: E402
 
 # The same examples in every run; tests/fuzz/fuzz_decompress.py explores others.
 settings.register_profile("rankpress", deadline=None, derandomize=True)
