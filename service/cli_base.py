@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from service.cli_options import CompileOption, Device, ThreadsOption
+from service.cli_settings import settings_of
 from service.codec.sizes import Sizes
 from service.errors import BadParameter
 
@@ -33,7 +34,7 @@ HalveOption = Annotated[
 SizeOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="light, base, or a JSON file of sizes.")
 ]
-TrainDeviceOption = Annotated[Device, typer.Option(help="Where to train.")]
+TrainDeviceOption = Annotated[Device | None, typer.Option(help="Where to train.")]
 MeasureOption = Annotated[
     Path, typer.Option(help="Folder of pictures for the figures in the manifest.")
 ]
@@ -45,16 +46,28 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def prepare(threads: int, device: Device, compiled: Compile) -> tuple[torch.device, Compile]:
-    """Set torch's threads; the device to train on, and what to compile there."""
+def training_device(threads: int | None, device: Device | None = None) -> torch.device:
+    """Set torch's threads and return the device to train on.
+
+    RANKPRESS_THREADS and RANKPRESS_DEVICE say what was not given.
+    """
     import torch
 
     from service.engine.synthesis_torch import pick_device
+
+    settings = settings_of(threads=threads, device=device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    return pick_device(settings.device)
+
+
+def prepare(
+    threads: int | None, device: Device | None, compiled: Compile
+) -> tuple[torch.device, Compile]:
+    """Set torch's threads; the device to train on, and what to compile there."""
     from service.train.compiling import choose
 
-    if threads:
-        torch.set_num_threads(threads)
-    where = pick_device(device)
+    where = training_device(threads, device)
     mode, note = choose(compiled, where)
     if note:
         _say(note)
@@ -108,7 +121,7 @@ def base(
     ] = False,
     tile: TileOption = 512,
     halve: HalveOption = True,
-    device: TrainDeviceOption = "auto",
+    device: TrainDeviceOption = None,
     compiled: CompileOption = "auto",
     graph: Annotated[bool, typer.Option(help="Replay steps from a CUDA graph.")] = True,
     moments: Annotated[
@@ -116,7 +129,7 @@ def base(
         typer.Option(help="Of Adam, in checkpoints; bfloat16 is smaller and resumes inexactly."),
     ] = "float32",
     checkpoint: Annotated[float, typer.Option(min=0.1, help="Minutes between two.")] = 5.0,
-    threads: ThreadsOption = 0,
+    threads: ThreadsOption = None,
 ) -> None:
     """Train a backbone and its rates for some minutes; `train export` makes them a model.
 

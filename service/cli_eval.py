@@ -14,7 +14,13 @@ import typer
 from typer.core import TyperGroup
 
 from service.cli_base import prepare
-from service.cli_options import CompileOption, Device, DeviceOption, StoreOption
+from service.cli_options import (
+    CompileOption,
+    Device,
+    DeviceOption,
+    StoreOption,
+    ThreadsOption,
+)
 from service.cli_settings import settings_of
 from service.errors import BadParameter
 from service.files import check_target, write_whole
@@ -25,7 +31,6 @@ if TYPE_CHECKING:
     from service.eval.run import Plan
     from service.settings import Settings
 
-ThreadsOption = Annotated[int | None, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
 
 
 def _checked(record: Path | None) -> Path | None:
@@ -289,9 +294,8 @@ def bench_train(
     from service.train import throughput
     from service.train.recipe import recipe_for, sizes_named
 
-    settings = settings_of(device=device, threads=threads)
-    where, mode = prepare(settings.threads, settings.device, compiled)
-    machine = this_machine(settings.device)
+    where, mode = prepare(threads, device, compiled)
+    machine = this_machine(where.type)
     shipped = recipe_for(Path("no run"), where, batch=batch, groups=groups)
     recipe = replace(shipped, crop=crop)
     found = throughput.measure(sizes_named(size), recipe, where, mode, seconds)

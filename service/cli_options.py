@@ -25,7 +25,7 @@ FrameOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", "-f", help="Replace files.")]
-ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
 CompileOption = Annotated[
     Literal["auto", "off", "blocks", "whole"],
     typer.Option("--compile", help="What torch.compile is given; auto: blocks, on CUDA whole."),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from service.cli_base import MeasureOption, TrainDeviceOption, register
-from service.cli_options import ThreadsOption
+from service.cli_base import MeasureOption, TrainDeviceOption, register, training_device
+from service.cli_options import OverwriteOption, ThreadsOption
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
@@ -48,14 +48,13 @@ def rates(
         str | None, typer.Option(metavar="5,6", help="Train these rates, not all.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of crops and initial factors.")] = 0,
-    threads: ThreadsOption = 0,
-    device: TrainDeviceOption = "auto",
+    threads: ThreadsOption = None,
+    device: TrainDeviceOption = None,
     about: Annotated[str, typer.Option(help="What the manifest says of the data.")] = "",
 ) -> None:
     """Train the ladder's low-rank adapters on a frozen backbone and publish each in its store."""
     import torch
 
-    from service.engine.synthesis_torch import pick_device
     from service.eval.machine import device_name
     from service.store import load_model
     from service.train.one_rate import RECIPES
@@ -64,15 +63,13 @@ def rates(
     recipe = replace(RECIPES[tune], steps=steps, seed=seed)
     order = recipe.loss.order
     chosen = order if only is None else tuple(_rate(text, order) for text in only.split(","))
-    if threads:
-        torch.set_num_threads(threads)
+    where = training_device(threads, device)
     crops = _read_crops(data, recipe.crop, seed)
     record: dict[str, object] = {
         "data": about or f"{len(crops)} pictures, {crops.pixels / 1e6:.0f} Mpixel",
-        "device": device_name(device),
+        "device": device_name(where.type),
         "threads": torch.get_num_threads(),
     }
-    where = pick_device(device)
     earlier = None if start is None else load_model(start)
     train_ladder(model, crops, measure, recipe, scratch, chosen, record, _print, where, earlier)
 
@@ -86,11 +83,9 @@ def control(
     scratch: Annotated[Path, typer.Option(help="Where `train rates` left its checkpoints.")],
     steps: Annotated[int, typer.Option(min=1, help="As given to `train rates`.")] = 600,
     seed: Annotated[int, typer.Option(min=0, help="As given to `train rates`.")] = 0,
-    threads: ThreadsOption = 0,
+    threads: ThreadsOption = None,
 ) -> None:
     """Fine-tune every weight for one rate and say how much better than its adapter that is."""
-    import torch
-
     from service.store import load_model
     from service.train.control import compare
     from service.train.one_rate import Recipe
@@ -98,8 +93,7 @@ def control(
 
     if rate == BASE:
         raise BadParameter(f"rate {rate} is the base itself, it has no adapter")
-    if threads:
-        torch.set_num_threads(threads)
+    training_device(threads)
     recipe = Recipe(steps=steps, seed=seed)
     crops = _read_crops(data, recipe.crop, seed)
     low, full = compare(load_model(model), crops, measure, rate, recipe, scratch, _print)
@@ -126,17 +120,14 @@ def prune(
 def measure(
     pictures: Annotated[Path, typer.Argument(help="Folder of pictures: Kodak.")],
     model: Annotated[Path, typer.Option(help="The model's folder in a store.")],
-    threads: ThreadsOption = 0,
-    device: TrainDeviceOption = "auto",
+    threads: ThreadsOption = None,
+    device: TrainDeviceOption = None,
 ) -> None:
     """Measure every rate of a model and replace the figures in its manifest."""
-    import torch
-
     from service.train.rates import measure_again
 
-    if threads:
-        torch.set_num_threads(threads)
-    for rate in measure_again(model, pictures, device):
+    chosen = training_device(threads, device)
+    for rate in measure_again(model, pictures, chosen.type):
         likeness = "" if rate.kodak_ms_ssim is None else f"  MS-SSIM {rate.kodak_ms_ssim:.5f}"
         where = f"{rate.tune} {rate.rate:g}"
         typer.echo(f"{where:10} {rate.kodak_bpp:.4f} bpp  {rate.kodak_psnr_db:.3f} dB{likeness}")
@@ -158,16 +149,13 @@ def updates(
     rounds: Annotated[int, typer.Option(min=1, help="Of fitting and sorting pictures.")] = 2,
     tiles: Annotated[int, typer.Option(min=1, help="Tiles cut from each folder.")] = 48,
     seed: Annotated[int, typer.Option(min=0, help="Of tiles, draws and factors.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads, 0 for all.")] = 0,
+    threads: ThreadsOption = None,
     about: Annotated[str, typer.Option(help="What the manifest says of the data.")] = "",
 ) -> None:
     """Fit ready updates of the decoder, for effort 0 of adaptation, and put them in the store."""
-    import torch
-
     from service.train.updates import Recipe, train_updates
 
-    if threads:
-        torch.set_num_threads(threads)
+    training_device(threads)
     chosen = tuple(_rate(text, tuple(range(1, 9))) for text in rates.split(","))
     recipe = Recipe(chosen, rank, rounds, steps, tiles=tiles, seed=seed)
     record: dict[str, object] = {"data": about} if about else {}
@@ -187,15 +175,19 @@ def zoo(
     rank: Annotated[int, typer.Option(min=1, max=64, help="Of every layer's factors.")] = 2,
     crop: Annotated[int, typer.Option(min=64, help="Side of the training crops, pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of crops and initial factors.")] = 0,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Train a rate's low-rank adapter on a frozen CompressAI model."""
+    """Train a rate's low-rank adapter on a frozen CompressAI model.
+
+    An adapter that is there is replaced only where that is asked for: its streams need it.
+    """
     from service.files import check_target, write_whole
     from service.nets.zoo import pretrained
     from service.train.zoo import ZooRecipe, train_adapter
 
     if crop % 64:
         raise BadParameter(f"crop is {crop}, expected a multiple of 64")
-    check_target(out, overwrite=True)
+    check_target(out, overwrite=overwrite)
     recipe = ZooRecipe(lmbda, steps, rank, seed=seed)
 
     def report(step: int, loss: float) -> None:

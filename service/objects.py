@@ -33,7 +33,7 @@ SCHEMES: Final = ("file", "s3", "gs", "az", "memory")
 """URLs that `open_objects` takes; memory is for tests of one process."""
 
 TIMEOUT_S: Final = 30.0
-"""Seconds that a call of a bucket may take, where nothing else is set."""
+"""Seconds that an attempt to call a bucket may take, where nothing else is set."""
 
 REFRESH_S: Final = 3600.0
 """A hash put again is written again when it is older, so that expiry by age sees it is wanted."""
@@ -218,7 +218,9 @@ def open_objects(place: str | Path, timeout_s: float = TIMEOUT_S) -> Objects:
     Credentials of buckets come from the environment, as obstore reads it (AWS_ACCESS_KEY_ID, …).
 
     Args:
-        place: the folder or URL. timeout_s: seconds that a call of a bucket may take, retries too.
+        place: the folder or URL.
+        timeout_s: seconds that an attempt to call a bucket may take, and after which no other is
+            begun: a call takes no longer than two of them.
 
     Raises:
         BadParameter: a URL of another kind. ObjectsUnavailable: it cannot be opened.

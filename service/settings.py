@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     in a folder of `state`, and no `/objects`."""
 
     objects_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
-    """Seconds that a call of a bucket may take, its retries included."""
+    """Seconds that an attempt to call a bucket may take, and after which no other is begun."""
 
     objects_write: bool = False
     """Whether `PUT /objects` keeps streams for anyone who can reach the server."""

@@ -47,9 +47,8 @@ def write_model(folder: Path, model: StoredModel, base: bytes) -> None:
         }
     )
     files = {"base.safetensors": base, "golden.safetensors": golden}
-    folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        (folder / name).write_bytes(data)
+        write_whole(folder / name, data)
     (rate,) = model.rates
     manifest = {
         "schema": SCHEMA,

@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load, save
 from small_model import photo_like
 from torch import nn
+from typer.testing import CliRunner
 
+from service.cli import app
 from service.codec.alpha import fill_hidden
 from service.codec.container import Flags, read_stream, write_stream
 from service.engine.engine import Engine
@@ -278,6 +280,19 @@ def test_a_fresh_stream_that_does_not_decode_is_not_the_clients_fault(
         broken.compress(Picture(photo_like(16, 16)), 4)
     (made,) = broken.compress_batch([Picture(photo_like(16, 16))], 4)
     assert isinstance(made, CheckFailed)
+
+
+def test_an_adapter_that_streams_may_need_is_replaced_only_where_that_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "5.safetensors"
+    out.write_bytes(b"an adapter")
+    train = ["train", "zoo", "no-model", "4", str(tmp_path), "--lmbda", "1", "--out", str(out)]
+    refused = CliRunner().invoke(app, train)
+    assert refused.exit_code != 0 and "--overwrite replaces it" in refused.output
+    asked = CliRunner().invoke(app, [*train, "--overwrite"])
+    assert asked.exit_code != 0 and "no picture" in asked.output, "it gets as far as the pictures"
+    assert out.read_bytes() == b"an adapter"
 
 
 def test_the_machines_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:

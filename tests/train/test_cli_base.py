@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Small
 from small_model import SIZES, photo_like
 from test_cli import rankpress
@@ -83,6 +85,40 @@ def test_what_cannot_be_trained_is_said_in_a_line(tmp_path: Path, pictures: Path
         result = rankpress("train", "base", *arguments, *run)
         assert result.exit_code == 2 and said in result.output, result.output
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts back what a command sets for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_training_takes_its_settings_from_the_environment(
+    tmp_path: Path, pictures: Path, small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "store" / "small"
+    write_model(model, small.stored, small.base)
+    monkeypatch.setenv("RANKPRESS_DEVICE", "cpu")
+    for given, found in (((), 3), (("--threads", "2"), 2)):
+        monkeypatch.setenv("RANKPRESS_THREADS", "3")
+        made = rankpress("train", "measure", str(pictures), "--model", str(model), *given)
+        assert made.exit_code == 0, made.output
+        assert torch.get_num_threads() == found
+    monkeypatch.setenv("RANKPRESS_DEVICE", "abacus")
+    measure = ("--measure", str(pictures))
+    run = ("--model", str(model), "--scratch", str(tmp_path / "scratch"))
+    for arguments in (
+        ("base", str(pictures), "--run", str(tmp_path / "run"), "--minutes", "1"),
+        ("rates", str(pictures), *measure, *run),
+        ("control", "5", str(pictures), *measure, *run),
+        ("measure", str(pictures), "--model", str(model)),
+        ("updates", str(pictures), *run),
+    ):
+        refused = rankpress("train", *arguments)
+        assert refused.exit_code == 2 and "device: Input should be" in refused.output, arguments
 
 
 def test_a_training_step_is_measured(tmp_path: Path) -> None:

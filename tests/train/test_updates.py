@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import Small
 from PIL import Image
+from power_cut import PowerCut, cuts
 from small_model import photo_like
 from typer.testing import CliRunner
 
@@ -97,6 +98,21 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_updates(
     again = train_updates(other, folders, cut, RECIPE, {"data": "drawn"}, resumed.append)
     assert [u.data for u in again] == [u.data for u in whole]
     assert resumed[0].group == "photos", "what was done is not done again"
+
+
+def test_a_round_that_is_cut_off_while_it_is_written_is_done_again(
+    model: Path, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path(shutil.copytree(model, tmp_path / "other"))
+    whole = train(model, folders[:1], tmp_path / "whole")
+    for _ in cuts(monkeypatch):
+        with pytest.raises(PowerCut):
+            train(other, folders[:1], tmp_path / "cut")
+        break
+    monkeypatch.undo()
+    assert not list((tmp_path / "cut").glob("*.safetensors")), "half a round has no name"
+    again = train(other, folders[:1], tmp_path / "cut")
+    assert [u.data for u in again] == [u.data for u in whole]
 
 
 def test_folders_without_pictures_and_rates_without_weights_are_refused(
