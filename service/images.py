@@ -28,6 +28,7 @@ from service.image_samples import (
     Samples,
     examine,
     has_grey_palette,
+    low_bytes,
     plan_colours,
     unless_opaque,
     unpack,
@@ -246,7 +247,8 @@ def _read_open(kind: Kind, image: ImageFile, data: bytes, metadata: Metadata) ->
         max_bytes=MAX_METADATA_BYTES,
     )
     found, orientation = _orientation(kind, image)
-    rgb, alpha = unpack(image, samples, conversion, orientation)
+    low = None if conversion.curve is None else low_bytes(image, samples, data)
+    rgb, alpha = unpack(image, low, samples, conversion, orientation)
     kept, notes = _kept_exif(kind, image, found) if metadata == "all" else (None, ())
     if samples.bits > 8:
         notes = (f"{samples.bits}-bit samples reduced to 8 bits", *notes)

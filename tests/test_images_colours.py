@@ -65,6 +65,15 @@ def avif(primaries: int, transfer: int, **options: Any) -> bytes:
     return bytes(data)
 
 
+def exif_with_colour_space(space: int, index: bytes) -> bytes:
+    made = Image.Exif()
+    made[ExifTags.IFD.Exif] = {
+        ExifTags.Base.ColorSpace: space,
+        ExifTags.IFD.Interop: {1: index.decode()},
+    }
+    return made.tobytes()
+
+
 def middle(picture: Picture) -> list[int]:
     return [int(v) for v in picture.rgb[8, 16]]
 
@@ -121,14 +130,45 @@ def test_other_gammas_are_converted(
         assert picture.icc is None and "PNG gAMA" in picture.notes[0]
 
 
-def test_16_bit_greys_are_converted_before_they_are_reduced() -> None:
-    """Of 8 bits, linear greys this dark would be 0 or 13."""
-    deep = np.array([[0, 40, 100, 200, 400, 32896, 65535]], ">u2")
-    data = png_of(b"\0" + deep.tobytes(), (7, 1), 16, 0, chunk(*gamma(1.0)))
-    expected = [0, 2, 5, 10, 18, 188, 255]
-    picture = read(data)
-    assert np.abs(picture.rgb[0, :, 0].astype(int) - expected).max() <= 1
-    assert any("16-bit" in note for note in picture.notes)
+DEEP = np.array([0, 40, 100, 200, 400, 32896, 65535], ">u2")
+DEEP_AS_SRGB = [0, 2, 5, 10, 18, 188, 255]
+"""Reduced to 8 bits before, they would be 0 or 13 where they are dark."""
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("told", [gamma(1.0), cicp(1, 8)])
+def test_samples_of_16_bits_are_converted_before_they_are_reduced(
+    channels: int, told: tuple[bytes, bytes]
+) -> None:
+    colours = np.stack([DEEP, DEEP[::-1], DEEP], axis=1)[:, : 1 if channels < 3 else 3]
+    alpha = np.full((7, 1), 0x80FF, ">u2")
+    deep = (np.hstack([colours, alpha]) if channels in (2, 4) else colours).astype(">u2")
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    picture = read(png_of(b"\0" + deep.tobytes(), (7, 1), 16, kind, chunk(*told)))
+    expected = np.stack([DEEP_AS_SRGB, DEEP_AS_SRGB[::-1], DEEP_AS_SRGB], axis=1)
+    if channels < 3:
+        expected = np.repeat(expected[:, :1], 3, axis=1)
+    assert np.abs(picture.rgb[0].astype(int) - expected).max() <= 1
+    assert (picture.alpha is None) if channels in (1, 3) else (picture.alpha == 0x80).all()  # type: ignore[union-attr]
+    assert picture.icc is None and len(picture.notes) == 2 and "16-bit" in picture.notes[1]
+
+
+def test_interlaced_samples_of_16_bits_are_converted_alike() -> None:
+    """Two pixels: the first of Adam7's passes has one, the sixth the other."""
+    rows = b"".join(b"\0" + np.full(3, value, ">u2").tobytes() for value in (40, 400))
+    data = bytearray(png_of(rows, (2, 1), 16, 2, chunk(*gamma(1.0))))
+    data[28] = 1
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    assert read(bytes(data)).rgb[0, :, 0].tolist() == [2, 18]
+
+
+def test_linear_samples_of_a_wide_space_get_the_curve_of_srgb() -> None:
+    """They would be coded badly; expected are CSS's numbers for `color(display-p3-linear ...)`."""
+    data = png(flat(), cicp(12, 8))
+    kept, converted = read(data), read(data, "none")
+    assert close(middle(kept), (244, 133, 110), 1) and "transfer curve" in kept.notes[1]
+    assert close(middle(converted), (255, 126, 103)) and converted.icc is None
+    assert kept.icc == read(png(flat(), cicp(12, 13))).icc
 
 
 @pytest.mark.parametrize(
@@ -157,11 +197,51 @@ def test_of_several_the_one_that_png_puts_first_counts() -> None:
     assert profile_over_gamma.icc == wide and middle(profile_over_gamma) == list(P3_RED)
     profile_over_nclx = read(avif(12, 13, icc_profile=wide))
     assert profile_over_nclx.icc == wide
+    adobe = exif_with_colour_space(0xFFFF, b"R03")
+    srgb_over_exif = read(png(flat(), (b"sRGB", b"\0"), exif=adobe))
+    assert srgb_over_exif.icc is None and srgb_over_exif.notes == ()
+
+
+@pytest.mark.parametrize("points", [(2, 2), (99, 13), (12, 99)])
+def test_code_points_that_say_nothing_leave_the_word_to_what_comes_next(
+    points: tuple[int, int],
+) -> None:
+    wide, said_nothing = profile(), cicp(*points)
+    assert read(png(flat(), said_nothing, icc_profile=wide)).icc == wide
+    assert close(middle(read(png(flat((128,) * 3), said_nothing, gamma(1.0)))), (188,) * 3, 1)
+    adobe = exif_with_colour_space(0xFFFF, b"R03")
+    assert read(png(flat(), said_nothing, exif=adobe)).icc is not None
+    assert read(avif(*points, exif=adobe)).icc is not None
+
+
+def with_first_property(file: bytes, box: bytes) -> bytes:
+    """The AVIF file of one item with a property in front that no item has."""
+    out, size = bytearray(file), len(box)
+    for name in (b"meta", b"iprp", b"ipco"):
+        at = out.index(name) - 4
+        out[at : at + 4] = struct.pack(">I", struct.unpack_from(">I", out, at)[0] + size)
+    (pixels,) = struct.unpack_from(">I", out, out.index(b"iloc") + 18)
+    struct.pack_into(">I", out, out.index(b"iloc") + 18, pixels + size)
+    associations = out.index(b"ipma") + 15
+    for at in range(associations, associations + out[associations - 1]):
+        out[at] += 1
+    first = out.index(b"ipco") + 4
+    return bytes(out[:first] + box + out[first:])
+
+
+@pytest.mark.parametrize("points", [(12, 13), (9, 16)])
+def test_code_points_of_other_items_than_the_picture_do_not_count(points: tuple[int, int]) -> None:
+    """Those of a gain map or thumbnail, which would change the colours or have it refused."""
+    box = struct.pack(">I4s4sHHHB", 19, b"colr", b"nclx", *points, 6, 0x80)
+    picture = read(with_first_property(avif(1, 13), box))
+    assert close(middle(picture), P3_RED) and picture.icc is None and picture.notes == ()
 
 
 @pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
 def test_hdr_is_refused_with_the_reason(transfer: int, name: str) -> None:
-    for data in (png(flat(), cicp(9, transfer)), avif(9, transfer)):
+    wide = profile()
+    files = [png(flat(), cicp(9, transfer), **k) for k in ({}, {"icc_profile": wide})]
+    for data in (*files, avif(9, transfer), avif(9, transfer, icc_profile=wide)):
         with pytest.raises(BadImage, match=f"HDR .{name}, told by"):
             read(data)
 
@@ -171,6 +251,10 @@ def test_hdr_is_refused_with_the_reason(transfer: int, name: str) -> None:
     [
         [cicp(99, 13)],
         [cicp(12, 99)],
+        [(b"cICP", bytes([12, 13, 0, 0]))],
+        [(b"cICP", bytes([12, 13, 1, 1]))],
+        [(b"cICP", bytes([12, 13]))],
+        [(b"cICP", b"")],
         [gamma(0.0)],
         [gamma(42000)],
         [points((0.3, 0.0, *P3[2:]))],
@@ -196,15 +280,6 @@ def test_boxes_that_lie_about_their_size_are_no_trouble(cut: int) -> None:
             assert read(changed).rgb.shape == (16, 32, 3)
         except BadImage:
             pass
-
-
-def exif_with_colour_space(space: int, index: bytes) -> bytes:
-    made = Image.Exif()
-    made[ExifTags.IFD.Exif] = {
-        ExifTags.Base.ColorSpace: space,
-        ExifTags.IFD.Interop: {1: index.decode()},
-    }
-    return made.tobytes()
 
 
 @pytest.mark.parametrize(("space", "index", "is_adobe"), [
