@@ -91,7 +91,7 @@ def told_by_info(image: Image) -> Told | None:
     """
     if "srgb" in image.info:
         return None
-    adobe = Told("Exif (Adobe RGB)", _ADOBE_RGB) if _is_adobe_rgb(image) else None
+    adobe = Told("Exif (Adobe RGB)", _ADOBE_RGB) if is_adobe_rgb(image) else None
     return _by_gamma(image) or adobe
 
 
@@ -141,7 +141,7 @@ def _by_gamma(image: Image) -> Told | None:
         return Told(f"PNG {by}", None)
 
 
-def _is_adobe_rgb(image: Image) -> bool:
+def is_adobe_rgb(image: Image) -> bool:
     """Whether Exif says so: colour space 2, or "uncalibrated" with the index R03."""
     try:
         own = image.getexif()

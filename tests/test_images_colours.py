@@ -1,4 +1,4 @@
-"""Colours and Exif that files tell in their various ways: read right, and never of another view.
+"""Colours that files tell in their various ways, read right.
 
 Expected colours are those of CSS Color 4's matrices and curves, worked out apart from ours.
 """
@@ -8,22 +8,17 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from api.fake_codec import FakeCodec
-from image_files import SRGB, chunk, exif_of, file_of, photo, png_of, profile
+from image_files import SRGB, chunk, file_of, png_of, profile
 from PIL import ExifTags, Image
 
-from service import colour, exif
-from service.api.negotiate import Form
-from service.api.work import DecompressFile, View
-from service.engine.types import Decompressed, Timings
+from service import colour
 from service.errors import BadImage
-from service.images import Format, Metadata, of_another_view, read_image, shrink, write_image
-from service.picture import Picture, Region
+from service.images import Format, Metadata, read_image, write_image
+from service.picture import Picture
 
 P3_RED, SRGB_RED = (230, 60, 40), (250, 31, 13)
 D65 = (0.3127, 0.3290)
@@ -300,113 +295,17 @@ def test_adobe_rgb_that_only_exif_tells(
     assert read(with_profile).notes == () and read(with_profile).icc is None
 
 
-# --- orientation and Exif ----------------------------------------------------------------------
-
-
-def test_an_orientation_of_four_bytes_is_applied_and_reset() -> None:
-    for order in "<>":
-        block = bytearray(exif_of(6, order))
-        at = block.index(struct.pack(order + "H", ExifTags.Base.Orientation))
-        block[at : at + 12] = struct.pack(order + "HHII", ExifTags.Base.Orientation, 4, 1, 6)
-        data = file_of(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0" + bytes(block))
-        picture = read(data, "all")
-        assert picture.rgb.shape == (37, 24, 3)
-        assert picture.exif is not None and exif.orientation(picture.exif) == 1
-
-
-@pytest.mark.parametrize("name", ["exif", "APP1"])
-@pytest.mark.parametrize("packed", [True, False])
-def test_exif_in_a_text_of_a_png_is_exif(name: str, packed: bool) -> None:
-    block = b"Exif\0\0" + exif_of(6)
-    text = f"\n{name}\n{len(block):8}\n".encode()
-    text += b"\n".join(block.hex().encode()[k : k + 72] for k in range(0, 2 * len(block), 72))
-    key = f"Raw profile type {name}".encode() + b"\0"
-    extra = (b"zTXt", key + b"\0" + zlib.compress(text)) if packed else (b"tEXt", key + text)
-    picture = read(png(Image.fromarray(photo()), extra), "all")
-    assert np.array_equal(picture.rgb, np.rot90(photo(), -1))
-    assert picture.exif == exif_of(1)
-    broken = (b"tEXt", key + b"\nexif\n  99\nthis is no hex")
-    assert read(png(Image.fromarray(photo()), broken)).rgb.shape == (24, 37, 3)
-
-
-def camera_exif() -> bytes:
-    """Sizes, a maker note, GPS and a thumbnail of the whole picture."""
-    made = Image.Exif()
-    made[ExifTags.Base.Make] = "Maker"
-    made[ExifTags.IFD.Exif] = {
-        ExifTags.Base.ExifImageWidth: 37,
-        ExifTags.Base.ExifImageHeight: 24,
-        ExifTags.Base.MakerNote: b"the focus was at 30, 20",
-        ExifTags.Base.LensModel: "50 mm",
-    }
-    made[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
-    block = bytearray(made.tobytes().removeprefix(exif.PREFIX))
-    order = "<" if block[:2] == b"II" else ">"
-    first = struct.unpack_from(order + "I", block, 4)[0]
-    count = struct.unpack_from(order + "H", block, first)[0]
-    thumbnail = file_of(Image.fromarray(photo(12, 18)), "JPEG")
-    at = len(block)
-    struct.pack_into(order + "I", block, first + 2 + 12 * count, at)
-    directory = struct.pack(order + "H", 2)
-    directory += struct.pack(order + "HHII", ExifTags.Base.JpegIFOffset, 4, 1, at + 30)
-    directory += struct.pack(order + "HHII", ExifTags.Base.JpegIFByteCount, 4, 1, len(thumbnail))
-    return bytes(block) + directory + bytes(4) + thumbnail
-
-
-def with_camera_exif() -> Picture:
-    data = file_of(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0" + camera_exif())
-    picture = read(data, "all")
-    assert picture.exif is not None and b"\xff\xd8" in picture.exif, "a whole one keeps it all"
-    return picture
-
-
-@pytest.mark.parametrize("way", ["cut", "scaled"])
-def test_a_picture_of_another_view_has_exif_of_that_alone(way: str) -> None:
-    picture = with_camera_exif()
-    if way == "scaled":
-        other = shrink(picture, 20)
-    else:
-        other = of_another_view(Picture(picture.rgb[4:14, 5:25], exif=picture.exif))
-    assert other.exif is not None
-    assert b"\xff\xd8" not in other.exif and b"focus" not in other.exif
-    for format in ("jpeg", "png", "webp", "avif"):
-        kept = read(write_image(other, format), "all").exif  # type: ignore[arg-type]
-        assert kept is not None
-        found = Image.Exif()
-        found.load(kept)
-        camera = found.get_ifd(ExifTags.IFD.Exif)
-        assert found[ExifTags.Base.Make] == "Maker"
-        assert camera[ExifTags.Base.LensModel] == "50 mm"
-        assert camera[ExifTags.Base.ExifImageWidth] == other.width == 20
-        assert camera[ExifTags.Base.ExifImageHeight] == other.height
-        assert found.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
-        assert not found.get_ifd(ExifTags.IFD.IFD1)
-
-
-@pytest.mark.parametrize(
-    ("region", "max_size", "whole"),
-    [(None, None, True), (Region(0, 0, 30, 20), None, False), (None, 20, False)],
-)
-def test_the_service_gives_a_part_no_exif_of_the_whole(
-    region: Region | None, max_size: int | None, whole: bool
-) -> None:
-    picture = with_camera_exif()
-    part = picture if region is None else replace(picture, rgb=picture.rgb[:20, :30])
-    form = Form("jpeg", 90)
-    work = DecompressFile(FakeCodec(), b"", View((form,), region, max_size))
-    file = work.write(Decompressed(part, 4.0, "m", Timings()), form)
-    kept = read(file.data, "all").exif
-    assert kept is not None and (b"\xff\xd8" in kept) == whole
-
-
-def test_gps_is_kept_by_all_alone() -> None:
-    data = file_of(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0" + camera_exif())
-    assert read(data).exif is None and read(data, "none").exif is None
-
-
-@pytest.mark.parametrize("size", [0, 7, 8, 20, 60, 150])
-def test_damaged_exif_of_another_view_is_left_out(size: int) -> None:
-    block = camera_exif()
-    for damaged in (block[:size], block[:8] + bytes(size), block[: len(block) - size]):
-        found = exif.of_another_view(damaged, 10, 10)
-        assert found is None or exif.is_exif(found)
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp", "avif"])
+def test_exif_that_is_kept_never_says_more_than_the_pixels_do(format: Format) -> None:
+    """Greys of Adobe RGB become sRGB's; the file that is made must not be converted once more."""
+    block = exif_with_colour_space(0xFFFF, b"R03")
+    grey = read(file_of(flat(64, "L"), "JPEG", exif=block, quality=100), "all")
+    assert close(middle(grey), (62,) * 3, 1) and grey.icc is None
+    again = read(write_image(grey, format), "all")
+    assert close(middle(again), middle(grey), 1) and again.notes == ()  # type: ignore[arg-type]
+    carried = read(file_of(flat(), "PNG", exif=block), "all")
+    again = read(write_image(carried, format), "all")
+    assert carried.icc is not None and again.icc == carried.icc
+    own = read(file_of(flat(64, "L"), "JPEG", exif=block, icc_profile=profile(b"GRAY")), "all")
+    converted = read(write_image(own, format), "none")
+    assert close(middle(converted), (81,) * 3) and "Exif" not in "".join(converted.notes)
