@@ -11,12 +11,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from PIL import ExifTags
 from PIL.Image import Exif, Image
 from PIL.ImageFile import ImageFile
 
+from service import colour
 from service.colour import D65, SRGB_CURVE, SRGB_PRIMARIES, Curve, Primaries, Space
 from service.errors import BadImage
 
@@ -93,6 +94,17 @@ def told_by_info(image: Image) -> Told | None:
         return None
     adobe = Told("Exif (Adobe RGB)", _ADOBE_RGB) if is_adobe_rgb(image) else None
     return _by_gamma(image) or adobe
+
+
+def profile_by_info(image: Image, *, grey: bool) -> bytes | None:
+    """Return a profile of what `told_by_info` finds; None for sRGB, or what makes no sense."""
+    told = told_by_info(image)
+    if told is None or told.space is None:
+        return None
+    mode: Literal["L", "RGB"] = "L" if grey else "RGB"
+    icc = told.space.profile(grey)
+    transform = colour.to_srgb(icc, mode)
+    return None if transform is None or colour.is_srgb(transform, mode) else icc
 
 
 def _by_cicp(png: bytes) -> Told | None:
