@@ -17,7 +17,7 @@ CheckOption = Annotated[
 ]
 MetadataOption = Annotated[
     Literal["none", "icc", "all"],
-    typer.Option(help="Keep the colour profile, that and Exif, or nothing."),
+    typer.Option(help="Keep the colour profile, that and Exif (GPS too), or nothing."),
 ]
 FrameOption = Annotated[
     int | None,

@@ -87,6 +87,20 @@ class Curve:
         power = np.maximum(self.a * x + self.b, 0) ** self.g
         return np.where(x >= self.d, power, self.c * x)
 
+    def to_srgb(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Encoded samples as the curve of sRGB encodes them, in [0, 1] as well."""
+        light = np.clip(self.linear(x), 0, 1)
+        return np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
+
+    @property
+    def is_far_from_srgb(self) -> bool:
+        """Whether 8 bits of it are too few where it is dark, or wasted there."""
+        x = np.arange(256) / 255
+        return bool(np.abs(self.to_srgb(x) - x).max() * 255 > _FAR)
+
+
+_FAR: Final = 15
+"""8-bit steps: an exponent of 1.8 moves greys by 19 at most, one of 2.2 by 9, one of 2.4 by 13."""
 
 SRGB_CURVE: Final = Curve(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
@@ -145,11 +159,6 @@ class Space:
         columns = self._to_d50().T
         tags |= {name: _point(xyz) for name, xyz in zip(_COLUMNS, columns, strict=True)}
         return _profile(b"RGB ", tags | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve))
-
-    def grey_to_srgb(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return greys of the space, in [0, 1], as greys of sRGB in [0, 1]."""
-        light = np.clip(self.curve.linear(share), 0, 1)
-        return np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
 
     def _columns(self) -> NDArray[np.float64]:
         return np.stack([_xyz(point) for point in self.primaries], axis=1)

@@ -9,6 +9,7 @@ maker notes tell of another one, gets such a block.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,24 +21,16 @@ PREFIX: Final = b"Exif\x00\x00"
 """What JPEG puts before the block; not part of it here."""
 
 _FORMATS: Final = {3: "H", 4: "I"}
-"""struct's formats of the types that an orientation has: SHORT, and LONG of some writers."""
+"""struct's formats of the types that numbers here have: SHORT, and LONG of some writers."""
+
+_SRGB: Final = 1
 
 _RAW_PROFILES: Final = ("Raw profile type exif", "Raw profile type APP1")
 """Texts in which ImageMagick keeps the Exif block of a PNG, in hex after three line ends."""
-_DIRECTORIES: Final = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
-_OF_THE_FILE: Final = frozenset(
-    {
-        ExifTags.Base.ImageWidth,
-        ExifTags.Base.ImageLength,
-        ExifTags.Base.StripOffsets,
-        ExifTags.Base.StripByteCounts,
-        ExifTags.Base.JpegIFOffset,
-        ExifTags.Base.JpegIFByteCount,
-    }
-)
-"""Tags that say how pixels lie in a file, which is another one."""
+_XMP_TEXTS: Final = ("XML:com.adobe.xmp", "xmp")
+_XMP_ORIENTATION: Final = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
-_KEPT_TIFF_TAGS: Final = (
+_DESCRIPTIVE: Final = (
     ExifTags.Base.ImageDescription,
     ExifTags.Base.Make,
     ExifTags.Base.Model,
@@ -45,16 +38,40 @@ _KEPT_TIFF_TAGS: Final = (
     ExifTags.Base.DateTime,
     ExifTags.Base.Artist,
     ExifTags.Base.Copyright,
+    ExifTags.Base.XPTitle,
+    ExifTags.Base.XPComment,
+    ExifTags.Base.XPAuthor,
+    ExifTags.Base.XPKeywords,
+    ExifTags.Base.XPSubject,
 )
+"""Tags that hold whatever the pixels are. Others say how those lie in the file, or have pictures
+of their own: XMP, Photoshop's resources, previews of raw files."""
+
+_SUBJECT_AREA: Final = 0x9214  # SubjectLocation in Pillow
+_OF_ANOTHER_VIEW: Final = (
+    ExifTags.Base.MakerNote,
+    _SUBJECT_AREA,
+    ExifTags.Base.SubjectLocation,
+    ExifTags.Base.FocalPlaneXResolution,
+    ExifTags.Base.FocalPlaneYResolution,
+)
+"""Tags of the camera's directory that speak of the sensor's pixels, or may."""
 
 
-def orientation(exif: bytes) -> int:
-    """Return the orientation 1–8 of a block without prefix; 1 when there is none to be found."""
-    where = _find_orientation(exif)
-    if where is None:
-        return 1
-    value: int = struct.unpack_from(where[0], exif, where[1])[0]
-    return value if 1 <= value <= 8 else 1
+def orientation(exif: bytes) -> int | None:
+    """Return the orientation 1–8 of a block without prefix; None when there is none to be found."""
+    value = _number(exif, _find(exif, _first_directory(exif), ExifTags.Base.Orientation))
+    return value if value is not None and 1 <= value <= 8 else None
+
+
+def orientation_by_xmp(info: Mapping[Any, Any]) -> int:
+    """Return the orientation 1–8 that XMP tells of what Pillow read with an image; 1 if none."""
+    for name in _XMP_TEXTS:
+        text = info.get(name, b"")
+        found = _XMP_ORIENTATION.search(text if isinstance(text, bytes) else str(text).encode())
+        if found is not None:
+            return int(found[1])
+    return 1
 
 
 def block_of(info: Mapping[Any, Any]) -> bytes:
@@ -71,13 +88,16 @@ def block_of(info: Mapping[Any, Any]) -> bytes:
     return b""
 
 
-def reset_orientation(exif: bytes) -> bytes:
-    """Return the block with its orientation, if any, set to upright."""
-    where = _find_orientation(exif)
-    if where is None:
-        return exif
-    upright = struct.pack(where[0], 1)
-    return exif[: where[1]] + upright + exif[where[1] + len(upright) :]
+def upright(exif: bytes, width: int, height: int) -> bytes:
+    """Return the block for a picture that was turned upright: its orientation and size, if any."""
+    exif = _with(exif, _find(exif, _first_directory(exif), ExifTags.Base.Orientation), 1)
+    exif = _with(exif, _find_of_camera(exif, ExifTags.Base.ExifImageWidth), width)
+    return _with(exif, _find_of_camera(exif, ExifTags.Base.ExifImageHeight), height)
+
+
+def as_srgb(exif: bytes) -> bytes:
+    """Return the block with its colour space, if any, set to sRGB: for pixels converted to that."""
+    return _with(exif, _find_of_camera(exif, ExifTags.Base.ColorSpace), _SRGB)
 
 
 def of_another_view(exif: bytes, width: int, height: int) -> bytes | None:
@@ -88,23 +108,13 @@ def of_another_view(exif: bytes, width: int, height: int) -> bytes | None:
     block = Image.Exif()
     try:
         block.load(exif)
-        directories = {ifd: block.get_ifd(ifd) for ifd in _DIRECTORIES}
-    except Exception:  # Pillow raises whatever damaged bytes lead to
-        return None
-    kept = Image.Exif()
-    for tag, value in block.items():
-        if tag not in _OF_THE_FILE and tag not in _DIRECTORIES:
-            kept[tag] = value
-    camera = directories[ExifTags.IFD.Exif]
-    camera.pop(ExifTags.Base.MakerNote, None)
-    sizes = {ExifTags.Base.ExifImageWidth: width, ExifTags.Base.ExifImageHeight: height}
-    camera.update({tag: size for tag, size in sizes.items() if tag in camera})
-    for ifd, entries in directories.items():
-        if entries and ifd != ExifTags.IFD.Interop:
-            kept[ifd] = dict(entries)
-    try:
-        return kept.tobytes().removeprefix(PREFIX) if len(kept) else None
-    except Exception:  # of values that Pillow read and cannot write
+        camera = block.get_ifd(ExifTags.IFD.Exif)
+        for tag in _OF_ANOTHER_VIEW:
+            camera.pop(tag, None)
+        sizes = {ExifTags.Base.ExifImageWidth: width, ExifTags.Base.ExifImageHeight: height}
+        camera.update({tag: size for tag, size in sizes.items() if tag in camera})
+        return _descriptive(block, ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises whatever damaged bytes lead to, when it reads and writes them
         return None
 
 
@@ -118,31 +128,67 @@ def from_tiff(image: Image.Image) -> bytes | None:
 
     The tags that say how the pixels lie in the file are left out.
     """
-    own = image.getexif()
+    return _descriptive(image.getexif())
+
+
+def _descriptive(own: Image.Exif, *more: int) -> bytes | None:
+    """Return a new block of the descriptive tags, some more, and the Exif and GPS directories."""
     kept = Image.Exif()
-    for tag in _KEPT_TIFF_TAGS:
+    for tag in (*_DESCRIPTIVE, *more):
         if tag in own:
             kept[tag] = own[tag]
     for directory in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-        entries = own.get_ifd(directory)
+        # That of interoperability is left out: Pillow has read no more than its place.
+        entries = {t: v for t, v in own.get_ifd(directory).items() if t != ExifTags.IFD.Interop}
         if entries:
-            kept[directory] = dict(entries)
+            kept[directory] = entries
     return kept.tobytes().removeprefix(PREFIX) if len(kept) else None
 
 
-def _find_orientation(exif: bytes) -> tuple[str, int] | None:
-    """Return struct's format of the orientation and its position."""
+def _order(exif: bytes) -> str:
+    return "<" if exif[:2] == b"II" else ">"
+
+
+def _first_directory(exif: bytes) -> int | None:
+    """Position of the first directory."""
     if not is_exif(exif):
         return None
-    order = "<" if exif[:2] == b"II" else ">"
-    directory: int = struct.unpack_from(order + "I", exif, 4)[0]
-    if directory + 2 > len(exif):
+    place: int = struct.unpack_from(_order(exif) + "I", exif, 4)[0]
+    return place
+
+
+def _number(exif: bytes, where: tuple[str, int] | None) -> int | None:
+    """The number at a place that `_find` returned."""
+    if where is None:
         return None
+    value: int = struct.unpack_from(where[0], exif, where[1])[0]
+    return value
+
+
+def _with(exif: bytes, where: tuple[str, int] | None, number: int) -> bytes:
+    """The block with another number at a place that `_find` returned; as it is if none fits."""
+    if where is None or number >= 1 << 8 * struct.calcsize(where[0]):
+        return exif
+    new = struct.pack(where[0], number)
+    return exif[: where[1]] + new + exif[where[1] + len(new) :]
+
+
+def _find_of_camera(exif: bytes, wanted: int) -> tuple[str, int] | None:
+    """What `_find` returns for the camera's directory, which the first one points to."""
+    camera = _number(exif, _find(exif, _first_directory(exif), ExifTags.IFD.Exif))
+    return _find(exif, camera, wanted)
+
+
+def _find(exif: bytes, directory: int | None, wanted: int) -> tuple[str, int] | None:
+    """Return struct's format of the number under a tag of a directory, and its position."""
+    if directory is None or directory + 2 > len(exif):
+        return None
+    order = _order(exif)
     entries: int = struct.unpack_from(order + "H", exif, directory)[0]
     for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
         if entry + 12 > len(exif):
             return None
         tag, kind, count = struct.unpack_from(order + "HHI", exif, entry)
-        if tag == ExifTags.Base.Orientation and kind in _FORMATS and count == 1:
+        if tag == wanted and kind in _FORMATS and count == 1:
             return order + _FORMATS[kind], entry + 8
     return None

@@ -11,12 +11,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from PIL import ExifTags
-from PIL.Image import Exif
+from PIL.Image import Exif, Image
 from PIL.ImageFile import ImageFile
 
+from service import colour
 from service.colour import D65, SRGB_CURVE, SRGB_PRIMARIES, Curve, Primaries, Space
 from service.errors import BadImage
 
@@ -46,6 +47,10 @@ _CURVES: Final[Mapping[int, Curve]] = {
 }
 """By H.273's TransferCharacteristics; 2 is "unspecified"."""
 
+_UNSPECIFIED: Final = 2
+_RGB_OF_FULL_RANGE: Final = b"\0\1"
+"""A cICP's matrix and range: the only ones that PNG's samples have in practice."""
+
 _HDR: Final[Mapping[int, str]] = {16: "PQ", 18: "HLG"}
 
 _ADOBE_RGB: Final = Space(Curve(563 / 256), ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06)))
@@ -73,26 +78,51 @@ def told_colours(name: str, image: ImageFile, data: bytes) -> Told | None:
     Raises:
         BadImage: they are HDR, which eight bits cannot hold.
     """
+    coded = _by_cicp(data) if name == "PNG" else _by_nclx(name, data)
     icc = bool(image.info.get("icc_profile"))
-    if name == "PNG":
-        cicp = next((body for kind, body in _chunks(data) if kind == b"cICP"), None)
-        if cicp is not None and len(cicp) == 4:
-            return _by_code_points("PNG cICP", cicp[0], cicp[1])
-        if icc or "srgb" in image.info:
-            return None
-        found = _by_gamma(image)
-        if found is not None:
-            return found
-    if icc:
+    if coded is not None and coded.space is not None and (name == "PNG" or not icc):
+        return coded
+    return None if icc else told_by_info(image) or coded
+
+
+def told_by_info(image: Image) -> Told | None:
+    """Return what Pillow's `info` says of colours, where it has no profile; None for nothing.
+
+    It has no code points: those are in the file alone.
+    """
+    if "srgb" in image.info:
         return None
-    if name in ("AVIF", "HEIC") and (points := _nclx(data)) is not None:
-        return _by_code_points(f"{name} nclx", *points)
-    if _is_adobe_rgb(image):
-        return Told("Exif (Adobe RGB)", _ADOBE_RGB)
-    return None
+    adobe = Told("Exif (Adobe RGB)", _ADOBE_RGB) if is_adobe_rgb(image) else None
+    return _by_gamma(image) or adobe
 
 
-def _by_code_points(by: str, primaries: int, transfer: int) -> Told:
+def profile_by_info(image: Image, *, grey: bool) -> bytes | None:
+    """Return a profile of what `told_by_info` finds; None for sRGB, or what makes no sense."""
+    told = told_by_info(image)
+    if told is None or told.space is None:
+        return None
+    mode: Literal["L", "RGB"] = "L" if grey else "RGB"
+    icc = told.space.profile(grey)
+    transform = colour.to_srgb(icc, mode)
+    return None if transform is None or colour.is_srgb(transform, mode) else icc
+
+
+def _by_cicp(png: bytes) -> Told | None:
+    cicp = next((body for kind, body in _chunks(png) if kind == b"cICP"), None)
+    if cicp is None:
+        return None
+    told = _by_code_points("PNG cICP", cicp[0], cicp[1]) if len(cicp) == 4 else None
+    return told if cicp[2:] == _RGB_OF_FULL_RANGE else Told("PNG cICP", None)
+
+
+def _by_nclx(name: str, file: bytes) -> Told | None:
+    points = _nclx(file) if name in ("AVIF", "HEIC") else None
+    return None if points is None else _by_code_points(f"{name} nclx", *points)
+
+
+def _by_code_points(by: str, primaries: int, transfer: int) -> Told | None:
+    if primaries == transfer == _UNSPECIFIED:
+        return None
     if transfer in _HDR:
         raise BadImage(
             f"the picture is HDR ({_HDR[transfer]}, told by {by}), expected one of standard "
@@ -104,7 +134,7 @@ def _by_code_points(by: str, primaries: int, transfer: int) -> Told:
     return Told(by, Space(curve, *known))
 
 
-def _by_gamma(image: ImageFile) -> Told | None:
+def _by_gamma(image: Image) -> Told | None:
     """By the chunks gAMA and cHRM. 1/2.2 with sRGB's primaries stands for sRGB, as PNG says."""
     gamma, points = image.info.get("gamma"), image.info.get("chromaticity")
     if gamma is None and points is None:
@@ -123,7 +153,7 @@ def _by_gamma(image: ImageFile) -> Told | None:
         return Told(f"PNG {by}", None)
 
 
-def _is_adobe_rgb(image: ImageFile) -> bool:
+def is_adobe_rgb(image: Image) -> bool:
     """Whether Exif says so: colour space 2, or "uncalibrated" with the index R03."""
     try:
         own = image.getexif()
@@ -153,15 +183,41 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _nclx(file: bytes) -> tuple[int, int] | None:
-    """Primaries and transfer of the first `colr` box with code points (ISO/IEC 23008-12, 6.5.5)."""
+    """Primaries and transfer of the `colr` box with code points that the primary item has.
+
+    Thumbnails, alpha and gain maps may have others (ISO/IEC 23008-12, 6.5.5 and 9.3).
+    """
+    primary = _inside(file, (b"meta", b"pitm"))
     properties = _inside(file, (b"meta", b"iprp", b"ipco"))
-    if properties is None:
+    associations = _inside(file, (b"meta", b"iprp", b"ipma"))
+    if primary is None or properties is None or associations is None:
         return None
-    for kind, begin, end in _boxes(file, *properties):
-        if kind == b"colr" and file[begin : begin + 4] == b"nclx" and end - begin >= 8:
-            primaries, transfer = struct.unpack_from(">HH", file, begin + 4)
-            return primaries, transfer
+    try:
+        item = struct.unpack_from(">I" if file[primary[0]] else ">H", file, primary[0] + 4)[0]
+        boxes = dict(enumerate(_boxes(file, *properties), 1))
+        for number in _properties_of(file, associations[0], item):
+            kind, begin, end = boxes.get(number, (b"", 0, 0))
+            if kind == b"colr" and file[begin : begin + 4] == b"nclx" and end - begin >= 8:
+                primaries, transfer = struct.unpack_from(">HH", file, begin + 4)
+                return primaries, transfer
+    except struct.error:  # the boxes end too early
+        pass
     return None
+
+
+def _properties_of(file: bytes, begin: int, item: int) -> Iterator[int]:
+    """Numbers, from 1, of an item's properties, as an `ipma` box lists them."""
+    head, items = struct.unpack_from(">2I", file, begin)
+    entry = ">IB" if head >> 24 else ">HB"
+    number, mask = (">H", 0x7FFF) if head & 1 else (">B", 0x7F)  # the top bit says "essential"
+    position = begin + 8
+    for _ in range(min(items, _MAX_PARTS)):
+        of, count = struct.unpack_from(entry, file, position)
+        position += struct.calcsize(entry)
+        numbers = struct.unpack_from(f">{count}{number[1]}", file, position)
+        position += struct.calcsize(number) * count
+        if of == item:
+            yield from (each & mask for each in numbers)
 
 
 def ends_within_a_box(file: bytes) -> bool:

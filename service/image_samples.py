@@ -7,8 +7,9 @@ Pillow and once as an array, whatever its mode and orientation.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 from PIL import ImageCms
 from PIL.Image import Image, fromarray
 from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from service import colour
-from service.colour import Space
+from service.colour import SRGB_CURVE, Curve
 from service.errors import BadImage
 from service.image_colours import Told
 from service.picture import U8
@@ -65,14 +67,15 @@ class Conversion:
         transform: to sRGB, None to take colours as they are.
         icc: the profile that the picture keeps.
         notes: what a user should know of it.
+        curve: of the samples; they become those of sRGB's curve before they are reduced to 8 bits
+            and transformed. None to take them as they are.
     """
 
     mode: colour.Mode
     transform: ImageCms.ImageCmsTransform | None = None
     icc: bytes | None = None
     notes: tuple[str, ...] = ()
-    grey: Space | None = None
-    """The space of deep greys, which are converted before they are reduced to 8 bits."""
+    curve: Curve | None = None
 
 
 def examine(image: ImageFile) -> Samples:
@@ -123,7 +126,7 @@ def plan_colours(
     """
     mode = _colour_mode(image, samples)
     if told is not None and mode != "CMYK":
-        return _plan_told(told, samples, mode, keep)
+        return _plan_told(told, mode, keep)
     icc = image.info.get("icc_profile")
     naive = ("CMYK without a profile converted to RGB",) if mode == "CMYK" else ()
     if not isinstance(icc, bytes) or not icc:
@@ -146,36 +149,57 @@ def plan_colours(
     return Conversion(mode, transform, notes=("colours converted to sRGB by the file's profile",))
 
 
-def _plan_told(
-    told: Told, samples: Samples, mode: Literal["L", "RGB"], keep: bool
-) -> Conversion:
+def _plan_told(told: Told, mode: Literal["L", "RGB"], keep: bool) -> Conversion:
     """What to do with colours that are told without a profile.
 
     Those of a wider space than sRGB get a profile, others are converted: no colour is lost, and a
-    profile costs more than they do.
+    profile costs more than they do. Linear samples, which would be coded badly, get sRGB's curve.
     """
     if told.space is None:
         return Conversion(mode, notes=(f"the colours told by {told.by} are not known: left out",))
-    icc = told.space.profile(grey=mode == "L")
+    space, curve = told.space, None
+    if space.curve.is_far_from_srgb:
+        space, curve = replace(space, curve=SRGB_CURVE), space.curve
+    icc = space.profile(grey=mode == "L")
     transform = colour.to_srgb(icc, mode)
     if transform is None:
         return Conversion(mode, notes=(f"the colours told by {told.by} cannot be used",))
     if colour.is_srgb(transform, mode):
-        return Conversion(mode)
-    if keep and mode == "RGB" and told.space.is_wider:
-        return Conversion(mode, icc=icc, notes=(f"colour profile made from {told.by}",))
+        if curve is None:
+            return Conversion(mode)
+        transform = None
+    elif keep and mode == "RGB" and space.is_wider:
+        made = f"colour profile made from {told.by}"
+        recoded = () if curve is None else ("samples converted to the transfer curve of sRGB",)
+        return Conversion(mode, icc=icc, notes=(made, *recoded), curve=curve)
     notes = (f"colours converted to sRGB from {told.by}",)
-    if mode == "L" and samples.bits > 8:
-        return Conversion(mode, notes=notes, grey=told.space)
-    return Conversion(mode, transform, notes=notes)
+    return Conversion(mode, transform, notes=notes, curve=curve)
+
+
+def low_bytes(image: ImageFile, samples: Samples, data: bytes) -> Image | None:
+    """Return the low bytes of a PNG's colours of 16 bits, which Pillow drops; None if it does not.
+
+    Args:
+        image: loaded. samples: as examined. data: the whole file.
+    """
+    animated = getattr(image, "is_animated", False)
+    if image.format != "PNG" or samples.bits <= 8 or image.mode in _MODES_16 or animated:
+        return None
+    with PngImageFile(io.BytesIO(data)) as again:
+        # Read as if of the other byte order, so that Pillow keeps the other byte. For grey with
+        # alpha it has no such reader: its four bytes are read as four channels.
+        raw_mode = "RGBA" if samples.grey else f"{again.mode};16L"
+        again.tile = [tile._replace(args=raw_mode) for tile in again.tile]
+        again.load()
+        return again.getchannel("G") if samples.grey else again.convert("RGB")
 
 
 def unpack(
-    image: Image, samples: Samples, conversion: Conversion, orientation: int
+    image: Image, low: Image | None, samples: Samples, conversion: Conversion, orientation: int
 ) -> tuple[U8, U8 | None]:
     """Return the upright colours [H, W, 3] and alpha [H, W] of a loaded image.
 
-    Alpha is None when every pixel is opaque.
+    Alpha is None when every pixel is opaque. `low` has the low bytes of colours of 16 bits.
     """
     width, height = image.size
     upright = (height, width) if orientation <= 4 else (width, height)
@@ -184,8 +208,9 @@ def unpack(
     rows = max(1, _BAND_PIXELS // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        band = image.crop((0, top, width, bottom))
-        channels, transparency = _unpack_band(band, samples, conversion)
+        place = (0, top, width, bottom)
+        low_band = None if low is None else low.crop(place)
+        channels, transparency = _unpack_band(image.crop(place), low_band, samples, conversion)
         as_in_file(rgb, orientation)[top:bottom] = channels
         if alpha is not None and transparency is not None:
             as_in_file(alpha, orientation)[top:bottom] = transparency
@@ -210,18 +235,21 @@ def unless_opaque(alpha: U8 | None) -> U8 | None:
 
 
 def _unpack_band(
-    band: Image, samples: Samples, conversion: Conversion
+    band: Image, low: Image | None, samples: Samples, conversion: Conversion
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """Return colours [h, w, 3], or [h, w, 1] to be repeated, and alpha [h, w]."""
     alpha: NDArray[np.uint8] | None = None
-    if band.mode in _MODES_16 or band.mode == "I":
+    is_deep = band.mode in _MODES_16 or band.mode == "I"
+    if is_deep:
         deep = np.asarray(band)
         if samples.alpha:
             alpha = np.where(deep == band.info["transparency"], 0, 255).astype(np.uint8)
-        band = fromarray(_to_8_bits(deep, samples, conversion.grey))
+        band = fromarray(_to_8_bits(deep, samples, conversion.curve))
     elif samples.alpha:
         band = band.convert("LA" if samples.grey else "RGBA")
         alpha = np.asarray(band.getchannel("A"))
+    if conversion.curve is not None and not is_deep:
+        band = _by_curve(band.convert(conversion.mode), low, conversion.curve)
     if conversion.transform is not None:
         band = colour.apply(conversion.transform, band.convert(conversion.mode))
         first = 1 if samples.grey else 0  # green, of three that are equal but for rounding
@@ -231,15 +259,30 @@ def _unpack_band(
     return colours.reshape(band.height, band.width, -1), alpha
 
 
-def _to_8_bits(deep: NDArray[Any], samples: Samples, space: Space | None) -> U8:
-    """Scale 0…white to 0…255, rounding to nearest; greys of another space as sRGB's."""
+def _by_curve(band: Image, low: Image | None, curve: Curve) -> Image:
+    """Return samples of a curve as 8-bit ones of sRGB's; of 16 bits where their low bytes are."""
+    high = np.asarray(band)
+    if low is None:
+        return fromarray(_to_srgb_curve(high, 255, curve))
+    deep = high.astype(np.uint16) << 8 | np.asarray(low)
+    return fromarray(_to_srgb_curve(deep, 65535, curve))
+
+
+def _to_8_bits(deep: NDArray[Any], samples: Samples, curve: Curve | None) -> U8:
+    """Scale 0…white to 0…255, rounding to nearest; samples of another curve as sRGB's."""
     clipped = np.clip(deep, 0, samples.white).astype(np.uint32)
-    if space is not None:
-        table = space.grey_to_srgb(np.arange(samples.white + 1) / samples.white)
-        converted: U8 = np.rint(255 * table).astype(np.uint8)[clipped]
-        return converted
+    if samples.inverted:
+        clipped = samples.white - clipped
+    if curve is not None:
+        return _to_srgb_curve(clipped, samples.white, curve)
     reduced: U8 = ((clipped * 255 + samples.white // 2) // samples.white).astype(np.uint8)
-    return ~reduced if samples.inverted else reduced
+    return reduced
+
+
+def _to_srgb_curve(samples: NDArray[Any], white: int, curve: Curve) -> U8:
+    table = np.rint(255 * curve.to_srgb(np.arange(white + 1) / white)).astype(np.uint8)
+    converted: U8 = table[samples]
+    return converted
 
 
 def _colour_mode(image: Image, samples: Samples) -> colour.Mode:

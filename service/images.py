@@ -21,13 +21,14 @@ from PIL.ImageFile import ImageFile
 
 from service import colour, exif
 from service.errors import BadImage, BadParameter, NotAcceptable, TooManyPixels
-from service.image_colours import told_colours
+from service.image_colours import is_adobe_rgb, told_colours
 from service.image_faults import has_damaged_pixels, why_not_read, with_end_marker
 from service.image_kinds import Kind, choose_frame, recognise
 from service.image_samples import (
     Samples,
     examine,
     has_grey_palette,
+    low_bytes,
     plan_colours,
     unless_opaque,
     unpack,
@@ -60,6 +61,9 @@ OPAQUE: Final[frozenset[Format]] = frozenset({"jpeg"})
 """Formats without alpha."""
 
 _GREY_PROFILE: Final = frozenset({"png", "jpeg"})
+_TURNED_BY_BOXES: Final = frozenset({"AVIF", "HEIC"})
+"""Kinds in which XMP has no say in the orientation. Pillow has brought them into Exif."""
+
 _JPEG_EXIF_BYTES: Final = 65533 - len(exif.PREFIX)
 # Whatever Pillow and the libraries under it raise on damaged bytes.
 _PILLOW_ERRORS: Final = (
@@ -171,7 +175,10 @@ def write_image(
     if icc is not None:
         options["icc_profile"] = icc
     if picture.exif is not None and _can_carry(picture.exif, format):
-        options["exif"] = exif.PREFIX + picture.exif
+        # Greys may have been converted on the way.
+        converted = icc is None and picture.icc is not None
+        block = exif.as_srgb(picture.exif) if converted else picture.exif
+        options["exif"] = exif.PREFIX + block
     out = io.BytesIO()
     image.save(out, format=format.upper(), **options)
     return out.getvalue()
@@ -246,8 +253,13 @@ def _read_open(kind: Kind, image: ImageFile, data: bytes, metadata: Metadata) ->
         max_bytes=MAX_METADATA_BYTES,
     )
     found, orientation = _orientation(kind, image)
-    rgb, alpha = unpack(image, samples, conversion, orientation)
+    low = None if conversion.curve is None else low_bytes(image, samples, data)
+    rgb, alpha = unpack(image, low, samples, conversion, orientation)
     kept, notes = _kept_exif(kind, image, found) if metadata == "all" else (None, ())
+    if kept is not None:
+        kept = exif.upright(kept, rgb.shape[1], rgb.shape[0])
+        if conversion.icc is None and is_adobe_rgb(image):
+            kept = exif.as_srgb(kept)
     if samples.bits > 8:
         notes = (f"{samples.bits}-bit samples reduced to 8 bits", *notes)
     return Picture(rgb, alpha, samples.grey, conversion.icc, kept, conversion.notes + notes)
@@ -267,7 +279,10 @@ def _orientation(kind: Kind, image: ImageFile) -> tuple[bytes, int]:
     if kind.name == "TIFF":  # Pillow has turned it upright
         return b"", 1
     found = exif.block_of(image.info)
-    return found, exif.orientation(found)
+    orientation = exif.orientation(found)
+    if orientation is None and kind.name not in _TURNED_BY_BOXES:
+        orientation = exif.orientation_by_xmp(image.info)
+    return found, orientation or 1
 
 
 def _kept_exif(kind: Kind, image: ImageFile, found: bytes) -> tuple[bytes | None, tuple[str, ...]]:
@@ -283,7 +298,7 @@ def _kept_exif(kind: Kind, image: ImageFile, found: bytes) -> tuple[bytes | None
         return None, ("the Exif block is damaged and was left out",)
     if len(found) > MAX_METADATA_BYTES:
         return None, (f"the Exif block of {len(found)} bytes is too large and was left out",)
-    return exif.reset_orientation(found), ()
+    return found, ()
 
 
 def _to_pillow(picture: Picture) -> Image.Image:

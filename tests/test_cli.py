@@ -19,17 +19,18 @@ import numpy as np
 import pytest
 from api.fake_codec import FakeCodec
 from image_files import exif_of, file_of, photo, profile
-from PIL import Image
+from PIL import ExifTags, Image
 from typer.testing import CliRunner, Result
 
 import service.engine.opening
-from service import cli
+from service import cli, exif
 from service.cli_batch import Made, Plan, Task, check_output, plan, run
 from service.codec.container import Flags, Header, Stream, write_stream
+from service.engine.types import Decompressed
 from service.errors import BadParameter
 from service.files import IMAGE_SUFFIXES
 from service.images import read_image
-from service.picture import Picture
+from service.picture import Picture, Region
 
 RGB = photo()
 PNG = file_of(Image.fromarray(RGB), "PNG")
@@ -364,6 +365,35 @@ def test_a_terminal_gets_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 class TTY(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+@pytest.mark.parametrize("view", [["--region", "3,4,20,10"], ["--max-size", "20"], []])
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "avif"])
+def test_a_part_has_no_exif_of_the_whole(
+    format: str, view: list[str], codec: OpenedCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Image.Exif()
+    made[ExifTags.Base.Make] = "Maker"
+    made[ExifTags.IFD.Exif] = {
+        ExifTags.Base.ExifImageWidth: 37,
+        ExifTags.Base.MakerNote: b"focus at 30, 20",
+    }
+    plain = codec.decompress
+
+    def decompress(data: bytes, region: Region | None = None) -> Decompressed:
+        decoded = plain(data, region)
+        kept = made.tobytes().removeprefix(exif.PREFIX)
+        return replace(decoded, picture=replace(decoded.picture, exif=kept))
+
+    monkeypatch.setattr(codec, "decompress", decompress)
+    Path("a.png").write_bytes(PNG)
+    rankpress("compress", "a.png", "a.rkp")
+    assert rankpress("decompress", "a.rkp", f"b.{format}", *view).exit_code == 0
+    with Image.open(f"b.{format}") as image:
+        camera = image.getexif().get_ifd(ExifTags.IFD.Exif)
+        assert image.getexif()[ExifTags.Base.Make] == "Maker"
+        assert camera[ExifTags.Base.ExifImageWidth] == image.width == (20 if view else 37)
+        assert (ExifTags.Base.MakerNote in camera) == (not view)
 
 
 def test_format_quality_region_and_size() -> None:

@@ -1,4 +1,4 @@
-"""Colours and Exif that files tell in their various ways: read right, and never of another view.
+"""Colours that files tell in their various ways, read right.
 
 Expected colours are those of CSS Color 4's matrices and curves, worked out apart from ours.
 """
@@ -8,22 +8,17 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from api.fake_codec import FakeCodec
-from image_files import SRGB, chunk, exif_of, file_of, photo, png_of, profile
+from image_files import SRGB, chunk, file_of, png_of, profile
 from PIL import ExifTags, Image
 
-from service import colour, exif
-from service.api.negotiate import Form
-from service.api.work import DecompressFile, View
-from service.engine.types import Decompressed, Timings
+from service import colour
 from service.errors import BadImage
-from service.images import Format, Metadata, of_another_view, read_image, shrink, write_image
-from service.picture import Picture, Region
+from service.images import Format, Metadata, read_image, write_image
+from service.picture import Picture
 
 P3_RED, SRGB_RED = (230, 60, 40), (250, 31, 13)
 D65 = (0.3127, 0.3290)
@@ -63,6 +58,15 @@ def avif(primaries: int, transfer: int, **options: Any) -> bytes:
     at = data.index(b"colrnclx") + 8
     data[at : at + 4] = struct.pack(">HH", primaries, transfer)
     return bytes(data)
+
+
+def exif_with_colour_space(space: int, index: bytes) -> bytes:
+    made = Image.Exif()
+    made[ExifTags.IFD.Exif] = {
+        ExifTags.Base.ColorSpace: space,
+        ExifTags.IFD.Interop: {1: index.decode()},
+    }
+    return made.tobytes()
 
 
 def middle(picture: Picture) -> list[int]:
@@ -121,14 +125,45 @@ def test_other_gammas_are_converted(
         assert picture.icc is None and "PNG gAMA" in picture.notes[0]
 
 
-def test_16_bit_greys_are_converted_before_they_are_reduced() -> None:
-    """Of 8 bits, linear greys this dark would be 0 or 13."""
-    deep = np.array([[0, 40, 100, 200, 400, 32896, 65535]], ">u2")
-    data = png_of(b"\0" + deep.tobytes(), (7, 1), 16, 0, chunk(*gamma(1.0)))
-    expected = [0, 2, 5, 10, 18, 188, 255]
-    picture = read(data)
-    assert np.abs(picture.rgb[0, :, 0].astype(int) - expected).max() <= 1
-    assert any("16-bit" in note for note in picture.notes)
+DEEP = np.array([0, 40, 100, 200, 400, 32896, 65535], ">u2")
+DEEP_AS_SRGB = [0, 2, 5, 10, 18, 188, 255]
+"""Reduced to 8 bits before, they would be 0 or 13 where they are dark."""
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("told", [gamma(1.0), cicp(1, 8)])
+def test_samples_of_16_bits_are_converted_before_they_are_reduced(
+    channels: int, told: tuple[bytes, bytes]
+) -> None:
+    colours = np.stack([DEEP, DEEP[::-1], DEEP], axis=1)[:, : 1 if channels < 3 else 3]
+    alpha = np.full((7, 1), 0x80FF, ">u2")
+    deep = (np.hstack([colours, alpha]) if channels in (2, 4) else colours).astype(">u2")
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    picture = read(png_of(b"\0" + deep.tobytes(), (7, 1), 16, kind, chunk(*told)))
+    expected = np.stack([DEEP_AS_SRGB, DEEP_AS_SRGB[::-1], DEEP_AS_SRGB], axis=1)
+    if channels < 3:
+        expected = np.repeat(expected[:, :1], 3, axis=1)
+    assert np.abs(picture.rgb[0].astype(int) - expected).max() <= 1
+    assert (picture.alpha is None) if channels in (1, 3) else (picture.alpha == 0x80).all()  # type: ignore[union-attr]
+    assert picture.icc is None and len(picture.notes) == 2 and "16-bit" in picture.notes[1]
+
+
+def test_interlaced_samples_of_16_bits_are_converted_alike() -> None:
+    """Two pixels: the first of Adam7's passes has one, the sixth the other."""
+    rows = b"".join(b"\0" + np.full(3, value, ">u2").tobytes() for value in (40, 400))
+    data = bytearray(png_of(rows, (2, 1), 16, 2, chunk(*gamma(1.0))))
+    data[28] = 1
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    assert read(bytes(data)).rgb[0, :, 0].tolist() == [2, 18]
+
+
+def test_linear_samples_of_a_wide_space_get_the_curve_of_srgb() -> None:
+    """They would be coded badly; expected are CSS's numbers for `color(display-p3-linear ...)`."""
+    data = png(flat(), cicp(12, 8))
+    kept, converted = read(data), read(data, "none")
+    assert close(middle(kept), (244, 133, 110), 1) and "transfer curve" in kept.notes[1]
+    assert close(middle(converted), (255, 126, 103)) and converted.icc is None
+    assert kept.icc == read(png(flat(), cicp(12, 13))).icc
 
 
 @pytest.mark.parametrize(
@@ -157,11 +192,51 @@ def test_of_several_the_one_that_png_puts_first_counts() -> None:
     assert profile_over_gamma.icc == wide and middle(profile_over_gamma) == list(P3_RED)
     profile_over_nclx = read(avif(12, 13, icc_profile=wide))
     assert profile_over_nclx.icc == wide
+    adobe = exif_with_colour_space(0xFFFF, b"R03")
+    srgb_over_exif = read(png(flat(), (b"sRGB", b"\0"), exif=adobe))
+    assert srgb_over_exif.icc is None and srgb_over_exif.notes == ()
+
+
+@pytest.mark.parametrize("points", [(2, 2), (99, 13), (12, 99)])
+def test_code_points_that_say_nothing_leave_the_word_to_what_comes_next(
+    points: tuple[int, int],
+) -> None:
+    wide, said_nothing = profile(), cicp(*points)
+    assert read(png(flat(), said_nothing, icc_profile=wide)).icc == wide
+    assert close(middle(read(png(flat((128,) * 3), said_nothing, gamma(1.0)))), (188,) * 3, 1)
+    adobe = exif_with_colour_space(0xFFFF, b"R03")
+    assert read(png(flat(), said_nothing, exif=adobe)).icc is not None
+    assert read(avif(*points, exif=adobe)).icc is not None
+
+
+def with_first_property(file: bytes, box: bytes) -> bytes:
+    """The AVIF file of one item with a property in front that no item has."""
+    out, size = bytearray(file), len(box)
+    for name in (b"meta", b"iprp", b"ipco"):
+        at = out.index(name) - 4
+        out[at : at + 4] = struct.pack(">I", struct.unpack_from(">I", out, at)[0] + size)
+    (pixels,) = struct.unpack_from(">I", out, out.index(b"iloc") + 18)
+    struct.pack_into(">I", out, out.index(b"iloc") + 18, pixels + size)
+    associations = out.index(b"ipma") + 15
+    for at in range(associations, associations + out[associations - 1]):
+        out[at] += 1
+    first = out.index(b"ipco") + 4
+    return bytes(out[:first] + box + out[first:])
+
+
+@pytest.mark.parametrize("points", [(12, 13), (9, 16)])
+def test_code_points_of_other_items_than_the_picture_do_not_count(points: tuple[int, int]) -> None:
+    """Those of a gain map or thumbnail, which would change the colours or have it refused."""
+    box = struct.pack(">I4s4sHHHB", 19, b"colr", b"nclx", *points, 6, 0x80)
+    picture = read(with_first_property(avif(1, 13), box))
+    assert close(middle(picture), P3_RED) and picture.icc is None and picture.notes == ()
 
 
 @pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
 def test_hdr_is_refused_with_the_reason(transfer: int, name: str) -> None:
-    for data in (png(flat(), cicp(9, transfer)), avif(9, transfer)):
+    wide = profile()
+    files = [png(flat(), cicp(9, transfer), **k) for k in ({}, {"icc_profile": wide})]
+    for data in (*files, avif(9, transfer), avif(9, transfer, icc_profile=wide)):
         with pytest.raises(BadImage, match=f"HDR .{name}, told by"):
             read(data)
 
@@ -171,6 +246,10 @@ def test_hdr_is_refused_with_the_reason(transfer: int, name: str) -> None:
     [
         [cicp(99, 13)],
         [cicp(12, 99)],
+        [(b"cICP", bytes([12, 13, 0, 0]))],
+        [(b"cICP", bytes([12, 13, 1, 1]))],
+        [(b"cICP", bytes([12, 13]))],
+        [(b"cICP", b"")],
         [gamma(0.0)],
         [gamma(42000)],
         [points((0.3, 0.0, *P3[2:]))],
@@ -198,15 +277,6 @@ def test_boxes_that_lie_about_their_size_are_no_trouble(cut: int) -> None:
             pass
 
 
-def exif_with_colour_space(space: int, index: bytes) -> bytes:
-    made = Image.Exif()
-    made[ExifTags.IFD.Exif] = {
-        ExifTags.Base.ColorSpace: space,
-        ExifTags.IFD.Interop: {1: index.decode()},
-    }
-    return made.tobytes()
-
-
 @pytest.mark.parametrize(("space", "index", "is_adobe"), [
     (0xFFFF, b"R03", True), (2, b"R98", True), (0xFFFF, b"R98", False), (1, b"R98", False),
 ])  # fmt: skip
@@ -225,113 +295,17 @@ def test_adobe_rgb_that_only_exif_tells(
     assert read(with_profile).notes == () and read(with_profile).icc is None
 
 
-# --- orientation and Exif ----------------------------------------------------------------------
-
-
-def test_an_orientation_of_four_bytes_is_applied_and_reset() -> None:
-    for order in "<>":
-        block = bytearray(exif_of(6, order))
-        at = block.index(struct.pack(order + "H", ExifTags.Base.Orientation))
-        block[at : at + 12] = struct.pack(order + "HHII", ExifTags.Base.Orientation, 4, 1, 6)
-        data = file_of(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0" + bytes(block))
-        picture = read(data, "all")
-        assert picture.rgb.shape == (37, 24, 3)
-        assert picture.exif is not None and exif.orientation(picture.exif) == 1
-
-
-@pytest.mark.parametrize("name", ["exif", "APP1"])
-@pytest.mark.parametrize("packed", [True, False])
-def test_exif_in_a_text_of_a_png_is_exif(name: str, packed: bool) -> None:
-    block = b"Exif\0\0" + exif_of(6)
-    text = f"\n{name}\n{len(block):8}\n".encode()
-    text += b"\n".join(block.hex().encode()[k : k + 72] for k in range(0, 2 * len(block), 72))
-    key = f"Raw profile type {name}".encode() + b"\0"
-    extra = (b"zTXt", key + b"\0" + zlib.compress(text)) if packed else (b"tEXt", key + text)
-    picture = read(png(Image.fromarray(photo()), extra), "all")
-    assert np.array_equal(picture.rgb, np.rot90(photo(), -1))
-    assert picture.exif == exif_of(1)
-    broken = (b"tEXt", key + b"\nexif\n  99\nthis is no hex")
-    assert read(png(Image.fromarray(photo()), broken)).rgb.shape == (24, 37, 3)
-
-
-def camera_exif() -> bytes:
-    """Sizes, a maker note, GPS and a thumbnail of the whole picture."""
-    made = Image.Exif()
-    made[ExifTags.Base.Make] = "Maker"
-    made[ExifTags.IFD.Exif] = {
-        ExifTags.Base.ExifImageWidth: 37,
-        ExifTags.Base.ExifImageHeight: 24,
-        ExifTags.Base.MakerNote: b"the focus was at 30, 20",
-        ExifTags.Base.LensModel: "50 mm",
-    }
-    made[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
-    block = bytearray(made.tobytes().removeprefix(exif.PREFIX))
-    order = "<" if block[:2] == b"II" else ">"
-    first = struct.unpack_from(order + "I", block, 4)[0]
-    count = struct.unpack_from(order + "H", block, first)[0]
-    thumbnail = file_of(Image.fromarray(photo(12, 18)), "JPEG")
-    at = len(block)
-    struct.pack_into(order + "I", block, first + 2 + 12 * count, at)
-    directory = struct.pack(order + "H", 2)
-    directory += struct.pack(order + "HHII", ExifTags.Base.JpegIFOffset, 4, 1, at + 30)
-    directory += struct.pack(order + "HHII", ExifTags.Base.JpegIFByteCount, 4, 1, len(thumbnail))
-    return bytes(block) + directory + bytes(4) + thumbnail
-
-
-def with_camera_exif() -> Picture:
-    data = file_of(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0" + camera_exif())
-    picture = read(data, "all")
-    assert picture.exif is not None and b"\xff\xd8" in picture.exif, "a whole one keeps it all"
-    return picture
-
-
-@pytest.mark.parametrize("way", ["cut", "scaled"])
-def test_a_picture_of_another_view_has_exif_of_that_alone(way: str) -> None:
-    picture = with_camera_exif()
-    if way == "scaled":
-        other = shrink(picture, 20)
-    else:
-        other = of_another_view(Picture(picture.rgb[4:14, 5:25], exif=picture.exif))
-    assert other.exif is not None
-    assert b"\xff\xd8" not in other.exif and b"focus" not in other.exif
-    for format in ("jpeg", "png", "webp", "avif"):
-        kept = read(write_image(other, format), "all").exif  # type: ignore[arg-type]
-        assert kept is not None
-        found = Image.Exif()
-        found.load(kept)
-        camera = found.get_ifd(ExifTags.IFD.Exif)
-        assert found[ExifTags.Base.Make] == "Maker"
-        assert camera[ExifTags.Base.LensModel] == "50 mm"
-        assert camera[ExifTags.Base.ExifImageWidth] == other.width == 20
-        assert camera[ExifTags.Base.ExifImageHeight] == other.height
-        assert found.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
-        assert not found.get_ifd(ExifTags.IFD.IFD1)
-
-
-@pytest.mark.parametrize(
-    ("region", "max_size", "whole"),
-    [(None, None, True), (Region(0, 0, 30, 20), None, False), (None, 20, False)],
-)
-def test_the_service_gives_a_part_no_exif_of_the_whole(
-    region: Region | None, max_size: int | None, whole: bool
-) -> None:
-    picture = with_camera_exif()
-    part = picture if region is None else replace(picture, rgb=picture.rgb[:20, :30])
-    form = Form("jpeg", 90)
-    work = DecompressFile(FakeCodec(), b"", View((form,), region, max_size))
-    file = work.write(Decompressed(part, 4.0, "m", Timings()), form)
-    kept = read(file.data, "all").exif
-    assert kept is not None and (b"\xff\xd8" in kept) == whole
-
-
-def test_gps_is_kept_by_all_alone() -> None:
-    data = file_of(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0" + camera_exif())
-    assert read(data).exif is None and read(data, "none").exif is None
-
-
-@pytest.mark.parametrize("size", [0, 7, 8, 20, 60, 150])
-def test_damaged_exif_of_another_view_is_left_out(size: int) -> None:
-    block = camera_exif()
-    for damaged in (block[:size], block[:8] + bytes(size), block[: len(block) - size]):
-        found = exif.of_another_view(damaged, 10, 10)
-        assert found is None or exif.is_exif(found)
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp", "avif"])
+def test_exif_that_is_kept_never_says_more_than_the_pixels_do(format: Format) -> None:
+    """Greys of Adobe RGB become sRGB's; the file that is made must not be converted once more."""
+    block = exif_with_colour_space(0xFFFF, b"R03")
+    grey = read(file_of(flat(64, "L"), "JPEG", exif=block, quality=100), "all")
+    assert close(middle(grey), (62,) * 3, 1) and grey.icc is None
+    again = read(write_image(grey, format), "all")
+    assert close(middle(again), middle(grey), 1) and again.notes == ()  # type: ignore[arg-type]
+    carried = read(file_of(flat(), "PNG", exif=block), "all")
+    again = read(write_image(carried, format), "all")
+    assert carried.icc is not None and again.icc == carried.icc
+    own = read(file_of(flat(64, "L"), "JPEG", exif=block, icc_profile=profile(b"GRAY")), "all")
+    converted = read(write_image(own, format), "none")
+    assert close(middle(converted), (81,) * 3) and "Exif" not in "".join(converted.notes)

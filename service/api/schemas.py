@@ -43,8 +43,9 @@ class CompressQuery(Query):
     structure: better skin, grass and skies at equal size, worse lettering, fewer dB."""
 
     metadata: Metadata = "icc"
-    """What the stream keeps besides the pixels: the colour profile (`icc`), also Exif (`all`), or
-    nothing (`none`). Orientation is always applied to the pixels."""
+    """What the stream keeps besides the pixels: the colour profile (`icc`), also Exif, which may
+    tell the place (`all`), or nothing (`none`), for which colours are converted to sRGB.
+    Orientation is always applied to the pixels."""
 
     frame: int | None = Field(default=None, ge=0, le=2**31)
     """Which frame or page of an animated or multi-page file, from 0; without it such a file is

@@ -23,6 +23,7 @@ from PIL import Image, ImageFile
 from service import exif
 from service.codec import container
 from service.errors import BadParameter, BadStream, RankpressError, UnsupportedStream
+from service.image_colours import profile_by_info
 from service.picture import Picture
 
 if TYPE_CHECKING:
@@ -113,7 +114,9 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     """Compress.
 
     Options of Image.save: rate or one of target_bpp, max_bytes and target_psnr; tune, one of
-    container.TUNES; icc_profile, kept unless None is given; exif, kept only if it is given.
+    container.TUNES; icc_profile, kept unless None is given, made of PNG's gamma and chromaticities
+    or Exif's Adobe RGB where there is none (Pillow tells no code points); exif, kept only if it is
+    given.
 
     Raises:
         ValueError: an option is out of range, or more than one of rate and targets was given.
@@ -170,7 +173,8 @@ def _picture(image: Image.Image, options: dict[str, Any]) -> Picture:
         alpha = None
     grey = mode in ("L", "LA")
     rgb = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
-    icc = options.get("icc_profile", image.info.get("icc_profile"))
+    told = image.info.get("icc_profile") or profile_by_info(image, grey=grey)
+    icc = options.get("icc_profile", told)
     return Picture(
         np.ascontiguousarray(rgb),
         None if alpha is None else np.ascontiguousarray(alpha),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +16,10 @@ import pytest
 import rankpress_pillow
 import torch
 from conftest import Small
-from image_files import profile
+from image_files import chunk, profile
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from service import colour
 from service.adapt.plan import Plan
 from service.codec import container
 from service.engine.adaptation import Job, PictureAdaptation
@@ -153,6 +155,36 @@ def test_profile_and_exif_come_back_as_they_were(photo: Picture) -> None:
         assert image.info["icc_profile"] == icc, "a profile is kept, as Pillow's formats keep it"
         assert "exif" not in image.info, "Exif is saved on request, as in Pillow's formats"
     assert "icc_profile" not in Image.open(io.BytesIO(saved(image, icc_profile=None))).info
+
+
+def test_colours_that_pillow_tells_without_a_profile_are_kept_as_one(photo: Picture) -> None:
+    """PNG's gamma and chromaticities, and Exif's Adobe RGB; the pixels stay as they are."""
+    adobe = Image.Exif()
+    adobe[ExifTags.IFD.Exif] = {ExifTags.Base.ColorSpace: 2}
+    png = io.BytesIO()
+    Image.fromarray(photo.rgb).save(png, "PNG", exif=adobe)
+    linear = io.BytesIO(png_with_gamma(Image.fromarray(photo.rgb).convert("L"), 1.0))
+    plain = io.BytesIO(png_with_gamma(Image.fromarray(photo.rgb), 1 / 2.2))
+    for file, space in ((png, "RGB"), (linear, "GRAY"), (plain, "")):
+        with Image.open(file) as source:
+            data, without = saved(source), saved(source, icc_profile=None)
+        assert "icc_profile" not in Image.open(io.BytesIO(without)).info
+        with Image.open(io.BytesIO(data)) as image:
+            icc = image.info.get("icc_profile", b"")
+            assert colour.space(icc) == space
+            assert image.mode == source.mode
+            if space == "GRAY":
+                to_srgb = colour.to_srgb(icc, "L")
+                assert to_srgb is not None
+                grey = colour.apply(to_srgb, Image.new("L", (1, 1), 128)).getpixel((0, 0))
+                assert grey == (188, 188, 188)
+
+
+def png_with_gamma(image: Image.Image, value: float) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    gamma = chunk(b"gAMA", struct.pack(">I", round(value * 1e5)))
+    return out.getvalue()[:33] + gamma + out.getvalue()[33:]
 
 
 def test_a_target_takes_the_place_of_a_rate(photo: Picture) -> None:
