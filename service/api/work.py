@@ -132,10 +132,12 @@ class CompressFile:
     def load(self) -> Load:
         """What it may run beside and how much it is, by the file's header.
 
+        The header tells of the first frame alone: pages of a TIFF may differ in size.
+
         Raises:
             TooManyPixels: as `Codec.compress` does.
         """
-        size = image_size(self.data)
+        size = None if self.frame else image_size(self.data)
         pixels = LEAST_WORK if size is None else self.codec.picture_work(*size)
         if isinstance(self.wanted, Target):
             return Load(USUAL_ENCODES * pixels)
