@@ -30,7 +30,8 @@ ADVANCE: Final = "advance"
 """Name of the steps that optimise; their outputs are the records of a job."""
 
 LAST_STEP: Final = "last_step"
-"""Attribute of a workflow: [number, record] of its last step. A look at a job reads one row."""
+"""Attribute of a workflow: [number, record] of a step, the last where that could be written. A look
+at a job then reads one row and no step."""
 
 SQLITE: Final = "sqlite:///"
 CONNECT_S: Final = 10

@@ -80,7 +80,7 @@ class Jobs:
         """
         with self._submitting, reported():
             row = self._row(spec.id)
-            job = None if row is None else self._job(row)
+            job = None if row is None else self._latest(self._job(row))
             if job is not None and self._is_good(job):
                 return job
             self._check_room()
@@ -94,7 +94,7 @@ class Jobs:
         return self.get(spec.id)
 
     def get(self, job_id: str) -> Job:
-        """A job with its last step.
+        """A job with its last step, whatever its row says of that: only steps after that are read.
 
         Raises:
             UnknownJob: there is none. ExpiredJob: its result is no longer kept.
@@ -107,7 +107,7 @@ class Jobs:
             job = self._job(row)
         if is_over(job.expires_s):
             raise ExpiredJob(f"job {job_id} ended more than {self._limits.result_ttl_s:g} s ago")
-        return job
+        return self._latest(job)
 
     def since(self, job_id: str, after: int) -> tuple[Job, list[tuple[int, StepRecord]]]:
         """A job and its `steps` after one.
@@ -196,7 +196,7 @@ class Jobs:
         return job
 
     def recent(self, states: Sequence[State] = (), limit: int = 50) -> list[Job]:
-        """Jobs in these states (all if none is named), the newest first."""
+        """Jobs in these states (all if none is named) as their rows show them, the newest first."""
         with reported():
             rows = self._client.list_workflows(
                 name=WORKFLOW,
@@ -271,6 +271,14 @@ class Jobs:
         if job.state != "succeeded" or is_over(job.expires_s):
             return False
         return job.record is not None and self._objects.head(job.record.stream) is not None
+
+    def _latest(self, job: Job) -> Job:
+        """A job with its last step; its row lacks that where the worker could not write it there.
+
+        What the row names instead may be deleted.
+        """
+        steps = self.steps(job.id, job.steps)
+        return job.at(*steps[-1]) if steps else job
 
     def _check_room(self) -> None:
         limit = self._limits.max_waiting
