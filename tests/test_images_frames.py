@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_a_frame_that_there_is_not_is_refused_with_the_number_there_are(
 def test_a_still_picture_is_its_own_first_frame(format: str) -> None:
     data = file_of(Image.fromarray(photo()), format)
     assert np.array_equal(read(data, 0).rgb, read(data).rgb)
-    with pytest.raises(BadParameter, match="has 1 frame|has 1 page"):
+    with pytest.raises(BadParameter, match="has 1 (frame|page), the first is 0"):
         read(data, 1)
 
 
@@ -97,6 +98,39 @@ def test_the_work_for_a_late_frame_is_limited(format: str) -> None:
     assert read(data, 3, max_pixels=4800).rgb.shape == (30, 40, 3)
     with pytest.raises(TooManyPixels, match="frame 3 of .* takes 4800 pixels"):
         read(data, 3, max_pixels=4799)
+
+
+def test_the_canvas_of_a_gif_grows_and_so_does_the_work_for_its_frames() -> None:
+    """Its header says 1x1, as does the last frame; those between are of 100x60."""
+    data = growing_gif(frames=5)
+    with pytest.raises(TooManyPixels, match="frame 5 of the GIF file takes 36000 pixels"):
+        read(data, 5, max_pixels=35_999)
+    assert read(data, 5, max_pixels=36_000).rgb.shape == (60, 100, 3)
+    assert read(data, 0, max_pixels=1).rgb.shape == (1, 1, 3)
+
+
+def growing_gif(frames: int) -> bytes:
+    header = b"GIF89a" + struct.pack("<2H3B", 1, 1, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    small = b"\x2c" + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
+    large = file_of(Image.new("L", (100, 60)), "GIF")
+    frame = large[large.index(b"\x2c\0\0\0\0", 13) : -1]
+    return header + small + frame * (frames - 1) + small + b";"
+
+
+@pytest.mark.parametrize("frame", [None, 0, 30])
+def test_directories_of_pages_that_overlap_are_refused(frame: int | None) -> None:
+    """Each of 40 small pages would have Pillow read nearly the whole file."""
+    page = file_of(Image.new("L", (1, 1)), "TIFF")
+    (first,) = struct.unpack_from("<I", page, 4)
+    (entries,) = struct.unpack_from("<H", page, first)
+    body = bytearray(struct.pack("<6H", 900, 1, 1, 0, 0, 0) * 1000)
+    for number in range(40):  # each begins 12 bytes behind the one before it
+        following = len(page) + 12 * (number + 1) if number < 39 else 0
+        struct.pack_into("<I", body, 12 * number + 2 + 12 * 900, following)
+    data = bytearray(page + body)
+    struct.pack_into("<I", data, first + 2 + 12 * entries, len(page))
+    with pytest.raises(BadImage, match=r"its directories take \d+ bytes of \d+"):
+        read(bytes(data), frame)
 
 
 def test_frames_with_alpha_keep_it() -> None:
