@@ -22,7 +22,12 @@ from PIL.ImageFile import ImageFile
 from service import colour, exif
 from service.errors import BadImage, BadParameter, NotAcceptable, TooManyPixels
 from service.image_colours import told_colours
-from service.image_faults import has_damaged_pixels, why_not_read, with_end_marker
+from service.image_faults import (
+    has_damaged_pixels,
+    lacks_end_marker,
+    why_not_read,
+    with_end_marker,
+)
 from service.image_kinds import Kind, choose_frame, recognise
 from service.image_samples import (
     Samples,
@@ -111,6 +116,9 @@ def read_image(
             _check_size(kind, image, max_pixels)  # pages differ in size
             if kind.name == "PNG" and has_damaged_pixels(data):
                 raise BadImage("the PNG file is damaged: its pixels differ from their checksums")
+            if kind.name == "JPEG" and lacks_end_marker(data):
+                data = with_end_marker(data)
+                return read_image(data, max_pixels=max_pixels, metadata=metadata, frame=frame)
             return _read_open(kind, image, data, metadata)
     except Image.DecompressionBombError as error:
         raise TooManyPixels(
@@ -119,20 +127,7 @@ def read_image(
     except MemoryError as error:
         raise BadImage(f"the {kind.name} file needs more memory than there is") from error
     except _PILLOW_ERRORS as error:
-        whole = _completed(kind, data)
-        if whole is not None:
-            return read_image(whole, max_pixels=max_pixels, metadata=metadata, frame=frame)
         raise BadImage(f"the {kind.name} file {why_not_read(kind.name, data, error)}") from error
-
-
-def _completed(kind: Kind, data: bytes) -> bytes | None:
-    """The file with what it lacks at its end, None where that is more than a marker."""
-    if kind.name != "JPEG":
-        return None
-    try:
-        return with_end_marker(data)
-    except (MemoryError, Image.DecompressionBombError, *_PILLOW_ERRORS):
-        return None
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
