@@ -127,7 +127,8 @@ def choose_frame(
     """Bring a file that was opened to one of its frames or pages.
 
     Args:
-        frame: its number, from 0; None for a file that has but one.
+        frame: its number, from 0; None for a file that has but one. HEIC files of several pictures
+            name the one that they are of, and are opened at it.
         max_pixels: of all frames that have to be decoded to see it. Pages are decoded alone.
 
     Raises:
@@ -138,7 +139,7 @@ def choose_frame(
     many = f"{frames} or more" if frames >= MAX_COUNTED_FRAMES else str(frames)
     what = ("page" if kind.name == "TIFF" else "frame") + ("" if frames == 1 else "s")
     if frame is None:
-        if frames > 1:
+        if frames > 1 and kind.name != "HEIC":
             raise BadImage(
                 f"the {kind.name} file has {many} {what}, expected one; choose one: frame=0 is "
                 "the first"
@@ -149,8 +150,7 @@ def choose_frame(
             f"frame is {frame}, the {kind.name} file has {many} {what}, the first is 0"
         )
     if kind.name in ("TIFF", "HEIC"):
-        if frame:
-            image.seek(frame)
+        image.seek(frame)
     else:
         _play_to(kind, image, frame, max_pixels)
 

@@ -243,8 +243,9 @@ def _read_open(kind: Kind, image: ImageFile, data: bytes, metadata: Metadata) ->
     found, orientation = _orientation(kind, image)
     rgb, alpha = unpack(image, samples, conversion, orientation)
     kept, notes = _kept_exif(kind, image, found) if metadata == "all" else (None, ())
-    if samples.bits > 8:
-        notes = (f"{samples.bits}-bit samples reduced to 8 bits", *notes)
+    bits = image.info["bit_depth"] if kind.name == "HEIC" else samples.bits
+    if bits > 8:
+        notes = (f"{bits}-bit samples reduced to 8 bits", *notes)
     return Picture(rgb, alpha, samples.grey, conversion.icc, kept, conversion.notes + notes)
 
 

@@ -170,21 +170,39 @@ def test_heic_is_turned_upright_and_keeps_its_exif() -> None:
     assert kept[271] == "Maker" and kept.get(274, 1) == 1
 
 
-def test_heic_has_limits_frames_and_faults_like_any_file() -> None:
+def test_heic_has_limits_and_faults_like_any_file() -> None:
     data = heic(Image.fromarray(photo(64, 96)))
     with pytest.raises(TooManyPixels, match="96x64"):
         read(data, max_pixels=96 * 64 - 1)
     for end in (12, 40, len(data) // 2, len(data) - 20):
         with pytest.raises(BadImage, match="the HEIC file is cut short"):
             read(data[:end])
+
+
+@pytest.mark.parametrize("primary", [0, 1])
+def test_heic_of_several_pictures_is_read_as_the_one_it_is_of(primary: int) -> None:
+    """As MPO is: phones put the views for both eyes, or a burst, beside the photograph."""
     several = pillow_heif.HeifFile()
     for colour in COLOURS[:3]:
         several.add_from_pillow(Image.new("RGB", (64, 64), colour))
     out = io.BytesIO()
-    several.save(out, quality=95, chroma=444)
-    with pytest.raises(BadImage, match="has 3 frames"):
-        read(out.getvalue())
-    assert np.abs(np.subtract(colour_of(read(out.getvalue(), 2).rgb), COLOURS[2])).max() <= 6
+    several.save(out, quality=95, chroma=444, primary_index=primary)
+    for frame, expected in ((None, primary), (0, 0), (1, 1), (2, 2)):
+        found = colour_of(read(out.getvalue(), frame).rgb)
+        assert np.abs(np.subtract(found, COLOURS[expected])).max() <= 6
+    with pytest.raises(BadParameter, match="frame is 3, the HEIC file has 3 frames"):
+        read(out.getvalue(), 3)
+
+
+def test_deep_heic_is_reduced_to_8_bits_with_a_note() -> None:
+    deep = pillow_heif.from_bytes(
+        "RGB;16", (64, 64), (photo(64, 64).astype(np.uint16) * 257).tobytes()
+    )
+    out = io.BytesIO()
+    deep.save(out, quality=95, chroma=444)
+    picture = read(out.getvalue())
+    assert picture.notes == ("10-bit samples reduced to 8 bits",)
+    assert np.abs(picture.rgb.astype(int) - photo(64, 64)).mean() < 3
 
 
 def test_without_pillow_heif_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
