@@ -25,7 +25,7 @@ from service.errors import MissingExtra
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from service.jobs.job import Job
+    from service.jobs.job import Job, JobSpec
     from service.jobs.jobs import Jobs
 
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -150,7 +150,8 @@ def _jobs(state: Path | None) -> Iterator[Jobs]:
 
 def _json(job: Job) -> str:
     """A job as a line of JSON; an infinite PSNR becomes null."""
-    values: dict[str, Any] = asdict(job) | {"record": job.record and job.record.to_json()}
+    record = job.record and job.record.to_json()
+    values: dict[str, Any] = asdict(job) | {"record": record, "notes": job.notes}
     return json_text.dumps(values)
 
 
@@ -197,6 +198,7 @@ def _details(job: Job) -> Table:
         "job": job.id,
         "status": job.state,
         "picture": f"{spec.width}x{spec.height}, sha256 {spec.image}",
+        "source": _source(spec),
         "asked": f"rate {spec.rate:g}, effort {spec.effort}, priority {job.priority}",
         "posted": _date(job.created_s),
         "worker": f"{job.worker or 'none yet'}, begun {job.attempts} times",
@@ -212,11 +214,18 @@ def _details(job: Job) -> Table:
         }
     if job.ended_s is not None and job.expires_s is not None:
         rows |= {"ended": _date(job.ended_s), "kept until": _date(job.expires_s)}
+    if job.notes:
+        rows["notes"] = "; ".join(job.notes)
     if job.error is not None:
         rows["error"] = job.error
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _source(spec: JobSpec) -> str:
+    size = f"{spec.image_bytes:,} bytes"
+    return size if spec.frame is None else f"{size}, frame or page {spec.frame}"
 
 
 def _db(value: float) -> str:

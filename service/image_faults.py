@@ -15,7 +15,9 @@ from typing import Final
 from PIL.Image import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from service.errors import BadImage
 from service.image_colours import ends_within_a_box
+from service.image_kinds import TiffLayout, tiff_directories
 
 _CUT_SHORT: Final = re.compile(r"truncat|unexpected end|\beof\b|buffer of at least|no more images")
 _NOT_KNOWN: Final = re.compile(
@@ -25,14 +27,16 @@ _TIFF_BYTES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 11: 4, 12: 8}
 """Bytes of one value by its type (TIFF 6.0, section 2)."""
 
 _END: Final = b"\xff\xd9"
-_OTHER_DATA: Final = b"\x5a\xa5" * 512
-"""Coded data that decodes to something else than what a decoder puts where data are missing."""
+_OTHER_DATA: Final = b"\xa5\x5a" * 512
+"""Coded data whose first bit is 1, where a decoder that lacks data goes on with zeros."""
 
 _BAND_ROWS: Final = 64
 _MARKER: Final = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2})
 _PROGRESSIVE: Final = 0xC2
 _SCAN: Final = 0xDA
+_SCAN_MARKER: Final = b"\xff\xda"
+_RESTART: Final = re.compile(rb"\xff([\xd0-\xd7])")
 
 
 def why_not_read(name: str, data: bytes, error: BaseException) -> str:
@@ -49,20 +53,28 @@ def why_not_read(name: str, data: bytes, error: BaseException) -> str:
     return "is damaged"
 
 
-def with_end_marker(data: bytes) -> bytes | None:
-    """Return a JPEG file that only lacked its end marker with one; None if more is missing.
+def lacks_end_marker(jpeg: bytes) -> bool:
+    """Whether no end marker follows the last scan of a JPEG file."""
+    return jpeg.find(_END, max(0, jpeg.rfind(_SCAN_MARKER))) < 0
 
-    A decoder fills in what is missing without a word. So the file is decoded twice, ended at once
-    and after other data: the pixels differ if any of them depend on what is not there.
+
+def with_end_marker(jpeg: bytes) -> bytes:
+    """Return a JPEG file that lacks nothing but its end marker with one.
+
+    Zeros at its end may stand in the place of data that never came, and a decoder would take them
+    for pixels. They are only taken for data where each of them is needed.
+
+    Raises:
+        BadImage: it lacks more. What Pillow raises: it is damaged.
     """
-    if data.rstrip(b"\0").endswith(_END) or not _has_all_scans(data):
-        return None
-    coded = data.rstrip(b"\xff")  # half a marker
-    ended = coded + _END
-    with _opened(ended) as one, _opened(coded + _OTHER_DATA + _END) as other:
-        one.load()
-        other.load()
-        return ended if _are_equal(one, other) else None
+    bare = jpeg.rstrip(b"\0")
+    if bare.endswith(b"\xff") and bare != jpeg:
+        bare += b"\0"  # 255 0 is coded data, 255 alone half a marker
+    if _is_complete(bare):
+        return bare.rstrip(b"\xff") + _END
+    if bare != jpeg and _is_complete(jpeg) and not _is_complete(jpeg[:-1]):
+        return jpeg + _END
+    raise BadImage("the JPEG file is cut short")
 
 
 def has_damaged_pixels(png: bytes) -> bool:
@@ -79,6 +91,29 @@ def has_damaged_pixels(png: bytes) -> bool:
                 return True
         position = after
     return False
+
+
+def _is_complete(jpeg: bytes) -> bool:
+    """Whether all pixels of a JPEG file without end marker are coded in it.
+
+    A decoder fills in what is missing without a word. So the file is decoded twice, ended at once
+    and after other data: the pixels differ if any of them depend on what is not there. The other
+    data come once more after a restart marker, for files that end where one is due.
+    """
+    coded = jpeg.rstrip(b"\xff")
+    if not _has_all_scans(coded):
+        return False
+    longer = coded + _OTHER_DATA + _next_restart(coded) + _OTHER_DATA
+    with _opened(coded + _END) as one, _opened(longer + _END) as other:
+        one.load()
+        other.load()
+        return _are_equal(one, other)
+
+
+def _next_restart(jpeg: bytes) -> bytes:
+    """The restart marker that is due after those of the last scan."""
+    numbers = _RESTART.findall(jpeg, jpeg.rfind(_SCAN_MARKER))
+    return bytes((0xFF, 0xD0 + (numbers[-1][0] + 1) % 8 if numbers else 0xD0))
 
 
 def _opened(data: bytes) -> JpegImageFile:
@@ -128,22 +163,21 @@ def _ends_early(name: str, data: bytes) -> bool:
         return b"IEND" not in data
     if name in ("AVIF", "HEIC"):
         return ends_within_a_box(data)
-    return name == "TIFF" and _directory_ends_early(data)
+    return name == "TIFF" and _lacks_values(data)
 
 
-def _directory_ends_early(tiff: bytes) -> bool:
-    if len(tiff) < 8 or tiff[2:4] not in (b"*\0", b"\0*"):
-        return len(tiff) < 8
-    order = "<" if tiff[:2] == b"II" else ">"
-    (offset,) = struct.unpack_from(order + "I", tiff, 4)
-    if offset + 2 > len(tiff):
+def _lacks_values(tiff: bytes) -> bool:
+    """Whether a directory of a TIFF file, or a value that one points to, is not all there."""
+    if len(tiff) < 16:
         return True
-    (entries,) = struct.unpack_from(order + "H", tiff, offset)
-    if offset + 2 + 12 * entries + 4 > len(tiff):
-        return True
-    for entry in range(offset + 2, offset + 2 + 12 * entries, 12):
-        kind, count, place = struct.unpack_from(order + "HII", tiff, entry + 2)
-        size = _TIFF_BYTES.get(kind, 0) * count
-        if size > 4 and place + size > len(tiff):
+    entry = struct.Struct(TiffLayout.of(tiff).entry_format)
+    inline = (entry.size - 4) // 2  # bytes of a value that stands in its entry
+    for begin, end in tiff_directories(tiff):
+        if end + 4 > len(tiff):
             return True
+        for position in range(begin, end, entry.size):
+            _, kind, count, place = entry.unpack_from(tiff, position)
+            size = _TIFF_BYTES.get(kind, 0) * count
+            if size > inline and place + size > len(tiff):
+                return True
     return False

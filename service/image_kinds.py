@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -127,7 +127,8 @@ def choose_frame(
     """Bring a file that was opened to one of its frames or pages.
 
     Args:
-        frame: its number, from 0; None for a file that has but one.
+        frame: its number, from 0; None for a file that has but one. HEIC files of several pictures
+            name the one that they are of, and are opened at it.
         max_pixels: of all frames that have to be decoded to see it. Pages are decoded alone.
 
     Raises:
@@ -136,9 +137,9 @@ def choose_frame(
     """
     frames = count_frames(kind, image, data)
     many = f"{frames} or more" if frames >= MAX_COUNTED_FRAMES else str(frames)
-    what = "pages" if kind.name == "TIFF" else "frames"
+    what = ("page" if kind.name == "TIFF" else "frame") + ("" if frames == 1 else "s")
     if frame is None:
-        if frames > 1:
+        if frames > 1 and kind.name != "HEIC":
             raise BadImage(
                 f"the {kind.name} file has {many} {what}, expected one; choose one: frame=0 is "
                 "the first"
@@ -148,22 +149,34 @@ def choose_frame(
         raise BadParameter(
             f"frame is {frame}, the {kind.name} file has {many} {what}, the first is 0"
         )
-    pixels = image.width * image.height * (frame + 1)
-    if kind.name not in ("TIFF", "HEIC") and pixels > max_pixels:
-        raise TooManyPixels(
-            f"frame {frame} of the {kind.name} file takes {pixels} pixels to decode with those "
-            f"before it, the limit is {max_pixels}"
-        )
-    if frame:
+    if kind.name in ("TIFF", "HEIC"):
         image.seek(frame)
+    else:
+        _play_to(kind, image, frame, max_pixels)
+
+
+def _play_to(kind: Kind, image: ImageFile, frame: int, max_pixels: int) -> None:
+    """Decode the frames of an animation before one. A GIF's canvas may grow with each of them."""
+    for number in range(frame + 1):
+        image.seek(number)  # decodes the one before it
+        pixels = image.width * image.height * (frame + 1)
+        if pixels > max_pixels:
+            raise TooManyPixels(
+                f"frame {frame} of the {kind.name} file takes {pixels} pixels to decode with those "
+                f"before it, the limit is {max_pixels}"
+            )
 
 
 def count_frames(kind: Kind, image: ImageFile, data: bytes) -> int:
-    """Return how many pictures the file holds, at most about `MAX_COUNTED_FRAMES`."""
+    """Return how many pictures the file holds, at most about `MAX_COUNTED_FRAMES`.
+
+    Raises:
+        BadImage: directories of a TIFF file overlap.
+    """
     if kind.name == "GIF":
         return _count_gif_frames(data)
     if kind.name == "TIFF":
-        return _count_tiff_pages(data)
+        return sum(1 for _ in tiff_directories(data))
     return int(getattr(image, "n_frames", 1))
 
 
@@ -194,20 +207,47 @@ def _palette_bytes(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def _count_tiff_pages(data: bytes) -> int:
-    """Follow the chain of directories, each: count, entries, offset of the next."""
-    order = "<" if data[:2] == b"II" else ">"
-    big = 43 in data[2:4]
-    count_format, entry_bytes, next_format = ("Q", 20, "Q") if big else ("H", 12, "I")
-    pages, seen = 0, set[int]()
-    (offset,) = struct.unpack_from(order + next_format, data, 8 if big else 4)
-    while offset and offset not in seen and pages < MAX_COUNTED_FRAMES:
+@dataclass(frozen=True)
+class TiffLayout:
+    """How the directories of a TIFF file are written, for `struct`; BigTIFF has longer numbers."""
+
+    start: int
+    count_format: str
+    entry_format: str
+    next_format: str
+
+    @classmethod
+    def of(cls, data: bytes) -> TiffLayout:
+        """The layout that the header tells."""
+        order = "<" if data[:2] == b"II" else ">"
+        start, *numbers = (8, "Q", "HHQQ", "Q") if 43 in data[2:4] else (4, "H", "HHII", "I")
+        return cls(start, *(order + number for number in numbers))
+
+
+def tiff_directories(data: bytes) -> Iterator[tuple[int, int]]:
+    """Begin and end of the entries of each directory of a TIFF file, at most `MAX_COUNTED_FRAMES`.
+
+    One that reaches beyond the end of the file is the last.
+
+    Raises:
+        BadImage: they take more bytes than there are. Such directories overlap, and the work to
+            read them would not be bounded by the size of the file.
+    """
+    layout = TiffLayout.of(data)
+    count, after = struct.Struct(layout.count_format), struct.Struct(layout.next_format)
+    entry_bytes, taken, seen = struct.calcsize(layout.entry_format), 0, set[int]()
+    (offset,) = after.unpack_from(data, layout.start)
+    while offset and offset not in seen and len(seen) < MAX_COUNTED_FRAMES:
         seen.add(offset)
-        pages += 1
-        try:
-            (entries,) = struct.unpack_from(order + count_format, data, offset)
-            after = offset + struct.calcsize("=" + count_format) + entry_bytes * entries
-            (offset,) = struct.unpack_from(order + next_format, data, after)
-        except (struct.error, OverflowError):
-            break  # the chain leaves the file; a single damaged page is for the reader to refuse
-    return pages
+        begin = end = offset + count.size
+        if begin <= len(data):
+            end += entry_bytes * count.unpack_from(data, offset)[0]
+        taken += end - offset
+        if taken > len(data) >= end:
+            raise BadImage(
+                f"the TIFF file is damaged: its directories take {taken} bytes of {len(data)}"
+            )
+        yield begin, end
+        if end + after.size > len(data):
+            return
+        (offset,) = after.unpack_from(data, end)

@@ -22,7 +22,12 @@ from PIL.ImageFile import ImageFile
 from service import colour, exif
 from service.errors import BadImage, BadParameter, NotAcceptable, TooManyPixels
 from service.image_colours import is_adobe_rgb, told_colours
-from service.image_faults import has_damaged_pixels, why_not_read, with_end_marker
+from service.image_faults import (
+    has_damaged_pixels,
+    lacks_end_marker,
+    why_not_read,
+    with_end_marker,
+)
 from service.image_kinds import Kind, choose_frame, recognise
 from service.image_samples import (
     Samples,
@@ -115,6 +120,9 @@ def read_image(
             _check_size(kind, image, max_pixels)  # pages differ in size
             if kind.name == "PNG" and has_damaged_pixels(data):
                 raise BadImage("the PNG file is damaged: its pixels differ from their checksums")
+            if kind.name == "JPEG" and lacks_end_marker(data):
+                data = with_end_marker(data)
+                return read_image(data, max_pixels=max_pixels, metadata=metadata, frame=frame)
             return _read_open(kind, image, data, metadata)
     except Image.DecompressionBombError as error:
         raise TooManyPixels(
@@ -123,20 +131,7 @@ def read_image(
     except MemoryError as error:
         raise BadImage(f"the {kind.name} file needs more memory than there is") from error
     except _PILLOW_ERRORS as error:
-        whole = _completed(kind, data)
-        if whole is not None:
-            return read_image(whole, max_pixels=max_pixels, metadata=metadata, frame=frame)
         raise BadImage(f"the {kind.name} file {why_not_read(kind.name, data, error)}") from error
-
-
-def _completed(kind: Kind, data: bytes) -> bytes | None:
-    """The file with what it lacks at its end, None where that is more than a marker."""
-    if kind.name != "JPEG":
-        return None
-    try:
-        return with_end_marker(data)
-    except (MemoryError, Image.DecompressionBombError, *_PILLOW_ERRORS):
-        return None
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
@@ -260,8 +255,9 @@ def _read_open(kind: Kind, image: ImageFile, data: bytes, metadata: Metadata) ->
         kept = exif.upright(kept, rgb.shape[1], rgb.shape[0])
         if conversion.icc is None and is_adobe_rgb(image):
             kept = exif.as_srgb(kept)
-    if samples.bits > 8:
-        notes = (f"{samples.bits}-bit samples reduced to 8 bits", *notes)
+    bits = image.info["bit_depth"] if kind.name == "HEIC" else samples.bits
+    if bits > 8:
+        notes = (f"{bits}-bit samples reduced to 8 bits", *notes)
     return Picture(rgb, alpha, samples.grey, conversion.icc, kept, conversion.notes + notes)
 
 

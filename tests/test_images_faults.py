@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "JPEG": ("JPEG", {"quality": 90}),
     "progressive": ("JPEG", {"quality": 90, "progressive": True}),
     "restarts": ("JPEG", {"quality": 90, "restart_marker_blocks": 2}),
+    "progressive restarts": (
+        "JPEG",
+        {"quality": 90, "progressive": True, "restart_marker_blocks": 2},
+    ),
     "WebP": ("WEBP", {}),
     "lossless WebP": ("WEBP", {"lossless": True}),
     "AVIF": ("AVIF", {}),
@@ -31,7 +36,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "PPM": ("PPM", {}),
 }
 FILES = {name: file_of(PICTURE, format, **options) for name, (format, options) in WAYS.items()}
-JPEGS = ("JPEG", "progressive", "restarts")
+JPEGS = ("JPEG", "progressive", "restarts", "progressive restarts")
 
 
 def read(data: bytes) -> U8:
@@ -67,6 +72,47 @@ def test_a_jpeg_that_lacks_pixels_is_refused_wherever_it_ends(name: str) -> None
                 read(data[:end])
 
 
+@pytest.mark.parametrize("name", ["restarts", "progressive restarts"])
+def test_a_jpeg_cut_where_a_restart_is_due_is_refused(name: str) -> None:
+    """All that is there is whole: only that the next restart does not come tells of more."""
+    data = FILES[name]
+    restarts = [match.start() for match in re.finditer(rb"\xff[\xd0-\xd7]", data)]
+    assert len(restarts) > 10
+    for at in restarts:
+        for end in (b"", b"\xff", data[at : at + 2], bytes(64)):
+            with pytest.raises(BadImage, match="the JPEG file is cut short"):
+                read(data[:at] + end)
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_zeros_in_the_place_of_what_never_came_are_no_pixels(name: str) -> None:
+    """As in files that were given their size before their content; zeros decode to something."""
+    data, zeros = FILES[name], bytes(5000)
+    for end in (*range(len(data) - 40, len(data) - 3), *range(800, len(data) - 40, 29)):
+        with pytest.raises(BadImage, match="the JPEG file is cut short"):
+            read(data[:end] + zeros)
+    for end in (len(data) - 2, len(data) - 1):
+        assert np.array_equal(read(data[:end] + zeros), read(data))
+
+
+def test_coded_data_that_end_in_zeros_are_complete() -> None:
+    data = file_of(Image.new("L", (320, 64), 200), "JPEG", optimize=True)
+    assert data.endswith(bytes(20) + b"\xff\xd9")
+    assert np.array_equal(read(data[:-2]), read(data))
+    with pytest.raises(BadImage, match="cut short"):
+        read(data[:-3])
+
+
+def test_so_are_those_that_end_in_a_stuffed_byte() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (100, 8, 8), np.uint8)
+    files = [file_of(Image.fromarray(one), "JPEG", quality=100) for one in noise]
+    stuffed = [data for data in files if data.endswith(b"\xff\0\xff\xd9")]
+    assert stuffed
+    for data in stuffed:
+        for end in (b"", b"\xff", bytes(64)):
+            assert np.array_equal(read(data[:-2] + end), read(data))
+
+
 def test_a_progressive_jpeg_cut_between_two_scans_is_refused() -> None:
     """What is there is whole, but it is not the picture."""
     data = FILES["progressive"]
@@ -84,6 +130,17 @@ def test_a_file_that_was_cut_says_so(name: str, share: float) -> None:
     data = FILES[name]
     with pytest.raises(BadImage, match=r"the \w+ file is cut short"):
         read(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_file_of_pages_that_was_cut_says_so(big: bool) -> None:
+    pages = [Image.fromarray(photo(20, 30)) for _ in range(3)]
+    data = file_of(pages[0], "TIFF", save_all=True, append_images=pages[1:], big_tiff=big)
+    assert np.array_equal(read_image(data, max_pixels=600, frame=2).rgb, photo(20, 30))
+    third = len(data) // 3
+    for end in range(2 * third + 60, len(data) - 8, 41):
+        with pytest.raises(BadImage, match="the TIFF file is cut short"):
+            read_image(data[:end], max_pixels=600, frame=2)
 
 
 def test_damage_is_called_damage() -> None:

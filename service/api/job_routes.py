@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from service.api import openapi
 from service.api.bodies import read_body
 from service.api.job_events import EventStream, parse_id, watch
-from service.api.job_schemas import AdaptQuery, JobDocument, document_of, has_ended, notes_of
+from service.api.job_schemas import AdaptQuery, JobDocument, document_of, has_ended
 from service.api.record import record_of
 from service.api.routes import (
     STREAM_TYPE,
@@ -143,5 +143,5 @@ def _stream(request: Request, job: Job, data: bytes) -> Response:
         headers["X-Rankpress-Psnr"] = f"{progress.psnr_db:.3f}"
         headers["X-Rankpress-Step"] = str(progress.step)
         headers["X-Rankpress-Source-Bytes"] = str(job.spec.image_bytes)
-        headers |= notes_header(notes_of(job))
+        headers |= notes_header(job.notes)
     return Response(data, 200, headers, media_type=STREAM_TYPE)

@@ -12,7 +12,6 @@ from pydantic import Field
 from service.api.schemas import DEFAULT_RATE, Document, Query
 from service.engine.types import AdaptProgress
 from service.jobs.job import DEFAULT_PRIORITY, ENDED, Job, State, StepRecord
-from service.picture import larger_note
 
 
 class AdaptQuery(Query):
@@ -142,7 +141,7 @@ def document_of(job: Job, root_path: str) -> JobDocument:
         height=job.spec.height,
         frame=job.spec.frame,
         source_bytes=job.spec.image_bytes,
-        notes=list(notes_of(job)),
+        notes=list(job.notes),
         seconds=0.0 if record is None else round(record.seconds, 3),
         created_at=_date(job.created_s),
         ended_at=None if job.ended_s is None else _date(job.ended_s),
@@ -150,12 +149,6 @@ def document_of(job: Job, root_path: str) -> JobDocument:
         error=job.error,
         links=_links(job, root_path),
     )
-
-
-def notes_of(job: Job) -> tuple[str, ...]:
-    """What should be known of a job's best stream so far."""
-    record = job.record
-    return () if record is None else larger_note(record.progress.bytes, job.spec.image_bytes)
 
 
 def has_ended(job: Job) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from service.engine.types import AdaptProgress, ModelInfo
 from service.errors import BadParameter, RateUnavailable
+from service.picture import larger_note
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
@@ -148,6 +149,13 @@ class Job:
     attempts: int
     worker: str | None
     error: str | None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What should be known of the best stream so far."""
+        if self.record is None:
+            return ()
+        return larger_note(self.record.progress.bytes, self.spec.image_bytes)
 
     def at(self, step: int, record: StepRecord) -> Job:
         """The same job as it was after one of its steps."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from jobs.conftest import MakePlace
@@ -55,6 +57,23 @@ def test_jobs_are_listed_shown_and_cancelled(place: Place) -> None:
     ):
         refused = rankpress("jobs", *arguments)
         assert refused.exit_code == 1 and told in refused.stderr
+
+
+def test_a_stream_that_is_larger_than_its_source_says_so(place: Place) -> None:
+    flat = io.BytesIO()
+    Image.new("RGB", (20, 12), "red").save(flat, "PNG")
+    padded = flat.getvalue() + bytes(10_000)
+    jobs = [place.submit(data, effort=2) for data in (flat.getvalue(), padded)]
+    place.worker()
+    larger, smaller = (place.wait(job.id, lambda j: j.state == "succeeded") for job in jobs)
+    assert larger.record is not None
+    stream_bytes, source_bytes = larger.record.progress.bytes, len(flat.getvalue())
+    note = f"the stream of {stream_bytes} bytes is larger than its source of {source_bytes}"
+    shown = rankpress("jobs", "show", larger.id).stdout
+    assert note in shown and f"{source_bytes} bytes" in shown
+    assert json.loads(rankpress("jobs", "show", larger.id, "--json").stdout)["notes"] == [note]
+    assert "larger" not in rankpress("jobs", "show", smaller.id).stdout
+    assert json.loads(rankpress("jobs", "show", smaller.id, "--json").stdout)["notes"] == []
 
 
 def test_rescue_queues_failed_and_named_jobs_again(place: Place) -> None:
