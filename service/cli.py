@@ -31,7 +31,7 @@ from service.cli_options import (
 )
 from service.cli_serve import register as register_serve
 from service.cli_settings import settings_of
-from service.cli_streams import hold_closed_streams, reason_of
+from service.cli_streams import drop_unwritten, hold_closed_streams, reason_of
 from service.cli_train import train_app
 from service.errors import BadParameter, RankpressError
 from service.files import IMAGE_SUFFIXES
@@ -124,6 +124,8 @@ def main() -> None:
         app()
     except OSError as error:  # not of a command's work: --help could not be written
         raise SystemExit(_stop(reason_of(error), 1).exit_code) from error
+    finally:
+        drop_unwritten()
 
 
 def _show_version(wanted: bool) -> None:

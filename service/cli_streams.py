@@ -23,6 +23,16 @@ def hold_closed_streams() -> None:
         sys.stderr = _stream(os.O_WRONLY, "w")
 
 
+def drop_unwritten() -> None:
+    """Drop what standard output could not take: Python would try again as it ends, and exit 120."""
+    try:
+        sys.stdout.flush()
+    except ValueError:  # it was closed
+        return
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def reason_of(error: OSError) -> str:
     """Return what the system says, with the file that it is about."""
     reason = error.strerror or str(error)

@@ -29,6 +29,7 @@ service.engine.opening.open_engine = lambda **_: Quick()
 main()
 """
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)
 CLOSED = "standard output: Bad file descriptor"
 
 

@@ -99,7 +99,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory, small: Small) -> dict[
     store = tmp_path_factory.mktemp("store")
     write_model(store / "small", small.stored, small.base)
     ours = {"PYTHONPATH": f"{REPO / 'service/pillow'}:{REPO}", "RANKPRESS_STORE": str(store),
-            "OMP_NUM_THREADS": "2"}  # fmt: skip
+            "OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"}  # fmt: skip
     return os.environ | ours
 
 
