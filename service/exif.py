@@ -1,10 +1,11 @@
 """The orientation in an Exif block, and Exif of TIFF files, whose own tags it is.
 
 An Exif block here is a small TIFF file (CIPA DC-008): byte order, 42, the offset of the first
-directory; directories are a count, then entries of 12 bytes. Of a whole picture only the
-orientation is touched, in place: maker notes, whose offsets point across the block, survive so.
-Pillow's own writer would rebuild the block and lose them; a picture that was cut or scaled, whose
-maker notes tell of another one, gets such a block.
+directory; directories are a count, then entries of 12 bytes. In the block of a
+whole picture, only the orientation, the size and the colour space are changed, each in place: maker
+notes, whose offsets point across the block, stay readable. Pillow's own writer builds a new block
+without them. A picture that was cut or scaled gets such a new block, because the old maker notes
+describe the whole picture.
 """
 
 from __future__ import annotations

@@ -62,14 +62,14 @@ _MAX_PARTS: Final = 10_000
 
 
 @dataclass(frozen=True)
-class Told:
+class ColourDescription:
     """What a file says of its colours; `by` names where, `space` is None where it is not known."""
 
     by: str
     space: Space | None
 
 
-def told_colours(name: str, image: ImageFile, data: bytes) -> Told | None:
+def describe_colours(name: str, image: ImageFile, data: bytes) -> ColourDescription | None:
     """Return what an opened file says of its colours; None for nothing, or for a profile.
 
     Args:
@@ -82,23 +82,25 @@ def told_colours(name: str, image: ImageFile, data: bytes) -> Told | None:
     icc = bool(image.info.get("icc_profile"))
     if coded is not None and coded.space is not None and (name == "PNG" or not icc):
         return coded
-    return None if icc else told_by_info(image) or coded
+    return None if icc else description_by_info(image) or coded
 
 
-def told_by_info(image: Image) -> Told | None:
+def description_by_info(image: Image) -> ColourDescription | None:
     """Return what Pillow's `info` says of colours, where it has no profile; None for nothing.
 
     It has no code points: those are in the file alone.
     """
     if "srgb" in image.info:
         return None
-    adobe = Told("Exif (Adobe RGB)", _ADOBE_RGB) if is_adobe_rgb(image) else None
-    return _by_gamma(image) or adobe
+    found = _by_gamma(image)
+    if found is None and is_adobe_rgb(image):
+        return ColourDescription("Exif (Adobe RGB)", _ADOBE_RGB)
+    return found
 
 
 def profile_by_info(image: Image, *, grey: bool) -> bytes | None:
-    """Return a profile of what `told_by_info` finds; None for sRGB, or what makes no sense."""
-    told = told_by_info(image)
+    """Return a profile of what `description_by_info` finds; None for sRGB and for nonsense."""
+    told = description_by_info(image)
     if told is None or told.space is None:
         return None
     mode: Literal["L", "RGB"] = "L" if grey else "RGB"
@@ -107,20 +109,20 @@ def profile_by_info(image: Image, *, grey: bool) -> bytes | None:
     return None if transform is None or colour.is_srgb(transform, mode) else icc
 
 
-def _by_cicp(png: bytes) -> Told | None:
+def _by_cicp(png: bytes) -> ColourDescription | None:
     cicp = next((body for kind, body in _chunks(png) if kind == b"cICP"), None)
     if cicp is None:
         return None
     told = _by_code_points("PNG cICP", cicp[0], cicp[1]) if len(cicp) == 4 else None
-    return told if cicp[2:] == _RGB_OF_FULL_RANGE else Told("PNG cICP", None)
+    return told if cicp[2:] == _RGB_OF_FULL_RANGE else ColourDescription("PNG cICP", None)
 
 
-def _by_nclx(name: str, file: bytes) -> Told | None:
+def _by_nclx(name: str, file: bytes) -> ColourDescription | None:
     points = _nclx(file) if name in ("AVIF", "HEIC") else None
     return None if points is None else _by_code_points(f"{name} nclx", *points)
 
 
-def _by_code_points(by: str, primaries: int, transfer: int) -> Told | None:
+def _by_code_points(by: str, primaries: int, transfer: int) -> ColourDescription | None:
     if primaries == transfer == _UNSPECIFIED:
         return None
     if transfer in _HDR:
@@ -130,11 +132,11 @@ def _by_code_points(by: str, primaries: int, transfer: int) -> Told | None:
         )
     known, curve = _PRIMARIES.get(primaries), _CURVES.get(transfer)
     if known is None or curve is None:
-        return Told(f"{by} {primaries}, {transfer}", None)
-    return Told(by, Space(curve, *known))
+        return ColourDescription(f"{by} {primaries}, {transfer}", None)
+    return ColourDescription(by, Space(curve, *known))
 
 
-def _by_gamma(image: Image) -> Told | None:
+def _by_gamma(image: Image) -> ColourDescription | None:
     """By the chunks gAMA and cHRM. 1/2.2 with sRGB's primaries stands for sRGB, as PNG says."""
     gamma, points = image.info.get("gamma"), image.info.get("chromaticity")
     if gamma is None and points is None:
@@ -145,12 +147,12 @@ def _by_gamma(image: Image) -> Told | None:
         if gamma is not None and abs(gamma - 1 / 2.2) < 0.005:
             curve = SRGB_CURVE
         if points is None:
-            return Told(f"PNG {by}", Space(curve))
+            return ColourDescription(f"PNG {by}", Space(curve))
         white, *corners = zip(points[::2], points[1::2], strict=True)
         red, green, blue = corners
-        return Told(f"PNG {by}", Space(curve, (red, green, blue), white))
+        return ColourDescription(f"PNG {by}", Space(curve, (red, green, blue), white))
     except (ValueError, ZeroDivisionError):
-        return Told(f"PNG {by}", None)
+        return ColourDescription(f"PNG {by}", None)
 
 
 def is_adobe_rgb(image: Image) -> bool:

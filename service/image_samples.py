@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from service import colour
 from service.colour import SRGB_CURVE, Curve
 from service.errors import BadImage
-from service.image_colours import Told
+from service.image_colours import ColourDescription
 from service.picture import U8
 
 _BAND_PIXELS: Final = 1 << 20
@@ -108,7 +108,7 @@ def has_grey_palette(image: Image) -> bool:
 def plan_colours(
     image: Image,
     samples: Samples,
-    told: Told | None,
+    told: ColourDescription | None,
     *,
     keep: bool,
     verbatim: bool,
@@ -126,7 +126,7 @@ def plan_colours(
     """
     mode = _colour_mode(image, samples)
     if told is not None and mode != "CMYK":
-        return _plan_told(told, mode, keep)
+        return _plan_described(told, mode, keep)
     icc = image.info.get("icc_profile")
     naive = ("CMYK without a profile converted to RGB",) if mode == "CMYK" else ()
     if not isinstance(icc, bytes) or not icc:
@@ -149,7 +149,7 @@ def plan_colours(
     return Conversion(mode, transform, notes=("colours converted to sRGB by the file's profile",))
 
 
-def _plan_told(told: Told, mode: Literal["L", "RGB"], keep: bool) -> Conversion:
+def _plan_described(told: ColourDescription, mode: Literal["L", "RGB"], keep: bool) -> Conversion:
     """What to do with colours that are told without a profile.
 
     Those of a wider space than sRGB get a profile, others are converted: no colour is lost, and a

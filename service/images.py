@@ -21,7 +21,7 @@ from PIL.ImageFile import ImageFile
 
 from service import colour, exif
 from service.errors import BadImage, BadParameter, NotAcceptable, TooManyPixels
-from service.image_colours import is_adobe_rgb, told_colours
+from service.image_colours import describe_colours, is_adobe_rgb
 from service.image_faults import (
     has_damaged_pixels,
     lacks_end_marker,
@@ -95,9 +95,9 @@ def read_image(
     """Return the picture in an image file: upright, 8 bits a sample, RGB and alpha.
 
     PNG, JPEG (also CMYK and MPO), WebP, AVIF, GIF, TIFF, BMP and PPM are read, and HEIC where
-    pillow-heif is installed. Grey files give
-    three equal channels and `grey`. Deeper samples are reduced to 8 bits and CMYK is converted to
-    sRGB, both noted. A profile that does nothing but say sRGB is not kept except by "all".
+    pillow-heif is installed. Grey files give three equal channels and `grey`. Deeper samples are
+    reduced to 8 bits and CMYK is converted to sRGB, both noted. A profile that does nothing but
+    say sRGB is not kept except by "all".
 
     Args:
         data: the whole file.
@@ -189,10 +189,9 @@ def shrink(picture: Picture, max_size: int) -> Picture:
     """
     if max_size < 1:
         raise BadParameter(f"max_size is {max_size}, expected at least 1")
-    longest = max(picture.width, picture.height)
-    if longest <= max_size:
-        return picture
     size = size_within(picture.width, picture.height, max_size)
+    if size == (picture.width, picture.height):
+        return picture
     # Pillow weights LA and RGBA by alpha on its own.
     small = np.asarray(_to_pillow(picture).resize(size, Image.Resampling.LANCZOS))
     alpha = small[..., -1] if picture.alpha is not None else None
@@ -234,7 +233,7 @@ def _check_size(kind: Kind, image: ImageFile, max_pixels: int) -> None:
 
 def _read_open(kind: Kind, image: ImageFile, data: bytes, metadata: Metadata) -> Picture:
     """Decode a file whose header was accepted."""
-    samples, told = examine(image), told_colours(kind.name, image, data)
+    samples, told = examine(image), describe_colours(kind.name, image, data)
     image.load()
     if has_grey_palette(image):
         samples = replace(samples, grey=True)

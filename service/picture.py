@@ -54,6 +54,12 @@ class Picture:
             return self.rgb.size
         return 3 * sum(int(np.square(row, dtype=np.int64).sum()) for row in self.alpha) / 255**2
 
+    def psnr_db(self, squared: float) -> float:
+        """PSNR in dB for a sum of squared errors, see `squared_error`; inf where that is 0."""
+        if not squared:
+            return math.inf
+        return 10 * math.log10(255**2 * self.visible_samples / squared)
+
     def samples(self) -> U8:
         """Return [H, W, C] as image files interleave them: grey or RGB, then alpha if there is any.
 
@@ -90,18 +96,6 @@ def squared_error(a: U8, b: U8, alpha: U8 | None = None) -> float:
             difference *= alpha[row, :, None]
         squared += int(np.square(difference, out=difference).sum())
     return squared if alpha is None else squared / 255**2
-
-
-def psnr_db(squared: float, samples: float) -> float:
-    """PSNR in dB.
-
-    Args:
-        squared: see `squared_error`. samples: see `Picture.visible_samples`.
-
-    Returns:
-        inf when nothing that is seen differs.
-    """
-    return 10 * math.log10(255**2 * samples / squared) if squared else math.inf
 
 
 def larger_note(stream_bytes: int, source_bytes: int) -> tuple[str, ...]:

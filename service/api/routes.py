@@ -195,12 +195,11 @@ def view_of(query: DecompressQuery, accept: str) -> View:
     """What a request asks to see. Raises BadParameter or NotAcceptable."""
     names = (query.format,) if query.format else rank_formats(accept, EXACT)
     if query.quality is not None:
-        lossy = tuple(name for name in names if name not in LOSSLESS_ONLY)
         if names[0] in LOSSLESS_ONLY:
             raise BadParameter(
                 f"quality is {query.quality}, but {names[0]} is lossless: ask for a format"
             )
-        names = lossy
+        names = tuple(name for name in names if name not in LOSSLESS_ONLY)
     forms = tuple(Form(name, query.quality) for name in names)
     return View(forms, query.parsed_region(), query.max_size)
 

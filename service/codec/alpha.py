@@ -94,16 +94,11 @@ def _doubled(plane: F32) -> F32:
     """Twice as many rows and columns, linearly interpolated between the centres of pixels."""
     for axis in (0, 1):
         near = np.repeat(plane, 2, axis)
-        before, after = (np.take(plane, i, axis, mode="clip") for i in _neighbours(plane, axis))
-        far = np.stack([before, after], axis + 1).reshape(near.shape)
+        own = np.arange(plane.shape[axis])
+        neighbours = [np.take(plane, i, axis, mode="clip") for i in (own - 1, own + 1)]
+        far = np.stack(neighbours, axis + 1).reshape(near.shape)
         plane = 0.75 * near + 0.25 * far
     return plane
-
-
-def _neighbours(plane: F32, axis: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The indices before and after each index of an axis; those outside are to be clipped."""
-    own = np.arange(plane.shape[axis])
-    return own - 1, own + 1
 
 
 def _difference(plane: U8, axis: int) -> U8:

@@ -11,7 +11,7 @@ from service.codec import container
 from service.codec.tiles import Box
 from service.engine.pipeline import Latents, LoadedModel, decode_all, painted_windows
 from service.errors import CheckFailed, RankpressError
-from service.picture import Picture, psnr_db, squared_error
+from service.picture import Picture, squared_error
 
 
 def verify(
@@ -31,7 +31,7 @@ def verify(
             return [result for one in made for result in verify(model, [one])]
         return [CheckFailed(f"the fresh stream does not decode: {error}")]
     return [
-        psnr_db(seen_error(model, picture, latents), picture.visible_samples)
+        picture.psnr_db(seen_error(model, picture, latents))
         if np.array_equal(latents.y_hat, expected.y_hat)
         else CheckFailed("the fresh stream decodes to other latents than were encoded")
         for (picture, _, expected), latents in zip(made, decoded, strict=True)

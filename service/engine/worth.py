@@ -23,7 +23,7 @@ from service.engine.pipeline import (
     with_update,
 )
 from service.errors import CheckFailed, RankpressError
-from service.picture import Picture, psnr_db
+from service.picture import Picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def measure(
     data = container.write_stream(stream)
     bpp = 8 * len(data) / (picture.width * picture.height)
     loss = bpp + lmbda * squared / picture.rgb.size
-    return Measured(data, y_hat, psnr_db(squared, picture.visible_samples), loss)
+    return Measured(data, y_hat, picture.psnr_db(squared), loss)
 
 
 def prove(model: LoadedModel, found: Measured) -> None:

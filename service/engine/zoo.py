@@ -55,7 +55,7 @@ from service.errors import (
     UnknownModel,
 )
 from service.nets.zoo import digest, merged, pretrained, ready
-from service.picture import U8, Picture, Region, psnr_db, squared_error
+from service.picture import U8, Picture, Region, squared_error
 
 BASE_RATE: Final = 4
 MAX_PIXELS: Final = 1 << 22
@@ -155,10 +155,10 @@ class ZooCodec:
         except RankpressError as error:
             raise CheckFailed(f"the fresh stream does not decode: {error}") from error
         squared = squared_error(back, picture.rgb, picture.alpha)
-        quality_db = psnr_db(squared, picture.visible_samples)
+        psnr_db = picture.psnr_db(squared)
         timings = Timings(net_s=net_s, check_s=perf_counter() - start)
         bpp = 8 * len(data) / (picture.width * picture.height)
-        return Compressed(data, picture.width, picture.height, rate, bpp, quality_db, timings)
+        return Compressed(data, picture.width, picture.height, rate, bpp, psnr_db, timings)
 
     def compress_to(self, picture: Picture, target: Target, tune: str = PSNR) -> Compressed:
         """Raises BadParameter: there is no search over a CompressAI model's rates."""

@@ -28,7 +28,7 @@ from service.errors import BadParameter
 from service.eval import metrics
 from service.eval.curves import Curve, Point, bd_rate
 from service.eval.machine import Machine
-from service.eval.pictures import Named, shown
+from service.eval.pictures import Named, decode_on_white
 from service.eval.run import digest
 from service.files import write_whole
 
@@ -185,7 +185,7 @@ def _adapted(
         adaptation.advance(60)
     seconds = perf_counter() - start
     data, told = adaptation.best(), adaptation.progress
-    psnr_db = metrics.psnr_db(named.picture, shown(engine, data))
+    psnr_db = metrics.psnr_db(named.picture, decode_on_white(engine, data))
     height, width, _ = named.rgb.shape
     return Row(
         named.name,

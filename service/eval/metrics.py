@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service import picture
 from service.errors import MissingExtra
 from service.picture import U8, Picture, squared_error
 
@@ -42,8 +41,7 @@ def psnr_db(original: Picture, other: U8) -> float:
         original: with its alpha: the error is divided by what is visible of it.
         other: what is seen of the decoded picture on white.
     """
-    squared = squared_error(original.on_white().rgb, other)
-    return picture.psnr_db(squared, original.visible_samples)
+    return original.psnr_db(squared_error(original.on_white().rgb, other))
 
 
 def ms_ssim(original: U8, other: U8) -> float | None:

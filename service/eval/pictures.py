@@ -54,7 +54,7 @@ class Named:
         return self.picture.on_white().rgb
 
 
-def shown(codec: Codec, data: bytes) -> U8:
+def decode_on_white(codec: Codec, data: bytes) -> U8:
     """What is seen of a stream's picture on a white page, [H, W, 3]."""
     return codec.decompress(data).picture.on_white().rgb
 

@@ -23,7 +23,7 @@ from service.errors import BadParameter
 from service.eval import curves, metrics
 from service.eval.machine import Machine
 from service.eval.peers import Peer, decompress, library_versions
-from service.eval.pictures import Named, shown
+from service.eval.pictures import Named, decode_on_white
 from service.eval.rows import OUR_NAMES, OURS, Row, our_name
 from service.picture import U8
 
@@ -163,7 +163,7 @@ def _codecs(
             return codec.compress(named.picture, rate, tune).data
 
         setting = f"rate {rate:g}"
-        yield our_name(tune), setting, ours, partial(shown, codec)
+        yield our_name(tune), setting, ours, partial(decode_on_white, codec)
     for peer in plan.peers:
         for quality in peer.qualities:
 

@@ -16,7 +16,7 @@ from service.codec.container import TUNES
 from service.engine.types import Codec, Target
 from service.eval.metrics import psnr_db
 from service.eval.peers import decompress, fit_bytes, named
-from service.eval.pictures import Named, shown
+from service.eval.pictures import Named, decode_on_white
 from service.picture import U8
 
 CROP: Final = (208, 160)
@@ -88,7 +88,7 @@ def busiest(rgb: U8) -> tuple[int, int]:
 def _row(picture: Named, codec: Codec, rate: float) -> Image.Image:
     """A picture's crops side by side, ours and the peers'."""
     data = codec.compress(picture.picture, rate).data
-    cells = [(f"Rankpress rate {rate:g}", data, shown(codec, data))]
+    cells = [(f"Rankpress rate {rate:g}", data, decode_on_white(codec, data))]
     for name in PEERS:
         _, file = fit_bytes(named(name), picture.picture, len(data))
         cells.append((TITLES[name], file, decompress(file)))
@@ -100,7 +100,7 @@ def _tunes_row(picture: Named, codec: Codec, rate: float) -> Image.Image:
     most = max(len(codec.compress(picture.picture, rate, tune).data) for tune in TUNES)
     found = [codec.compress_to(picture.picture, Target(max_bytes=most), tune) for tune in TUNES]
     cells = [
-        (f"{made.tune} {made.rate:g}", made.data, shown(codec, made.data))
+        (f"{made.tune} {made.rate:g}", made.data, decode_on_white(codec, made.data))
         for made in found
     ]
     return _side_by_side(picture, cells)

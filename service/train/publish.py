@@ -71,11 +71,7 @@ def candidate(model: StoredModel, update: Update, described: StoredRate) -> Stor
     Raises:
         BadParameter: the rate is the base's own. StoreError: the update does not fit the base.
     """
-    data = _adapter_file(model, update)
-    digest = hashlib.sha256(data).digest()
-    return with_rate(
-        model, replace(described, update=update, digest=digest, file_bytes=len(data))
-    )
+    return _with_adapter(model, update, described, _adapter_file(model, update))
 
 
 def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredModel:
@@ -92,7 +88,7 @@ def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredMo
     """
     stored = load_model(folder)
     data = _adapter_file(stored, update)
-    candidate(stored, update, measured)
+    _with_adapter(stored, update, measured, data)  # refuses the base's own rate
     kind = "" if measured.tune == PSNR else f"{measured.tune}-"
     name = f"rates/{kind}{measured.rate:g}-{hashlib.sha256(data).hexdigest()[:12]}.safetensors"
     (folder / "rates").mkdir(exist_ok=True)
@@ -193,6 +189,15 @@ def _adapter_file(model: StoredModel, update: Update) -> bytes:
     packed = pack(update, layer_shapes(model.transforms, model.entropy))
     check_adapter(model, packed)
     return save_safetensors(packed)
+
+
+def _with_adapter(
+    model: StoredModel, update: Update, described: StoredRate, data: bytes
+) -> StoredModel:
+    """The model with a rate that an adapter's file makes. Raises BadParameter as `with_rate`."""
+    digest = hashlib.sha256(data).digest()
+    rate = replace(described, update=update, digest=digest, file_bytes=len(data))
+    return with_rate(model, rate)
 
 
 def _entry(data: bytes) -> dict[str, object]:

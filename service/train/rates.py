@@ -19,7 +19,7 @@ from service.engine.engine import Engine
 from service.engine.loading import load_models
 from service.errors import BadParameter
 from service.eval.metrics import ms_ssim
-from service.eval.pictures import shown
+from service.eval.pictures import decode_on_white
 from service.image_folder import read_folder
 from service.nets.lora import RateAdapter
 from service.nets.twin import float_twin
@@ -172,7 +172,7 @@ def averages(engine: Engine, rate: float, tune: str, folder: Path) -> Averages:
         assert result.psnr_db is not None
         bpps.append(result.bpp)
         psnrs_db.append(result.psnr_db)
-        decoded = shown(engine, result.data)
+        decoded = decode_on_white(engine, result.data)
         likenesses.append(ms_ssim(picture.on_white().rgb, decoded))
     if not bpps:
         raise BadParameter(f"{folder} has no pictures to measure on")
