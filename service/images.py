@@ -22,6 +22,8 @@ from PIL.ImageFile import ImageFile
 from service import colour, exif
 from service.errors import BadImage, BadParameter, NotAcceptable, TooManyPixels
 from service.image_colours import describe_colours, is_adobe_rgb
+from service.image_cost import Format as Format
+from service.image_cost import effort_for
 from service.image_faults import (
     has_damaged_pixels,
     lacks_end_marker,
@@ -41,7 +43,6 @@ from service.image_samples import (
 from service.picture import Picture
 
 Metadata = Literal["none", "icc", "all"]
-Format = Literal["png", "webp", "jpeg", "avif"]
 
 MEDIA_TYPES: Final[Mapping[Format, str]] = {
     "png": "image/png",
@@ -64,6 +65,9 @@ _PNG_SMALL: Final[Mapping[str, int]] = {"compress_level": 6}
 _LONGEST_SIDE: Final[Mapping[Format, int]] = {"webp": 16383, "jpeg": 65500, "avif": 65535}
 OPAQUE: Final[frozenset[Format]] = frozenset({"jpeg"})
 """Formats without alpha."""
+
+_QUALITY: Final[Mapping[Format, int]] = {"jpeg": 90, "avif": 80}
+"""Where none is asked for."""
 
 _GREY_PROFILE: Final = frozenset({"png", "jpeg"})
 _TURNED_BY_BOXES: Final = frozenset({"AVIF", "HEIC"})
@@ -152,7 +156,8 @@ def write_image(
     PNG is lossless, and WebP is unless a quality is given. JPEG (quality 90) and AVIF (quality 80)
     keep colour at full resolution. JPEG has no alpha: the picture is laid on white. Grey pictures
     are written as grey in PNG, JPEG and AVIF. A profile or Exif block that the format cannot carry
-    is left out, a grey profile after converting to sRGB.
+    is left out, a grey profile after converting to sRGB. Large pictures are written with less
+    effort, see image_cost.py.
 
     Args:
         picture: what to write.
@@ -162,11 +167,12 @@ def write_image(
 
     Raises:
         BadParameter: a quality out of range, or for PNG.
-        NotAcceptable: the picture is wider or higher than the format can be.
+        NotAcceptable: the picture is wider or higher than the format can be, or its encoder cannot
+            write it (WebP has a limit on what its first part may take).
     """
     _check_writable(picture, format, quality)
     image, icc = _for_writing(picture, format)
-    options = _options(format, quality, small_png)
+    options = _options(format, quality, small_png, picture.width * picture.height)
     if icc is not None:
         options["icc_profile"] = icc
     if picture.exif is not None and _can_carry(picture.exif, format):
@@ -175,7 +181,13 @@ def write_image(
         block = exif.as_srgb(picture.exif) if converted else picture.exif
         options["exif"] = exif.PREFIX + block
     out = io.BytesIO()
-    image.save(out, format=format.upper(), **options)
+    try:
+        image.save(out, format=format.upper(), **options)
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        raise NotAcceptable(
+            f"the {format} encoder cannot write this picture of {picture.width}x{picture.height} "
+            f"pixels: {error}"
+        ) from error
     return out.getvalue()
 
 
@@ -350,14 +362,10 @@ def _can_carry(block: bytes, format: Format) -> bool:
     return True
 
 
-def _options(format: Format, quality: int | None, small_png: bool) -> dict[str, Any]:
-    """Return Pillow's options for the format."""
-    if format == "webp" and quality is None:
-        return {"lossless": True, "method": 4}
-    if format == "webp":
-        return {"quality": quality, "method": 4}
-    if format == "jpeg":
-        return {"quality": quality or 90, "subsampling": "4:4:4"}
-    if format == "avif":
-        return {"quality": quality or 80, "subsampling": "4:4:4", "speed": 8}
-    return dict(_PNG_SMALL if small_png else _PNG_QUICK)
+def _options(format: Format, quality: int | None, small_png: bool, pixels: int) -> dict[str, Any]:
+    """Return Pillow's options for a picture of so many pixels in the format."""
+    options = dict(effort_for(format, quality, pixels).options)
+    if format == "png":
+        return options | dict(_PNG_SMALL if small_png else _PNG_QUICK)
+    quality = quality or _QUALITY.get(format)
+    return options if quality is None else options | {"quality": quality}

@@ -60,8 +60,16 @@ class Settings(BaseSettings):
     """Pixels of the largest picture, its sides rounded up to 16; a larger one is refused before it
     is decoded."""
 
+    max_output_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    """Seconds of one fast core that writing an image file may take by its format and size, at
+    worst; a format that would take longer is not written."""
+
+    max_output_memory_bytes: int = Field(default=1536 * MIB, ge=MIB)
+    """Bytes of memory, its pixels included, that writing an image file may take likewise."""
+
     workers: int = Field(default=1, ge=1, le=256)
-    """Requests worked on at the same time; each may hold one decoded picture in memory."""
+    """Large requests worked on at the same time, and as many small ones beside them; each may hold
+    one decoded picture in memory."""
 
     max_batch: int = Field(default=0, ge=0, le=64)
     """Requests of one rate and size worked on in one call; 0 takes what suits the device."""

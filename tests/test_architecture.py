@@ -43,6 +43,7 @@ HELPERS = {
     "colour": "images",
     "exif": "images",
     "image_colours": "images",
+    "image_cost": "images",
     "image_faults": "images",
     "image_folder": "images",
     "image_kinds": "images",

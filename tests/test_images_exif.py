@@ -18,6 +18,7 @@ from service import exif
 from service.api.negotiate import Form
 from service.api.work import DecompressFile, View
 from service.engine.types import Decompressed, Timings
+from service.image_cost import WriteLimits
 from service.images import Metadata, of_another_view, read_image, shrink, write_image
 from service.picture import Picture, Region
 
@@ -174,8 +175,9 @@ def test_the_service_gives_a_part_no_exif_of_the_whole(
     picture = with_camera_exif()
     part = picture if region is None else replace(picture, rgb=picture.rgb[:20, :30])
     form = Form("jpeg", 90)
-    work = DecompressFile(FakeCodec(), b"", View((form,), region, max_size))
-    file = work.write(Decompressed(part, 4.0, "m", Timings()), form)
+    limits = WriteLimits(1.0, 2**20)
+    work = DecompressFile(FakeCodec(), b"", View((form,), region, max_size), limits)
+    file = work.write(Decompressed(part, 4.0, "m", Timings()), (form,))
     kept = read(file.data, "all").exif
     assert kept is not None and (b"\xff\xd8" in kept) == whole
 

@@ -21,7 +21,7 @@ from service.api.job_metrics import JobMetrics
 from service.api.job_routes import adapt_router, jobs_router
 from service.api.metrics import Metrics
 from service.api.middleware import RequestMiddleware
-from service.api.work import together
+from service.api.work import SMALL_WORK, together
 from service.engine.batching import Admission, Batching
 from service.engine.types import Codec
 from service.errors import ObjectsUnavailable, RankpressError, Saturated
@@ -59,6 +59,7 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
         max_waiting=settings.max_waiting,
         max_wait_s=settings.max_wait_s,
         max_waiting_bytes=settings.max_waiting_bytes,
+        small_size=SMALL_WORK,
         batching=Batching(together, codec.max_batch, settings.batch_window_s),
     )
     metrics = Metrics(admission)
@@ -90,9 +91,7 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     app.add_exception_handler(RankpressError, errors.on_rankpress_error)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
-    app.add_middleware(
-        RequestMiddleware, admission=admission, metrics=metrics, settings=settings
-    )
+    app.add_middleware(RequestMiddleware, admission=admission, metrics=metrics, settings=settings)
     if settings.cors_origins:
         _allow_origins(app, settings.cors_origins)
     app.openapi = lambda: openapi.document(app, settings.root_path)  # type: ignore[method-assign]

@@ -15,6 +15,7 @@ from typing import Final
 
 from service.engine.types import StreamShape
 from service.errors import NotAcceptable
+from service.image_cost import WriteLimits
 from service.images import MEDIA_TYPES, OPAQUE, Format, fits
 
 
@@ -81,24 +82,33 @@ def rank_formats(accept: str | None, preference: Preference) -> tuple[Format, ..
     return tuple(sorted(left, key=rank, reverse=True))
 
 
-def choose_form(forms: Sequence[Form], shape: StreamShape) -> Form:
-    """The first form that can hold a picture; one without alpha only where no other is left.
+def choose_forms(
+    forms: Sequence[Form], shape: StreamShape, limits: WriteLimits
+) -> tuple[Form, ...]:
+    """The forms that a picture can be written in, the best first; those without alpha last.
 
     Args:
         forms: that may be written, the best first. shape: of the picture as it will be written.
+        limits: of what writing may take.
 
     Raises:
-        NotAcceptable: none of them can hold it.
+        NotAcceptable: it can be written in none of them.
     """
-    able = [form for form in forms if fits(form.format, shape.width, shape.height)]
+    refusals = [(form, _refusal(form, shape, limits)) for form in forms]
+    able = [form for form, refusal in refusals if refusal is None]
     if not able:
-        names = ", ".join(form.format for form in forms)
-        raise NotAcceptable(
-            f"the picture is {shape.width}x{shape.height} pixels, more than can be written in what "
-            f"was asked for: {names}"
-        )
-    with_alpha = [form for form in able if form.format not in OPAQUE]
-    return with_alpha[0] if shape.has_alpha and with_alpha else able[0]
+        reasons = "; ".join(refusal for _, refusal in refusals if refusal is not None)
+        raise NotAcceptable(f"{reasons}: ask for another format, for a region or for max_size")
+    if shape.has_alpha:
+        able.sort(key=lambda form: form.format in OPAQUE)
+    return tuple(able)
+
+
+def _refusal(form: Form, shape: StreamShape, limits: WriteLimits) -> str | None:
+    """Why a picture cannot be written in a form; None if it can."""
+    if not fits(form.format, shape.width, shape.height):
+        return f"{form.format} cannot hold a picture of {shape.width}x{shape.height} pixels"
+    return limits.refusal(form.format, form.quality, shape.width * shape.height)
 
 
 def _parse(accept: str) -> dict[str, float]:

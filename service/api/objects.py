@@ -88,7 +88,8 @@ async def get_object(
         return Response(None, 304, {**caching, "ETag": f'"{known}"'})
     data = await _read(request, service, sha256, size)
     fetch_s = time.perf_counter() - begun
-    done = await _decoded(request, service, sha256, DecompressFile(service.codec, data, view))
+    work = DecompressFile(service.codec, data, view, service.write_limits)
+    done = await _decoded(request, service, sha256, work)
     image, record = done.value, record_of(request.scope)
     record.rate, record.model = image.rate, image.model
     record.pixels = image.width * image.height

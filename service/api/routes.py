@@ -36,6 +36,7 @@ from service.api.work import CompressFile, DecompressFile, ImageFile, Load, Stre
 from service.engine.batching import Admission, Done, Phase
 from service.engine.types import Codec, ModelInfo, Target, Timings
 from service.errors import BadParameter, Saturated
+from service.image_cost import WriteLimits
 from service.images import MEDIA_TYPES
 from service.objects import Objects
 from service.settings import Settings
@@ -65,6 +66,11 @@ class Service:
     def calls(self) -> int:
         """Blocking calls that wait or run, besides the work in the codec."""
         return self.desk.waiting + self.ask_objects.waiting + self.read_headers.waiting
+
+    @property
+    def write_limits(self) -> WriteLimits:
+        """What writing one image file may take."""
+        return WriteLimits(self.settings.max_output_s, self.settings.max_output_memory_bytes)
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
@@ -132,7 +138,7 @@ async def decompress(
     view = view_of(query, ",".join(request.headers.getlist("accept")))
     record = record_of(request.scope)
     body = await read_body(request, service.admission, record.hold, service.settings)
-    work = DecompressFile(service.codec, body, view)
+    work = DecompressFile(service.codec, body, view, service.write_limits)
     done = await run_work(request, service, work, work.load())
     image = done.value
     record.rate, record.model = image.rate, image.model

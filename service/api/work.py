@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from service.api.negotiate import Form, choose_form
+from service.api.negotiate import Form, choose_forms
+from service.engine.interruption import allow_interruption
 from service.engine.line import Group
 from service.engine.target import USUAL_ENCODES
 from service.engine.types import (
@@ -24,6 +26,8 @@ from service.engine.types import (
     Target,
     Timings,
 )
+from service.errors import NotAcceptable
+from service.image_cost import WriteLimits, effort_for
 from service.images import (
     Format,
     Metadata,
@@ -37,6 +41,14 @@ from service.images import (
 from service.picture import Picture, Region, larger_note
 
 T = TypeVar("T")
+
+PIXELS_PER_SECOND: Final = 5e6
+"""Pixels, as `Codec.stream_work` counts them, that a machine decodes in the time in which it writes
+an image file for one second of `image_cost`: about what two cores of a Zen 4 do."""
+
+SMALL_WORK: Final = 8 * 10**6
+"""Largest work, in those pixels, that takes the lane for small work: a picture of about three
+megapixels compressed and checked, or one to three seconds of two cores."""
 
 
 @dataclass(frozen=True)
@@ -150,19 +162,25 @@ class DecompressFile:
 
     Raises:
         BadStream, TooManyPixels, BadParameter: as `Codec.decompress` does.
+        NotAcceptable: the picture can be written in no form that is asked for.
     """
 
     codec: Codec
     data: bytes
     view: View
+    limits: WriteLimits
 
     def __call__(self) -> ImageFile:
         """Decompress the stream and write the file."""
-        form = self.form()
-        return self.write(self.codec.decompress(self.data, self.view.region), form)
+        forms = self.forms()
+        return self.write(self.codec.decompress(self.data, self.view.region), forms)
 
-    def form(self) -> Form:
-        """What will be written, before anything is decoded. Raises BadStream, NotAcceptable."""
+    def forms(self) -> tuple[Form, ...]:
+        """What may be written, the best first. Raises BadStream, NotAcceptable."""
+        return choose_forms(self.view.forms, self.shape(), self.limits)
+
+    def shape(self) -> StreamShape:
+        """What will be written, by the stream's header. Raises BadStream, BadParameter."""
         shape, view = self.codec.stream_shape(self.data), self.view
         width, height = shape.width, shape.height
         if view.region is not None:
@@ -170,17 +188,18 @@ class DecompressFile:
             width, height = view.region.width, view.region.height
         if view.max_size is not None:
             width, height = size_within(width, height, view.max_size)
-        return choose_form(view.forms, StreamShape(width, height, shape.has_alpha))
+        return StreamShape(width, height, shape.has_alpha)
 
-    def write(self, decoded: Decompressed, form: Form) -> ImageFile:
-        """The picture as an image file."""
+    def write(self, decoded: Decompressed, forms: Sequence[Form]) -> ImageFile:
+        """The picture as an image file, in the first form that its encoder can write."""
         begun = time.perf_counter()
         picture, view = decoded.picture, self.view
         if view.region is not None:
             picture = of_another_view(picture)
         if view.max_size is not None:
             picture = shrink(picture, view.max_size)
-        written = write_image(picture, form.format, quality=form.quality)
+        allow_interruption()
+        form, written = _written(picture, forms)
         return ImageFile(
             data=written,
             format=form.format,
@@ -197,10 +216,24 @@ class DecompressFile:
 
         Raises:
             BadStream, TooManyPixels, BadParameter: as `Codec.decompress` does.
+            NotAcceptable: the picture can be written in no form that is asked for.
         """
         region = self.view.region
         pixels = self.codec.stream_work(self.data, region)
-        return Load(pixels, self.codec.stream_group(self.data, whole=region is None))
+        form, shape = self.forms()[0], self.shape()
+        area = shape.width * shape.height
+        seconds = effort_for(form.format, form.quality, area).us * area / 1e6
+        group = self.codec.stream_group(self.data, whole=region is None)
+        return Load(pixels + round(seconds * PIXELS_PER_SECOND), group)
+
+
+def _written(picture: Picture, forms: Sequence[Form]) -> tuple[Form, bytes]:
+    """The first form that the encoder can write the picture in. Raises NotAcceptable."""
+    for form in forms[:-1]:
+        with suppress(NotAcceptable):
+            return form, write_image(picture, form.format, quality=form.quality)
+    last = forms[-1]
+    return last, write_image(picture, last.format, quality=last.quality)
 
 
 def together(works: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -232,17 +265,17 @@ def _compress_together(works: Sequence[CompressFile]) -> list[Any]:
 
 
 def _decompress_together(works: Sequence[DecompressFile]) -> list[Any]:
-    forms = [_outcome(work.form) for work in works]
-    good = [w.data for w, form in zip(works, forms, strict=True) if isinstance(form, Form)]
+    chosen = [_outcome(work.forms) for work in works]
+    good = [w.data for w, forms in zip(works, chosen, strict=True) if isinstance(forms, tuple)]
     decoded = iter(works[0].codec.decompress_batch(good))
 
-    def finish(work: DecompressFile, form: Form | Exception) -> Any:
-        if isinstance(form, Exception):
-            return form
+    def finish(work: DecompressFile, forms: tuple[Form, ...] | Exception) -> Any:
+        if isinstance(forms, Exception):
+            return forms
         one = next(decoded)
-        return one if isinstance(one, Exception) else _outcome(partial(work.write, one, form))
+        return one if isinstance(one, Exception) else _outcome(partial(work.write, one, forms))
 
-    return [finish(work, form) for work, form in zip(works, forms, strict=True)]
+    return [finish(work, forms) for work, forms in zip(works, chosen, strict=True)]
 
 
 def _outcome(work: Callable[[], T]) -> T | Exception:
@@ -251,4 +284,3 @@ def _outcome(work: Callable[[], T]) -> T | Exception:
         return work()
     except Exception as error:
         return error
-

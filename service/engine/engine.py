@@ -350,14 +350,15 @@ class Engine:
         return header, want
 
     def picture_work(self, width: int, height: int) -> int:
-        """How much compressing a picture once is, see codec.tiles.work_pixels.
+        """How much compressing a picture once, and checking that, is: see codec.tiles.work_pixels.
 
         Raises:
             TooManyPixels: over the limit.
         """
         check_pixels(self._max_pixels, width, height)
         box = latent_box(width, height)
-        return work_pixels(box, box, self._models[0].stored.sizes.halo)
+        once = work_pixels(box, box, self._models[0].stored.sizes.halo)
+        return 2 * once if self._check else once
 
     def stream_work(self, data: bytes, region: Region | None = None) -> int:
         """How much decompressing a stream, or a region of it, is, as `picture_work`.

@@ -39,6 +39,7 @@ class Entry:
 
     Attributes:
         size: how much work it is, in a unit that is one for all.
+        abandoned: whether nobody waits for the answer any more.
     """
 
     work: Callable[[], Any]
@@ -47,6 +48,7 @@ class Entry:
     group: Group | None = None
     size: float = 1.0
     overtaken: int = 0
+    abandoned: bool = False
 
     @property
     def batches(self) -> bool:

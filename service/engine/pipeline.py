@@ -31,6 +31,7 @@ from service.codec.tiles import (
     tiles,
     windows,
 )
+from service.engine.interruption import allow_interruption
 from service.errors import MissingExtra, UnsupportedStream
 from service.picture import U8, Picture
 from service.stored import StoredModel, Tensors, layer_shapes
@@ -116,6 +117,7 @@ def encode_all(
     coded: list[tuple[bytes, ...]] = []
     code_s = 0.0
     for tile in tiles(box):
+        allow_interruption()
         window, inner = tile.grown(sizes.halo, box), tile.relative(tile.grown(sizes.halo, box))
         y = [model.analysis.analyse(pixels_under(p, window))[inner.slices] for p in pictures]
         z = np.concatenate([model.analysis.hyper_analyse(one[None]) for one in y])
@@ -139,6 +141,7 @@ def assemble(
     """A stream of coded tiles, with what else the picture brings."""
     flags = container.Flags.GREY * picture.grey
     flags |= container.Flags.MS_SSIM * (tune == container.MS_SSIM)
+    allow_interruption()
     return container.Stream(
         container.Header(model.stored.identity[:4], rate16, flags, picture.width, picture.height),
         coded,
@@ -222,9 +225,7 @@ def decode_latents(model: LoadedModel, stream: container.Stream, want: Box) -> L
     return decode_all(model, [stream], want)[0]
 
 
-def decode_all(
-    model: LoadedModel, streams: Sequence[container.Stream], want: Box
-) -> list[Latents]:
+def decode_all(model: LoadedModel, streams: Sequence[container.Stream], want: Box) -> list[Latents]:
     """The same for streams of one `latent_box`, their entropy networks run together.
 
     Raises:
@@ -242,6 +243,7 @@ def decode_all(
     y_hat: NDArray[np.int16] | None = None
     code_s = 0.0
     for tile, data in chosen:
+        allow_interruption()
         decoded = model.coder.decode(data, tile)
         if y_hat is None:  # allocated only once the first tile proved sound
             y_hat = np.empty((len(streams), cover.height, cover.width, sizes.M), np.int16)
@@ -265,6 +267,7 @@ def painted_windows(
     """Synthesise window by window; yields the part of `want` in each window and its pixels."""
     halo = model.stored.sizes.halo
     for inner in windows(latents_under(want)):
+        allow_interruption()
         window = inner.grown(halo, latents.box)
         y_hat = latents.y_hat[window.relative(latents.box).slices]
         rgb = model.synthesis.synthesise(y_hat, inner.relative(window))

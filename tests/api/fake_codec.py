@@ -160,6 +160,9 @@ class FakeCodec:
         return width * height
 
     def stream_work(self, data: bytes, region: Region | None = None) -> int:
+        shape = self.stream_shape(data)
+        if shape.width * shape.height > self.max_pixels:
+            raise TooManyPixels(f"{shape.width}x{shape.height}, at most {self.max_pixels} pixels")
         return region.width * region.height if region else len(data)
 
     def adapters(self) -> tuple[AdapterInfo, ...]:

@@ -16,6 +16,8 @@ from starlette.types import Message
 from service.api.metrics import Metrics
 from service.api.middleware import RequestMiddleware
 from service.engine.batching import LONGEST_RETRY_S, Admission, Batching, Done, Phase
+from service.engine.interruption import WorkAbandoned, allow_interruption
+from service.engine.lane import PATIENCE
 from service.engine.line import Group
 from service.errors import Saturated, SelfTestFailed
 from service.settings import Settings
@@ -184,7 +186,7 @@ def test_retry_after_is_the_measured_time_times_the_queue() -> None:
         gate = Gate()
         async with opened(workers=2, max_waiting=1000) as admission:
             for _ in range(50):
-                admission._measure(3.0, 1.0)
+                admission.speed.add(3.0, 1.0)
             tasks = [submit(admission, gate.work(n)) for n in range(6)]
             await until(lambda: len(gate.begun) == 2)
             assert admission.retry_after_s == 9  # 3 s · 6 / 2
@@ -202,7 +204,7 @@ def test_what_waits_is_counted_by_its_size_not_by_its_number() -> None:
     async def law() -> None:
         gate = Gate()
         async with opened(max_waiting=100, max_wait_s=60) as admission:
-            admission._measure(2.0, 100.0)
+            admission.speed.add(2.0, 100.0)
             tasks = [asyncio.ensure_future(admission.run(gate.work(n), size=50)) for n in range(4)]
             await until(lambda: gate.begun == [0])
             assert admission.retry_after_s == 4  # 2 s · (50 + 3 · 50) / 100
@@ -355,9 +357,7 @@ def test_what_is_launched_together_gets_each_its_own_outcome() -> None:
             return [ValueError("second") if i == 1 else work() for i, work in enumerate(works)]
 
         batching = Batching(together, max_batch=3, window_s=0.0)
-        admission = Admission(
-            workers=1, max_waiting=8, max_waiting_bytes=100, batching=batching
-        )
+        admission = Admission(workers=1, max_waiting=8, max_waiting_bytes=100, batching=batching)
         admission.start()
         await admission.open_after(lambda: None)
         first = submit(admission, gate.work(0))
@@ -384,9 +384,7 @@ def test_what_is_launched_together_gets_each_its_own_outcome() -> None:
 def test_a_request_that_nobody_joins_runs_when_its_window_ends() -> None:
     async def law() -> None:
         batching = Batching(lambda works: [w() for w in works], max_batch=4, window_s=0.05)
-        admission = Admission(
-            workers=1, max_waiting=8, max_waiting_bytes=100, batching=batching
-        )
+        admission = Admission(workers=1, max_waiting=8, max_waiting_bytes=100, batching=batching)
         admission.start()
         await admission.open_after(lambda: None)
         done = await admission.run(lambda: 7, Group(4, "small"))
@@ -407,9 +405,7 @@ def test_a_batch_that_fails_as_a_whole_fails_each_and_frees_the_worker() -> None
             raise OSError(f"{len(works)} works")
 
         batching = Batching(together, max_batch=2, window_s=10.0)
-        admission = Admission(
-            workers=1, max_waiting=8, max_waiting_bytes=100, batching=batching
-        )
+        admission = Admission(workers=1, max_waiting=8, max_waiting_bytes=100, batching=batching)
         admission.start()
         await admission.open_after(lambda: None)
         group = Group(4, "small")
@@ -418,6 +414,145 @@ def test_a_batch_that_fails_as_a_whole_fails_each_and_frees_the_worker() -> None
         assert [str(f) for f in failed] == ["2 works"] * 2
         assert admission.running == 0
         assert (await admission.run(lambda: 3)).value == 3
+        admission.close()
+
+    asyncio.run(law())
+
+
+def test_work_that_nobody_waits_for_stops_at_its_next_interruption_point() -> None:
+    async def law() -> None:
+        ended: list[str] = []
+        begun = threading.Event()
+
+        def long() -> None:
+            try:
+                for _ in range(10_000):
+                    allow_interruption()
+                    begun.set()
+                    time.sleep(0.001)
+                ended.append("done")
+            except WorkAbandoned:
+                ended.append("abandoned")
+                raise
+
+        async with opened(max_waiting=20) as admission:
+            abandoned = [submit(admission, long) for _ in range(10)]
+            await until(begun.is_set)
+            for task in abandoned:
+                task.cancel()
+            assert (await admission.run(lambda: 7)).value == 7, "it waits for none of the ten"
+            assert ended == ["abandoned"], "nine were never begun"
+            await until(lambda: admission.running == 0)
+            assert not admission.speed.is_known or admission.retry_after_s == 1
+
+    asyncio.run(law())
+
+
+def test_a_batch_goes_on_while_anyone_waits_for_it() -> None:
+    async def law() -> None:
+        gate, left = threading.Event(), threading.Event()
+
+        def together(works: Sequence[Callable[[], object]]) -> list[object]:
+            gate.set()
+            assert left.wait(10)
+            allow_interruption()
+            return [work() for work in works]
+
+        admission = Admission(
+            workers=1,
+            max_waiting=8,
+            max_waiting_bytes=100,
+            batching=Batching(together, max_batch=2, window_s=1.0),
+        )
+        admission.start()
+        await admission.open_after(lambda: None)
+        group = Group(1, 1)
+        first, second = (
+            asyncio.ensure_future(admission.run(lambda n=n: n, group))
+            for n in range(2)  # type: ignore[misc]
+        )
+        await until(gate.is_set)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        left.set()
+        assert (await second).value == 1
+        admission.close()
+
+    asyncio.run(law())
+
+
+def lanes(small_size: float) -> Admission:
+    """One worker in each lane, and work of more than `small_size` is large."""
+    return Admission(workers=1, max_waiting=20, max_waiting_bytes=100, small_size=small_size)
+
+
+def test_small_work_never_waits_for_large_work() -> None:
+    async def law() -> None:
+        gate = Gate()
+        admission = lanes(10)
+        admission.start()
+        await admission.open_after(lambda: None)
+        large = [asyncio.ensure_future(admission.run(gate.work(n), size=11)) for n in range(3)]
+        await until(lambda: gate.begun == [0])
+        for n in range(5):
+            assert (await admission.run(lambda n=n: n, size=10)).value == n  # type: ignore[misc]
+        assert gate.begun == [0]
+        gate.event.set()
+        assert [done.value for done in await asyncio.gather(*large)] == [0, 1, 2]
+        admission.close()
+
+    asyncio.run(law())
+
+
+def test_large_work_pauses_while_small_work_is_here_but_not_for_ever() -> None:
+    async def law() -> None:
+        gate, points = Gate(), [0]
+
+        def long() -> int:
+            while points[0] < 1000 and not stopped.is_set():
+                points[0] += 1
+                time.sleep(0.01)  # its own work between two interruption points
+                allow_interruption()
+            return points[0]
+
+        stopped = threading.Event()
+        admission = lanes(10)
+        admission.start()
+        await admission.open_after(lambda: None)
+        large = asyncio.ensure_future(admission.run(long, size=1000))
+        await until(lambda: points[0] > 0)
+        small = asyncio.ensure_future(admission.run(gate.work(0), size=1))
+        await until(lambda: gate.begun == [0])
+        before, begun_s = points[0], time.monotonic()
+        await until(lambda: points[0] >= before + 5)  # it goes on all the same
+        with_small_s = time.monotonic() - begun_s
+        gate.event.set()
+        await small
+        stopped.set()
+        assert (await large).value == points[0] < 1000
+        assert with_small_s >= 4 * 0.01 * (1 + PATIENCE), "it paused for twice as long as it worked"
+        admission.close()
+
+    asyncio.run(law())
+
+
+def test_a_full_lane_for_large_work_refuses_large_work_alone() -> None:
+    async def law() -> None:
+        gate = Gate()
+        admission = Admission(
+            workers=1, max_waiting=100, max_waiting_bytes=100, max_wait_s=10, small_size=10
+        )
+        admission.start()
+        await admission.open_after(lambda: None)
+        admission.speed.add(1.0, 10.0)
+        large = [asyncio.ensure_future(admission.run(gate.work(n), size=100)) for n in range(5)]
+        await until(lambda: admission.waiting == 4)
+        with pytest.raises(Saturated, match="4 requests wait already, for about 50 s"):
+            await admission.run(lambda: None, size=100)
+        admission.check()
+        assert (await admission.run(lambda: 1, size=10)).value == 1
+        gate.event.set()
+        await asyncio.gather(*large)
         admission.close()
 
     asyncio.run(law())

@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
+from service.api.work import PIXELS_PER_SECOND
 from service.engine.target import USUAL_ENCODES
 from service.engine.types import LEAST_WORK
 from service.errors import CheckFailed, StoreError, TooManyPixels
-from service.images import MEDIA_TYPES
+from service.image_cost import effort_for
+from service.images import MEDIA_TYPES, Format
 from service.picture import Region
 
 from .client import HEIGHT, PIXELS, PNG, WIDTH, Client, pixels_of, running
@@ -387,6 +389,9 @@ def test_a_picture_that_is_too_much_work_is_refused_before_it_waits() -> None:
 def test_what_waits_is_counted_by_the_work_that_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[float] = []
 
+    def written(pixels: int, format: Format) -> int:
+        return round(effort_for(format, None, pixels).us * pixels / 1e6 * PIXELS_PER_SECOND)
+
     async def law() -> None:
         async with running(FakeCodec()) as client:
             run = client.service.admission.run
@@ -400,13 +405,13 @@ def test_what_waits_is_counted_by_the_work_that_it_is(monkeypatch: pytest.Monkey
             await client.post("/compress?target_bpp=9", content=PNG)
             await client.post("/compress", content=b"no image")
             await client.post("/decompress", content=stream)
-            await client.post("/decompress?region=0,0,5,4", content=stream)
+            await client.post("/decompress?region=0,0,5,4&format=avif", content=stream)
             assert sizes == [
                 WIDTH * HEIGHT,
                 USUAL_ENCODES * WIDTH * HEIGHT,
                 LEAST_WORK,
-                len(stream),  # what the codec says
-                20,
+                len(stream) + written(WIDTH * HEIGHT, "png"),  # what the codec says, and the file
+                20 + written(20, "avif"),
             ]
 
     asyncio.run(law())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from service.api.negotiate import EXACT, SMALL, Form, Preference, choose_form, rank_formats
+from service.api.negotiate import EXACT, SMALL, Form, Preference, choose_forms, rank_formats
 from service.engine.types import StreamShape
 from service.errors import NotAcceptable
+from service.image_cost import WriteLimits
+
+NO_LIMITS = WriteLimits(math.inf, 2**62)
 
 
 def chosen(
@@ -14,7 +19,7 @@ def chosen(
 ) -> str:
     """The format for a picture."""
     forms = [Form(name, None) for name in rank_formats(accept, preference)]
-    return choose_form(forms, StreamShape(width, height, alpha)).format
+    return choose_forms(forms, StreamShape(width, height, alpha), NO_LIMITS)[0].format
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,7 @@ def test_of_what_is_accepted_the_picture_must_fit(
 def test_a_picture_that_no_accepted_format_holds_is_refused_by_its_size(
     accept: str, side: int
 ) -> None:
-    with pytest.raises(NotAcceptable, match=rf"{side}x5 pixels, more than .* {accept[6:10]}"):
+    with pytest.raises(NotAcceptable, match=rf"{accept[6:10]} cannot hold .* {side}x5 pixels"):
         chosen(accept, SMALL, side, 5)
 
 
@@ -120,3 +125,20 @@ def test_a_hostile_header_takes_no_time() -> None:
         rank_formats("a/b;q=0." * 100_000, EXACT)
     with pytest.raises(NotAcceptable):
         rank_formats(",".join(["a/b"] * 100_000) + ",image/png", EXACT)
+
+
+def test_a_format_that_would_take_too_long_or_too_much_memory_is_passed_over() -> None:
+    """A stream of 119 bytes can say 10,000x10,000 pixels: as AVIF they would take minutes."""
+    forms = [Form(name, None) for name in ("avif", "webp", "jpeg", "png")]
+    limits = WriteLimits(30.0, 1536 * 2**20)
+
+    def able(side: int) -> list[str]:
+        return [f.format for f in choose_forms(forms, StreamShape(side, side, False), limits)]
+
+    assert able(1000) == ["avif", "webp", "jpeg", "png"]
+    assert able(6000) == ["webp", "jpeg", "png"]  # AVIF would take 32 s
+    assert able(10_000) == ["jpeg", "png"]  # WebP would take 2 GB
+    with pytest.raises(NotAcceptable, match=r"avif of 100 megapixels can take 90 s and \d+ MiB"):
+        choose_forms(forms[:1], StreamShape(10_000, 10_000, False), limits)
+    with pytest.raises(NotAcceptable, match="the limits are 1 s and 1536 MiB"):
+        choose_forms(forms[:1], StreamShape(1000, 2000, False), WriteLimits(1.0, 1536 * 2**20))
