@@ -31,7 +31,7 @@ FIRST_GUESS_S = 1.0
 SMOOTHING = 0.2
 """Weight of the newest time and size in the running means."""
 
-PATIENCE = 2.0
+PATIENCE = 1.0
 """Seconds that large work may pause for small requests, for each second that it has worked."""
 
 CALM_S = 0.05
