@@ -2,6 +2,7 @@
 
 nginx with the configuration that ships, PostgreSQL, an S3 server (moto), two servers, two workers
 and a decode-only server, each its own process on a free port, with the small model of the tests.
+Each role has the rights that ship for it, at PostgreSQL and at the S3 server.
 Run alone, it starts all that and says what `check` found:
 
     python tests/deploy/arrangement.py
@@ -9,7 +10,6 @@ Run alone, it starts all that and says what `check` found:
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import secrets
@@ -31,13 +31,13 @@ TESTS = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from jobs.machines import PostgresServer, find_postgres  # noqa: E402
+from jobs.machines import find_postgres  # noqa: E402
 from small_model import small_stored_model  # noqa: E402
 
+from deploy.stores import Bucket, Database, s3_command  # noqa: E402
 from service.train.publish import write_model  # noqa: E402
 
 START_S = 300.0
-BUCKET = "rankpress"
 NGINX_SCRIPT = TESTS.parent / "docker" / "nginx.sh"
 
 
@@ -52,8 +52,6 @@ def what_is_missing() -> str | None:
         return "nginx is not installed (Debian: apt install nginx-light)"
     if find_postgres() is None:
         return "PostgreSQL's programs are not installed (Debian: apt install postgresql)"
-    if importlib.util.find_spec("moto") is None:
-        return "moto is not installed (pip install 'rankpress[dev]')"
     return None
 
 
@@ -110,7 +108,7 @@ class Arrangement:
 
     Attributes:
         url: of nginx. token: what may write. servers, workers: programs by address or name.
-        decoder, nginx: programs.
+        decoder, nginx, s3: programs.
     """
 
     def __init__(self, folder: Path, closing: ExitStack) -> None:
@@ -119,8 +117,9 @@ class Arrangement:
         self.token = secrets.token_urlsafe(24)
         postgres = find_postgres()
         assert postgres is not None
-        database = PostgresServer(postgres, folder / "postgres")
+        database = Database(postgres, folder / "postgres")
         closing.callback(database.stop)
+        self._bucket = self._start_bucket()
         stored, base, _ = small_stored_model()
         write_model(folder / "store" / "small", stored, base)
         self._variables = self._clean() | {
@@ -128,11 +127,10 @@ class Arrangement:
             "RANKPRESS_THREADS": "1",
             "RANKPRESS_DEVICE": "cpu",
             "RANKPRESS_JOB_STEP_S": "0.5",
-            "RANKPRESS_JOB_MAX_S": "30",
-            "RANKPRESS_JOBS_URL": f"{database.url}/rankpress",
-            **self._bucket(),
+            "RANKPRESS_JOB_MAX_S": "120",
         }
-        write = {"RANKPRESS_JOBS_WORKER": "false", "RANKPRESS_OBJECTS_WRITE": "true"}
+        jobs = {"RANKPRESS_JOBS_URL": database.url()}
+        write = jobs | {"RANKPRESS_JOBS_WORKER": "false", "RANKPRESS_OBJECTS_WRITE": "true"}
         ports = [free_port() for _ in range(3)]
         self.servers = {
             f"127.0.0.1:{port}": self._serve(f"server-{n}", port, write)
@@ -140,7 +138,7 @@ class Arrangement:
         }
         self.decoder_at = f"127.0.0.1:{ports[2]}"
         self.decoder = self._serve("decoder", ports[2], {"RANKPRESS_DECODE_ONLY": "true"})
-        self.workers = [self._rankpress(f"worker-{n}", {}, "worker") for n in range(2)]
+        self.workers = [self._rankpress(f"worker-{n}", jobs, "worker") for n in range(2)]
         for address, server in {**self.servers, self.decoder_at: self.decoder}.items():
             server.wait_for(lambda address=address: answers(f"http://{address}/readyz"))
         for worker in self.workers:
@@ -156,22 +154,12 @@ class Arrangement:
         }
         return kept | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-    def _bucket(self) -> dict[str, str]:
-        """Start an S3 server with a bucket; variables that lead there."""
+    def _start_bucket(self) -> Bucket:
         port = free_port()
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        store = self._start("s3", command, self._clean())
         url = f"http://127.0.0.1:{port}"
-        store.wait_for(lambda: answers(f"{url}/moto-api/"))
-        httpx.put(f"{url}/{BUCKET}").raise_for_status()
-        return {
-            "RANKPRESS_OBJECTS_URL": f"s3://{BUCKET}",
-            "AWS_ENDPOINT": url,
-            "AWS_ALLOW_HTTP": "true",
-            "AWS_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": "rankpress",
-            "AWS_SECRET_ACCESS_KEY": "for tests",
-        }
+        self.s3 = self._start("s3", s3_command(port), self._clean())
+        self.s3.wait_for(lambda: answers(f"{url}/moto-api/"))
+        return Bucket(url)
 
     def _nginx(self) -> Program:
         folder = self.folder / "nginx"
@@ -199,9 +187,10 @@ class Arrangement:
         return self._rankpress(name, settings, "serve", "--port", str(port))
 
     def _rankpress(self, name: str, settings: Mapping[str, str], *arguments: str) -> Program:
-        own = {"RANKPRESS_STATE": str(self.folder / name), **settings}
+        role = name.partition("-")[0]
+        own = {"RANKPRESS_STATE": str(self.folder / name), **self._bucket.variables(role)}
         command = [sys.executable, "-m", "service", *arguments]
-        return self._start(name, command, self._variables | own)
+        return self._start(name, command, self._variables | own | dict(settings))
 
     def _start(self, name: str, command: Sequence[str], variables: Mapping[str, str]) -> Program:
         program = Program(name, command, self.folder, variables)

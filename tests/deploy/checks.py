@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -250,6 +251,11 @@ def without_any_server_the_cache_answers(walk: Walk) -> None:
     assert int(gone.headers["retry-after"]) > 0
 
 
+def no_role_asked_for_what_it_may_not(walk: Walk) -> None:
+    answers = re.findall(r'HTTP/1\.1\S*" (\d+) -', walk.at.s3.log.read_text())
+    assert answers.count("200") > 10 and answers.count("403") == 0, Counter(answers)
+
+
 CHECKS = (
     each_rate_has_one_server,
     a_stream_of_one_server_is_adapted_by_a_worker,
@@ -263,4 +269,5 @@ CHECKS = (
     a_dead_server_is_not_missed,
     without_the_decoder_servers_decode,
     without_any_server_the_cache_answers,
+    no_role_asked_for_what_it_may_not,
 )

@@ -121,9 +121,7 @@ class Place:
         path = self.folder / "log"
         return path.read_text().splitlines() if path.exists() else []
 
-    def wait(
-        self, job_id: str, condition: Callable[[Job], bool], jobs: Jobs | None = None
-    ) -> Job:
+    def wait(self, job_id: str, condition: Callable[[Job], bool], jobs: Jobs | None = None) -> Job:
         """The job once the condition holds for it, as `jobs` see it."""
         deadline = time.monotonic() + WAIT_S
         while True:
@@ -159,16 +157,21 @@ class PostgresServer:
     It refuses to run as root, so there it runs as its package's user.
     """
 
-    def __init__(self, programs: Path, folder: Path) -> None:
-        self.programs, self.folder = programs, folder
+    def __init__(
+        self, programs: Path, folder: Path, superuser: str = "rankpress", password: str = ""
+    ) -> None:
+        """Start one. Without a password of the superuser it lets in anyone as any user."""
+        self.programs, self.folder, self._superuser = programs, folder, superuser
         self.user = {"user": "postgres"} if os.geteuid() == 0 else {}
         folder.mkdir(parents=True)
         if self.user:
             shutil.chown(folder, "postgres")
-        initdb = [programs / "initdb", "-D", folder / "data", "-U", "rankpress", "-A", "trust"]
-        subprocess.run(
-            [*initdb, "--no-sync"], check=True, capture_output=True, cwd=folder, **self.user
-        )
+        initdb = [programs / "initdb", "-D", folder / "data", "-U", superuser, "--no-sync"]
+        access = ["-A", "trust"]
+        if password:
+            (folder / "password").write_text(password)
+            access = ["-A", "scram-sha-256", "--pwfile", folder / "password"]
+        subprocess.run([*initdb, *access], check=True, capture_output=True, cwd=folder, **self.user)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -177,7 +180,7 @@ class PostgresServer:
     @property
     def url(self) -> str:
         """Of the server, without a database."""
-        return f"postgresql://rankpress@127.0.0.1:{self.port}"
+        return f"postgresql://{self._superuser}@127.0.0.1:{self.port}"
 
     def start(self) -> None:
         port = str(self.port)
