@@ -33,6 +33,13 @@ LAST_STEP: Final = "last_step"
 """Attribute of a workflow: [number, record] of a step, the last where that could be written. A look
 at a job then reads one row and no step."""
 
+BEGUN: Final = "begun"
+"""Attribute of a workflow: [number of its last step, attempt that first began after that step]."""
+
+WAITING: Final = "waiting"
+"""Attribute of a workflow: Unix time since when its worker waits for storage, None where it does
+not."""
+
 SQLITE: Final = "sqlite:///"
 CONNECT_S: Final = 10
 
@@ -59,7 +66,9 @@ def database_url(settings: Settings) -> str:
     if not url:
         return f"{SQLITE}{settings.state_folder / 'jobs.sqlite'}"
     if not url.startswith((SQLITE, "postgresql://", "postgres://")):
-        raise BadParameter("jobs_url is another kind of URL, expected postgresql://… or sqlite:///…")
+        raise BadParameter(
+            "jobs_url is another kind of URL, expected postgresql://… or sqlite:///…"
+        )
     if url.startswith(SQLITE):
         return url
     url = url.replace("postgres://", "postgresql://", 1)

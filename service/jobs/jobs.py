@@ -7,9 +7,10 @@ every call blocks. The API and the command line use this, and the worker for its
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from service.errors import (
     ExpiredJob,
@@ -22,8 +23,11 @@ from service.errors import (
 from service.jobs.database import (
     ADVANCE,
     APPLICATION,
+    BEGUN,
+    LAST_STEP,
     QUEUE,
     VERSION,
+    WAITING,
     WORKFLOW,
     open_client,
     reported,
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_S: Final = 30
 """Said to those who find the queue full."""
+
 
 @dataclass(frozen=True)
 class JobLimits:
@@ -68,8 +73,8 @@ class Jobs:
     def submit(self, image: bytes, spec: JobSpec, priority: int) -> Job:
         """Have a job done, unless that is so already; return it.
 
-        A job that waits, runs or has a result that is kept is left as it is. A cancelled one goes
-        on; one that failed or whose result has expired begins again.
+        A job that waits, runs or has a result that is kept is left as it is. One that was cancelled
+        or failed goes on from its last step; one whose result is gone begins again.
 
         Args:
             image: the file; a picture that can be read. spec: of that file.
@@ -89,6 +94,8 @@ class Jobs:
                 self._enqueue(spec, priority)
             elif job.state == "cancelled" and not is_over(job.expires_s):
                 self._client.resume_workflow(spec.id, queue_name=QUEUE)
+            elif job.state == "failed" and not is_over(job.expires_s):
+                self._go_on(job)
             else:
                 self._rewind(spec.id)
         return self.get(spec.id)
@@ -100,14 +107,22 @@ class Jobs:
             UnknownJob: there is none. ExpiredJob: its result is no longer kept.
             JobsUnavailable: the database does not answer.
         """
-        with reported():
-            row = self._row(job_id)
-            if row is None:
-                raise UnknownJob(f"there is no job {job_id[:80]!r}")
-            job = self._job(row)
+        job = self.find(job_id)
+        if job is None:
+            raise UnknownJob(f"there is no job {job_id[:80]!r}")
         if is_over(job.expires_s):
             raise ExpiredJob(f"job {job_id} ended more than {self._limits.result_ttl_s:g} s ago")
         return self._latest(job)
+
+    def find(self, job_id: str) -> Job | None:
+        """A job as its row shows it, expired or not; None if there is none.
+
+        Raises:
+            JobsUnavailable: the database does not answer.
+        """
+        with reported():
+            row = self._row(job_id)
+            return None if row is None else self._job(row)
 
     def since(self, job_id: str, after: int) -> tuple[Job, list[tuple[int, StepRecord]]]:
         """A job and its `steps` after one.
@@ -115,11 +130,10 @@ class Jobs:
         Raises:
             UnknownJob, JobsUnavailable: as `get`.
         """
-        with reported():
-            row = self._row(job_id)
-        if row is None:
+        job = self.find(job_id)
+        if job is None:
             raise UnknownJob(f"there is no job {job_id[:80]!r}")
-        return self._job(row), self.steps(job_id, after)
+        return job, self.steps(job_id, after)
 
     def steps(self, job_id: str, after: int) -> list[tuple[int, StepRecord]]:
         """Numbers, from 1, and records of a job's steps after one, the earliest first."""
@@ -237,13 +251,49 @@ class Jobs:
         with reported():
             for job in jobs:
                 if job.state == "failed":
-                    self._rewind(job.id)
+                    self._go_on(job)
                 elif job.state in ("running", "cancelled"):
                     self._client.resume_workflow(job.id, queue_name=QUEUE)
                 else:
                     continue
                 rescued.append(job.id)
         return rescued
+
+    def begin(self, job_id: str) -> int:
+        """Note that a worker begins a job, anew or where another one left it.
+
+        Returns:
+            How many workers in a row died at it since its last step. Those that died while they
+            waited for storage do not count.
+
+        Raises:
+            UnknownJob: there is none. JobsUnavailable: the database does not answer.
+        """
+        with reported():
+            row = self._row(job_id)
+            if row is None:
+                raise UnknownJob(f"there is no job {job_id[:80]!r}")
+            job, attributes = self._latest(self._job(row)), row.attributes or {}
+            steps, first = attributes.get(BEGUN, (None, 0))
+            if steps == job.steps and first <= job.attempts and not attributes.get(WAITING):
+                return int(job.attempts - first)
+            values = {BEGUN: [job.steps, job.attempts], WAITING: None}
+            self._client.update_workflow_attributes(job_id, values, merge=True)
+            return 0
+
+    def note_waiting(self, job_id: str) -> None:
+        """Note that a job waits for storage from now on; its next step ends that."""
+        with reported():
+            self._client.update_workflow_attributes(job_id, {WAITING: time.time()}, merge=True)
+
+    def note_step(self, job_id: str, number: int, record: StepRecord) -> None:
+        """Put the last step, which is on record, where a look at the job reads it."""
+        with reported():
+            self._client.update_workflow_attributes(job_id, _attributes(number, record))
+
+    def check_objects(self) -> None:
+        """Find out whether files of jobs can be stored. Raises ObjectsUnavailable."""
+        self._objects.check()
 
     def lost(self) -> list[Job]:
         """Running jobs whose worker shows no heartbeat."""
@@ -254,7 +304,10 @@ class Jobs:
     def _found(self, statuses: list[str], **filters: object) -> list[Job]:
         with reported():
             rows = self._client.list_workflows(
-                name=WORKFLOW, status=statuses, load_output=False, **filters  # type: ignore[arg-type]
+                name=WORKFLOW,
+                status=statuses,
+                load_output=False,
+                **filters,  # type: ignore[arg-type]
             )
         return [self._job(row) for row in rows]
 
@@ -301,13 +354,22 @@ class Jobs:
             spec_json(spec),
         )
 
-    def _rewind(self, job_id: str) -> None:
-        """Begin an ended job again; nothing happens if somebody was quicker."""
+    def _go_on(self, job: Job) -> None:
+        """Begin a failed job again after its last step."""
+        attributes = None if job.record is None else _attributes(job.steps, job.record)
+        self._rewind(job.id, attributes, job.steps + 1)
+
+    def _rewind(
+        self, job_id: str, attributes: dict[str, Any] | None = None, first_step: int = 1
+    ) -> None:
+        """Begin an ended job again with a step; nothing happens if somebody was quicker."""
         from dbos import error as dbos_error
 
         try:
-            self._client.update_workflow_attributes(job_id, None)
-            self._client.rewind_workflow(job_id, queue_name=QUEUE, application_version=VERSION)
+            self._client.update_workflow_attributes(job_id, attributes)
+            self._client.rewind_workflow(
+                job_id, start_step=first_step, queue_name=QUEUE, application_version=VERSION
+            )
         except dbos_error.DBOSException:
             row = self._row(job_id)
             if row is None or self._job(row).state in ENDED:
@@ -327,6 +389,11 @@ def open_jobs(settings: Settings, url: str) -> Jobs:
     objects = open_objects(settings.objects_place, settings.objects_timeout_s)
     with reported():
         return Jobs(open_client(url), objects, limits)
+
+
+def _attributes(number: int, record: StepRecord) -> dict[str, Any]:
+    """All that a workflow's attributes say after a step."""
+    return {LAST_STEP: [number, record.to_json()]}
 
 
 def spec_json(spec: JobSpec) -> dict[str, str | int]:

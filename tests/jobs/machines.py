@@ -46,12 +46,12 @@ class Worker:
     """A worker process, forked from one that has imported all it needs: quick to start."""
 
     def __init__(
-        self, folder: Path, settings: Settings, hasty: bool, options: dict[str, Any]
+        self, folder: Path, settings: Settings, hasty: bool, stuck: bool, options: dict[str, Any]
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", "jobs.fake_worker"])
         self._process = context.Process(
-            target=fake_worker.main, args=(folder, settings, hasty, options), daemon=True
+            target=fake_worker.main, args=(folder, settings, hasty, stuck, options), daemon=True
         )
         self._process.start()
         assert self._process.pid is not None
@@ -110,9 +110,14 @@ class Place:
     def spec(data: bytes, effort: int = 1) -> JobSpec:
         return spec_of(data, 20, 12, 4.0, effort, (model_info(),))
 
-    def worker(self, *, hasty: bool = False, **options: Any) -> Worker:
-        """Start a worker process with a fake adapter of these options."""
-        worker = Worker(self.folder, self.settings, hasty, options)
+    def worker(self, *, hasty: bool = False, stuck: bool = False, **options: Any) -> Worker:
+        """Start a worker process with a fake adapter of these options.
+
+        Args:
+            hasty: with heartbeats a few times a second. stuck: whose first expiry never ends.
+            options: of the adapter.
+        """
+        worker = Worker(self.folder, self.settings, hasty, stuck, options)
         self.workers.append(worker)
         return worker
 
