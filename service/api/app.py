@@ -19,6 +19,7 @@ from service.api.calls import BlockingCalls
 from service.api.desk import Desk
 from service.api.job_metrics import JobMetrics
 from service.api.job_routes import adapt_router, jobs_router
+from service.api.job_storage import JobStorage
 from service.api.metrics import Metrics
 from service.api.middleware import RequestMiddleware
 from service.api.work import together
@@ -73,14 +74,15 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     )
     place, timeout_s = settings.objects_url, settings.objects_timeout_s
     store = open_objects(place, timeout_s) if place else None
-    desk, job_metrics = Desk(settings, codec.models()), JobMetrics(metrics.registry)
+    desk = Desk(settings, codec.models())
     app.state.service = routes.Service(
         codec,
         settings,
         admission,
         metrics,
         desk,
-        job_metrics,
+        JobMetrics(metrics.registry),
+        JobStorage(desk, metrics.registry),
         store,
         BlockingCalls("object store", OBJECT_THREADS, ObjectsUnavailable),
         BlockingCalls("image headers", 1, _busy),
@@ -90,9 +92,7 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     app.add_exception_handler(RankpressError, errors.on_rankpress_error)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
-    app.add_middleware(
-        RequestMiddleware, admission=admission, metrics=metrics, settings=settings
-    )
+    app.add_middleware(RequestMiddleware, admission=admission, metrics=metrics, settings=settings)
     if settings.cors_origins:
         _allow_origins(app, settings.cors_origins)
     app.openapi = lambda: openapi.document(app, settings.root_path)  # type: ignore[method-assign]
@@ -145,7 +145,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         test.cancel()
         await asyncio.gather(test, return_exceptions=True)
         service.admission.close()
-        calls = (service.desk, service.ask_objects, service.read_headers)
+        calls = (service.job_storage, service.desk, service.ask_objects, service.read_headers)
         await asyncio.gather(*(each.close() for each in calls))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from service.errors import BadParameter, JobsUnavailable, MissingExtra
 from service.settings import Settings
@@ -42,6 +43,8 @@ not."""
 
 SQLITE: Final = "sqlite:///"
 CONNECT_S: Final = 10
+CHECK_S: Final = 1.0
+"""Seconds that a check of an SQLite file waits for those who write to it."""
 
 
 def check_places(settings: Settings) -> None:
@@ -127,6 +130,26 @@ def reported() -> Iterator[None]:
     except (dbos_error.DBOSException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise JobsUnavailable(f"the jobs' database does not answer: {reason}") from error
+
+
+def check_file(url: str) -> None:
+    """Write to the file of an SQLite URL, changing nothing; any other URL is no file.
+
+    Raises:
+        sqlite3.Error: it cannot be written.
+    """
+    if not url.startswith(SQLITE):
+        return
+    path = quote(url.removeprefix(SQLITE))
+    connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=CHECK_S)
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute(f"PRAGMA user_version={version}")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # somebody writes to it
+            raise
+    finally:
+        connection.close()
 
 
 def _prepare_file(settings: Settings, path: str) -> None:

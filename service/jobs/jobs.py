@@ -29,6 +29,7 @@ from service.jobs.database import (
     VERSION,
     WAITING,
     WORKFLOW,
+    check_file,
     open_client,
     reported,
 )
@@ -39,7 +40,7 @@ from service.objects import Objects, open_objects
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from dbos import DBOSClient, WorkflowStatus
+    from dbos import WorkflowStatus
 
 RETRY_AFTER_S: Final = 30
 """Said to those who find the queue full."""
@@ -57,8 +58,10 @@ class JobLimits:
 class Jobs:
     """All jobs of one database."""
 
-    def __init__(self, client: DBOSClient, objects: Objects, limits: JobLimits) -> None:
-        self._client, self._objects, self._limits = client, objects, limits
+    def __init__(self, url: str, objects: Objects, limits: JobLimits) -> None:
+        with reported():
+            self._client = open_client(url)
+        self._url, self._objects, self._limits = url, objects, limits
         self._submitting = threading.Lock()
 
     def close(self) -> None:
@@ -291,6 +294,16 @@ class Jobs:
         with reported():
             self._client.update_workflow_attributes(job_id, _attributes(number, record))
 
+    def check_database(self) -> None:
+        """Find out whether rows of jobs can be stored: a file is written, PostgreSQL is only asked.
+
+        Raises:
+            JobsUnavailable: they cannot.
+        """
+        with reported():
+            self._client.list_workflows(limit=1, load_input=False, load_output=False)
+            check_file(self._url)
+
     def check_objects(self) -> None:
         """Find out whether files of jobs can be stored. Raises ObjectsUnavailable."""
         self._objects.check()
@@ -387,8 +400,7 @@ def open_jobs(settings: Settings, url: str) -> Jobs:
     """
     limits = JobLimits(settings.max_jobs_waiting, settings.result_ttl_s, settings.job_step_s)
     objects = open_objects(settings.objects_place, settings.objects_timeout_s)
-    with reported():
-        return Jobs(open_client(url), objects, limits)
+    return Jobs(url, objects, limits)
 
 
 def _attributes(number: int, record: StepRecord) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,7 @@ class Place:
         path = self.folder / "log"
         return path.read_text().splitlines() if path.exists() else []
 
-    def wait(
-        self, job_id: str, condition: Callable[[Job], bool], jobs: Jobs | None = None
-    ) -> Job:
+    def wait(self, job_id: str, condition: Callable[[Job], bool], jobs: Jobs | None = None) -> Job:
         """The job once the condition holds for it, as `jobs` see it."""
         deadline = time.monotonic() + WAIT_S
         while True:
@@ -147,6 +146,19 @@ class Place:
         for worker in self.workers:
             worker.end()
         self.jobs.close()
+
+
+@contextmanager
+def objects_away(place: Place) -> Iterator[None]:
+    """The folder of the objects is somewhere else for a while, and a file in its place."""
+    folder = place.settings.state_folder / "objects"
+    folder.rename(away := folder.with_name("away"))
+    folder.write_bytes(b"")
+    try:
+        yield
+    finally:
+        folder.unlink()
+        away.rename(folder)
 
 
 def find_postgres() -> Path | None:

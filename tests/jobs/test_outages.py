@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from sqlalchemy import event
 
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result, name_of
-from jobs.machines import Place, picture, png
+from jobs.machines import Place, objects_away, picture, png
 from service.jobs import database, expiry, outage
 from service.jobs.expiry import expire
 from service.jobs.job import Job
@@ -48,19 +47,6 @@ def check_ended_well(place: Place, jobs: dict[str, bytes]) -> None:
         assert steps == Counter({"new": 1, **{str(n): 1 for n in range(1, 21)}})
 
 
-@contextmanager
-def objects_away(place: Place) -> Iterator[None]:
-    """The folder of the objects is somewhere else for a while, and a file in its place."""
-    folder = place.settings.state_folder / "objects"
-    folder.rename(away := folder.with_name("away"))
-    folder.write_bytes(b"")
-    try:
-        yield
-    finally:
-        folder.unlink()
-        away.rename(folder)
-
-
 def test_jobs_wait_for_an_object_store_that_is_away(make_place: MakePlace) -> None:
     place = make_place(job_attempts=1)
     jobs = {place.submit(data).id: data for data in map(png, range(6))}
@@ -72,7 +58,7 @@ def test_jobs_wait_for_an_object_store_that_is_away(make_place: MakePlace) -> No
         assert waiting.state == "running"
         worker.wait_for(lambda: place.errors().count("step waits for storage") > 5)
         active = {job.id: job.state for job in place.jobs.active()}
-        assert active == {job_id: "queued" for job_id in jobs} | {first: "running"}
+        assert active == dict.fromkeys(jobs, "queued") | {first: "running"}
     assert place.wait(first, lambda job: job.waiting_since_s is None)
     check_ended_well(place, jobs)
 
@@ -162,7 +148,7 @@ def test_a_job_outlives_more_deaths_of_workers_than_it_has_attempts_if_it_gets_f
     steps = 0
     for _ in range(5):
         worker = place.worker()
-        steps = place.wait(job.id, lambda job: job.steps > steps + 1).steps
+        steps = place.wait(job.id, lambda job, last=steps: job.steps > last + 1).steps
         worker.end()
     place.worker()
     done = place.wait(job.id, lambda job: job.state in ("succeeded", "failed"))
