@@ -80,6 +80,17 @@ def database_url(settings: Settings) -> str:
     return f"{url}{'&' if '?' in url else '?'}connect_timeout={CONNECT_S}"
 
 
+def place_of(settings: Settings) -> str:
+    """The URL of the database without what may be secret: its password and its parameters.
+
+    Raises:
+        BadParameter: as `database_url`.
+    """
+    scheme, _, rest = database_url(settings).partition("?")[0].partition("://")
+    user, at, place = rest.rpartition("@")
+    return f"{scheme}://{user.partition(':')[0]}{at}{place}"
+
+
 def prepare(settings: Settings) -> str:
     """Make the database or bring its tables up to date, and return its URL.
 

@@ -34,7 +34,7 @@ from service.jobs.database import (
     reported,
 )
 from service.jobs.heartbeat import live_workers
-from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord, is_job_id
+from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord, folder_of, is_job_id
 from service.jobs.rows import is_over, iso, job_of, statuses
 from service.objects import Objects, open_objects
 from service.settings import Settings
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_S: Final = 30
 """Said to those who find the queue full."""
+
+CHECK: Final = "check"
+"""In the place of a job's id: where it is tried whether files can be stored. No job has it, so that
+expiry removes what was left there long ago."""
 
 
 @dataclass(frozen=True)
@@ -305,8 +309,14 @@ class Jobs:
             check_file(self._url)
 
     def check_objects(self) -> None:
-        """Find out whether files of jobs can be stored. Raises ObjectsUnavailable."""
-        self._objects.check()
+        """Find out whether files of jobs can be stored, with the rights of one who posts jobs.
+
+        Raises:
+            ObjectsUnavailable: they cannot.
+        """
+        key = f"{folder_of(CHECK)}/image"
+        self._objects.put_named(key, b"")
+        self._objects.get(key)
 
     def lost(self) -> list[Job]:
         """Running jobs whose worker shows no heartbeat."""

@@ -31,7 +31,7 @@ def main(
     worker.POLL_S = 0.1
     if stuck:
         worker.expire = partial(expire_for_ever, folder / "expiring")
-    configure_logs(settings)
+    configure_logs(settings.log_format, settings.log_level)
     worker.run_worker(lambda: FakeAdapter(folder, **options), settings)
 
 
