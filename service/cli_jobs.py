@@ -119,7 +119,7 @@ def rescue(
     """Queue jobs again: those of workers that died, or the ones named.
 
     Workers do that by themselves for a worker that was lost a minute ago; a job that is named is
-    taken from its worker, goes on after it was cancelled, or begins again after it failed.
+    taken from its worker, or goes on after it was cancelled or failed.
     """
     with _jobs(state) as jobs:
         rescued = jobs.rescue(job_ids or ())

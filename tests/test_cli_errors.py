@@ -1,4 +1,4 @@
-"""What ends a service is one line of its log, in the log's own format, with the reason and place."""
+"""What ends a service is one line of its log, in the log's own format, with reason and place."""
 
 from __future__ import annotations
 

@@ -37,6 +37,9 @@ AUTOGROUP: Final = Path("/proc/self/autogroup")
 POLL_S: Final = 0.5
 """Seconds between looks at the queue."""
 
+REPEATED_S: Final = 60.0
+"""Seconds between two log lines of a look at the queue that fails time and again."""
+
 STOP_S: Final = 30.0
 """Seconds that a step may take to end when the worker is asked to."""
 
@@ -106,6 +109,25 @@ class Cancelled(logging.Filter):
         return not isinstance(told, ends)
 
 
+class Repeated(logging.Filter):
+    """Lets DBOS tell once a minute of what its looks at the queue, two a second, all meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last_s: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for the same failure of the same look again."""
+        look, _, _ = record.getMessage().partition(":")
+        if not look.startswith("Exception "):
+            return True
+        last_s, now_s = self._last_s.get(look), time.monotonic()
+        if last_s is not None and now_s - last_s < REPEATED_S:
+            return False
+        self._last_s[look] = now_s
+        return True
+
+
 class Worker(Pauses):
     """DBOS with the one workflow of a job. One in a process, for DBOS is one."""
 
@@ -137,7 +159,8 @@ class Worker(Pauses):
         heartbeat.beat(self._pulse, self._name)
         self._beating_since_s = time.monotonic()
         wait_out_sqlite_outages()
-        logging.getLogger("dbos").addFilter(Cancelled())
+        for each in (Cancelled(), Repeated()):
+            logging.getLogger("dbos").addFilter(each)
         DBOS(
             config={
                 "name": database.APPLICATION,

@@ -7,6 +7,7 @@ cannot be written, a full disk.
 from __future__ import annotations
 
 import resource
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -61,6 +62,25 @@ def test_jobs_wait_for_an_object_store_that_is_away(make_place: MakePlace) -> No
         assert active == dict.fromkeys(jobs, "queued") | {first: "running"}
     assert place.wait(first, lambda job: job.waiting_since_s is None)
     check_ended_well(place, jobs)
+
+
+def test_what_waits_for_storage_can_be_cancelled_and_its_worker_stopped(
+    make_place: MakePlace,
+) -> None:
+    place = make_place()
+    first, second = place.submit(effort=4, priority=1), place.submit(png(1))
+    worker = place.worker()
+    place.wait(first.id, lambda job: job.steps >= 2)
+    with objects_away(place):
+        place.wait(first.id, lambda job: job.waiting_since_s is not None)
+        place.jobs.cancel(first.id)
+        place.wait(second.id, lambda job: job.waiting_since_s is not None)
+        assert worker.end(signal.SIGTERM) == 0
+        left = place.jobs.get(second.id)
+        assert (left.state, left.attempts) == ("queued", 0)
+    assert place.jobs.get(first.id).state == "cancelled"
+    place.worker()
+    check_ended_well(place, {second.id: png(1)})
 
 
 def test_jobs_wait_for_a_database_that_cannot_be_written(make_place: MakePlace) -> None:

@@ -107,6 +107,24 @@ def test_jobs_of_a_lost_worker_are_taken_over(place: Place) -> None:
     assert place.jobs.result(job.id)[1] == expected_result(picture(png()), 4.0, 4)
 
 
+@only_postgres
+def test_a_job_goes_on_by_itself_when_its_database_is_back(make_place: MakePlace) -> None:
+    place = make_place(job_attempts=1)
+    job = place.submit(effort=4)
+    worker = place.worker()
+    place.wait(job.id, has_steps(3))
+    assert place.server is not None
+    place.server.stop()
+    worker.wait_for(lambda: place.errors().count("Database connection failed") >= 2)
+    place.server.start()
+    place.jobs.close()
+    place.jobs = place.client()
+    done = place.wait(job.id, lambda job: job.state in ("succeeded", "failed"))
+    assert (done.state, done.error, done.attempts) == ("succeeded", None, 1)
+    counts = steps_done(place, name_of(picture(png())))
+    assert counts == Counter({str(n): 1 for n in range(1, 81)})
+
+
 def test_cancelling_stops_within_a_step_and_posting_again_goes_on(place: Place) -> None:
     queued = place.submit(png(1), priority=9)
     job = place.submit(effort=4, priority=1)
