@@ -216,6 +216,8 @@ def _details(job: Job) -> Table:
             "without": f"{p.first_bytes:,} bytes, {p.first_bpp:.4f} bpp",
             "quality": f"{_db(p.psnr_db)}, {_db(p.first_psnr_db)} without",
         }
+    if job.waiting_since_s is not None:
+        rows["waits"] = f"for storage, since {_date(job.waiting_since_s)}"
     if job.ended_s is not None and job.expires_s is not None:
         rows |= {"ended": _date(job.ended_s), "kept until": _date(job.expires_s)}
     if job.notes:

@@ -6,7 +6,6 @@ Everything is written as portable JSON; nothing here pickles.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from service.errors import BadParameter, JobsUnavailable, MissingExtra
+from service.jobs.dbos_logs import quiet_logs
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,13 +33,6 @@ ADVANCE: Final = "advance"
 LAST_STEP: Final = "last_step"
 """Attribute of a workflow: [number, record] of a step, the last where that could be written. A look
 at a job then reads one row and no step."""
-
-BEGUN: Final = "begun"
-"""Attribute of a workflow: [number of its last step, attempt that first began after that step]."""
-
-WAITING: Final = "waiting"
-"""Attribute of a workflow: Unix time since when its worker waits for storage, None where it does
-not."""
 
 SQLITE: Final = "sqlite:///"
 CONNECT_S: Final = 10
@@ -118,14 +111,6 @@ def open_client(url: str) -> DBOSClient:
         application_name=APPLICATION,
         retry_connection_errors=False,
     )
-
-
-def quiet_logs() -> None:
-    """Send DBOS' log through the program's own; without a handler it would make one itself."""
-    logger = logging.getLogger("dbos")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
-    logger.setLevel(logging.WARNING)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ every call blocks. The API and the command line use this, and the worker for its
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -23,11 +22,8 @@ from service.errors import (
 from service.jobs.database import (
     ADVANCE,
     APPLICATION,
-    BEGUN,
-    LAST_STEP,
     QUEUE,
     VERSION,
-    WAITING,
     WORKFLOW,
     check_file,
     open_client,
@@ -35,7 +31,7 @@ from service.jobs.database import (
 )
 from service.jobs.heartbeat import live_workers
 from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord, folder_of, is_job_id
-from service.jobs.rows import is_over, iso, job_of, statuses
+from service.jobs.rows import attributes_after, is_over, iso, job_of, statuses
 from service.objects import Objects, open_objects
 from service.settings import Settings
 
@@ -266,38 +262,6 @@ class Jobs:
                 rescued.append(job.id)
         return rescued
 
-    def begin(self, job_id: str) -> int:
-        """Note that a worker begins a job, anew or where another one left it.
-
-        Returns:
-            How many workers in a row died at it since its last step. Those that died while they
-            waited for storage do not count.
-
-        Raises:
-            UnknownJob: there is none. JobsUnavailable: the database does not answer.
-        """
-        with reported():
-            row = self._row(job_id)
-            if row is None:
-                raise UnknownJob(f"there is no job {job_id[:80]!r}")
-            job, attributes = self._latest(self._job(row)), row.attributes or {}
-            steps, first = attributes.get(BEGUN, (None, 0))
-            if steps == job.steps and first <= job.attempts and not attributes.get(WAITING):
-                return int(job.attempts - first)
-            values = {BEGUN: [job.steps, job.attempts], WAITING: None}
-            self._client.update_workflow_attributes(job_id, values, merge=True)
-            return 0
-
-    def note_waiting(self, job_id: str) -> None:
-        """Note that a job waits for storage from now on; its next step ends that."""
-        with reported():
-            self._client.update_workflow_attributes(job_id, {WAITING: time.time()}, merge=True)
-
-    def note_step(self, job_id: str, number: int, record: StepRecord) -> None:
-        """Put the last step, which is on record, where a look at the job reads it."""
-        with reported():
-            self._client.update_workflow_attributes(job_id, _attributes(number, record))
-
     def check_database(self) -> None:
         """Find out whether rows of jobs can be stored: a file is written, PostgreSQL is only asked.
 
@@ -379,7 +343,7 @@ class Jobs:
 
     def _go_on(self, job: Job) -> None:
         """Begin a failed job again after its last step."""
-        attributes = None if job.record is None else _attributes(job.steps, job.record)
+        attributes = None if job.record is None else attributes_after(job.steps, job.record)
         self._rewind(job.id, attributes, job.steps + 1)
 
     def _rewind(
@@ -411,11 +375,6 @@ def open_jobs(settings: Settings, url: str) -> Jobs:
     limits = JobLimits(settings.max_jobs_waiting, settings.result_ttl_s, settings.job_step_s)
     objects = open_objects(settings.objects_place, settings.objects_timeout_s)
     return Jobs(url, objects, limits)
-
-
-def _attributes(number: int, record: StepRecord) -> dict[str, Any]:
-    """All that a workflow's attributes say after a step."""
-    return {LAST_STEP: [number, record.to_json()]}
 
 
 def spec_json(spec: JobSpec) -> dict[str, str | int]:

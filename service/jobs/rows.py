@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from service.errors import JobsUnavailable
-from service.jobs.database import LAST_STEP, WAITING
+from service.jobs.database import LAST_STEP
 from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord
 
 if TYPE_CHECKING:
     from dbos import WorkflowStatus
+
+WAITING: Final = "waiting"
+"""Attribute of a workflow: Unix time since when its worker waits for storage, None where it does
+not."""
 
 _STATES: Final[dict[str, State]] = {
     "ENQUEUED": "queued",
@@ -86,3 +90,8 @@ def _error(row: WorkflowStatus) -> str | None:
     if getattr(row.error, "name", None) == JobFailed.__name__:
         return str(row.error)
     return "internal error, logged by the worker under the job's id"
+
+
+def attributes_after(number: int, record: StepRecord) -> dict[str, Any]:
+    """All that a row's attributes say after a step of that number."""
+    return {LAST_STEP: [number, record.to_json()]}

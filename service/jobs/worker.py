@@ -23,9 +23,11 @@ import structlog
 from service.engine.types import Adapter
 from service.errors import JobsUnavailable, RankpressError
 from service.jobs import database, heartbeat
+from service.jobs.dbos_logs import DBOS_LOG, Cancelled, Repeated
 from service.jobs.expiry import expire
 from service.jobs.job import JobSpec, StepRecord
 from service.jobs.jobs import open_jobs
+from service.jobs.notes import JobNotes
 from service.jobs.outage import growing_pauses, lacks_room, wait_out_sqlite_outages
 from service.jobs.rows import JobFailed
 from service.jobs.work import JobWork, Pauses, StepFailed, WorkLimits, logged_reason
@@ -36,9 +38,6 @@ NICENESS: Final = 15
 AUTOGROUP: Final = Path("/proc/self/autogroup")
 POLL_S: Final = 0.5
 """Seconds between looks at the queue."""
-
-REPEATED_S: Final = 60.0
-"""Seconds between two log lines of a look at the queue that fails time and again."""
 
 STOP_S: Final = 30.0
 """Seconds that a step may take to end when the worker is asked to."""
@@ -97,37 +96,6 @@ def let_others_first() -> None:
             AUTOGROUP.write_text(str(NICENESS))
 
 
-class Cancelled(logging.Filter):
-    """Keeps DBOS from telling of a job that a user cancelled as of a crash."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """False for the end of a cancelled workflow."""
-        from dbos import error
-
-        told = record.exc_info[1] if record.exc_info else None
-        ends = (error.DBOSAwaitedWorkflowCancelledError, error.DBOSWorkflowCancelledError)
-        return not isinstance(told, ends)
-
-
-class Repeated(logging.Filter):
-    """Lets DBOS tell once a minute of what its looks at the queue, two a second, all meet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._last_s: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """False for the same failure of the same look again."""
-        look, _, _ = record.getMessage().partition(":")
-        if not look.startswith("Exception "):
-            return True
-        last_s, now_s = self._last_s.get(look), time.monotonic()
-        if last_s is not None and now_s - last_s < REPEATED_S:
-            return False
-        self._last_s[look] = now_s
-        return True
-
-
 class Worker(Pauses):
     """DBOS with the one workflow of a job. One in a process, for DBOS is one."""
 
@@ -148,6 +116,7 @@ class Worker(Pauses):
         self._beating_since_s: float | None = None
         self._jobs = open_jobs(settings, url)
         self._client = database.open_client(url)
+        self._notes = JobNotes(self._client, self._jobs)
         self._stopping = threading.Event()
         self._at_work = threading.Lock()
         self._worked = False
@@ -160,7 +129,7 @@ class Worker(Pauses):
         self._beating_since_s = time.monotonic()
         wait_out_sqlite_outages()
         for each in (Cancelled(), Repeated()):
-            logging.getLogger("dbos").addFilter(each)
+            logging.getLogger(DBOS_LOG).addFilter(each)
         DBOS(
             config={
                 "name": database.APPLICATION,
@@ -248,7 +217,7 @@ class Worker(Pauses):
     def note_outage(self, job_id: str, error: Exception) -> None:
         """Say that a job waits for storage, and make room where that is what lacks."""
         with suppress(RankpressError):
-            self._jobs.note_waiting(job_id)
+            self._notes.waits(job_id)
         if lacks_room(error):
             with suppress(RankpressError):
                 ttl_s = self._settings.result_ttl_s
@@ -275,13 +244,13 @@ class Worker(Pauses):
     def _show(self, job_id: str, number: int, record: dict[str, Any]) -> None:
         self._worked = False
         with suppress(RankpressError):  # the next step is shown again
-            self._jobs.note_step(job_id, number, StepRecord.from_json(record))
+            self._notes.step(job_id, number, StepRecord.from_json(record))
 
     def _begin(self, job_id: str) -> None:
         """Note that the job is begun. Raises JobFailed: it killed too many workers in a row."""
         for pause_s in growing_pauses():
             try:
-                deaths = self._jobs.begin(job_id)
+                deaths = self._notes.begin(job_id)
                 break
             except JobsUnavailable as error:
                 log.warning("job waits for storage", job=job_id, reason=str(error))

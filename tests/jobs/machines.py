@@ -24,6 +24,7 @@ from service.images import read_image
 from service.jobs import database
 from service.jobs.job import Job, JobSpec, spec_of
 from service.jobs.jobs import Jobs, open_jobs
+from service.jobs.notes import JobNotes
 from service.picture import Picture
 from service.settings import Settings
 
@@ -86,7 +87,7 @@ class Place:
 
     Attributes:
         settings: of all that runs here. folder: where fake adapters log.
-        server: of the database, None for SQLite. jobs: a client.
+        server: of the database, None for SQLite. jobs: a client. notes: as a worker writes them.
     """
 
     def __init__(
@@ -98,6 +99,8 @@ class Place:
         self.settings = Settings(**given)
         self.url = database.prepare(self.settings)
         self.jobs = self.client()
+        self._client = database.open_client(self.url)
+        self.notes = JobNotes(self._client, self.jobs)
         self.workers: list[Worker] = []
 
     def client(self, **settings: Any) -> Jobs:
@@ -146,6 +149,7 @@ class Place:
         for worker in self.workers:
             worker.end()
         self.jobs.close()
+        self._client.destroy()
 
 
 @contextmanager

@@ -152,16 +152,16 @@ def test_deaths_of_workers_count_since_the_last_step_and_not_while_they_waited(
     def begin(attempt: int) -> int:
         with sqlite3.connect(place.folder / "state" / "jobs.sqlite") as file:
             file.execute("UPDATE workflow_status SET recovery_attempts = ?", (attempt,))
-        return place.jobs.begin(job.id)
+        return place.notes.begin(job.id)
 
     assert [begin(attempt) for attempt in (1, 2, 3)] == [0, 1, 2]
-    place.jobs.note_waiting(job.id)
+    place.notes.waits(job.id)
     assert [begin(attempt) for attempt in (4, 5)] == [0, 1]
     progress = AdaptProgress("latents", 1, 2, 3, 0.5, 30.0, 4, 0.75, 30.0)
-    place.jobs.note_step(job.id, 1, StepRecord(progress, "stream", "checkpoint", 1.0, False))
+    place.notes.step(job.id, 1, StepRecord(progress, "stream", "checkpoint", 1.0, False))
     assert [begin(attempt) for attempt in (6, 7)] == [0, 1]
     assert [begin(attempt) for attempt in (1, 2)] == [0, 1], "after it was queued again by hand"
-    place.jobs.note_waiting(job.id)
+    place.notes.waits(job.id)
     assert place.jobs.get(job.id).waiting_since_s is None, "it is queued"
 
 

@@ -323,7 +323,7 @@ def test_a_job_that_waits_for_storage_is_told(
     worker = place.worker()
     place.wait(job.id, lambda job: job.steps >= 1)
     worker.send(signal.SIGSTOP)
-    place.jobs.note_waiting(job.id)
+    place.notes.waits(job.id)
     with served(place) as client:
         until(lambda: readiness(client) == "waiting")
         assert metric(client, "rankpress_jobs_waiting_for_storage") == 1

@@ -6,6 +6,7 @@ cannot be written, a full disk.
 
 from __future__ import annotations
 
+import logging
 import resource
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result, name_of
 from jobs.machines import Place, objects_away, picture, png
 from service.jobs import database, expiry, outage
+from service.jobs.dbos_logs import Repeated
 from service.jobs.expiry import expire
 from service.jobs.job import Job
 
@@ -158,6 +160,25 @@ def test_sqlite_s_outages_are_lost_connections_and_its_other_errors_are_not(
     finally:
         event.remove(sqlalchemy.Engine, "handle_error", outage._mark_outage)
         engine.dispose()
+
+
+def test_a_look_at_the_queue_that_fails_all_the_time_is_told_once_a_minute(
+    make_place: MakePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del make_place
+    repeated, now_s = Repeated(), 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+
+    def told(text: str, level: int = logging.WARNING) -> bool:
+        return repeated.filter(logging.LogRecord("dbos", level, "", 0, text, None, None))
+
+    fails = "Exception encountered in queue thread for adapt: (sqlite3.OperationalError) full"
+    assert [told(fails), told(fails), told("Exception listing queues: x")] == [True, False, True]
+    assert told("Retrying in 1 s") and told("Retrying in 1 s"), "that has growing pauses"
+    failed = "Exception encountered in background workflow:"
+    assert told(failed, logging.ERROR) and told(failed, logging.ERROR), "another job's, maybe"
+    now_s += 61
+    assert told(fails)
 
 
 def test_a_job_outlives_more_deaths_of_workers_than_it_has_attempts_if_it_gets_further(
