@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from service.cli_errors import is_typers, reason_and_code
 from service.cli_eval import register as register_eval
 from service.cli_jobs import register as register_jobs
 from service.cli_open import open_codec, open_store
@@ -73,20 +74,17 @@ class _Group(TyperGroup):
         """Run the command that was named."""
         try:
             return super().invoke(ctx)
-        except RankpressError as error:
-            raise _stop(str(error), 2 if isinstance(error, BadParameter) else 1) from error
         except BrokenPipeError:  # whoever read our output has seen enough; typer ends quietly
             raise
-        except OSError as error:
-            raise _stop(reason_of(error), 1) from error
         except KeyboardInterrupt as error:
             raise _stop("interrupted", 130) from error
         except Exception as error:
-            own = hasattr(error, "exit_code") or isinstance(error, typer.Abort)  # typer's
-            if own or ctx.params["debug"]:
+            reason, code = reason_and_code(error)
+            if is_typers(error) or (code == 70 and ctx.params["debug"]):
                 raise
-            bug = f"unexpected {type(error).__name__}: {error}; rankpress --debug shows where"
-            raise _stop(bug, 70) from error
+            if code == 70:
+                reason += "; rankpress --debug shows where"
+            raise _stop(reason, code) from error
 
 
 def _stop(message: str, code: int) -> typer.Exit:
@@ -322,9 +320,7 @@ register_eval(app)
 register_jobs(app)
 
 
-def _reader(
-    max_pixels: int, metadata: Metadata, frame: int | None
-) -> Callable[[bytes], Picture]:
+def _reader(max_pixels: int, metadata: Metadata, frame: int | None) -> Callable[[bytes], Picture]:
     """What reads image files."""
     from service.images import read_image
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from service.cli_errors import logged_end
 from service.cli_open import open_store
 from service.cli_options import DeviceOption, JsonOption, StoreOption
 from service.cli_settings import settings_of
@@ -50,16 +51,19 @@ def worker(
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Do adaptation jobs until stopped; any number of workers may share a database."""
-    settings = settings_of(store=store, device=device, state=state, job_threads=threads)
     if importlib.util.find_spec("torch") is None:
         raise MissingExtra("a worker needs torch: pip install 'rankpress[server]'")
-    with _needs_extra():
-        from service.api.logs import configure_logs
-        from service.jobs.worker import run_worker
-    configure_logs(settings)
+    with logged_end("worker failed", log_format=None) as places:
+        settings = settings_of(store=store, device=device, state=state, job_threads=threads)
+        with _needs_extra():
+            from service.api.logs import configure_logs
+            from service.jobs.database import place_of
+            from service.jobs.worker import run_worker
+        configure_logs(settings.log_format, settings.log_level)
+        places |= {"database": place_of(settings), "objects": settings.objects_place}
 
-    own = settings.model_copy(update={"threads": settings.job_threads, "decode_only": False})
-    run_worker(lambda: open_store(own), settings, parent)
+        own = settings.model_copy(update={"threads": settings.job_threads, "decode_only": False})
+        run_worker(lambda: open_store(own), settings, parent)
 
 
 @jobs_app.command("list")
@@ -115,7 +119,7 @@ def rescue(
     """Queue jobs again: those of workers that died, or the ones named.
 
     Workers do that by themselves for a worker that was lost a minute ago; a job that is named is
-    taken from its worker, goes on after it was cancelled, or begins again after it failed.
+    taken from its worker, or goes on after it was cancelled or failed.
     """
     with _jobs(state) as jobs:
         rescued = jobs.rescue(job_ids or ())
@@ -212,6 +216,8 @@ def _details(job: Job) -> Table:
             "without": f"{p.first_bytes:,} bytes, {p.first_bpp:.4f} bpp",
             "quality": f"{_db(p.psnr_db)}, {_db(p.first_psnr_db)} without",
         }
+    if job.waiting_since_s is not None:
+        rows["waits"] = f"for storage, since {_date(job.waiting_since_s)}"
     if job.ended_s is not None and job.expires_s is not None:
         rows |= {"ended": _date(job.ended_s), "kept until": _date(job.expires_s)}
     if job.notes:

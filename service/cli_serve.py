@@ -5,14 +5,18 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from service.cli_errors import logged_end
 from service.cli_open import open_codec
 from service.cli_options import CheckOption, DeviceOption, ModelOption, StoreOption
 from service.cli_settings import settings_of
 from service.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -50,25 +54,30 @@ def serve(
     ] = None,
 ) -> None:
     """Serve compress and decompress over HTTP; RANKPRESS_* variables set what is not given."""
-    settings = settings_of(
-        host=host,
-        port=port,
-        uds=uds,
-        fd=fd,
-        root_path=root_path,
-        forwarded_allow_ips=forwarded_allow_ips,
-        store=store,
-        model=model,
-        device=device,
-        check=check,
-        workers=workers,
-        threads=threads,
-        max_pixels=max_pixels,
-        decode_only=decode_only,
-        objects_url=objects_url,
-        log_level=log_level,
-        log_format=log_format,
-    )
+    with logged_end("server failed", log_format):
+        settings = settings_of(
+            host=host,
+            port=port,
+            uds=uds,
+            fd=fd,
+            root_path=root_path,
+            forwarded_allow_ips=forwarded_allow_ips,
+            store=store,
+            model=model,
+            device=device,
+            check=check,
+            workers=workers,
+            threads=threads,
+            max_pixels=max_pixels,
+            decode_only=decode_only,
+            objects_url=objects_url,
+            log_level=log_level,
+            log_format=log_format,
+        )
+        _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
     try:
         from service.api.server import serve as run_server
     except ModuleNotFoundError as error:

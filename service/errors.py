@@ -24,6 +24,7 @@ RankpressError
 ├── JobsOff                this server was told to offer no jobs
 ├── JobsUnavailable        the jobs' database does not answer
 ├── ObjectsUnavailable     the store of objects cannot be read or written
+│   └── ObjectsFull        it has no room left
 ├── NoSuchObject           there is no object of that key
 ├── DamagedObject          an object's bytes are not those of its hash
 ├── MissingExtra           the work needs a part of Rankpress that is not installed
@@ -164,6 +165,10 @@ class JobsUnavailable(RankpressError):
 
 class ObjectsUnavailable(RankpressError):
     """The store of objects cannot be opened, read or written."""
+
+
+class ObjectsFull(ObjectsUnavailable):
+    """The disk or the quota of the store of objects has no room left."""
 
 
 class NoSuchObject(RankpressError):

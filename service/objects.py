@@ -13,9 +13,11 @@ every call may block: none belongs on an event loop.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +26,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
-from service.errors import BadParameter, DamagedObject, NoSuchObject, ObjectsUnavailable
+from service.errors import (
+    BadParameter,
+    DamagedObject,
+    NoSuchObject,
+    ObjectsFull,
+    ObjectsUnavailable,
+)
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -41,11 +49,20 @@ REFRESH_S: Final = 3600.0
 LITTER_S: Final = 24 * 3600.0
 """Temporary files of writers that were killed are swept from a folder after so long."""
 
+CHECKS: Final = "check"
+"""Prefix of the objects of `check`; a process that is killed in one leaves its object."""
+
 _CLIENT_OPTIONS: Final = (
     "allow_http", "allow_invalid_certificates", "connect_timeout", "http1_only", "http2_only",
     "pool_idle_timeout", "pool_max_idle_per_host", "proxy_ca_certificate", "proxy_excludes",
     "proxy_url", "user_agent",
 )  # fmt: skip
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a disk or a quota has no room left."""
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How obstore writes the number of the system's error; its exceptions carry none."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LITTER = re.compile(r".*#\d+")
@@ -192,9 +209,12 @@ class Objects:
 
     def check(self) -> None:
         """Write, read and remove an object. Raises ObjectsUnavailable."""
-        key, data = f"check/{os.getpid()}", datetime.now(UTC).isoformat().encode()
+        key, data = f"{CHECKS}/{secrets.token_hex(8)}", datetime.now(UTC).isoformat().encode()
         self.put_named(key, data)
-        found = self.get(key)
+        try:
+            found = self.get(key)
+        except NoSuchObject as error:
+            raise ObjectsUnavailable(f"the object store lost {key}") from error
         self.delete(key)
         if found != data:
             raise ObjectsUnavailable(f"the object store returned other bytes for {key}")
@@ -261,4 +281,13 @@ def _reported(doing: str) -> Iterator[None]:
         raise NoSuchObject(f"there is no object {doing.partition(' ')[2]}") from error
     except (BaseError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise ObjectsUnavailable(f"the object store cannot {doing}: {reason}") from error
+        kind = ObjectsFull if is_full(error) else ObjectsUnavailable
+        raise kind(f"the object store cannot {doing}: {reason}") from error
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an exception of the system or of obstore says that a disk or quota has no room."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    number = _OS_ERROR.search(str(error))
+    return number is not None and int(number[1]) in _FULL

@@ -163,7 +163,8 @@ class Settings(BaseSettings):
     about 16 bytes for each."""
 
     job_attempts: int = Field(default=5, ge=1, le=100)
-    """Times that a job is begun, or one step of it tried, before the job has failed."""
+    """Times that one step of a job is tried, and workers that may die at it in a row without any
+    progress, before the job has failed. What fails because of an outage is not counted."""
 
     max_jobs_waiting: int = Field(default=100, ge=1)
     """Jobs that may wait for a worker; one more is answered 503."""

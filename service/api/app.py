@@ -19,6 +19,7 @@ from service.api.calls import BlockingCalls
 from service.api.desk import Desk
 from service.api.job_metrics import JobMetrics
 from service.api.job_routes import adapt_router, jobs_router
+from service.api.job_storage import JobStorage
 from service.api.metrics import Metrics
 from service.api.middleware import RequestMiddleware
 from service.api.work import SMALL_WORK, together
@@ -74,14 +75,15 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     )
     place, timeout_s = settings.objects_url, settings.objects_timeout_s
     store = open_objects(place, timeout_s) if place else None
-    desk, job_metrics = Desk(settings, codec.models()), JobMetrics(metrics.registry)
+    desk = Desk(settings, codec.models())
     app.state.service = routes.Service(
         codec,
         settings,
         admission,
         metrics,
         desk,
-        job_metrics,
+        JobMetrics(metrics.registry),
+        JobStorage(desk, metrics.registry),
         store,
         BlockingCalls("object store", OBJECT_THREADS, ObjectsUnavailable),
         BlockingCalls("image headers", 1, _busy),
@@ -144,7 +146,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         test.cancel()
         await asyncio.gather(test, return_exceptions=True)
         service.admission.close()
-        calls = (service.desk, service.ask_objects, service.read_headers)
+        calls = (service.job_storage, service.desk, service.ask_objects, service.read_headers)
         await asyncio.gather(*(each.close() for each in calls))
 
 

@@ -81,14 +81,18 @@ class Desk:
         self.check()
         return await self._call(lambda: question(self._open()), timeout_s)
 
-    async def ask_files(self, question: Callable[[Jobs], T]) -> T:
+    async def ask_files(self, question: Callable[[Jobs], T], timeout_s: float | None = None) -> T:
         """The answer to a question for which jobs' files are read or written too.
 
+        Args:
+            question: to answer. timeout_s: to wait at most, None for the time of a request.
+
         Raises:
-            ObjectsUnavailable: no answer in the time of a request. Others as `ask`.
+            ObjectsUnavailable: no answer in time. Others as `ask`.
         """
         self.check()
-        timeout_s = self._settings.request_timeout_s
+        if timeout_s is None:
+            timeout_s = self._settings.request_timeout_s
         return await self._call_files(lambda: question(self._open()), timeout_s)
 
     @property

@@ -8,11 +8,13 @@ import sys
 import structlog
 from structlog.typing import Processor
 
-from service.settings import Settings
 
+def configure_logs(log_format: str, log_level: str = "info") -> None:
+    """Send every log line of the process to standard error, as text, or as JSON by default.
 
-def configure_logs(settings: Settings) -> None:
-    """Send every log line of the process to standard error, as JSON or text. Call once."""
+    Args:
+        log_format: text, or anything else for JSON. log_level: the least severe that is written.
+    """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -31,9 +33,9 @@ def configure_logs(settings: Settings) -> None:
         cache_logger_on_first_use=False,
     )
     renderer: Processor = (
-        structlog.processors.JSONRenderer()
-        if settings.log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if log_format == "text"
+        else structlog.processors.JSONRenderer()
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
@@ -43,4 +45,4 @@ def configure_logs(settings: Settings) -> None:
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(settings.log_level.upper())
+    root.setLevel(log_level.upper())

@@ -18,6 +18,7 @@ from service.api.calls import BlockingCalls
 from service.api.desk import Desk
 from service.api.errors import NOT_READY, problem
 from service.api.job_metrics import JobMetrics
+from service.api.job_storage import JobStorage
 from service.api.metrics import Metrics
 from service.api.negotiate import EXACT, Form, rank_formats
 from service.api.record import record_of
@@ -31,6 +32,7 @@ from service.api.schemas import (
     ModelRate,
     Models,
     Rates,
+    Readiness,
 )
 from service.api.work import CompressFile, DecompressFile, ImageFile, Load, Stream, View
 from service.engine.batching import Admission, Done, Phase
@@ -58,6 +60,7 @@ class Service:
     metrics: Metrics
     desk: Desk
     job_metrics: JobMetrics
+    job_storage: JobStorage
     objects: Objects | None
     ask_objects: BlockingCalls
     read_headers: BlockingCalls
@@ -176,16 +179,19 @@ async def livez(response: Response) -> Health:
 @operations.get(
     "/readyz",
     summary="Should requests be sent here",
-    response_model=Health,
+    response_model=Readiness,
     responses=openapi.problems(503),
 )
-async def readyz(request: Request, response: Response, service: ServiceArg) -> Health | Response:
-    """200 once the golden streams decoded to the recorded symbols, until shutdown begins."""
+async def readyz(request: Request, response: Response, service: ServiceArg) -> Readiness | Response:
+    """200 once the golden streams decoded to the recorded symbols, until shutdown begins.
+
+    Says too whether jobs can be stored.
+    """
     phase = service.admission.phase
     if phase is not Phase.OPEN:
         return problem(request, NOT_READY, f"the server is {phase.value}")
     response.headers["Cache-Control"] = "no-store"
-    return Health(status="ready")
+    return Readiness(status="ready", jobs=service.job_storage.latest())
 
 
 @operations.get(
@@ -193,7 +199,7 @@ async def readyz(request: Request, response: Response, service: ServiceArg) -> H
 )
 async def metrics(service: ServiceArg) -> Response:
     """Counts, bytes and seconds in Prometheus' text format."""
-    await service.job_metrics.refresh(service.desk)
+    await asyncio.gather(service.job_metrics.refresh(service.desk), service.job_storage.refresh())
     return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
 

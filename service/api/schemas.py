@@ -292,7 +292,24 @@ class StoredObject(Document):
 
 
 class Health(Document):
-    """Answer of the health checks."""
+    """Answer of `/livez`."""
 
-    status: Literal["alive", "ready"]
+    status: Literal["alive"]
     """What is true."""
+
+
+JobStorageState = Literal[
+    "available", "database-unavailable", "objects-unavailable", "waiting", "unknown", "off"
+]
+
+
+class Readiness(Document):
+    """Answer of `/readyz` where requests should be sent here."""
+
+    status: Literal["ready"]
+    """What is true."""
+
+    jobs: JobStorageState
+    """Whether adaptation jobs can be stored; no state of this makes a server unready. `waiting`: a
+    worker waits for storage that this server can use; `unknown`: nobody has looked yet; `off`: no
+    jobs are offered."""

@@ -43,7 +43,7 @@ def serve(codec: Codec, settings: Settings) -> None:
     answer, cannot be interrupted: the process then exits with 1.
     A worker process for jobs runs beside it, if the settings want one.
     """
-    configure_logs(settings)
+    configure_logs(settings.log_format, settings.log_level)
     settings = without_idle_jobs(settings)
     server = Server(codec, settings)
     worker = WorkerProcess(settings) if settings.jobs and settings.jobs_worker else None
@@ -103,9 +103,22 @@ class Server(uvicorn.Server):
         super().run(sockets or _all_addresses(self.config))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, on a loop that reports connections it could not accept in few words."""
+        """Listen, on a loop that reports connections it could not accept in few words.
+
+        Raises:
+            OSError: the address cannot be listened at.
+        """
         report_accept_errors(asyncio.get_running_loop())
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # of a UNIX or an inherited socket: it lacks the place
+            await self.lifespan.shutdown()
+            raise OSError(error.errno, error.strerror, address_of(self.config)) from error
+        except SystemExit as error:  # how uvicorn ends where a port is taken, after its shutdown
+            cause = error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise OSError(cause.errno, cause.strerror, address_of(self.config)) from error
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ask the main loop to end. A second Ctrl-C does not wait for anything."""
@@ -127,6 +140,13 @@ class Server(uvicorn.Server):
 
     def _is_busy(self) -> bool:
         return self.admission.waiting + self.admission.running > 0
+
+
+def address_of(place: uvicorn.Config) -> str:
+    """Where a server listens, or should."""
+    if place.uds is not None:
+        return str(place.uds)
+    return f"{place.host}:{place.port}" if place.fd is None else f"descriptor {place.fd}"
 
 
 def _all_addresses(config: uvicorn.Config) -> list[socket.socket] | None:

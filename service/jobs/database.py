@@ -6,15 +6,16 @@ Everything is written as portable JSON; nothing here pickles.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from service.errors import BadParameter, JobsUnavailable, MissingExtra
+from service.jobs.dbos_logs import quiet_logs
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ at a job then reads one row and no step."""
 
 SQLITE: Final = "sqlite:///"
 CONNECT_S: Final = 10
+CHECK_S: Final = 1.0
+"""Seconds that a check of an SQLite file waits for those who write to it."""
 
 
 def check_places(settings: Settings) -> None:
@@ -59,13 +62,26 @@ def database_url(settings: Settings) -> str:
     if not url:
         return f"{SQLITE}{settings.state_folder / 'jobs.sqlite'}"
     if not url.startswith((SQLITE, "postgresql://", "postgres://")):
-        raise BadParameter("jobs_url is another kind of URL, expected postgresql://… or sqlite:///…")
+        raise BadParameter(
+            "jobs_url is another kind of URL, expected postgresql://… or sqlite:///…"
+        )
     if url.startswith(SQLITE):
         return url
     url = url.replace("postgres://", "postgresql://", 1)
     if "connect_timeout" in url:
         return url
     return f"{url}{'&' if '?' in url else '?'}connect_timeout={CONNECT_S}"
+
+
+def place_of(settings: Settings) -> str:
+    """The URL of the database without what may be secret: its password and its parameters.
+
+    Raises:
+        BadParameter: as `database_url`.
+    """
+    scheme, _, rest = database_url(settings).partition("?")[0].partition("://")
+    user, at, place = rest.rpartition("@")
+    return f"{scheme}://{user.partition(':')[0]}{at}{place}"
 
 
 def prepare(settings: Settings) -> str:
@@ -97,14 +113,6 @@ def open_client(url: str) -> DBOSClient:
     )
 
 
-def quiet_logs() -> None:
-    """Send DBOS' log through the program's own; without a handler it would make one itself."""
-    logger = logging.getLogger("dbos")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
-    logger.setLevel(logging.WARNING)
-
-
 @contextmanager
 def reported() -> Iterator[None]:
     """Raise what the database's libraries raise as JobsUnavailable, without the URL's password."""
@@ -118,6 +126,26 @@ def reported() -> Iterator[None]:
     except (dbos_error.DBOSException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise JobsUnavailable(f"the jobs' database does not answer: {reason}") from error
+
+
+def check_file(url: str) -> None:
+    """Write to the file of an SQLite URL, changing nothing; any other URL is no file.
+
+    Raises:
+        sqlite3.Error: it cannot be written.
+    """
+    if not url.startswith(SQLITE):
+        return
+    path = quote(url.removeprefix(SQLITE))
+    connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=CHECK_S)
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute(f"PRAGMA user_version={version}")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # somebody writes to it
+            raise
+    finally:
+        connection.close()
 
 
 def _prepare_file(settings: Settings, path: str) -> None:

@@ -117,8 +117,7 @@ class StepRecord:
     def from_json(cls, values: Mapping[str, Any]) -> StepRecord:
         """The record that `to_json` gave these values of."""
         progress: dict[str, Any] = {
-            name: math.inf if value is None else value
-            for name, value in values["progress"].items()
+            name: math.inf if value is None else value for name, value in values["progress"].items()
         }
         return cls(**{**values, "progress": AdaptProgress(**progress)})
 
@@ -135,6 +134,8 @@ class Job:
         expires_s: when its result goes, None before it has ended.
         attempts: times that a worker has begun it. worker: the last that did.
         error: why it failed, None unless it has.
+        waiting_since_s: Unix time since when it waits in mid-step for what it is stored in, None
+            unless it does.
     """
 
     id: str
@@ -149,6 +150,7 @@ class Job:
     attempts: int
     worker: str | None
     error: str | None
+    waiting_since_s: float | None
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from service.errors import (
     ExpiredJob,
@@ -25,20 +25,26 @@ from service.jobs.database import (
     QUEUE,
     VERSION,
     WORKFLOW,
+    check_file,
     open_client,
     reported,
 )
 from service.jobs.heartbeat import live_workers
-from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord, is_job_id
-from service.jobs.rows import is_over, iso, job_of, statuses
+from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord, folder_of, is_job_id
+from service.jobs.rows import attributes_after, is_over, iso, job_of, statuses
 from service.objects import Objects, open_objects
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from dbos import DBOSClient, WorkflowStatus
+    from dbos import WorkflowStatus
 
 RETRY_AFTER_S: Final = 30
 """Said to those who find the queue full."""
+
+CHECK: Final = "check"
+"""In the place of a job's id: where it is tried whether files can be stored. No job has it, so that
+expiry removes what was left there long ago."""
+
 
 @dataclass(frozen=True)
 class JobLimits:
@@ -52,8 +58,10 @@ class JobLimits:
 class Jobs:
     """All jobs of one database."""
 
-    def __init__(self, client: DBOSClient, objects: Objects, limits: JobLimits) -> None:
-        self._client, self._objects, self._limits = client, objects, limits
+    def __init__(self, url: str, objects: Objects, limits: JobLimits) -> None:
+        with reported():
+            self._client = open_client(url)
+        self._url, self._objects, self._limits = url, objects, limits
         self._submitting = threading.Lock()
 
     def close(self) -> None:
@@ -68,8 +76,8 @@ class Jobs:
     def submit(self, image: bytes, spec: JobSpec, priority: int) -> Job:
         """Have a job done, unless that is so already; return it.
 
-        A job that waits, runs or has a result that is kept is left as it is. A cancelled one goes
-        on; one that failed or whose result has expired begins again.
+        A job that waits, runs or has a result that is kept is left as it is. One that was cancelled
+        or failed goes on from its last step; one whose result is gone begins again.
 
         Args:
             image: the file; a picture that can be read. spec: of that file.
@@ -89,6 +97,8 @@ class Jobs:
                 self._enqueue(spec, priority)
             elif job.state == "cancelled" and not is_over(job.expires_s):
                 self._client.resume_workflow(spec.id, queue_name=QUEUE)
+            elif job.state == "failed" and not is_over(job.expires_s):
+                self._go_on(job)
             else:
                 self._rewind(spec.id)
         return self.get(spec.id)
@@ -100,14 +110,22 @@ class Jobs:
             UnknownJob: there is none. ExpiredJob: its result is no longer kept.
             JobsUnavailable: the database does not answer.
         """
-        with reported():
-            row = self._row(job_id)
-            if row is None:
-                raise UnknownJob(f"there is no job {job_id[:80]!r}")
-            job = self._job(row)
+        job = self.find(job_id)
+        if job is None:
+            raise UnknownJob(f"there is no job {job_id[:80]!r}")
         if is_over(job.expires_s):
             raise ExpiredJob(f"job {job_id} ended more than {self._limits.result_ttl_s:g} s ago")
         return self._latest(job)
+
+    def find(self, job_id: str) -> Job | None:
+        """A job as its row shows it, expired or not; None if there is none.
+
+        Raises:
+            JobsUnavailable: the database does not answer.
+        """
+        with reported():
+            row = self._row(job_id)
+            return None if row is None else self._job(row)
 
     def since(self, job_id: str, after: int) -> tuple[Job, list[tuple[int, StepRecord]]]:
         """A job and its `steps` after one.
@@ -115,11 +133,10 @@ class Jobs:
         Raises:
             UnknownJob, JobsUnavailable: as `get`.
         """
-        with reported():
-            row = self._row(job_id)
-        if row is None:
+        job = self.find(job_id)
+        if job is None:
             raise UnknownJob(f"there is no job {job_id[:80]!r}")
-        return self._job(row), self.steps(job_id, after)
+        return job, self.steps(job_id, after)
 
     def steps(self, job_id: str, after: int) -> list[tuple[int, StepRecord]]:
         """Numbers, from 1, and records of a job's steps after one, the earliest first."""
@@ -237,13 +254,33 @@ class Jobs:
         with reported():
             for job in jobs:
                 if job.state == "failed":
-                    self._rewind(job.id)
+                    self._go_on(job)
                 elif job.state in ("running", "cancelled"):
                     self._client.resume_workflow(job.id, queue_name=QUEUE)
                 else:
                     continue
                 rescued.append(job.id)
         return rescued
+
+    def check_database(self) -> None:
+        """Find out whether rows of jobs can be stored: a file is written, PostgreSQL is only asked.
+
+        Raises:
+            JobsUnavailable: they cannot.
+        """
+        with reported():
+            self._client.list_workflows(limit=1, load_input=False, load_output=False)
+            check_file(self._url)
+
+    def check_objects(self) -> None:
+        """Find out whether files of jobs can be stored, with the rights of one who posts jobs.
+
+        Raises:
+            ObjectsUnavailable: they cannot.
+        """
+        key = f"{folder_of(CHECK)}/image"
+        self._objects.put_named(key, b"")
+        self._objects.get(key)
 
     def lost(self) -> list[Job]:
         """Running jobs whose worker shows no heartbeat."""
@@ -254,7 +291,10 @@ class Jobs:
     def _found(self, statuses: list[str], **filters: object) -> list[Job]:
         with reported():
             rows = self._client.list_workflows(
-                name=WORKFLOW, status=statuses, load_output=False, **filters  # type: ignore[arg-type]
+                name=WORKFLOW,
+                status=statuses,
+                load_output=False,
+                **filters,  # type: ignore[arg-type]
             )
         return [self._job(row) for row in rows]
 
@@ -301,13 +341,22 @@ class Jobs:
             spec_json(spec),
         )
 
-    def _rewind(self, job_id: str) -> None:
-        """Begin an ended job again; nothing happens if somebody was quicker."""
+    def _go_on(self, job: Job) -> None:
+        """Begin a failed job again after its last step."""
+        attributes = None if job.record is None else attributes_after(job.steps, job.record)
+        self._rewind(job.id, attributes, job.steps + 1)
+
+    def _rewind(
+        self, job_id: str, attributes: dict[str, Any] | None = None, first_step: int = 1
+    ) -> None:
+        """Begin an ended job again with a step; nothing happens if somebody was quicker."""
         from dbos import error as dbos_error
 
         try:
-            self._client.update_workflow_attributes(job_id, None)
-            self._client.rewind_workflow(job_id, queue_name=QUEUE, application_version=VERSION)
+            self._client.update_workflow_attributes(job_id, attributes)
+            self._client.rewind_workflow(
+                job_id, start_step=first_step, queue_name=QUEUE, application_version=VERSION
+            )
         except dbos_error.DBOSException:
             row = self._row(job_id)
             if row is None or self._job(row).state in ENDED:
@@ -325,8 +374,7 @@ def open_jobs(settings: Settings, url: str) -> Jobs:
     """
     limits = JobLimits(settings.max_jobs_waiting, settings.result_ttl_s, settings.job_step_s)
     objects = open_objects(settings.objects_place, settings.objects_timeout_s)
-    with reported():
-        return Jobs(open_client(url), objects, limits)
+    return Jobs(url, objects, limits)
 
 
 def spec_json(spec: JobSpec) -> dict[str, str | int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from service.errors import JobsUnavailable
 from service.jobs.database import LAST_STEP
@@ -13,6 +13,10 @@ from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord
 
 if TYPE_CHECKING:
     from dbos import WorkflowStatus
+
+WAITING: Final = "waiting"
+"""Attribute of a workflow: Unix time since when its worker waits for storage, None where it does
+not."""
 
 _STATES: Final[dict[str, State]] = {
     "ENQUEUED": "queued",
@@ -25,13 +29,18 @@ _STATES: Final[dict[str, State]] = {
 }
 
 
+class JobFailed(Exception):
+    """Ends a job as failed; the message is kept and shown to whoever asks for the job."""
+
+
 def job_of(row: WorkflowStatus, result_ttl_s: float) -> Job:
     """A job from its row, with the last of its steps. Raises JobsUnavailable: it is incomplete."""
     if row.input is None or row.created_at is None:
         raise JobsUnavailable(f"the row of job {row.workflow_id} is incomplete")
     state = _STATES.get(row.status) or _state_of_unknown(row)
     ended_s = row.completed_at / 1000 if row.completed_at and state in ENDED else None
-    steps, record = (row.attributes or {}).get(LAST_STEP, (0, None))
+    attributes = row.attributes or {}
+    steps, record = attributes.get(LAST_STEP, (0, None))
     return Job(
         id=row.workflow_id,
         state=state,
@@ -45,6 +54,7 @@ def job_of(row: WorkflowStatus, result_ttl_s: float) -> Job:
         attempts=row.recovery_attempts or 0,
         worker=row.executor_id,
         error=_error(row),
+        waiting_since_s=attributes.get(WAITING) if state == "running" else None,
     )
 
 
@@ -77,4 +87,11 @@ def _error(row: WorkflowStatus) -> str | None:
         return f"it ended with the status {row.status}, which is not known here"
     if row.status != "ERROR":
         return None
-    return str(getattr(row.error, "message", row.error) or "unknown")
+    if getattr(row.error, "name", None) == JobFailed.__name__:
+        return str(row.error)
+    return "internal error, logged by the worker under the job's id"
+
+
+def attributes_after(number: int, record: StepRecord) -> dict[str, Any]:
+    """All that a row's attributes say after a step of that number."""
+    return {LAST_STEP: [number, record.to_json()]}

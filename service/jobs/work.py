@@ -2,11 +2,13 @@
 
 Knows nothing of queues and databases. A step begins from the record of the step before it and ends
 in its own, so that it may be repeated, or done by another worker, at any time. Between two steps in
-one process the adaptation stays in memory.
+one process the adaptation stays in memory, also while the object store cannot be used: a step waits
+for it with what it has.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -17,15 +19,19 @@ from typing import Final, TypeVar
 import structlog
 
 from service.engine.types import Adaptation, Adapter
-from service.errors import BadImage, DamagedObject, NoSuchObject, RankpressError
+from service.errors import (
+    BadImage,
+    DamagedObject,
+    NoSuchObject,
+    ObjectsUnavailable,
+    RankpressError,
+)
 from service.images import read_image
 from service.jobs.job import JobSpec, StepRecord, model_identity
+from service.jobs.outage import growing_pauses, is_outage, lacks_room
 from service.objects import Objects
 
 T = TypeVar("T")
-
-RETRY_S: Final = 1.0
-"""Seconds before a failed step is tried again; doubled each time."""
 
 OPTIMISING: Final = 0.9
 """Share of a job's time that the optimiser plans to end in; the rest is for files and restarts."""
@@ -35,6 +41,15 @@ log = structlog.get_logger("rankpress.jobs")
 
 class StepFailed(Exception):
     """A step of a job failed as often as it may; the message is fit for the one who posted it."""
+
+
+class WrongModel(RankpressError):
+    """The worker's weights are not those that the job was posted for."""
+
+
+PUBLIC: Final = (BadImage, NoSuchObject, WrongModel)
+"""Errors of which all is said outside, and that another attempt would meet again. Messages of
+others may name paths, hosts and libraries."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +62,33 @@ class WorkLimits:
     max_pixels: int
 
 
+class Pauses:
+    """What a step does when it cannot go on at once. A worker has one that can be interrupted."""
+
+    def wait(self, job_id: str, seconds: float) -> None:
+        """Wait before a job is tried again."""
+        del job_id
+        time.sleep(seconds)
+
+    def note_outage(self, job_id: str, error: Exception) -> None:
+        """Take note of an error of the storage that a job is about to wait for."""
+
+
 class JobWork:
     """Does steps of jobs with one adapter."""
 
-    def __init__(self, adapter: Adapter, objects: Objects, limits: WorkLimits) -> None:
+    def __init__(
+        self, adapter: Adapter, objects: Objects, limits: WorkLimits, pauses: Pauses | None = None
+    ) -> None:
         self._adapter, self._objects, self._limits = adapter, objects, limits
+        self._pauses = pauses or Pauses()
         self._live: dict[str, tuple[StepRecord, Adaptation]] = {}
         self._lock = threading.Lock()
 
     def try_step(
         self, spec: JobSpec, before: StepRecord | None, stale: StepRecord | None
     ) -> StepRecord:
-        """Do the step after `before`, again where it fails.
+        """Do the step after `before`, again where it fails, and once the storage can be used.
 
         Args:
             spec: the job. before: the last record, None for the first step.
@@ -67,40 +97,82 @@ class JobWork:
         Raises:
             StepFailed: it failed `attempts` times, or in a way that will not change.
         """
-        self._try(spec, lambda: self._sweep(stale, before))
+        self._try(spec, lambda: self._sweep(spec, stale, before))
         return self._try(spec, lambda: self._step(spec, before))
 
     def try_finish(self, spec: JobSpec, last: StepRecord) -> None:
         """Remove what only an unfinished job needs: all objects of the job but its result."""
         self._try(spec, lambda: self._finish(spec, last))
 
+    def clean_failed(self, spec: JobSpec, last: StepRecord | None) -> None:
+        """Remove what nobody can use of a failed job: all but image and objects of its last step.
+
+        Posting the job again goes on from there.
+
+        Raises:
+            ObjectsUnavailable: they are left, to be swept later.
+        """
+        kept = {spec.image_key}
+        if last is not None:
+            kept |= {last.stream, last.checkpoint or last.stream}
+        for key in self._keys(spec) - kept:
+            self._objects.delete(key)
+
     def _try(self, spec: JobSpec, work: Callable[[], T]) -> T:
-        attempts = self._limits.attempts
-        for attempt in range(1, attempts + 1):
+        attempts, attempt, pauses = self._limits.attempts, 1, growing_pauses()
+        while True:
             try:
                 return work()
             except Exception as error:  # the top of a worker's step
-                log.exception("step failed", job=spec.id, attempt=attempt, of=attempts)
-                last = isinstance(error, BadImage | NoSuchObject | WrongModel)
+                if lacks_room(error):  # not in the store: there, calls wait by themselves
+                    self._wait_out(spec, error, next(pauses))
+                    continue
+                error_id = secrets.token_hex(8)
+                log.exception(
+                    "step failed", job=spec.id, attempt=attempt, of=attempts, error_id=error_id
+                )
+                last = isinstance(error, PUBLIC)
                 if last or attempt == attempts:
                     times = "" if last else f" {attempts} times"
-                    raise StepFailed(f"a step failed{times}: {_told(error)}") from error
-                time.sleep(RETRY_S * 2 ** (attempt - 1))
-        raise AssertionError("unreachable: there is at least one attempt")
+                    raise StepFailed(f"a step failed{times}: {_reason(error, error_id)}") from error
+                attempt += 1
+                self._pauses.wait(spec.id, next(pauses))
+
+    def _stored(self, spec: JobSpec, call: Callable[[], T]) -> T:
+        """What a call of the object store returns, however long the store cannot be used."""
+        for pause_s in growing_pauses():
+            try:
+                return call()
+            except ObjectsUnavailable as error:
+                if not is_outage(error, self._objects):
+                    return call()  # not its own error if the store has come back just now
+                self._wait_out(spec, error, pause_s)
+        raise AssertionError("unreachable: there is always another pause")
+
+    def _wait_out(self, spec: JobSpec, error: Exception, pause_s: float) -> None:
+        log.warning("step waits for storage", job=spec.id, pause_s=pause_s, reason=str(error))
+        self._pauses.note_outage(spec.id, error)
+        self._pauses.wait(spec.id, pause_s)
 
     def _step(self, spec: JobSpec, before: StepRecord | None) -> StepRecord:
-        begun_s = time.monotonic()
+        adaptation = self._take(spec, before)
+        kept = None if adaptation else self._read(spec, before)
+        begun_s = time.monotonic()  # work alone, and not what the store takes
         spent_s = 0.0 if before is None else before.seconds
-        adaptation = self._take(spec, before) or self._open(spec, before)
+        if kept is not None:
+            adaptation = self._open(spec, *kept)
+        assert adaptation is not None
         if not adaptation.done:
             left_s = self._limits.job_s - spent_s
             adaptation.advance(max(0.0, min(self._limits.step_s, left_s)))
-        stream = self._objects.put(adaptation.best(), spec.folder)
+        best = adaptation.best()
         seconds = spent_s + time.monotonic() - begun_s
         done = adaptation.done or seconds >= self._limits.job_s
+        state = None if done else adaptation.checkpoint()
+        stream = self._stored(spec, lambda: self._objects.put(best, spec.folder))
         checkpoint = None
-        if not done:
-            checkpoint = self._objects.put(adaptation.checkpoint(), spec.folder)
+        if state is not None:
+            checkpoint = self._stored(spec, lambda: self._objects.put(state, spec.folder))
         record = StepRecord(adaptation.progress, stream, checkpoint, seconds, done)
         if not done:
             with self._lock:
@@ -116,16 +188,22 @@ class JobWork:
             record, adaptation = self._live.pop(spec.id, (None, None))
         return adaptation if record is not None and record == before else None
 
-    def _open(self, spec: JobSpec, before: StepRecord | None) -> Adaptation:
+    def _read(self, spec: JobSpec, before: StepRecord | None) -> tuple[bytes, bytes | None]:
+        """The image file and the checkpoint that a step goes on from, None for the start."""
+        try:
+            image = self._stored(spec, lambda: self._objects.get(spec.image_key))
+        except NoSuchObject as error:
+            raise NoSuchObject("the job's picture is no longer stored: post it again") from error
+        return image, self._checkpoint(spec, before)
+
+    def _open(self, spec: JobSpec, image: bytes, checkpoint: bytes | None) -> Adaptation:
         found = model_identity(self._adapter.models()[0], spec.rate16)
         if found != spec.model:
             raise WrongModel(
                 f"the job needs weights {spec.model[:8]}, this worker has {found[:8]}; "
                 "post the picture again"
             )
-        data = self._objects.get(spec.image_key)
-        picture = read_image(data, max_pixels=self._limits.max_pixels, frame=spec.frame)
-        checkpoint = self._checkpoint(spec, before)
+        picture = read_image(image, max_pixels=self._limits.max_pixels, frame=spec.frame)
         begin = partial(
             self._adapter.adapt,
             picture,
@@ -145,30 +223,34 @@ class JobWork:
         if before is None or before.checkpoint is None:
             return None
         try:
-            return self._objects.get(before.checkpoint)
-        except (NoSuchObject, DamagedObject):
+            return self._stored(spec, partial(self._objects.get, before.checkpoint))
+        except (NoSuchObject, DamagedObject, ObjectsUnavailable):
             log.warning("checkpoint lost: from the start", job=spec.id, exc_info=True)
             return None
 
-    def _sweep(self, stale: StepRecord | None, kept: StepRecord | None) -> None:
+    def _sweep(self, spec: JobSpec, stale: StepRecord | None, kept: StepRecord | None) -> None:
         if stale is None or kept is None:
             return
         for key in {stale.stream, stale.checkpoint} - {kept.stream, kept.checkpoint}:
             if key is not None:
-                self._objects.delete(key)
+                self._delete(spec, key)
 
     def _finish(self, spec: JobSpec, last: StepRecord) -> None:
-        for found in self._objects.list(spec.folder):
-            if found.key != last.stream:
-                self._objects.delete(found.key)
+        for key in self._stored(spec, lambda: self._keys(spec)) - {last.stream}:
+            self._delete(spec, key)
+
+    def _delete(self, spec: JobSpec, key: str) -> None:
+        self._stored(spec, lambda: self._objects.delete(key))
+
+    def _keys(self, spec: JobSpec) -> set[str]:
+        return {found.key for found in self._objects.list(spec.folder)}
 
 
-class WrongModel(RankpressError):
-    """The worker's weights are not those that the job was posted for."""
+def _reason(error: Exception, error_id: str) -> str:
+    """What may be said of an error outside."""
+    return str(error) if isinstance(error, PUBLIC) else logged_reason(error_id)
 
 
-def _told(error: Exception) -> str:
-    """What may be said of an error outside: our own messages, of others only the kind."""
-    if isinstance(error, RankpressError):
-        return str(error)
-    return f"unexpected {type(error).__name__}, see the worker's log"
+def logged_reason(error_id: str) -> str:
+    """What is said outside of an error that only the log tells."""
+    return f"internal error, logged by the worker as {error_id}"

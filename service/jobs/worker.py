@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import threading
 import time
@@ -20,12 +21,16 @@ from typing import Any, Final
 import structlog
 
 from service.engine.types import Adapter
-from service.errors import RankpressError
+from service.errors import JobsUnavailable, RankpressError
 from service.jobs import database, heartbeat
+from service.jobs.dbos_logs import DBOS_LOG, Cancelled, Repeated
 from service.jobs.expiry import expire
 from service.jobs.job import JobSpec, StepRecord
 from service.jobs.jobs import open_jobs
-from service.jobs.work import JobWork, StepFailed, WorkLimits
+from service.jobs.notes import JobNotes
+from service.jobs.outage import growing_pauses, lacks_room, wait_out_sqlite_outages
+from service.jobs.rows import JobFailed
+from service.jobs.work import JobWork, Pauses, StepFailed, WorkLimits, logged_reason
 from service.objects import Objects, open_objects
 from service.settings import Settings
 
@@ -38,10 +43,6 @@ STOP_S: Final = 30.0
 """Seconds that a step may take to end when the worker is asked to."""
 
 log = structlog.get_logger("rankpress.worker")
-
-
-class JobFailed(Exception):
-    """Ends a job as failed; the message is kept and shown."""
 
 
 def run_worker(
@@ -70,10 +71,10 @@ def run_worker(
     limits = WorkLimits(
         settings.job_step_s, settings.job_max_s, settings.job_attempts, settings.max_pixels
     )
-    worker = Worker(JobWork(open_adapter(), objects, limits), objects, settings, url, name.name)
+    worker = Worker(open_adapter(), limits, objects, settings, url, name.name)
     worker.start()
-    upkeep = threading.Thread(target=worker.keep_up, name="upkeep", daemon=True)
-    upkeep.start()
+    for keep in (worker.keep_beating, worker.keep_up):
+        threading.Thread(target=keep, name=keep.__name__, daemon=True).start()
     while not stop.wait(1.0):
         if parent is not None and os.getppid() != parent:
             log.warning("the parent is gone", parent=parent)
@@ -95,28 +96,27 @@ def let_others_first() -> None:
             AUTOGROUP.write_text(str(NICENESS))
 
 
-class Cancelled(logging.Filter):
-    """Keeps DBOS from telling of a job that a user cancelled as of a crash."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """False for the end of a cancelled workflow."""
-        from dbos import error
-
-        told = record.exc_info[1] if record.exc_info else None
-        ends = (error.DBOSAwaitedWorkflowCancelledError, error.DBOSWorkflowCancelledError)
-        return not isinstance(told, ends)
-
-
-class Worker:
+class Worker(Pauses):
     """DBOS with the one workflow of a job. One in a process, for DBOS is one."""
 
     def __init__(
-        self, work: JobWork, objects: Objects, settings: Settings, url: str, name: str
+        self,
+        adapter: Adapter,
+        limits: WorkLimits,
+        objects: Objects,
+        settings: Settings,
+        url: str,
+        name: str,
     ) -> None:
-        self._work, self._objects, self._settings = work, objects, settings
-        self._url, self._name = url, name
+        self._work = JobWork(adapter, objects, limits, self)
+        self._objects, self._settings, self._url, self._name = objects, settings, url, name
+        # Of its own, and impatient: a call that hangs must not make a live worker look dead.
+        pulse_s = min(settings.objects_timeout_s, heartbeat.BEAT_S)
+        self._pulse = open_objects(settings.objects_place, pulse_s)
+        self._beating_since_s: float | None = None
         self._jobs = open_jobs(settings, url)
         self._client = database.open_client(url)
+        self._notes = JobNotes(self._client, self._jobs)
         self._stopping = threading.Event()
         self._at_work = threading.Lock()
         self._worked = False
@@ -125,8 +125,11 @@ class Worker:
         """Show a heartbeat and begin to take jobs, those first that were left at a restart."""
         from dbos import DBOS, DBOSPortableJSONSerializer
 
-        heartbeat.beat(self._objects, self._name)
-        logging.getLogger("dbos").addFilter(Cancelled())
+        heartbeat.beat(self._pulse, self._name)
+        self._beating_since_s = time.monotonic()
+        wait_out_sqlite_outages()
+        for each in (Cancelled(), Repeated()):
+            logging.getLogger(DBOS_LOG).addFilter(each)
         DBOS(
             config={
                 "name": database.APPLICATION,
@@ -162,20 +165,30 @@ class Worker:
             heartbeat.leave(self._objects, self._name)
             log.info("worker stopped", worker=self._name, idle=idle, handed_back=mine)
 
+    def keep_beating(self) -> None:
+        """Show heartbeats; for ever, and behind nothing else that may take long."""
+        while not self._stopping.wait(heartbeat.BEAT_S):
+            try:
+                heartbeat.beat(self._pulse, self._name)
+            except Exception as error:  # the top of a thread that must not end
+                self._beating_since_s = None
+                log.warning("no heartbeat", worker=self._name, reason=str(error))
+            else:
+                self._beating_since_s = self._beating_since_s or time.monotonic()
+
     def keep_up(self) -> None:
-        """Show heartbeats, take the jobs of lost workers, remove what has expired; for ever."""
+        """Take the jobs of lost workers and remove what has expired; for ever."""
         ttl_s = self._settings.result_ttl_s
         last_sweep_s = last_rescue_s = time.monotonic()
         while not self._stopping.wait(min(heartbeat.BEAT_S, ttl_s)):
             now_s = time.monotonic()
             try:
-                heartbeat.beat(self._objects, self._name)
                 if now_s - last_rescue_s >= heartbeat.LOST_S:
                     last_rescue_s = now_s
                     self._rescue()
                 if now_s - last_sweep_s >= min(3600.0, ttl_s):
                     last_sweep_s = now_s
-                    expire(self._client, self._objects, ttl_s)
+                    expire(self._client, self._jobs, self._objects, ttl_s)
             except RankpressError:
                 log.exception("upkeep failed", worker=self._name)
             except Exception:  # the top of a thread that must not end
@@ -185,10 +198,42 @@ class Worker:
     def _holding(self) -> tuple[str, str]:
         return "running", self._name
 
+    def wait(self, job_id: str, seconds: float) -> None:
+        """Wait in mid-step, which holds up no end of the worker: then this never returns.
+
+        Raises:
+            DBOSWorkflowCancelledError: the job is this worker's no longer; DBOS records no step.
+        """
+        from dbos import error
+
+        self._at_work.release()
+        self._stopping.wait(seconds)
+        self._at_work.acquire()
+        with suppress(JobsUnavailable):
+            job = self._jobs.find(job_id)
+            if job is None or (job.state, job.worker) != self._holding:
+                raise error.DBOSWorkflowCancelledError(f"job {job_id} was taken from this worker")
+
+    def note_outage(self, job_id: str, error: Exception) -> None:
+        """Say that a job waits for storage, and make room where that is what lacks."""
+        with suppress(RankpressError):
+            self._notes.waits(job_id)
+        if lacks_room(error):
+            with suppress(RankpressError):
+                ttl_s = self._settings.result_ttl_s
+                removed = expire(self._client, self._jobs, self._objects, ttl_s, full=True)
+                log.info("room made", worker=self._name, removed=removed)
+
     def _rescue(self) -> None:
-        """Queue the jobs of lost workers again. Attempts go on counting: such a job may kill."""
+        """Queue the jobs of lost workers again. Attempts go on counting: such a job may kill.
+
+        After an outage others first get the time to show that they live.
+        """
         from dbos import DBOS
 
+        since_s = self._beating_since_s
+        if since_s is None or time.monotonic() - since_s < heartbeat.LOST_S:
+            return
         lost = {job.worker for job in self._jobs.lost()} - {None, self._name}
         still = lost - heartbeat.live_workers(self._objects)
         if still:
@@ -196,15 +241,39 @@ class Worker:
             # Without a public name since DBOS 2; the client's resume would reset the attempts.
             DBOS._recover_pending_workflows(sorted(map(str, still)))
 
-    def _show(self, number: int, record: dict[str, Any]) -> None:
-        """Put the last step, which is on record, where a look at the job finds it."""
-        from dbos import DBOS
-
+    def _show(self, job_id: str, number: int, record: dict[str, Any]) -> None:
         self._worked = False
-        with suppress(RankpressError), database.reported():  # the next step is shown again
-            self._client.update_workflow_attributes(
-                str(DBOS.workflow_id), {database.LAST_STEP: [number, record]}
+        with suppress(RankpressError):  # the next step is shown again
+            self._notes.step(job_id, number, StepRecord.from_json(record))
+
+    def _begin(self, job_id: str) -> None:
+        """Note that the job is begun. Raises JobFailed: it killed too many workers in a row."""
+        for pause_s in growing_pauses():
+            try:
+                deaths = self._notes.begin(job_id)
+                break
+            except JobsUnavailable as error:
+                log.warning("job waits for storage", job=job_id, reason=str(error))
+                time.sleep(pause_s)
+        if deaths >= self._settings.job_attempts:
+            raise JobFailed(
+                f"the worker died {deaths} times in a row at this job, which got no further"
             )
+
+    def _end_failed(self, job_id: str, spec: JobSpec, error: Exception) -> str:
+        """Clean up after a job that fails, and return what is said of the reason outside."""
+        # What a step raised before the worker was restarted comes back from the database as this.
+        again = getattr(error, "name", None) == StepFailed.__name__
+        if again or isinstance(error, StepFailed | JobFailed):
+            reason = str(error)
+            with suppress(RankpressError):  # it is swept later
+                self._work.clean_failed(spec, self._jobs.get(job_id).record)
+        else:
+            error_id = secrets.token_hex(8)
+            log.exception("unexpected error in a job", job=job_id, error_id=error_id)
+            reason = logged_reason(error_id)
+        log.warning("job failed", job=job_id, reason=reason)
+        return reason
 
     def _register(self) -> None:
         from dbos import DBOS
@@ -223,26 +292,25 @@ class Worker:
             with self._at_work:
                 self._work.try_finish(JobSpec(**spec), StepRecord.from_json(last))
 
-        @DBOS.workflow(
-            name=database.WORKFLOW, max_recovery_attempts=self._settings.job_attempts - 1
-        )
+        # DBOS would count all deaths of workers; `_begin` counts those without progress.
+        @DBOS.workflow(name=database.WORKFLOW, max_recovery_attempts=None)
         def adapt(spec: dict[str, Any]) -> dict[str, Any]:
             """Whatever decides what is done next comes from records, so that a replay agrees."""
             stale: dict[str, Any] | None = None
             last: dict[str, Any] | None = None
-            log.info("job begun", job=DBOS.workflow_id, worker=self._name)
+            job_id = str(DBOS.workflow_id)
+            log.info("job begun", job=job_id, worker=self._name)
             try:
+                self._begin(job_id)
                 number = 0
                 while last is None or not last["done"]:
                     last, stale, number = advance(spec, last, stale), last, number + 1
                     if self._worked or last["done"]:  # not for each step of a replay
-                        self._show(number, last)
+                        self._show(job_id, number, last)
                 finish(spec, last)
             except Exception as error:
-                message = error.args[0] if isinstance(error, StepFailed) else str(error)
-                log.warning("job failed", job=DBOS.workflow_id, reason=message)
-                raise JobFailed(message) from error
-            log.info("job done", job=DBOS.workflow_id, bytes=last["progress"]["bytes"])
+                raise JobFailed(self._end_failed(job_id, JobSpec(**spec), error)) from error
+            log.info("job done", job=job_id, bytes=last["progress"]["bytes"])
             return last
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -522,6 +523,21 @@ def test_an_inherited_socket_serves() -> None:
         finally:
             server.should_exit = True
             thread.join(20)
+
+
+def test_an_address_that_cannot_be_listened_at_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, ThreadPoolExecutor(1) as pool:
+        port, no_socket = taken.getsockname()[1], os.open(os.devnull, os.O_RDONLY)
+        for place, named, reason in (
+            ({"port": port}, f"127.0.0.1:{port}", "address already in use"),
+            ({"uds": tmp_path / "no" / "s"}, str(tmp_path / "no" / "s"), "No such file"),
+            ({"fd": no_socket}, f"descriptor {no_socket}", "on non-socket"),
+        ):
+            server = Server(FakeCodec(), Settings(jobs=False, **place))
+            with pytest.raises(OSError, match=reason) as failed:
+                pool.submit(server.run).result()
+            assert failed.value.filename == named
+        os.close(no_socket)
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")

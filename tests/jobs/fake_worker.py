@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,30 @@ import dbos  # noqa: F401  (the fork server imports it once for all workers)
 
 from jobs.fake_adapter import FakeAdapter
 from service.api.logs import configure_logs
-from service.jobs import heartbeat, worker
+from service.jobs import heartbeat, outage, worker
 from service.settings import Settings
 
 
-def main(folder: Path, settings: Settings, hasty: bool, options: dict[str, Any]) -> None:
+def main(
+    folder: Path, settings: Settings, hasty: bool, stuck: bool, options: dict[str, Any]
+) -> None:
     """Work until killed or stopped; what is written to standard error goes to a file."""
     errors = os.open(folder / "worker.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(errors, 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     if hasty:  # a minute is long for a test
         heartbeat.BEAT_S, heartbeat.LOST_S = 0.2, 1.0
+    outage.FIRST_PAUSE_S, outage.LONGEST_PAUSE_S = 0.05, 0.2
     worker.NICENESS = 1  # else a busy machine's tests wait for ever
     worker.POLL_S = 0.1
-    configure_logs(settings)
+    if stuck:
+        worker.expire = partial(expire_for_ever, folder / "expiring")
+    configure_logs(settings.log_format, settings.log_level)
     worker.run_worker(lambda: FakeAdapter(folder, **options), settings)
+
+
+def expire_for_ever(marker: Path, *_: object) -> int:
+    """An expiry that a slow bucket holds up."""
+    marker.touch()
+    time.sleep(3600)
+    return 0

@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from service.images import read_image
 from service.jobs import database
 from service.jobs.job import Job, JobSpec, spec_of
 from service.jobs.jobs import Jobs, open_jobs
+from service.jobs.notes import JobNotes
 from service.picture import Picture
 from service.settings import Settings
 
@@ -46,12 +48,12 @@ class Worker:
     """A worker process, forked from one that has imported all it needs: quick to start."""
 
     def __init__(
-        self, folder: Path, settings: Settings, hasty: bool, options: dict[str, Any]
+        self, folder: Path, settings: Settings, hasty: bool, stuck: bool, options: dict[str, Any]
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", "jobs.fake_worker"])
         self._process = context.Process(
-            target=fake_worker.main, args=(folder, settings, hasty, options), daemon=True
+            target=fake_worker.main, args=(folder, settings, hasty, stuck, options), daemon=True
         )
         self._process.start()
         assert self._process.pid is not None
@@ -85,7 +87,7 @@ class Place:
 
     Attributes:
         settings: of all that runs here. folder: where fake adapters log.
-        server: of the database, None for SQLite. jobs: a client.
+        server: of the database, None for SQLite. jobs: a client. notes: as a worker writes them.
     """
 
     def __init__(
@@ -97,6 +99,8 @@ class Place:
         self.settings = Settings(**given)
         self.url = database.prepare(self.settings)
         self.jobs = self.client()
+        self._client = database.open_client(self.url)
+        self.notes = JobNotes(self._client, self.jobs)
         self.workers: list[Worker] = []
 
     def client(self, **settings: Any) -> Jobs:
@@ -110,9 +114,14 @@ class Place:
     def spec(data: bytes, effort: int = 1) -> JobSpec:
         return spec_of(data, 20, 12, 4.0, effort, (model_info(),))
 
-    def worker(self, *, hasty: bool = False, **options: Any) -> Worker:
-        """Start a worker process with a fake adapter of these options."""
-        worker = Worker(self.folder, self.settings, hasty, options)
+    def worker(self, *, hasty: bool = False, stuck: bool = False, **options: Any) -> Worker:
+        """Start a worker process with a fake adapter of these options.
+
+        Args:
+            hasty: with heartbeats a few times a second. stuck: whose first expiry never ends.
+            options: of the adapter.
+        """
+        worker = Worker(self.folder, self.settings, hasty, stuck, options)
         self.workers.append(worker)
         return worker
 
@@ -140,6 +149,20 @@ class Place:
         for worker in self.workers:
             worker.end()
         self.jobs.close()
+        self._client.destroy()
+
+
+@contextmanager
+def objects_away(place: Place) -> Iterator[None]:
+    """The folder of the objects is somewhere else for a while, and a file in its place."""
+    folder = place.settings.state_folder / "objects"
+    folder.rename(away := folder.with_name("away"))
+    folder.write_bytes(b"")
+    try:
+        yield
+    finally:
+        folder.unlink()
+        away.rename(folder)
 
 
 def find_postgres() -> Path | None:

@@ -81,7 +81,7 @@ def test_rescue_queues_failed_and_named_jobs_again(place: Place) -> None:
     job = place.submit()
     worker = place.worker(poison="raise", poisoned=name_of(picture(png())))
     worker.wait_for(lambda: place.jobs.get(job.id).state == "failed")
-    assert "unexpected RuntimeError" in rankpress("jobs", "show", job.id).stdout
+    assert "internal error, logged by the worker as" in rankpress("jobs", "show", job.id).stdout
     worker.end(signal.SIGTERM)
     assert rankpress("jobs", "rescue", job.id).stdout == f"{job.id} queued again\n"
     worker = place.worker()

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dbos import DBOSClient, StepInfo
+from dbos import DBOSClient, PortableWorkflowError, StepInfo
 
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result
 from jobs.machines import Place, picture, png
+from service.engine.types import AdaptProgress
 from service.errors import BadParameter, JobsUnavailable
 from service.jobs import database
 from service.jobs.database import database_url, prepare
+from service.jobs.job import StepRecord
 from service.jobs.jobs import open_jobs
+from service.jobs.rows import job_of
 from service.settings import Settings
 
 
@@ -137,3 +140,50 @@ def test_a_status_that_is_not_known_is_shown_and_breaks_no_list(
     found = {each.id: each for each in place.jobs.recent()}
     assert found[other.id].state == "queued" and found[job.id].state == state
     assert ("PAUSED" in (found[job.id].error or "")) == ended
+
+
+@pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
+def test_deaths_of_workers_count_since_the_last_step_and_not_while_they_waited(
+    make_place: MakePlace,
+) -> None:
+    place = make_place()
+    job = place.submit()
+
+    def begin(attempt: int) -> int:
+        with sqlite3.connect(place.folder / "state" / "jobs.sqlite") as file:
+            file.execute("UPDATE workflow_status SET recovery_attempts = ?", (attempt,))
+        return place.notes.begin(job.id)
+
+    assert [begin(attempt) for attempt in (1, 2, 3)] == [0, 1, 2]
+    place.notes.waits(job.id)
+    assert [begin(attempt) for attempt in (4, 5)] == [0, 1]
+    progress = AdaptProgress("latents", 1, 2, 3, 0.5, 30.0, 4, 0.75, 30.0)
+    place.notes.step(job.id, 1, StepRecord(progress, "stream", "checkpoint", 1.0, False))
+    assert [begin(attempt) for attempt in (6, 7)] == [0, 1]
+    assert [begin(attempt) for attempt in (1, 2)] == [0, 1], "after it was queued again by hand"
+    place.notes.waits(job.id)
+    assert place.jobs.get(job.id).waiting_since_s is None, "it is queued"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PortableWorkflowError("the reason", "JobFailed"), "the reason"),
+        (PortableWorkflowError("/srv/secret", "OperationalError"), None),
+        (ValueError("/srv/secret"), None),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
+def test_of_errors_in_the_database_only_a_job_s_own_is_shown(
+    make_place: MakePlace, error: Exception | None, said: str | None
+) -> None:
+    place = make_place()
+    job = place.submit()
+    client = database.open_client(place.url)
+    (row,) = client.list_workflows(workflow_ids=[job.id])
+    client.destroy()
+    row.status, row.error = "ERROR", error
+    assert job_of(row, 1.0).error == (
+        said or "internal error, logged by the worker under the job's id"
+    )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,8 +22,8 @@ from structlog.testing import capture_logs
 
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result
-from jobs.machines import Place, picture, png
-from service.api import desk
+from jobs.machines import Place, objects_away, picture, png
+from service.api import desk, job_storage
 from service.api.server import Server
 from service.errors import ObjectsUnavailable
 from service.jobs import jobs as jobs_module
@@ -266,6 +268,73 @@ def test_a_database_that_fails_leaves_compress_alone(make_place: MakePlace) -> N
             assert str(state) in error and "RANKPRESS_STATE" in error
         assert client.post("/compress", content=png()).status_code == 200
         assert "rankpress_jobs_queued NaN" in client.get("/metrics").text
+
+
+def readiness(client: httpx.Client) -> str:
+    """What /readyz says of jobs; it always says that the server is ready."""
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (200, "ready")
+    return str(answer.json()["jobs"])
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    (line,) = [
+        line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")
+    ]
+    return float(line.partition(" ")[2])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.05)
+
+
+def test_an_outage_of_what_jobs_are_stored_in_is_told_and_makes_no_server_unready(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_storage, "LOOK_EVERY_S", 0.1)
+    with served(place) as client:
+        until(lambda: readiness(client) == "available")
+        assert metric(client, "rankpress_jobs_storage_available") == 1
+        assert metric(client, "rankpress_jobs_storage_outage_seconds") == 0
+        with objects_away(place):
+            until(lambda: readiness(client) == "objects-unavailable")
+            assert metric(client, "rankpress_jobs_storage_available") == 0
+            assert metric(client, "rankpress_jobs_storage_outage_seconds") > 0
+            refused = client.post("/adapt", content=png(1))
+            assert (refused.status_code, problem(refused)) == (503, "objects-unavailable")
+            assert client.post("/compress", content=png()).status_code == 200
+        until(lambda: readiness(client) == "available")
+        file = place.settings.state_folder / "jobs.sqlite"
+        file.rename(file.with_suffix(".away"))
+        until(lambda: readiness(client) == "database-unavailable")
+        file.with_suffix(".away").rename(file)
+        until(lambda: readiness(client) == "available")
+
+
+def test_a_job_that_waits_for_storage_is_told(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_storage, "LOOK_EVERY_S", 0.1)
+    """A worker may lack more than this server sees, such as room for a large checkpoint."""
+    job = place.submit(effort=4)
+    worker = place.worker()
+    place.wait(job.id, lambda job: job.steps >= 1)
+    worker.send(signal.SIGSTOP)
+    place.notes.waits(job.id)
+    with served(place) as client:
+        until(lambda: readiness(client) == "waiting")
+        assert metric(client, "rankpress_jobs_waiting_for_storage") == 1
+        assert metric(client, "rankpress_jobs_storage_available") == 0
+    worker.send(signal.SIGCONT)
+
+
+def test_where_jobs_are_off_readiness_says_so(make_place: MakePlace) -> None:
+    with served(make_place(port=0, jobs=False)) as client:
+        assert readiness(client) == "off"
+        assert math.isnan(metric(client, "rankpress_jobs_storage_available"))
 
 
 def test_a_slow_database_holds_up_nobody_else(

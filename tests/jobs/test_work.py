@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from jobs.fake_adapter import FakeAdapter, expected_result, model_info
+from jobs.fake_adapter import FakeAdaptation, FakeAdapter, expected_result, model_info
 from jobs.machines import picture, png
 from service.codec import container
 from service.engine.types import AdaptProgress
-from service.errors import BadParameter, ObjectsUnavailable, RateUnavailable
-from service.jobs import work as work_module
+from service.errors import (
+    BadParameter,
+    JobUnfinished,
+    ObjectsFull,
+    ObjectsUnavailable,
+    RangeUnsatisfiable,
+    RankpressError,
+    RateUnavailable,
+    Saturated,
+    TargetUnreachable,
+)
+from service.jobs import outage
 from service.jobs.job import (
     STREAM_FORMAT,
     JobSpec,
@@ -23,7 +39,8 @@ from service.jobs.job import (
     model_identity,
     spec_of,
 )
-from service.jobs.work import JobWork, StepFailed, WorkLimits
+from service.jobs.outage import lacks_room
+from service.jobs.work import PUBLIC, JobWork, Pauses, StepFailed, WorkLimits
 from service.objects import Objects, open_objects
 
 LIMITS = WorkLimits(step_s=0.0, job_s=60.0, attempts=3, max_pixels=1000)
@@ -32,7 +49,7 @@ SPEC = spec_of(png(), 20, 12, 4.0, 1, (model_info(),))
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work_module, "RETRY_S", 0.0)
+    monkeypatch.setattr(outage, "FIRST_PAUSE_S", 0.0)
 
 
 @pytest.fixture
@@ -40,6 +57,19 @@ def objects(tmp_path: Path) -> Objects:
     objects = open_objects(tmp_path / "objects")
     objects.put_named(SPEC.image_key, png())
     return objects
+
+
+class Waits(Pauses):
+    """Counts the outages that were waited for."""
+
+    def __init__(self, pause_s: float = 0.0) -> None:
+        self.outages, self.pause_s = 0, pause_s
+
+    def wait(self, _job_id: str, _seconds: float) -> None:
+        time.sleep(self.pause_s)
+
+    def note_outage(self, _job_id: str, _error: Exception) -> None:
+        self.outages += 1
 
 
 def adapter(folder: Path) -> FakeAdapter:
@@ -119,29 +149,156 @@ def test_only_the_last_two_steps_are_kept_and_then_the_result(
     assert [found.key for found in objects.list(SPEC.folder)] == [record.stream]
 
 
-def test_a_step_that_fails_for_a_while_is_tried_again(
+class Counting(FakeAdapter):
+    """Counts the steps of all its adaptations."""
+
+    advances = 0
+
+    def before_step(self, _: FakeAdaptation) -> None:
+        self.advances += 1
+
+
+@pytest.mark.parametrize("kind", [ObjectsUnavailable, ObjectsFull])
+@pytest.mark.parametrize("name", ["get", "put", "list", "delete"])
+@pytest.mark.parametrize("failures", [40, 41])
+def test_a_store_that_is_away_costs_a_job_no_attempt_and_no_work(
+    tmp_path: Path,
+    objects: Objects,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[ObjectsUnavailable],
+    name: str,
+    failures: int,
+) -> None:
+    """It fails far more often than a job has attempts, from the second step on."""
+    waits, counting = Waits(), Counting(tmp_path, steps=5, step_s=0.0)
+    left = iter([True] * failures)
+
+    def away(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if counting.advances >= 2 and next(left, False):
+                raise kind("the store is away: /srv/secret")
+            return original(*arguments)
+
+        return call
+
+    for each in (name, "check"):
+        monkeypatch.setattr(objects, each, away(getattr(objects, each)))
+    record, stale = None, None
+    while record is None or not record.done:  # each step in another process
+        work = JobWork(counting, objects, replace(LIMITS, attempts=1), waits)
+        record, stale = work.try_step(SPEC, record, stale), record
+    work.try_finish(SPEC, record)
+    monkeypatch.undo()
+    assert counting.advances == 5 and waits.outages >= failures // 2
+    assert objects.get(record.stream) == expected_result(picture(png()), 4.0, 1, steps=5)
+    assert [found.key for found in objects.list(SPEC.folder)] == [record.stream]
+
+
+def test_the_time_of_an_outage_is_no_work_on_a_job(
     tmp_path: Path, objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failures = iter([True, True, False])
-    put = objects.put
+    """Otherwise an outage of an hour would end jobs before they are done, with other bytes."""
+    put, waits = objects.put, Waits(pause_s=0.1)
+    failures = iter([True] * 5)
 
-    def unsteady(data: bytes, under: str | None = None) -> str:
+    def away(data: bytes, under: str | None = None) -> str:
         if next(failures, False):
-            raise ObjectsUnavailable("the disk is full")
+            raise ObjectsFull("the disk is full")
         return put(data, under)
 
-    monkeypatch.setattr(objects, "put", unsteady)
-    record = JobWork(adapter(tmp_path), objects, LIMITS).try_step(SPEC, None, None)
-    assert record.progress.step == 1
-    monkeypatch.setattr(objects, "put", lambda *_: unsteady(b""))
-    failures = iter([True] * 3)
-    with pytest.raises(StepFailed, match="3 times: the disk is full"):
-        JobWork(adapter(tmp_path), objects, LIMITS).try_step(SPEC, None, None)
+    monkeypatch.setattr(objects, "put", away)
+    work = JobWork(adapter(tmp_path), objects, replace(LIMITS, job_s=0.4), waits)
+    record = run(work)
+    assert waits.outages == 5
+    assert record.progress.step == 5
+
+
+def test_one_object_that_cannot_be_read_is_the_job_s_own_error(
+    tmp_path: Path, objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else waits for a job whose file lies on a bad sector: others can be stored."""
+
+    def unreadable(key: str) -> bytes:
+        raise ObjectsUnavailable(f"the object store cannot get /srv/secret/{key}")
+
+    waits = Waits()
+    work = JobWork(adapter(tmp_path), objects, LIMITS, waits)
+    get = objects.get
+    monkeypatch.setattr(
+        objects, "get", lambda key: unreadable(key) if key == SPEC.image_key else get(key)
+    )
+    with pytest.raises(StepFailed, match="a step failed 3 times: internal error") as failed:
+        work.try_step(SPEC, None, None)
+    assert "secret" not in str(failed.value) and waits.outages == 0
+
+
+def test_a_full_disk_that_the_adapter_meets_by_itself_is_waited_for(
+    tmp_path: Path, objects: Objects
+) -> None:
+    class Full(FakeAdapter):
+        failures = 10
+
+        def before_step(self, _: FakeAdaptation) -> None:
+            self.failures -= 1
+            if self.failures >= 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/secret")
+
+    waits = Waits()
+    full = Full(tmp_path, steps=5, step_s=0.0)
+    record = run(JobWork(full, objects, replace(LIMITS, attempts=1), waits))
+    assert record.progress.step == 5 and waits.outages == 10
+
+
+def all_errors() -> list[Exception]:
+    """One of every class of ours and some of others, each with a path in its message."""
+    kinds, ours = [RankpressError], []
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        extra = {
+            RangeUnsatisfiable: (1,),
+            RateUnavailable: ((1.0,),),
+            TargetUnreachable: (1.0, 1.0),
+            JobUnfinished: (1,),
+            Saturated: (1,),
+        }.get(kind, ())
+        ours.append(kind("reason with /srv/secret", *extra))
+    others = [
+        RuntimeError("/srv/secret"),
+        KeyError("/srv/secret"),
+        PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/srv/secret"),
+        MemoryError("/srv/secret"),
+        ValueError("/srv/secret\nTraceback"),
+    ]
+    return [error for error in ours + others if not lacks_room(error)]
+
+
+@pytest.mark.parametrize("error", all_errors(), ids=lambda error: type(error).__name__)
+def test_a_job_s_public_error_names_no_path_and_the_log_has_it_under_an_id(
+    tmp_path: Path, objects: Objects, error: Exception
+) -> None:
+    """What errors of the picture and of the weights say is ours, and meant for who posted it."""
+
+    class Raising(FakeAdapter):
+        def before_step(self, _: FakeAdaptation) -> None:
+            raise error
+
+    work = JobWork(Raising(tmp_path), objects, LIMITS, Waits())
+    with capture_logs() as lines, pytest.raises(StepFailed) as failed:
+        work.try_step(SPEC, None, None)
+    if isinstance(error, PUBLIC):
+        assert str(failed.value) == f"a step failed: {error}"
+        return
+    said = str(failed.value)
+    assert "secret" not in said and type(error).__name__ not in said
+    error_id = said.rpartition(" ")[2]
+    (line,) = [line for line in lines if line.get("error_id") == error_id]
+    assert line["job"] == SPEC.id and line["exc_info"]
 
 
 def test_a_picture_that_is_gone_fails_at_once(tmp_path: Path, objects: Objects) -> None:
     objects.delete(SPEC.image_key)
-    with pytest.raises(StepFailed, match="there is no object"):
+    with pytest.raises(StepFailed, match="no longer stored: post it again"):
         JobWork(adapter(tmp_path), objects, LIMITS).try_step(SPEC, None, None)
 
 
