@@ -68,9 +68,18 @@ class Program:
         self, name: str, command: Sequence[str], folder: Path, variables: Mapping[str, str]
     ) -> None:
         self.name, self.log = name, folder / f"{name}.log"
+        self._command, self._variables = command, dict(variables)
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(variables)
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._variables,
             )
 
     def lines(self) -> list[dict[str, Any]]:
@@ -111,8 +120,14 @@ class Arrangement:
         decoder, nginx, s3: programs.
     """
 
-    def __init__(self, folder: Path, closing: ExitStack) -> None:
-        """Start everything; `closing` stops it again."""
+    def __init__(
+        self, folder: Path, closing: ExitStack, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """Start everything; `closing` stops it again.
+
+        Args:
+            settings: variables of servers and workers; None takes a small model and short steps.
+        """
         self.folder, self._closing = folder, closing
         self.token = secrets.token_urlsafe(24)
         postgres = find_postgres()
@@ -120,15 +135,16 @@ class Arrangement:
         database = Database(postgres, folder / "postgres")
         closing.callback(database.stop)
         self._bucket = self._start_bucket()
-        stored, base, _ = small_stored_model()
-        write_model(folder / "store" / "small", stored, base)
-        self._variables = self._clean() | {
-            "RANKPRESS_STORE": str(folder / "store"),
-            "RANKPRESS_THREADS": "1",
-            "RANKPRESS_DEVICE": "cpu",
-            "RANKPRESS_JOB_STEP_S": "0.5",
-            "RANKPRESS_JOB_MAX_S": "120",
-        }
+        if settings is None:
+            stored, base, _ = small_stored_model()
+            write_model(folder / "store" / "small", stored, base)
+            settings = {
+                "RANKPRESS_STORE": str(folder / "store"),
+                "RANKPRESS_JOB_STEP_S": "0.5",
+                "RANKPRESS_JOB_MAX_S": "120",
+            }
+        common = {"RANKPRESS_THREADS": "1", "RANKPRESS_DEVICE": "cpu"}
+        self._variables = self._clean() | common | dict(settings)
         jobs = {"RANKPRESS_JOBS_URL": database.url()}
         write = jobs | {"RANKPRESS_JOBS_WORKER": "false", "RANKPRESS_OBJECTS_WRITE": "true"}
         ports = [free_port() for _ in range(3)]

@@ -41,11 +41,15 @@ def policy_of(role: str) -> Policy:
 
 
 class Bucket:
-    """A bucket on a fresh S3 server, and a user for each role."""
+    """A bucket on a fresh S3 server, and a user for each role.
+
+    Attributes:
+        url: where programs are told that it is.
+    """
 
     def __init__(self, url: str) -> None:
         """Make them, then have policies enforced. moto lets anyone do anything before that."""
-        self._url = url
+        self.url = self._url = url
         self._keys = {"nobody": ("nobody", "nothing")}
         self.client("nobody", "s3").create_bucket(Bucket=BUCKET)
         policies = {role: policy_of(role) for role in ROLES}
@@ -74,7 +78,7 @@ class Bucket:
         key, secret = self._keys[role]
         return {
             "RANKPRESS_OBJECTS_URL": f"s3://{BUCKET}",
-            "AWS_ENDPOINT": self._url,
+            "AWS_ENDPOINT": self.url,
             "AWS_ALLOW_HTTP": "true",
             "AWS_REGION": REGION,
             "AWS_ACCESS_KEY_ID": key,
