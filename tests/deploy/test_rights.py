@@ -42,7 +42,6 @@ MAY = {
         *(f"{verb} {STREAM_KEY}" for verb in ("get", "put")),
         *(f"{verb} {IMAGE}" for verb in ("get", "put")),
         f"get {RESULT}",
-        *(f"{verb} check/1" for verb in ("get", "put", "delete")),
     },
     "worker": {
         "list",
@@ -91,7 +90,6 @@ def objects_of(bucket: Bucket, role: str) -> Objects:
 
 def serve(objects: Objects) -> None:
     """What a compressing server does with objects."""
-    objects.check()
     assert objects.head("objects/00/missing") is None
     for data in (STREAM, STREAM, LARGE):
         objects.get(objects.put(data))
