@@ -245,7 +245,10 @@ PUT_OBJECT: Json = {
     "summary": "Keep a stream under its hash",
     "response_model": StoredObject,
     "responses": {
-        200: {"description": "It was kept already.", "model": StoredObject},
+        200: {
+            "description": "It was kept already; a damaged copy was replaced.",
+            "model": StoredObject,
+        },
         201: {
             "description": "It is kept from now on.",
             "model": StoredObject,

@@ -47,7 +47,8 @@ def unpack(data: bytes, height: int, width: int) -> U8:
     if not data or data[0] not in (NONE, LEFT, UP):
         raise BadStream("alpha section does not start with a known filter")
     if len(data) > max_packed_bytes(size):
-        raise BadStream(f"alpha section has {len(data)} bytes, too many for {width}x{height} samples")
+        many = f"{len(data)} bytes, too many for {width}x{height} samples"
+        raise BadStream(f"alpha section has {many}")
     inflater = zlib.decompressobj()
     try:
         raw = inflater.decompress(data[1:], size + 1)

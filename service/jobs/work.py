@@ -20,7 +20,7 @@ from service.engine.types import Adaptation, Adapter
 from service.errors import BadImage, DamagedObject, NoSuchObject, RankpressError
 from service.images import read_image
 from service.jobs.job import JobSpec, StepRecord, model_identity
-from service.objects import Objects
+from service.objects import Objects, digest_of
 
 T = TypeVar("T")
 
@@ -124,6 +124,8 @@ class JobWork:
                 "post the picture again"
             )
         data = self._objects.get(spec.image_key)
+        if digest_of(data) != spec.image:
+            raise BadImage("the stored picture is damaged; post it again")
         picture = read_image(data, max_pixels=self._limits.max_pixels, frame=spec.frame)
         checkpoint = self._checkpoint(spec, before)
         begin = partial(

@@ -251,6 +251,26 @@ def test_damage_in_the_store_is_logged_and_its_place_not_shown(tmp_path: Path) -
     asyncio.run(law())
 
 
+def test_a_damaged_object_is_whole_again_once_it_is_put_again(tmp_path: Path) -> None:
+    async def law() -> None:
+        async with stocked(tmp_path, objects_write=True) as (client, path, _):
+            key = shared_key(path.rpartition("/")[2])
+            stream = open_objects(tmp_path).get(key)
+            file = tmp_path / key
+            flipped = bytearray(stream)
+            flipped[len(stream) // 2] ^= 1
+            for damaged in (bytes(flipped), stream[:-1], b""):
+                file.write_bytes(damaged)
+                check_problem(await client.get(path), 500, "damaged-object")
+                again = await client.put("/objects", content=stream)
+                assert again.status_code == 200 and file.read_bytes() == stream
+                picture = await client.get(f"{path}?format=png")
+                assert picture.status_code == 200
+                assert np.array_equal(pixels_of(picture.content), PIXELS)
+
+    asyncio.run(law())
+
+
 def test_a_store_that_fails_or_hangs_is_503_and_not_a_bug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
