@@ -32,7 +32,7 @@ from service.images import (
     read_image,
     shrink,
     size_within,
-    write_image,
+    write_with_notes,
 )
 from service.picture import Picture, Region, larger_note
 
@@ -78,7 +78,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """A written image file of `width` x `height` pixels, and how it came about."""
+    """A written image file of `width` x `height` pixels, how it came about, and what it lacks."""
 
     data: bytes
     format: Format
@@ -88,6 +88,7 @@ class ImageFile:
     model: str
     timings: Timings
     write_s: float
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,9 +181,9 @@ class DecompressFile:
             picture = of_another_view(picture)
         if view.max_size is not None:
             picture = shrink(picture, view.max_size)
-        written = write_image(picture, form.format, quality=form.quality)
+        written = write_with_notes(picture, form.format, quality=form.quality)
         return ImageFile(
-            data=written,
+            data=written.data,
             format=form.format,
             width=picture.width,
             height=picture.height,
@@ -190,6 +191,7 @@ class DecompressFile:
             model=decoded.model,
             timings=decoded.timings,
             write_s=time.perf_counter() - begun,
+            notes=picture.notes + written.notes,
         )
 
     def load(self) -> Load:
@@ -251,4 +253,3 @@ def _outcome(work: Callable[[], T]) -> T | Exception:
         return work()
     except Exception as error:
         return error
-

@@ -169,6 +169,28 @@ def test_who_has_the_picture_is_told_so_without_decoding(tmp_path: Path) -> None
     asyncio.run(law())
 
 
+def test_damaged_exif_of_a_stream_costs_its_exif_and_not_the_picture(tmp_path: Path) -> None:
+    async def law() -> None:
+        async with stocked(tmp_path, objects_write=True) as (client, path, codec):
+            stream = (await client.post("/compress?rate=4", content=PNG)).content
+            turned = b"II*\0\x08\0\0\0" + b"\1\0" + b"\x12\1\1\0\1\0\0\0\6\0\0\0" + bytes(4)
+            for block in (b"", b"no Exif", turned):
+                codec.exif = block
+                assert (await client.put("/objects", content=stream)).status_code in (200, 201)
+                seen = await client.get(path, headers={"Accept": "image/avif"})
+                assert seen.status_code == 200, block
+                assert "the Exif block is damaged" in seen.headers["x-rankpress-notes"]
+                for format in ("png", "webp", "jpeg", "avif"):
+                    for more in ("", "&region=1,2,6,5", "&max_size=7"):
+                        query = f"/decompress?format={format}{more}"
+                        answer = await client.post(query, content=stream)
+                        assert answer.status_code == 200, (query, block)
+            codec.exif = None
+            assert "x-rankpress-notes" not in (await client.get(path)).headers
+
+    asyncio.run(law())
+
+
 def test_a_range_is_that_part_of_the_same_file(tmp_path: Path) -> None:
     async def law() -> None:
         async with stocked(tmp_path) as (client, path, _):
