@@ -45,10 +45,12 @@ MAX_PACKED_BYTES: Final = 4 << 20
 _RAW_PROFILE: Final = b"Raw profile type "
 
 MAX_TAG_WORK: Final = 500_000
-"""Work to read the tags of a TIFF directory or of an Exif block, in units of a microsecond."""
-_ENTRY_WORK: Final = 4
+"""Work to read the tags of a directory of a TIFF file or Exif block, in units of some 0.5 us."""
+MAX_ENTRIES: Final = 50_000
+"""Entries of all directories together."""
+_ENTRY_WORK: Final = 50.0
 _WORK_BY_TYPE: Final[Mapping[int, float]] = {
-    **dict.fromkeys((3, 4, 6, 8, 9, 11, 12, 13, 16, 17, 18), 0.3),  # numbers
+    **dict.fromkeys((3, 4, 6, 8, 9, 11, 12, 13, 16, 17, 18), 1.0),  # numbers
     **dict.fromkeys((5, 10), 15.0),  # fractions
 }
 """Work to read, and to write again, one value of a type; bytes and texts are read whole."""
@@ -64,9 +66,11 @@ _STRIP_WORK: Final = 5.0
 _DIRECTORIES: Final = frozenset({0x8769, 0x8825, 0xA005})
 """Tags that point to a directory: of the camera, of GPS, of interoperability."""
 
+_SMALL_EXIF_BYTES: Final = 1 << 16
+"""A block of so few bytes, as all of JPEG's are, is quickly read whatever is in it."""
 _EXIF_PREFIXES: Final = re.compile(rb"\A(?:Exif\0\0){1,2}")
 
-_MAX_ITEMS_BYTES: Final = 1 << 16
+_MAX_ITEMS_BYTES: Final = 1 << 15
 """Of each box that lists a HEIF file's items; libavif looks for each item in the list of all."""
 _ITEM_LISTS: Final = frozenset({b"iinf", b"iloc", b"iref", b"ipma"})
 _PARENTS: Final = frozenset({b"meta", b"iprp", b"ipco"})
@@ -115,7 +119,7 @@ def check_limits(name: str, data: bytes) -> None:
 def check_exif(block: bytes) -> None:
     """Raise BadImage where reading all tags of an Exif block without prefix takes too much work."""
     block = _EXIF_PREFIXES.sub(b"", block)
-    if len(block) >= 8 and block[:4] in (b"II*\0", b"MM\0*"):
+    if len(block) > _SMALL_EXIF_BYTES and block[:4] in (b"II*\0", b"MM\0*"):
         layout = TiffLayout.of(block)
         _check_tags(block, layout, [layout.directory(block, layout.first(block))])
 
@@ -130,11 +134,10 @@ def _check_tags(data: bytes, layout: TiffLayout, directories: list[tuple[int, in
     while directories:
         work = 0.0
         for tag, kind, count, value in layout.entries(data, *directories.pop()):
-            entries += 1
-            if _BYTES_BY_TYPE.get(kind, 0) * count > len(data):
-                continue  # nobody can read it
-            work += count * (_STRIP_WORK if tag in _STRIPS else _WORK_BY_TYPE.get(kind, 0.0))
-            if max(work, entries * _ENTRY_WORK) > MAX_TAG_WORK:
+            entries, work = entries + 1, work + _ENTRY_WORK
+            if _BYTES_BY_TYPE.get(kind, 0) * count <= len(data):  # else nobody can read it
+                work += count * (_STRIP_WORK if tag in _STRIPS else _WORK_BY_TYPE.get(kind, 0.0))
+            if work > MAX_TAG_WORK or entries > MAX_ENTRIES:
                 raise BadImage("the image file is damaged: it has too many tags, or values in them")
             if tag in _DIRECTORIES and value not in known:
                 known.add(value)
