@@ -184,14 +184,16 @@ def _check_scans(data: bytes, position: int) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    position, chunks, packed, packed_bytes, pixel_bytes = 8, 0, 0, 0, 0
-    most_pixel_bytes = _most_pixel_bytes(data)
+    """Walk the chunks up to the last one."""
+    position, chunks, packed, packed_bytes, pixel_bytes, most_pixel_bytes = 8, 0, 0, 0, 0, 0
     while position + 12 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, position)
         begin, after = position + 8, position + 12 + size
         chunks += 1
         if kind in (b"iCCP", b"zTXt") or (kind == b"iTXt" and _is_packed(data, begin, after)):
             packed, packed_bytes = packed + 1, packed_bytes + size
+        elif kind == b"IHDR" and size >= 13:
+            most_pixel_bytes = _most_pixel_bytes(data, begin)
         elif kind in (b"IDAT", b"fdAT"):
             pixel_bytes += size
         elif kind == b"fcTL":  # another frame
@@ -204,18 +206,16 @@ def _check_png(data: bytes) -> None:
             raise BadImage("the PNG file is damaged: it consists of too many small chunks")
         if packed > MAX_PACKED_CHUNKS or packed_bytes > MAX_PACKED_BYTES:
             raise BadImage("the PNG file is damaged: it has too many compressed texts or profiles")
-        if pixel_bytes > most_pixel_bytes:
+        if pixel_bytes > most_pixel_bytes and most_pixel_bytes:
             raise BadImage("the PNG file is damaged: it has more data than its pixels can take")
         if kind == b"IEND":
             return
         position = after
 
 
-def _most_pixel_bytes(png: bytes) -> int:
+def _most_pixel_bytes(png: bytes, header: int) -> int:
     """Compressed pixels never take more: twice as many bytes as without compression."""
-    if len(png) < 26:
-        return 0
-    width, height, bits, colour = struct.unpack_from(">IIBB", png, 16)
+    width, height, bits, colour = struct.unpack_from(">IIBB", png, header)
     channels = {2: 3, 4: 2, 6: 4}.get(colour, 1)
     rows: int = height * (1 + (width * channels * bits + 7) // 8)
     return 2 * rows + (1 << 16)

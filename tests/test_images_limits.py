@@ -122,9 +122,10 @@ def test_packed_parts_and_pixels_have_no_more_data_than_they_can_take() -> None:
     """Empty blocks of deflate, which may take 0.1 microseconds a byte to no effect."""
     text = chunk(b"zTXt", b"a\0\0" + hostile.empty_deflate(5 << 20))
     assert "too many compressed texts" in refused(hostile.png(text))
-    assert "more data than its pixels" in refused(
-        hostile.png_of_pixels(hostile.empty_deflate(1 << 20))
-    )
+    large = hostile.png_of_pixels(hostile.empty_deflate(1 << 20))
+    assert "more data than its pixels" in refused(large)
+    late = large[:8] + chunk(b"abCd", b"\xff" * 30) + large[8:]  # its header comes second
+    assert "more data than its pixels" in refused(late)
     plain = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b" " * (5 << 20))
     assert read(hostile.png(plain)).width == hostile.SIDE, "uncompressed ones may be long"
 
