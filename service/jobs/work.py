@@ -125,7 +125,7 @@ class JobWork:
             )
         data = self._objects.get(spec.image_key)
         if digest_of(data) != spec.image:
-            raise BadImage("the stored picture is damaged; post it again")
+            raise BadImage("the stored picture is damaged: post it again")
         picture = read_image(data, max_pixels=self._limits.max_pixels, frame=spec.frame)
         checkpoint = self._checkpoint(spec, before)
         begin = partial(

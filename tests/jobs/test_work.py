@@ -153,7 +153,7 @@ def test_another_picture_than_the_job_s_is_not_taken_for_it(
 ) -> None:
     """Damage in the middle of a file may change pixels and nothing else."""
     objects.put_named(SPEC.image_key, png(seed=1))
-    with pytest.raises(StepFailed, match="the stored picture is damaged; post it again"):
+    with pytest.raises(StepFailed, match="the stored picture is damaged: post it again"):
         JobWork(adapter(tmp_path), objects, LIMITS).try_step(SPEC, None, None)
 
 
