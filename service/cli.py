@@ -212,7 +212,7 @@ def decompress(
 ) -> None:
     """Decompress .rkp streams, and all streams in folders, to pictures. PNGs are made small."""
     from service.cli_batch import Made, check_output, plan
-    from service.images import of_another_view, shrink, write_image
+    from service.images import of_another_view, shrink, write_with_notes
     from service.picture import Region
 
     check_output(out, json)
@@ -234,9 +234,9 @@ def decompress(
         bpp = 8 * len(data) / (whole.width * whole.height) if part is None else None
         picture = whole if part is None else of_another_view(whole)
         picture = picture if max_size is None else shrink(picture, max_size)
-        written = write_image(picture, chosen, quality=quality, small_png=True)
-        size = picture.width, picture.height
-        return Made(written, *size, decompressed.rate, bpp, None, picture.notes)
+        written = write_with_notes(picture, chosen, quality=quality, small_png=True)
+        size, notes = (picture.width, picture.height), picture.notes + written.notes
+        return Made(written.data, *size, decompressed.rate, bpp, None, notes)
 
     _work(planned, lambda data: data, make, json=json, overwrite=overwrite)
 

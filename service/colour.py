@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+_MOST_TAGS: Final = 100
+"""Of a profile that LittleCMS reads."""
+
 Mode = Literal["L", "RGB", "CMYK"]
 
 
@@ -33,7 +36,7 @@ def to_srgb(icc: bytes, mode: Mode) -> ImageCms.ImageCmsTransform | None:
     """
     try:
         return ImageCms.buildTransform(
-            ImageCms.ImageCmsProfile(io.BytesIO(icc)),
+            ImageCms.ImageCmsProfile(io.BytesIO(_without_float_tags(icc))),
             ImageCms.createProfile("sRGB"),
             mode,
             "RGB",
@@ -42,6 +45,22 @@ def to_srgb(icc: bytes, mode: Mode) -> ImageCms.ImageCmsTransform | None:
         )
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
+
+
+def _without_float_tags(icc: bytes) -> bytes:
+    """The profile without its transforms in floating point; those in integers say the same.
+
+    They are lists of any number of steps, each computed for 36,000 colours when a transform is
+    built: a profile of 160 kB took 9 seconds (ICC.1:2022, 9.2.17 to 9.2.24 and 10.16).
+    """
+    if len(icc) < 132:
+        return icc
+    count = min(int.from_bytes(icc[128:132], "big"), _MOST_TAGS)
+    table = bytearray(icc[132 : 132 + 12 * count])
+    for place in range(0, len(table), 12):
+        if bytes(table[place : place + 3]) in (b"D2B", b"B2D"):
+            table[place] |= 0x20  # to a name that nobody knows, unlike the others
+    return icc[:132] + table + icc[132 + len(table) :]
 
 
 def apply(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
@@ -149,8 +168,10 @@ class Space:
 
     def profile(self, grey: bool) -> bytes:
         """Return an ICC profile, version 4, of the space or of its greys."""
-        curve = b"para" + struct.pack(">I2H", 0, 3, 0) + _fixed(
-            self.curve.g, self.curve.a, self.curve.b, self.curve.c, self.curve.d
+        curve = (
+            b"para"
+            + struct.pack(">I2H", 0, 3, 0)
+            + _fixed(self.curve.g, self.curve.a, self.curve.b, self.curve.c, self.curve.d)
         )
         tags = {b"desc": _text("RGB"), b"cprt": _text("CC0"),
                 b"wtpt": _point(_D50_XYZ)}  # fmt: skip

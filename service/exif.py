@@ -105,18 +105,16 @@ def of_another_view(exif: bytes, width: int, height: int) -> bytes | None:
     """Return the block for a picture that was cut from the one it is of, or scaled; None if empty.
 
     It has no thumbnail, which would show the whole picture, no maker notes, and the right size.
+    Raises whatever Pillow raises where the block is damaged.
     """
     block = Image.Exif()
-    try:
-        block.load(exif)
-        camera = block.get_ifd(ExifTags.IFD.Exif)
-        for tag in _OF_ANOTHER_VIEW:
-            camera.pop(tag, None)
-        sizes = {ExifTags.Base.ExifImageWidth: width, ExifTags.Base.ExifImageHeight: height}
-        camera.update({tag: size for tag, size in sizes.items() if tag in camera})
-        return _descriptive(block, ExifTags.Base.Orientation)
-    except Exception:  # Pillow raises whatever damaged bytes lead to, when it reads and writes them
-        return None
+    block.load(exif)
+    camera = block.get_ifd(ExifTags.IFD.Exif)
+    for tag in _OF_ANOTHER_VIEW:
+        camera.pop(tag, None)
+    sizes = {ExifTags.Base.ExifImageWidth: width, ExifTags.Base.ExifImageHeight: height}
+    camera.update({tag: size for tag, size in sizes.items() if tag in camera})
+    return _descriptive(block, ExifTags.Base.Orientation)
 
 
 def is_exif(exif: bytes) -> bool:

@@ -20,6 +20,7 @@ from PIL.ImageFile import ImageFile
 from service import colour
 from service.colour import D65, SRGB_CURVE, SRGB_PRIMARIES, Curve, Primaries, Space
 from service.errors import BadImage
+from service.image_boxes import box_inside, boxes
 
 _P3: Final[Primaries] = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
 _NTSC: Final[Primaries] = ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070))
@@ -58,7 +59,7 @@ _UNCALIBRATED: Final = 0xFFFF
 _ADOBE_COLOR_SPACE: Final = 2
 _INTEROPERABILITY_INDEX: Final = 1
 _MAX_PARTS: Final = 10_000
-"""Chunks or boxes that are looked at."""
+"""Chunks or associations that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -189,16 +190,16 @@ def _nclx(file: bytes) -> tuple[int, int] | None:
 
     Thumbnails, alpha and gain maps may have others (ISO/IEC 23008-12, 6.5.5 and 9.3).
     """
-    primary = _inside(file, (b"meta", b"pitm"))
-    properties = _inside(file, (b"meta", b"iprp", b"ipco"))
-    associations = _inside(file, (b"meta", b"iprp", b"ipma"))
+    primary = box_inside(file, (b"meta", b"pitm"))
+    properties = box_inside(file, (b"meta", b"iprp", b"ipco"))
+    associations = box_inside(file, (b"meta", b"iprp", b"ipma"))
     if primary is None or properties is None or associations is None:
         return None
     try:
         item = struct.unpack_from(">I" if file[primary[0]] else ">H", file, primary[0] + 4)[0]
-        boxes = dict(enumerate(_boxes(file, *properties), 1))
+        numbered = dict(enumerate(boxes(file, *properties), 1))
         for number in _properties_of(file, associations[0], item):
-            kind, begin, end = boxes.get(number, (b"", 0, 0))
+            kind, begin, end = numbered.get(number, (b"", 0, 0))
             if kind == b"colr" and file[begin : begin + 4] == b"nclx" and end - begin >= 8:
                 primaries, transfer = struct.unpack_from(">HH", file, begin + 4)
                 return primaries, transfer
@@ -220,37 +221,3 @@ def _properties_of(file: bytes, begin: int, item: int) -> Iterator[int]:
         position += struct.calcsize(number) * count
         if of == item:
             yield from (each & mask for each in numbers)
-
-
-def ends_within_a_box(file: bytes) -> bool:
-    """Whether the file ends before the last of its outermost boxes does."""
-    end = max((end for _, _, end in _boxes(file, 0, len(file))), default=0)
-    return end < len(file) and file[end + 4 : end + 8].isalnum()
-
-
-def _inside(file: bytes, path: tuple[bytes, ...]) -> tuple[int, int] | None:
-    """Begin and end of what a box in a box holds; `meta` has four bytes before its boxes."""
-    place = 0, len(file)
-    for name in path:
-        found = next((box for box in _boxes(file, *place) if box[0] == name), None)
-        if found is None:
-            return None
-        place = found[1] + 4 * (name == b"meta"), found[2]
-    return place
-
-
-def _boxes(file: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, begin and end of the content of each box in a stretch of a file."""
-    for _ in range(_MAX_PARTS):
-        if begin + 8 > end:
-            return
-        size, kind = struct.unpack_from(">I4s", file, begin)
-        content = begin + 8
-        if size == 1 and begin + 16 <= end:
-            (size,) = struct.unpack_from(">Q", file, content)
-            content += 8
-        after = end if size == 0 else begin + size
-        if after > end or after < content:
-            return
-        yield kind, content, after
-        begin = after

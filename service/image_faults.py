@@ -12,12 +12,32 @@ import struct
 import zlib
 from typing import Final
 
+from PIL import ImageCms
 from PIL.Image import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from service.errors import BadImage
-from service.image_colours import ends_within_a_box
+from service.image_boxes import ends_within_a_box
 from service.image_kinds import TiffLayout, tiff_directories
+from service.image_limits import JPEG_MARKER, MAX_SEGMENTS
+
+PILLOW_ERRORS: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    Warning,
+    struct.error,
+    zlib.error,
+    ImageCms.PyCMSError,
+)
+"""Whatever Pillow and the libraries under it raise on damaged bytes."""
 
 _CUT_SHORT: Final = re.compile(r"truncat|unexpected end|\beof\b|buffer of at least|no more images")
 _NOT_KNOWN: Final = re.compile(
@@ -31,12 +51,11 @@ _OTHER_DATA: Final = b"\xa5\x5a" * 512
 """Coded data whose first bit is 1, where a decoder that lacks data goes on with zeros."""
 
 _BAND_ROWS: Final = 64
-_MARKER: Final = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2})
 _PROGRESSIVE: Final = 0xC2
 _SCAN: Final = 0xDA
 _SCAN_MARKER: Final = b"\xff\xda"
-_RESTART: Final = re.compile(rb"\xff([\xd0-\xd7])")
+_RESTARTS: Final = tuple(bytes((0xFF, kind)) for kind in range(0xD0, 0xD8))
 
 
 def why_not_read(name: str, data: bytes, error: BaseException) -> str:
@@ -112,8 +131,10 @@ def _is_complete(jpeg: bytes) -> bool:
 
 def _next_restart(jpeg: bytes) -> bytes:
     """The restart marker that is due after those of the last scan."""
-    numbers = _RESTART.findall(jpeg, jpeg.rfind(_SCAN_MARKER))
-    return bytes((0xFF, 0xD0 + (numbers[-1][0] + 1) % 8 if numbers else 0xD0))
+    begin = max(0, jpeg.rfind(_SCAN_MARKER))
+    places = [jpeg.rfind(marker, begin) for marker in _RESTARTS]
+    last = max(range(8), key=places.__getitem__)
+    return _RESTARTS[(last + 1) % 8 if max(places) >= 0 else 0]
 
 
 def _opened(data: bytes) -> JpegImageFile:
@@ -137,8 +158,9 @@ def _has_all_scans(data: bytes) -> bool:
     In a progressive one, each of the 64 coefficients must have come to its last bit.
     """
     waiting: dict[int, set[int]] = {}
-    progressive, position = False, 2
-    while (found := _MARKER.search(data, position)) is not None:
+    progressive, position, segments = False, 2, 0
+    while (found := JPEG_MARKER.search(data, position)) is not None and segments < MAX_SEGMENTS:
+        segments += 1
         kind, begin = found[1][0], found.end()
         length = int.from_bytes(data[begin : begin + 2], "big")
         body = data[begin + 2 : begin + length]

@@ -171,7 +171,7 @@ def count_frames(kind: Kind, image: ImageFile, data: bytes) -> int:
     """Return how many pictures the file holds, at most about `MAX_COUNTED_FRAMES`.
 
     Raises:
-        BadImage: directories of a TIFF file overlap.
+        BadImage: directories of a TIFF file overlap, or a GIF consists of too many parts.
     """
     if kind.name == "GIF":
         return _count_gif_frames(data)
@@ -180,11 +180,25 @@ def count_frames(kind: Kind, image: ImageFile, data: bytes) -> int:
     return int(getattr(image, "n_frames", 1))
 
 
+def work_limit(size: int) -> int:
+    """Return the number of parts that a file of so many bytes may be read in.
+
+    A GIF has one byte of length for at most 255 of data, and each of the two is read alone.
+    """
+    return 50_000 + size // 64
+
+
 def _count_gif_frames(data: bytes) -> int:
-    """Walk the blocks of a GIF: extensions, pictures, and the chains of sub-blocks in both."""
-    frames, position = 0, 13 + _palette_bytes(data[10])
+    """Walk the blocks of a GIF: extensions, pictures, and the chains of sub-blocks in both.
+
+    Raises:
+        BadImage: they are too many for its size.
+    """
+    frames, position, left = 0, 13 + _palette_bytes(data[10]), work_limit(len(data))
     while position < len(data) and frames < MAX_COUNTED_FRAMES:
-        block = data[position]
+        block, left = data[position], left - 1
+        if left < 0:
+            raise BadImage("the GIF file is damaged: it consists of too many small parts")
         if block == 0x3B:  # trailer
             break
         if block == 0x2C:  # picture: nine bytes, palette, code size
@@ -197,8 +211,8 @@ def _count_gif_frames(data: bytes) -> int:
         else:
             position += 1
             continue
-        while position < len(data) and data[position]:
-            position += data[position] + 1
+        while position < len(data) and data[position] and left >= 0:
+            position, left = position + data[position] + 1, left - 1
         position += 1
     return frames
 
@@ -223,6 +237,25 @@ class TiffLayout:
         start, *numbers = (8, "Q", "HHQQ", "Q") if 43 in data[2:4] else (4, "H", "HHII", "I")
         return cls(start, *(order + number for number in numbers))
 
+    def first(self, data: bytes) -> int:
+        """Offset of the first directory."""
+        offset: int = struct.unpack_from(self.next_format, data, self.start)[0]
+        return offset
+
+    def directory(self, data: bytes, offset: int) -> tuple[int, int]:
+        """Begin and end of the entries of a directory; they may be beyond the end of the file."""
+        begin = end = offset + struct.calcsize(self.count_format)
+        if begin <= len(data):
+            (count,) = struct.unpack_from(self.count_format, data, offset)
+            end += count * struct.calcsize(self.entry_format)
+        return begin, end
+
+    def entries(self, data: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Tag, type, count and value of each entry that is there, from begin to end."""
+        size = struct.calcsize(self.entry_format)
+        for position in range(begin, min(end, len(data) - size + 1), size):
+            yield struct.unpack_from(self.entry_format, data, position)
+
 
 def tiff_directories(data: bytes) -> Iterator[tuple[int, int]]:
     """Begin and end of the entries of each directory of a TIFF file, at most `MAX_COUNTED_FRAMES`.
@@ -234,14 +267,11 @@ def tiff_directories(data: bytes) -> Iterator[tuple[int, int]]:
             read them would not be bounded by the size of the file.
     """
     layout = TiffLayout.of(data)
-    count, after = struct.Struct(layout.count_format), struct.Struct(layout.next_format)
-    entry_bytes, taken, seen = struct.calcsize(layout.entry_format), 0, set[int]()
-    (offset,) = after.unpack_from(data, layout.start)
+    after = struct.Struct(layout.next_format)
+    taken, seen, offset = 0, set[int](), layout.first(data)
     while offset and offset not in seen and len(seen) < MAX_COUNTED_FRAMES:
         seen.add(offset)
-        begin = end = offset + count.size
-        if begin <= len(data):
-            end += entry_bytes * count.unpack_from(data, offset)[0]
+        begin, end = layout.directory(data, offset)
         taken += end - offset
         if taken > len(data) >= end:
             raise BadImage(

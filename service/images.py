@@ -9,14 +9,13 @@ a program silences those once, at its start.
 from __future__ import annotations
 
 import io
-import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from service import colour, exif
@@ -25,12 +24,15 @@ from service.image_colours import describe_colours, is_adobe_rgb
 from service.image_cost import Format as Format
 from service.image_cost import effort_for
 from service.image_faults import (
+    PILLOW_ERRORS,
     has_damaged_pixels,
     lacks_end_marker,
     why_not_read,
     with_end_marker,
 )
 from service.image_kinds import Kind, choose_frame, recognise
+from service.image_limits import MeteredFile, check_exif, check_limits
+from service.image_metadata import is_sound_exif, orientation_in, takes_exif
 from service.image_samples import (
     Samples,
     examine,
@@ -69,28 +71,18 @@ OPAQUE: Final[frozenset[Format]] = frozenset({"jpeg"})
 _QUALITY: Final[Mapping[Format, int]] = {"jpeg": 90, "avif": 80}
 """Where none is asked for."""
 
+_DAMAGED_EXIF: Final = "the Exif block is damaged and was left out"
 _GREY_PROFILE: Final = frozenset({"png", "jpeg"})
 _TURNED_BY_BOXES: Final = frozenset({"AVIF", "HEIC"})
 """Kinds in which XMP has no say in the orientation. Pillow has brought them into Exif."""
 
-_JPEG_EXIF_BYTES: Final = 65533 - len(exif.PREFIX)
-# Whatever Pillow and the libraries under it raise on damaged bytes.
-_PILLOW_ERRORS: Final = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    EOFError,
-    RuntimeError,
-    Warning,
-    struct.error,
-    zlib.error,
-    ImageCms.PyCMSError,
-)
+
+@dataclass(frozen=True, eq=False)
+class WrittenImage:
+    """An image file, and sentences on the metadata of its picture that it does not have."""
+
+    data: bytes
+    notes: tuple[str, ...] = ()
 
 
 def read_image(
@@ -118,7 +110,7 @@ def read_image(
     """
     kind = recognise(data)
     try:
-        with kind.open(io.BytesIO(data)) as image:
+        with _opened(kind, data) as image:
             _check_size(kind, image, max_pixels)
             choose_frame(kind, image, data, frame, max_pixels)
             _check_size(kind, image, max_pixels)  # pages differ in size
@@ -134,30 +126,37 @@ def read_image(
         ) from error
     except MemoryError as error:
         raise BadImage(f"the {kind.name} file needs more memory than there is") from error
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise BadImage(f"the {kind.name} file {why_not_read(kind.name, data, error)}") from error
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
     """Width and height as the header says, before any turning; None where it cannot be read."""
     try:
-        with recognise(data).open(io.BytesIO(data)) as image:
+        with _opened(recognise(data), data) as image:
             width, height = image.size
             return width, height
-    except (BadImage, MemoryError, Image.DecompressionBombError, *_PILLOW_ERRORS):
+    except (BadImage, MemoryError, Image.DecompressionBombError, *PILLOW_ERRORS):
         return None
 
 
 def write_image(
     picture: Picture, format: Format, *, quality: int | None = None, small_png: bool = False
 ) -> bytes:
+    """Return the picture as an image file, as `write_with_notes` does."""
+    return write_with_notes(picture, format, quality=quality, small_png=small_png).data
+
+
+def write_with_notes(
+    picture: Picture, format: Format, *, quality: int | None = None, small_png: bool = False
+) -> WrittenImage:
     """Return the picture as an image file with its profile and Exif block.
 
     PNG is lossless, and WebP is unless a quality is given. JPEG (quality 90) and AVIF (quality 80)
     keep colour at full resolution. JPEG has no alpha: the picture is laid on white. Grey pictures
-    are written as grey in PNG, JPEG and AVIF. A profile or Exif block that the format cannot carry
-    is left out, a grey profile after converting to sRGB. Large pictures are written with less
-    effort, see image_cost.py.
+    are written as grey in PNG, JPEG and AVIF. A profile or Exif block that the format cannot carry,
+    or that is damaged, is left out and noted, a grey profile after converting to sRGB. Large
+    pictures are written with less effort, see image_cost.py.
 
     Args:
         picture: what to write.
@@ -171,15 +170,18 @@ def write_image(
             write it (WebP has a limit on what its first part may take).
     """
     _check_writable(picture, format, quality)
-    image, icc = _for_writing(picture, format)
+    image, icc, notes = _for_writing(picture, format)
     options = _options(format, quality, small_png, picture.width * picture.height)
     if icc is not None:
         options["icc_profile"] = icc
-    if picture.exif is not None and _can_carry(picture.exif, format):
+    if picture.exif is not None:
         # Greys may have been converted on the way.
         converted = icc is None and picture.icc is not None
         block = exif.as_srgb(picture.exif) if converted else picture.exif
-        options["exif"] = exif.PREFIX + block
+        if takes_exif(format.upper(), block):
+            options["exif"] = exif.PREFIX + block
+        else:
+            notes += (f"the Exif block is damaged, or too large for {format}, and was left out",)
     out = io.BytesIO()
     try:
         image.save(out, format=format.upper(), **options)
@@ -188,7 +190,7 @@ def write_image(
             f"the {format} encoder cannot write this picture of {picture.width}x{picture.height} "
             f"pixels: {error}"
         ) from error
-    return out.getvalue()
+    return WrittenImage(out.getvalue(), notes)
 
 
 def shrink(picture: Picture, max_size: int) -> Picture:
@@ -228,8 +230,21 @@ def of_another_view(picture: Picture) -> Picture:
     """Return a picture that was cut or scaled, with an Exif block that tells of it alone."""
     if picture.exif is None:
         return picture
-    block = exif.of_another_view(picture.exif, picture.width, picture.height)
+    try:
+        check_exif(picture.exif)
+        block = exif.of_another_view(picture.exif, picture.width, picture.height)
+    except (BadImage, *PILLOW_ERRORS):
+        return replace(picture, exif=None, notes=(*picture.notes, _DAMAGED_EXIF))
     return replace(picture, exif=block)
+
+
+def _opened(kind: Kind, data: bytes) -> ImageFile:
+    """Read a file's header, if that takes no more work than its size allows."""
+    check_limits(kind.name, data)
+    # Pillow reads the runs of a compressed BMP byte by byte; those are limited by its pixels.
+    image = kind.open(io.BytesIO(data) if kind.name == "BMP" else MeteredFile(data))
+    check_exif(exif.block_of(image.info))
+    return image
 
 
 def _check_size(kind: Kind, image: ImageFile, max_pixels: int) -> None:
@@ -266,6 +281,8 @@ def _read_open(kind: Kind, image: ImageFile, data: bytes, metadata: Metadata) ->
         kept = exif.upright(kept, rgb.shape[1], rgb.shape[0])
         if conversion.icc is None and is_adobe_rgb(image):
             kept = exif.as_srgb(kept)
+        if not is_sound_exif(kept) or orientation_in(kept) not in (None, 1):
+            kept, notes = None, (_DAMAGED_EXIF,)
     bits = image.info["bit_depth"] if kind.name == "HEIC" else samples.bits
     if bits > 8:
         notes = (f"{bits}-bit samples reduced to 8 bits", *notes)
@@ -297,12 +314,12 @@ def _kept_exif(kind: Kind, image: ImageFile, found: bytes) -> tuple[bytes | None
     if kind.name == "TIFF":
         try:
             found = exif.from_tiff(image) or b""
-        except _PILLOW_ERRORS:
+        except PILLOW_ERRORS:
             return None, ("the Exif tags are damaged and were left out",)
     if not found:
         return None, ()
     if not exif.is_exif(found):
-        return None, ("the Exif block is damaged and was left out",)
+        return None, (_DAMAGED_EXIF,)
     if len(found) > MAX_METADATA_BYTES:
         return None, (f"the Exif block of {len(found)} bytes is too large and was left out",)
     return found, ()
@@ -326,40 +343,32 @@ def _check_writable(picture: Picture, format: Format, quality: int | None) -> No
         )
 
 
-def _for_writing(picture: Picture, format: Format) -> tuple[Image.Image, bytes | None]:
-    """Return the pixels as the format has them, and the profile that fits those."""
+def _for_writing(
+    picture: Picture, format: Format
+) -> tuple[Image.Image, bytes | None, tuple[str, ...]]:
+    """Return the pixels as the format has them, the profile that fits those, and notes."""
     if format == "jpeg":
         picture = picture.on_white()
     image, icc = _to_pillow(picture), picture.icc
-    if icc is None or len(icc) > MAX_METADATA_BYTES:
-        return image, None
-    space = colour.space(icc)
+    if icc is None:
+        return image, None, ()
+    space = colour.space(icc) if len(icc) <= MAX_METADATA_BYTES else ""
     if space == ("GRAY" if picture.grey else "RGB") and (space == "RGB" or format in _GREY_PROFILE):
-        return image, icc
-    if picture.grey and space in ("GRAY", "RGB"):
-        return _grey_to_srgb(image, icc, "L" if space == "GRAY" else "RGB"), None
-    return image, None
+        return image, icc, ()
+    grey = _grey_to_srgb(image, icc, space) if picture.grey else None
+    if grey is not None:
+        return grey, None, ()
+    return image, None, ("the colour profile cannot be used and was left out",)
 
 
-def _grey_to_srgb(image: Image.Image, icc: bytes, mode: colour.Mode) -> Image.Image:
-    """Return a grey picture as grey in sRGB; as it is when the profile is damaged."""
-    transform = colour.to_srgb(icc, mode)
+def _grey_to_srgb(image: Image.Image, icc: bytes, space: str) -> Image.Image | None:
+    """Return a grey picture as grey in sRGB; None when the profile is damaged."""
+    mode: colour.Mode = "L" if space == "GRAY" else "RGB"
+    transform = colour.to_srgb(icc, mode) if space in ("GRAY", "RGB") else None
     if transform is None:
-        return image
+        return None
     grey = colour.apply(transform, image.convert(mode)).getchannel("G")
     return Image.merge("LA", (grey, image.getchannel("A"))) if image.mode == "LA" else grey
-
-
-def _can_carry(block: bytes, format: Format) -> bool:
-    """Whether the format's writer takes the Exif block."""
-    if format == "jpeg":
-        return len(block) <= _JPEG_EXIF_BYTES
-    if format == "avif":  # Pillow parses it on the way
-        try:
-            Image.Exif().load(block)
-        except _PILLOW_ERRORS:
-            return False
-    return True
 
 
 def _options(format: Format, quality: int | None, small_png: bool, pixels: int) -> dict[str, Any]:

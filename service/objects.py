@@ -26,6 +26,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
+import structlog
+
 from service.errors import (
     BadParameter,
     DamagedObject,
@@ -64,6 +66,8 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """How obstore writes the number of the system's error; its exceptions carry none."""
 
+log = structlog.get_logger("rankpress.objects")
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LITTER = re.compile(r".*#\d+")
 
@@ -99,8 +103,8 @@ class Objects:
     def put(self, data: bytes, under: str | None = None) -> str:
         """Keep bytes under their hash and return the key.
 
-        Bytes that are there already are left as they are, unless they are of another size (damaged)
-        or older than `REFRESH_S`.
+        The same bytes that are there already are left as they are, unless they are older than
+        `REFRESH_S`. Damaged ones are replaced.
 
         Args:
             data: the bytes. under: prefix of the key, such as "jobs/JOB"; None makes it shared.
@@ -116,13 +120,32 @@ class Objects:
             try:
                 self._store.put(key, data, mode="create")
             except AlreadyExistsError:
-                found = self.head(key)
-                fresh = found is not None and time.time() - found.written_s < REFRESH_S
-                if found is not None and fresh and found.size_bytes == len(data):
+                found, whole = self.head(key), self.is_whole(key)
+                if found is not None and whole and time.time() - found.written_s < REFRESH_S:
                     return key
+                if not whole:
+                    log.warning("damaged object replaced", key=key)
                 self._store.put(key, data)
             self._settle(key)
         return key
+
+    def is_whole(self, key: str) -> bool:
+        """Whether the bytes under a hash can be read and are those of the hash.
+
+        Raises:
+            ObjectsUnavailable: the store cannot be reached at all.
+        """
+        if self.head(key) is None:
+            return False
+        try:
+            self.get(key)
+        except (NoSuchObject, DamagedObject):
+            return False
+        except ObjectsUnavailable:  # a folder's disk may not read a damaged file
+            if self._folder is None:
+                raise
+            return False
+        return True
 
     def put_named(self, key: str, data: bytes) -> None:
         """Keep bytes under a name, in place of what has it. Raises ObjectsUnavailable."""
@@ -278,7 +301,10 @@ def _reported(doing: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise NoSuchObject(f"there is no object {doing.partition(' ')[2]}") from error
+        call, _, key = doing.partition(" ")
+        if call in ("put", "open"):
+            raise ObjectsUnavailable(f"the object store cannot {doing}: no such place") from error
+        raise NoSuchObject(f"there is no object {key}") from error
     except (BaseError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         kind = ObjectsFull if is_full(error) else ObjectsUnavailable

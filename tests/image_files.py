@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,10 @@ def exif_of(orientation: int, order: str = "<") -> bytes:
     return start + maker + turn + bytes(4)
 
 
-def profile(space: bytes = b"RGB ", gamma: float = 1.8) -> bytes:
-    """An ICC profile: Adobe RGB's primaries, or grey, with a plain gamma."""
+def profile(
+    space: bytes = b"RGB ", gamma: float = 1.8, more: Mapping[bytes, bytes] | None = None
+) -> bytes:
+    """An ICC profile: Adobe RGB's primaries, or grey, with a plain gamma, and more tags."""
     curve = b"curv" + bytes(4) + struct.pack(">IHH", 1, round(gamma * 256), 0)
     tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", 2) + b"w\0" + bytes(78)}
     tags |= {b"wtpt": _xyz(0.9642, 1.0, 0.8249), b"cprt": b"text" + bytes(4) + b"none"}
@@ -72,6 +75,7 @@ def profile(space: bytes = b"RGB ", gamma: float = 1.8) -> bytes:
         tags |= {b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
     else:
         tags[b"kTRC"] = curve
+    tags |= more or {}
     table, body, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
     for name, value in tags.items():
         table += name + struct.pack(">II", start + len(body), len(value))

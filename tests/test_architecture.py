@@ -42,11 +42,14 @@ MAY_IMPORT: dict[str, set[str]] = {
 HELPERS = {
     "colour": "images",
     "exif": "images",
+    "image_boxes": "images",
     "image_colours": "images",
     "image_cost": "images",
     "image_faults": "images",
     "image_folder": "images",
     "image_kinds": "images",
+    "image_limits": "images",
+    "image_metadata": "images",
     "image_samples": "images",
     "stored": "store",
 }

@@ -248,6 +248,17 @@ def test_links_to_folders_are_followed_and_loops_told(photos: Path) -> None:
     assert tree(photos / "out") == ["a.rkp", "b.jpg.rkp", "b.png.rkp", "linked/d.rkp", "sub/c.rkp"]
 
 
+def test_damaged_exif_of_a_stream_is_a_note_and_no_failure(codec: OpenedCodec) -> None:
+    Path("a.png").write_bytes(PNG)
+    assert rankpress("compress", "a.png", "a.rkp").exit_code == 0
+    codec.exif = b"no Exif"
+    for more in ((), ("--region", "1,2,6,5"), ("--max-size", "7")):
+        result = rankpress("decompress", "a.rkp", "a.avif", "--json", "-f", *more)
+        assert result.exit_code == 0, result.stderr
+        (line,) = lines(result)
+        assert "the Exif block is damaged" in line["notes"][0]
+
+
 def test_nothing_is_overwritten_without_leave(codec: OpenedCodec) -> None:
     Path("a.png").write_bytes(PNG)
     Path("a.rkp").write_bytes(b"precious")

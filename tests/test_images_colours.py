@@ -309,3 +309,26 @@ def test_exif_that_is_kept_never_says_more_than_the_pixels_do(format: Format) ->
     own = read(file_of(flat(64, "L"), "JPEG", exif=block, icc_profile=profile(b"GRAY")), "all")
     converted = read(write_image(own, format), "none")
     assert close(middle(converted), (81,) * 3) and "Exif" not in "".join(converted.notes)
+
+
+def steps_in_floating_point(count: int) -> bytes:
+    """A transform of many steps, which all stand in one place: each swaps red and blue."""
+    swap = (0, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0)
+    step = b"matf" + bytes(4) + struct.pack(">HH12f", 3, 3, *swap)
+    place = struct.pack(">II", 16 + 8 * count, len(step))
+    return b"mpet" + bytes(4) + struct.pack(">HHI", 3, 3, count) + place * count + step
+
+
+def test_a_profile_s_steps_in_floating_point_are_not_taken() -> None:
+    """Each is computed for 36,000 colours, and a profile may have half a million of them."""
+    plain = profile()
+    tags = {name: steps_in_floating_point(1) for name in (b"D2B0", b"D2B1", b"B2D0", b"B2D1")}
+    more = profile(more=tags)
+    expected = read(file_of(flat(), "PNG", icc_profile=plain), "none").rgb
+    assert np.array_equal(read(file_of(flat(), "PNG", icc_profile=more), "none").rgb, expected)
+    assert read(file_of(flat(), "PNG", icc_profile=more)).icc == more, "the profile is kept whole"
+    for cut in range(120, 260):
+        colour.to_srgb(more[:cut], "RGB")
+    many = profile(more={b"D2B1": steps_in_floating_point(100_000)})
+    assert np.array_equal(read(file_of(flat(), "JPEG", icc_profile=many), "none").rgb, read(
+        file_of(flat(), "JPEG", icc_profile=plain), "none").rgb)  # fmt: skip

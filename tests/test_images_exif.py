@@ -191,5 +191,5 @@ def test_gps_is_kept_by_all_alone() -> None:
 def test_damaged_exif_of_another_view_is_left_out(size: int) -> None:
     block = camera_exif()
     for damaged in (block[:size], block[:8] + bytes(size), block[: len(block) - size]):
-        found = exif.of_another_view(damaged, 10, 10)
-        assert found is None or exif.is_exif(found)
+        part = of_another_view(Picture(photo(10, 10), exif=damaged))
+        assert part.exif is None or exif.is_exif(part.exif)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from obstore.store import LocalStore, ObjectStore
+from structlog.testing import capture_logs
 
 from service.errors import BadParameter, DamagedObject, NoSuchObject, ObjectsUnavailable
 from service.objects import LITTER_S, Objects, digest_of, open_objects, shared_key
@@ -61,6 +65,71 @@ def test_a_name_takes_other_bytes_and_a_hash_does_not(objects: Objects) -> None:
         objects.get(key)
     objects.put(b"right")
     assert objects.get(key) == b"right"
+
+
+def damaged(data: bytes) -> dict[str, bytes]:
+    """What may become of bytes on a disk."""
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    return {"flipped": bytes(flipped), "cut": data[:-1], "empty": b"", "longer": data + b"\0"}
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut", "empty", "longer"])
+@pytest.mark.parametrize("under", [None, "jobs/j"])
+def test_damaged_bytes_are_replaced_when_they_are_put_again(
+    objects: Objects, harm: str, under: str | None
+) -> None:
+    data = bytes(range(200))
+    key = objects.put(data, under)
+    objects.put_named(key, damaged(data)[harm])
+    assert not objects.is_whole(key)
+    with pytest.raises(DamagedObject, match=key):
+        objects.get(key)
+    with capture_logs() as lines:
+        assert objects.put(data, under) == key
+    assert [line["event"] for line in lines] == ["damaged object replaced"]
+    assert objects.get(key) == data and objects.is_whole(key)
+    assert not objects.is_whole(shared_key(EMPTY))
+
+
+class BrokenStore:
+    """An obstore store of which one call raises what a system or a bucket does."""
+
+    def __init__(self, whole: Any, call: str, error: Exception) -> None:
+        self._whole, self._call, self._error = whole, call, error
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*_: Any, **__: Any) -> None:
+            raise self._error
+
+        return fail if name == self._call else getattr(self._whole, name)
+
+
+def test_a_file_that_the_disk_cannot_read_is_replaced(tmp_path: Path) -> None:
+    key, folder = open_objects(tmp_path).put(b"here"), LocalStore(tmp_path)
+    bad_sector = BrokenStore(folder, "get", OSError(errno.EIO, "Input/output error"))
+    objects = Objects(cast(ObjectStore, bad_sector), tmp_path)
+    assert not objects.is_whole(key)
+    before = (tmp_path / key).stat().st_ino
+    objects.put(b"here")
+    assert (tmp_path / key).stat().st_ino != before, "written anew"
+
+
+def test_a_bucket_that_is_gone_is_no_missing_object(tmp_path: Path) -> None:
+    gone = BrokenStore(LocalStore(tmp_path), "put", FileNotFoundError("NoSuchBucket"))
+    objects = Objects(cast(ObjectStore, gone))
+    for put in (objects.put, lambda data: objects.put_named("a", data)):
+        with pytest.raises(ObjectsUnavailable, match="no such place"):
+            put(b"1")
+
+
+def test_bytes_that_are_whole_are_not_written_again(tmp_path: Path) -> None:
+    objects = open_objects(tmp_path)
+    key = objects.put(b"once")
+    before = (tmp_path / key).stat()
+    objects.put(b"once")
+    after = (tmp_path / key).stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
 @pytest.mark.parametrize("key", ["../out", "a/../../out", "a//b", "a/./b"])

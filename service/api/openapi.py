@@ -83,6 +83,10 @@ _SOURCE: Json = {
     ),
 }
 
+_PICTURE_NOTES: Json = _header(
+    "X-Rankpress-Notes", "What of the stream's profile and Exif is left out; mostly absent."
+)
+
 _STREAM_RESPONSE: Json = {
     "description": "The stream.",
     "content": {"application/vnd.rankpress": {"schema": _BINARY}},
@@ -105,6 +109,7 @@ _IMAGE_RESPONSE: Json = {
         **_header("Vary", "Always Accept."),
         **_RATE,
         **_header("X-Rankpress-Model", "The model that made the stream."),
+        **_PICTURE_NOTES,
         **_TIMING,
         **_REQUEST_ID,
     },
@@ -208,6 +213,7 @@ ADD_ADAPTER: Json = {
 }
 
 _RENDITION_HEADERS: Json = {
+    **_PICTURE_NOTES,
     **_header("ETag", "Strong: a hash of what was asked for, a dash, a hash of the bytes."),
     **_header("Cache-Control", "A year, immutable: what a hash names never changes."),
     **_header("Vary", "Accept, where the Accept header chose the format."),
@@ -245,7 +251,10 @@ PUT_OBJECT: Json = {
     "summary": "Keep a stream under its hash",
     "response_model": StoredObject,
     "responses": {
-        200: {"description": "It was kept already.", "model": StoredObject},
+        200: {
+            "description": "It was kept already; a damaged copy was replaced.",
+            "model": StoredObject,
+        },
         201: {
             "description": "It is kept from now on.",
             "model": StoredObject,

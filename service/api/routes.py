@@ -291,6 +291,7 @@ def image_headers(done: Done[ImageFile], **others_s: float) -> dict[str, str]:
             done.queue_s, image.timings, write=image.write_s, **others_s
         ),
         "X-Content-Type-Options": "nosniff",
+        **notes_header(image.notes),
     }
 
 

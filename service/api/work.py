@@ -31,12 +31,13 @@ from service.image_cost import WriteLimits, effort_for
 from service.images import (
     Format,
     Metadata,
+    WrittenImage,
     image_size,
     of_another_view,
     read_image,
     shrink,
     size_within,
-    write_image,
+    write_with_notes,
 )
 from service.picture import Picture, Region, larger_note
 
@@ -90,7 +91,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """A written image file of `width` x `height` pixels, and how it came about."""
+    """A written image file of `width` x `height` pixels, how it came about, and what it lacks."""
 
     data: bytes
     format: Format
@@ -100,6 +101,7 @@ class ImageFile:
     model: str
     timings: Timings
     write_s: float
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +203,7 @@ class DecompressFile:
         allow_interruption()
         form, written = _written(picture, forms)
         return ImageFile(
-            data=written,
+            data=written.data,
             format=form.format,
             width=picture.width,
             height=picture.height,
@@ -209,6 +211,7 @@ class DecompressFile:
             model=decoded.model,
             timings=decoded.timings,
             write_s=time.perf_counter() - begun,
+            notes=picture.notes + written.notes,
         )
 
     def load(self) -> Load:
@@ -227,13 +230,13 @@ class DecompressFile:
         return Load(pixels + round(seconds * PIXELS_PER_SECOND), group)
 
 
-def _written(picture: Picture, forms: Sequence[Form]) -> tuple[Form, bytes]:
+def _written(picture: Picture, forms: Sequence[Form]) -> tuple[Form, WrittenImage]:
     """The first form that the encoder can write the picture in. Raises NotAcceptable."""
     for form in forms[:-1]:
         with suppress(NotAcceptable):
-            return form, write_image(picture, form.format, quality=form.quality)
+            return form, write_with_notes(picture, form.format, quality=form.quality)
     last = forms[-1]
-    return last, write_image(picture, last.format, quality=last.quality)
+    return last, write_with_notes(picture, last.format, quality=last.quality)
 
 
 def together(works: Sequence[Callable[[], Any]]) -> list[Any]:

@@ -29,6 +29,14 @@ def pack(alpha: U8) -> bytes:
     return min(packed, key=len)
 
 
+def max_packed_bytes(size: int) -> int:
+    """Return the largest section for a plane of `size` samples: deflate adds less than 1/16.
+
+    More bytes than that inflate to nothing, at up to 0.1 microseconds each.
+    """
+    return size + size // 16 + 64
+
+
 def unpack(data: bytes, height: int, width: int) -> U8:
     """Bytes -> [H, W] uint8.
 
@@ -38,6 +46,9 @@ def unpack(data: bytes, height: int, width: int) -> U8:
     size = height * width
     if not data or data[0] not in (NONE, LEFT, UP):
         raise BadStream("alpha section does not start with a known filter")
+    if len(data) > max_packed_bytes(size):
+        many = f"{len(data)} bytes, too many for {width}x{height} samples"
+        raise BadStream(f"alpha section has {many}")
     inflater = zlib.decompressobj()
     try:
         raw = inflater.decompress(data[1:], size + 1)

@@ -7,6 +7,12 @@ critical (a reader that does not know one must refuse the stream), odd ones may 
 is little-endian. A plain photo spends 22 bytes beyond its coded latents: 14 here, 4 of section, 4
 of CRC.
 
+Every count is bounded, so that the work of a reader is: a stream has at most 16 sections, each type
+once, in any order; varints have at most 5 bytes; the latents section has one tile for each 64x64
+latents of the header's size, at least a byte of index for each but the last; metadata inflate to at
+most 4 MiB from at most `MAX_PACKED_BYTES`, and an alpha plane to the samples that the header says
+from about as many bytes (alpha.py).
+
 One list, `HEADER`, drives reading and writing. Nothing is allocated from a length before it is
 checked against the bytes that are there.
 """
@@ -30,6 +36,11 @@ MAX_SIDE = 2**18 - 1
 """Pixels along a side; the caller's pixel limit is usually far lower."""
 MAX_METADATA_BYTES = 2**22
 """Largest ICC profile or Exif block, unpacked."""
+MAX_PACKED_BYTES = MAX_METADATA_BYTES + 2**16
+"""Largest ICC or Exif section: deflate adds at most 0.03 % to what it cannot make smaller. More
+bytes than that inflate to nothing, at up to 0.1 microseconds each."""
+MAX_SECTIONS = 16
+"""Sections of a stream, those that a reader does not know among them."""
 RATE_UNIT = 16
 """Rates are stored in sixteenths."""
 READY_BYTES = 4
@@ -303,6 +314,8 @@ def _read_sections(data: bytes) -> tuple[Header, dict[int, bytes]]:
     sections: dict[int, bytes] = {}
     while reader.at < len(body):
         kind, at = reader.varint("section type"), reader.at
+        if len(sections) == MAX_SECTIONS:
+            raise BadStream(f"more than {MAX_SECTIONS} sections, the next at offset {at}")
         payload = reader.take(reader.varint("section length"), "section")
         if kind in sections:
             raise BadStream(f"section {_section_name(kind)} occurs twice, again at offset {at}")
@@ -358,6 +371,8 @@ def _unpack(packed: bytes | None, what: str) -> bytes | None:
     """Inflate metadata within its limit."""
     if packed is None:
         return None
+    if len(packed) > MAX_PACKED_BYTES:
+        raise BadStream(f"{what} takes {len(packed)} bytes, at most {MAX_PACKED_BYTES} are read")
     inflater = zlib.decompressobj()
     try:
         out = inflater.decompress(packed, MAX_METADATA_BYTES)

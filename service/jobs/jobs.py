@@ -77,7 +77,7 @@ class Jobs:
         """Have a job done, unless that is so already; return it.
 
         A job that waits, runs or has a result that is kept is left as it is. One that was cancelled
-        or failed goes on from its last step; one whose result is gone begins again.
+        or failed goes on from its last step; one whose result is gone or damaged begins again.
 
         Args:
             image: the file; a picture that can be read. spec: of that file.
@@ -310,7 +310,7 @@ class Jobs:
             return True
         if job.state != "succeeded" or is_over(job.expires_s):
             return False
-        return job.record is not None and self._objects.head(job.record.stream) is not None
+        return job.record is not None and self._objects.is_whole(job.record.stream)
 
     def _latest(self, job: Job) -> Job:
         """A job with its last step; its row lacks that where the worker could not write it there.

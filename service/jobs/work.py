@@ -29,7 +29,7 @@ from service.errors import (
 from service.images import read_image
 from service.jobs.job import JobSpec, StepRecord, model_identity
 from service.jobs.outage import growing_pauses, is_outage, lacks_room
-from service.objects import Objects
+from service.objects import Objects, digest_of
 
 T = TypeVar("T")
 
@@ -203,6 +203,8 @@ class JobWork:
                 f"the job needs weights {spec.model[:8]}, this worker has {found[:8]}; "
                 "post the picture again"
             )
+        if digest_of(image) != spec.image:
+            raise BadImage("the stored picture is damaged: post it again")
         picture = read_image(image, max_pixels=self._limits.max_pixels, frame=spec.frame)
         begin = partial(
             self._adapter.adapt,

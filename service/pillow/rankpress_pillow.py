@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Lock
@@ -24,6 +25,7 @@ from service import exif
 from service.codec import container
 from service.errors import BadParameter, BadStream, RankpressError, UnsupportedStream
 from service.image_colours import profile_by_info
+from service.image_metadata import is_sound_exif
 from service.picture import Picture
 
 if TYPE_CHECKING:
@@ -84,8 +86,8 @@ class RankpressImageFile(ImageFile.ImageFile):
         self.info["model"] = header.model.hex()
         if stream.icc is not None:
             self.info["icc_profile"] = stream.icc
-        if stream.exif is not None:
-            self.info["exif"] = exif.PREFIX + stream.exif
+        if (block := _sound(stream.exif)) is not None:
+            self.info["exif"] = exif.PREFIX + block
         self.tile = [ImageFile._Tile("raw", (0, 0, *self._size), 0, self._mode)]
 
     def load(self) -> Any:
@@ -116,7 +118,7 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     Options of Image.save: rate or one of target_bpp, max_bytes and target_psnr; tune, one of
     container.TUNES; icc_profile, kept unless None is given, made of PNG's gamma and chromaticities
     or Exif's Adobe RGB where there is none (Pillow tells no code points); exif, kept only if it is
-    given.
+    given, and left out with a warning where it is damaged.
 
     Raises:
         ValueError: an option is out of range, or more than one of rate and targets was given.
@@ -189,7 +191,17 @@ def _exif(given: Image.Exif | bytes | None) -> bytes | None:
     if not given:
         return None
     block = given.tobytes() if isinstance(given, Image.Exif) else bytes(given)
-    return block.removeprefix(exif.PREFIX) or None
+    return _sound(block.removeprefix(exif.PREFIX))
+
+
+def _sound(block: bytes | None) -> bytes | None:
+    """The same Exif block; None, with a warning, where it is damaged: other formats refuse it."""
+    if not block:
+        return None
+    if is_sound_exif(block):
+        return block
+    warnings.warn("the Exif block is damaged and was left out", stacklevel=2)
+    return None
 
 
 @cache

@@ -55,12 +55,11 @@ class FakeCodec:
     calls: units of work that have begun. tunes: that were asked for.
     fault: raised by every piece of work, if any.
     healthy: whether the self-test passes. alpha: of every sample that is decoded, None is opaque.
+    exif: of every picture that is decoded.
     batch: how many it likes to be given at once. batches: how many it was given at once.
     """
 
-    def __init__(
-        self, *, healthy: bool = True, max_pixels: int = 10_000, batch: int = 1
-    ) -> None:
+    def __init__(self, *, healthy: bool = True, max_pixels: int = 10_000, batch: int = 1) -> None:
         self.batch = batch
         self.batches: list[int] = []
         self.loaded: dict[str, AdapterInfo] = {}
@@ -74,6 +73,7 @@ class FakeCodec:
         self.healthy = healthy
         self.work_s = 0.0
         self.alpha: int | None = None
+        self.exif: bytes | None = None
         self.max_pixels = max_pixels
 
     def models(self) -> tuple[ModelInfo, ...]:
@@ -124,7 +124,7 @@ class FakeCodec:
             rows = slice(region.y, region.y + region.height)
             rgb = rgb[rows, region.x : region.x + region.width]
         alpha = None if self.alpha is None else np.full(rgb.shape[:2], self.alpha, np.uint8)
-        picture = Picture(np.ascontiguousarray(rgb), alpha)
+        picture = Picture(np.ascontiguousarray(rgb), alpha, exif=self.exif)
         return Decompressed(picture, rate16 / 16, "fake", TIMINGS)
 
     @property

@@ -169,6 +169,28 @@ def test_who_has_the_picture_is_told_so_without_decoding(tmp_path: Path) -> None
     asyncio.run(law())
 
 
+def test_damaged_exif_of_a_stream_costs_its_exif_and_not_the_picture(tmp_path: Path) -> None:
+    async def law() -> None:
+        async with stocked(tmp_path, objects_write=True) as (client, path, codec):
+            stream = (await client.post("/compress?rate=4", content=PNG)).content
+            turned = b"II*\0\x08\0\0\0" + b"\1\0" + b"\x12\1\1\0\1\0\0\0\6\0\0\0" + bytes(4)
+            for block in (b"", b"no Exif", turned):
+                codec.exif = block
+                assert (await client.put("/objects", content=stream)).status_code in (200, 201)
+                seen = await client.get(path, headers={"Accept": "image/avif"})
+                assert seen.status_code == 200, block
+                assert "the Exif block is damaged" in seen.headers["x-rankpress-notes"]
+                for format in ("png", "webp", "jpeg", "avif"):
+                    for more in ("", "&region=1,2,6,5", "&max_size=7"):
+                        query = f"/decompress?format={format}{more}"
+                        answer = await client.post(query, content=stream)
+                        assert answer.status_code == 200, (query, block)
+            codec.exif = None
+            assert "x-rankpress-notes" not in (await client.get(path)).headers
+
+    asyncio.run(law())
+
+
 def test_a_range_is_that_part_of_the_same_file(tmp_path: Path) -> None:
     async def law() -> None:
         async with stocked(tmp_path) as (client, path, _):
@@ -247,6 +269,26 @@ def test_damage_in_the_store_is_logged_and_its_place_not_shown(tmp_path: Path) -
                 assert digest not in str(told["detail"]) and str(tmp_path) not in str(told)
                 assert any(line["event"] == "damaged-object" for line in lines)
                 assert answer.headers["cache-control"] == "no-store"
+
+    asyncio.run(law())
+
+
+def test_a_damaged_object_is_whole_again_once_it_is_put_again(tmp_path: Path) -> None:
+    async def law() -> None:
+        async with stocked(tmp_path, objects_write=True) as (client, path, _):
+            key = shared_key(path.rpartition("/")[2])
+            stream = open_objects(tmp_path).get(key)
+            file = tmp_path / key
+            flipped = bytearray(stream)
+            flipped[len(stream) // 2] ^= 1
+            for damaged in (bytes(flipped), stream[:-1], b""):
+                file.write_bytes(damaged)
+                check_problem(await client.get(path), 500, "damaged-object")
+                again = await client.put("/objects", content=stream)
+                assert again.status_code == 200 and file.read_bytes() == stream
+                picture = await client.get(f"{path}?format=png")
+                assert picture.status_code == 200
+                assert np.array_equal(pixels_of(picture.content), PIXELS)
 
     asyncio.run(law())
 

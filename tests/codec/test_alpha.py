@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.codec.alpha import LEFT, NONE, UP, fill_hidden, pack, unpack
+from service.codec.alpha import LEFT, NONE, UP, fill_hidden, max_packed_bytes, pack, unpack
 from service.errors import BadStream
 
 
@@ -49,6 +49,16 @@ def test_the_filter_that_packs_best_is_used() -> None:
     assert pack(ramps.T)[0] == UP
     assert pack(plane("noise", 30, 30))[0] == NONE
     assert len(pack(plane("matte", 300, 300))) < 300 * 300 / 20
+
+
+def test_deflate_that_inflates_to_nothing_is_refused_by_its_length() -> None:
+    samples, empty = bytes(range(12)), b"\0\0\0\xff\xff"
+    head = b"\0\x78\x9c" + b"\0\x0c\0\xf3\xff" + samples
+    tail = b"\1\0\0\xff\xff" + zlib.adler32(samples).to_bytes(4, "big")
+    fits = (max_packed_bytes(12) - len(head) - len(tail)) // len(empty)
+    assert unpack(head + empty * fits + tail, 3, 4).tobytes() == samples
+    with pytest.raises(BadStream, match="too many for 4x3 samples"):
+        unpack(head + empty * (fits + 1) + tail, 3, 4)
 
 
 def test_every_prefix_is_a_bad_stream() -> None:

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from service.codec.container import (
     MAX_METADATA_BYTES,
+    MAX_PACKED_BYTES,
+    MAX_SECTIONS,
     MAX_SIDE,
     Flags,
     Header,
@@ -210,6 +212,39 @@ def test_sections_come_in_any_order_but_only_once() -> None:
     for twice in (icc, latents, (9, b"")):
         with pytest.raises(BadStream, match="occurs twice"):
             read_stream(stream_of(latents, icc, twice, twice))
+
+
+def test_sections_are_few_and_more_are_refused_without_reading_them() -> None:
+    """Also empty ones of different types, which a reader may skip."""
+    latents = (int(Section.LATENTS), b"abcd")
+    optional = [(kind, b"") for kind in range(101, 101 + 2 * MAX_SECTIONS, 2)]
+    assert read_stream(stream_of(latents, *optional[: MAX_SECTIONS - 1])).tiles == (b"abcd",)
+    assert len(describe(stream_of(*optional[: MAX_SECTIONS - 1], latents)).sections) == MAX_SECTIONS
+    many = b"".join(varint(kind) + b"\0" for kind in range(101, 800_000, 2))
+    hostile = sealed(stream_of(latents)[:-4] + many)
+    for read in (read_stream, describe):
+        with pytest.raises(BadStream, match=f"more than {MAX_SECTIONS} sections"):
+            read(stream_of(latents, *optional[:MAX_SECTIONS]))
+        with memory_below(2 * len(hostile)), pytest.raises(BadStream, match="more than"):
+            read(hostile)
+
+
+def test_what_a_writer_can_write_has_few_sections() -> None:
+    assert len(Section) < MAX_SECTIONS, "there is room for optional ones of later versions"
+
+
+@pytest.mark.parametrize("kind", [Section.ICC, Section.EXIF])
+def test_deflate_that_inflates_to_nothing_is_refused_by_its_length(kind: Section) -> None:
+    """Empty blocks, each of which may cost a decoder a microsecond."""
+    latents, empty, last = (int(Section.LATENTS), b"abcd"), b"\0\0\0\xff\xff", b"\1\0\0\xff\xff"
+
+    def packed(blocks: int) -> bytes:
+        return b"\x78\x9c" + empty * blocks + last + (1).to_bytes(4, "big")
+
+    fits = (MAX_PACKED_BYTES - 11) // len(empty)
+    assert read_stream(stream_of(latents, (kind, packed(fits)))).tiles == (b"abcd",)
+    with pytest.raises(BadStream, match=f"at most {MAX_PACKED_BYTES} are read"):
+        read_stream(stream_of(latents, (kind, packed(fits + 1))))
 
 
 def test_a_stream_without_latents_is_bad() -> None:

@@ -116,7 +116,7 @@ def test_a_step_done_again_from_an_older_record_ignores_what_is_in_memory(
     assert replace(work.try_step(SPEC, first, None), seconds=0) == replace(second, seconds=0)
 
 
-@pytest.mark.parametrize("harm", ["delete", "damage", "refuse"])
+@pytest.mark.parametrize("harm", ["delete", "flip", "cut", "empty", "refuse"])
 def test_a_job_whose_checkpoint_is_of_no_use_begins_again(
     tmp_path: Path, objects: Objects, harm: str
 ) -> None:
@@ -124,8 +124,11 @@ def test_a_job_whose_checkpoint_is_of_no_use_begins_again(
     assert first.checkpoint is not None
     if harm == "delete":
         objects.delete(first.checkpoint)
-    elif harm == "damage":
-        objects.put_named(first.checkpoint, b"{}")
+    elif harm != "refuse":
+        whole = objects.get(first.checkpoint)
+        flipped = bytes([whole[0] ^ 1]) + whole[1:]
+        harmed = {"flip": flipped, "cut": whole[:-1], "empty": b""}[harm]
+        objects.put_named(first.checkpoint, harmed)
     else:
         first = replace(first, checkpoint=objects.put(b"of another version", SPEC.folder))
     record = run(JobWork(adapter(tmp_path), objects, LIMITS), first)
@@ -299,6 +302,15 @@ def test_a_job_s_public_error_names_no_path_and_the_log_has_it_under_an_id(
 def test_a_picture_that_is_gone_fails_at_once(tmp_path: Path, objects: Objects) -> None:
     objects.delete(SPEC.image_key)
     with pytest.raises(StepFailed, match="no longer stored: post it again"):
+        JobWork(adapter(tmp_path), objects, LIMITS).try_step(SPEC, None, None)
+
+
+def test_another_picture_than_the_job_s_is_not_taken_for_it(
+    tmp_path: Path, objects: Objects
+) -> None:
+    """Damage in the middle of a file may change pixels and nothing else."""
+    objects.put_named(SPEC.image_key, png(seed=1))
+    with pytest.raises(StepFailed, match="the stored picture is damaged: post it again"):
         JobWork(adapter(tmp_path), objects, LIMITS).try_step(SPEC, None, None)
 
 

@@ -15,7 +15,7 @@ import pytest
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result, name_of
 from jobs.machines import Place, picture, png
-from service.errors import ExpiredJob, JobEnded, UnknownJob
+from service.errors import DamagedObject, ExpiredJob, JobEnded, UnknownJob
 from service.jobs.job import Job
 
 only_sqlite = pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
@@ -242,6 +242,22 @@ def test_a_job_posted_again_after_it_expired_is_done_again(place: Place) -> None
     assert place.jobs.result(job.id)[1] == expected_result(picture(png()), 4.0, 1)
     assert steps_done(place, name_of(picture(png())))["20"] == 2
     brief.close()
+
+
+@only_sqlite
+def test_a_job_posted_again_whose_result_is_damaged_is_done_again(place: Place) -> None:
+    job = place.submit()
+    place.worker()
+    (key,) = {place.wait(job.id, succeeded).record.stream}  # type: ignore[union-attr]
+    expected = expected_result(picture(png()), 4.0, 1)
+    for damaged in (bytes([expected[0] ^ 1]) + expected[1:], expected[:-1], b""):
+        place.jobs._objects.put_named(key, damaged)
+        with pytest.raises(DamagedObject):
+            place.jobs.result(job.id)
+        assert place.submit().state in ("queued", "running")
+        place.wait(job.id, succeeded)
+        assert place.jobs.result(job.id)[1] == expected
+    assert place.submit().state == "succeeded", "a whole one is not done again"
 
 
 @only_sqlite

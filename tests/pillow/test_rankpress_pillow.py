@@ -140,6 +140,20 @@ def test_an_opaque_alpha_channel_and_palettes_are_saved_as_what_they_show(photo:
         assert image.mode == "L" and image.size == (9, 5)
 
 
+def test_damaged_exif_is_left_out_with_a_warning(photo: Picture) -> None:
+    """On both ways, so that no other format refuses what was opened or saved here."""
+    source = Image.fromarray(photo.rgb)
+    for damaged in (b"no Exif", b"Exif\0\0II*\0"):
+        with pytest.warns(UserWarning, match="the Exif block is damaged and was left out"):
+            data = saved(source, exif=damaged)
+        assert container.read_stream(data).exif is None
+        stream = replace(container.read_stream(data), exif=damaged)
+        with pytest.warns(UserWarning, match="the Exif block is damaged and was left out"):
+            image = Image.open(io.BytesIO(container.write_stream(stream)))
+        assert "exif" not in image.info and not image.getexif()
+        image.load()
+
+
 def test_profile_and_exif_come_back_as_they_were(photo: Picture) -> None:
     source = Image.fromarray(photo.rgb)
     tags = Image.Exif()
