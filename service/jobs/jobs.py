@@ -279,7 +279,7 @@ class Jobs:
             ObjectsUnavailable: they cannot.
         """
         key = f"{folder_of(CHECK)}/image"
-        self._objects.put_named(key, b"")
+        self._objects.put_named(key, bytes(4096))
         self._objects.get(key)
 
     def lost(self) -> list[Job]:

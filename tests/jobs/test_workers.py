@@ -179,7 +179,8 @@ def test_a_job_that_raises_fails_after_its_attempts_and_tells_no_secret(
 
 
 def test_a_job_that_kills_its_worker_fails_after_its_attempts(make_place: MakePlace) -> None:
-    place = make_place(job_attempts=2)
+    # However slow the machine is, it is the first step that each of them dies in.
+    place = make_place(job_attempts=2, job_step_s=30)
     bad, good = place.submit(priority=1), place.submit(png(1))
     options = {"poison": "kill", "poisoned": name_of(picture(png()))}
     for _ in range(2):
