@@ -22,7 +22,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from service.api.connections import QUIET_S, RareWarning
+from service.api.rare_warning import QUIET_S, RareWarning
 from service.api.server import Server
 from service.settings import Settings
 
@@ -260,7 +260,8 @@ def test_a_connection_beyond_the_limit_takes_the_place_of_the_longest_idle() -> 
 
 def test_health_checks_are_answered_when_all_connections_but_a_few_are_at_work() -> None:
     begun = POST + b"Content-Length: %d\r\n\r\n" % len(PNG)
-    with served(FakeCodec(), max_connections=16) as (server, port), ExitStack() as stack:
+    settings = {"max_connections": 16, "client_share": 1}
+    with served(FakeCodec(), **settings) as (server, port), ExitStack() as stack:
         url = f"http://127.0.0.1:{port}"
         slow = [stack.enter_context(connected(port)) for _ in range(15)]
         for client in slow:
