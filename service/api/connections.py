@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import re
 from asyncio import AbstractEventLoop, BaseTransport
 from typing import Any, Final, cast
 
@@ -51,11 +52,16 @@ EVENTS_PER_S: Final = 10_000
 BURST_EVENTS: Final = 1000
 """Events that a client which was quiet may be ahead of that rate."""
 
-BODY_READ_EVENTS: Final = 6
+BODY_READ_EVENTS: Final = 4
 """Events that a read of a body counts as, because the app takes it up."""
 
+MOST_HEADERS: Final = 128
+"""Headers of one request."""
+
 HEADERS_AN_EVENT: Final = 8
-"""Headers that count as one more event."""
+"""Headers that count as one more event; there may be thousands behind a chunked body."""
+
+HEAD_END: Final = re.compile(rb"\n\r?\n")
 
 MOST_PACES: Final = 10_000
 """Clients that are remembered at a time, those that have to rest aside."""
@@ -71,10 +77,11 @@ NOT_HTTP: Final = json.dumps(
         "type": BAD_REQUEST.type,
         "title": BAD_REQUEST.title,
         "status": BAD_REQUEST.status,
-        "detail": "This is not HTTP/1.1, or its request line and headers are too long.",
+        "detail": "This is not HTTP/1.1, or its headers are too long or too many.",
     }
 ).encode()
 """Answer to what never becomes a request and so never reaches the app."""
+
 
 def report_accept_errors(loop: AbstractEventLoop) -> None:
     """Report connections that could not be accepted by a rare warning, not by a traceback each."""
@@ -130,12 +137,21 @@ class _MeteredConnection(h11.Connection):
         if self.events >= EVENTS_A_TURN:
             self.stopped = True
             return h11.NEED_DATA
+        if self.their_state is h11.IDLE:
+            self._check_head()
         event = super().next_event()
         if event not in (h11.NEED_DATA, h11.PAUSED):
             self.events += 1
         if isinstance(event, h11.Request | h11.EndOfMessage):
             self.events += len(event.headers) // HEADERS_AN_EVENT
         return event
+
+    def _check_head(self) -> None:
+        """Raise RemoteProtocolError for too many headers: they are counted faster than parsed."""
+        unparsed, _ = self.trailing_data
+        end = HEAD_END.search(unparsed)
+        if unparsed.count(b"\n", 0, end.start() if end else len(unparsed)) > MOST_HEADERS:
+            raise h11.RemoteProtocolError("too many headers", error_status_hint=431)
 
 
 class _RestingFlow(FlowControl):
@@ -268,6 +284,7 @@ def limited_protocol(settings: Settings, max_head_bytes: int) -> type[H11Protoco
                 self.flow.wake()
                 if self._dropped_bytes is None:
                     self.handle_events()
+
         def on_response_complete(self) -> None:
             self._answered = True
             self._note_idle()
@@ -323,9 +340,7 @@ def limited_protocol(settings: Settings, max_head_bytes: int) -> type[H11Protoco
             idle[self] = None
 
         def _limit_headers(self) -> None:
-            self.loop.call_later(
-                settings.header_timeout_s, self._close_unless_begun, self.cycle
-            )
+            self.loop.call_later(settings.header_timeout_s, self._close_unless_begun, self.cycle)
 
         def _close_unless_begun(self, last: object) -> None:
             if self.cycle is last and not self.transport.is_closing():

@@ -183,7 +183,7 @@ async def livez(response: Response) -> Health:
     "/readyz",
     summary="Should requests be sent here",
     response_model=Readiness,
-    responses=openapi.problems(503),
+    responses=openapi.only_problems(503),
 )
 async def readyz(request: Request, response: Response, service: ServiceArg) -> Readiness | Response:
     """200 once the golden streams decoded to the recorded symbols, until shutdown begins.
