@@ -164,12 +164,27 @@ JOB: Json = {
     },
 }
 
+_EVENT: Json = {
+    "type": "object",
+    "description": "One event of the stream.",
+    "properties": {
+        "id": {"type": "string", "description": "For Last-Event-ID."},
+        "event": {"type": "string", "const": "end", "description": "Of the last event alone."},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/JobDocument"},
+        },
+        "retry": {"type": "integer", "description": "Milliseconds before a new connection."},
+    },
+}
+
 JOB_EVENTS: Json = {
     "summary": "Watch a job",
     "responses": {
         200: {
             "description": "Events, each with the whole job as data; the last is named `end`.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
             "headers": _REQUEST_ID,
         },
         204: {"description": "The job has ended, and Last-Event-ID is its last event."},
