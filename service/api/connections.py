@@ -18,6 +18,7 @@ import errno
 import json
 import re
 from asyncio import AbstractEventLoop, BaseTransport
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import h11
@@ -180,6 +181,26 @@ class _RestingFlow(FlowControl):
             self._reading.pause_reading()
 
 
+class _AnswerTransport(asyncio.Transport):
+    """What an answer is written to: closes the connection as its protocol wants it closed."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        super().__init__()
+        self._transport, self._close = transport, close
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes."""
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether the connection is closed or about to be."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """End the connection once all has been sent."""
+        self._close()
+
+
 def limited_protocol(settings: Settings, max_head_bytes: int) -> type[H11Protocol]:
     """Uvicorn's HTTP/1.1 protocol with limits on connections, on their times and on their work.
 
@@ -225,6 +246,7 @@ def limited_protocol(settings: Settings, max_head_bytes: int) -> type[H11Protoco
             host = self.client[0] if self.client else None
             # Everybody's requests come through a proxy, so it is not one client.
             shared = host is not None and not is_proxy(host)
+            self._answers_to = _AnswerTransport(self.transport, self._close_answered)
             self._pace_as = client_of(host) if shared else f"connection {id(self)}"
             if len(self.connections) > settings.connection_limit:
                 crowded(limit=settings.connection_limit)
@@ -263,6 +285,8 @@ def limited_protocol(settings: Settings, max_head_bytes: int) -> type[H11Protoco
             if not self._must_rest_s():
                 self.conn.begin_turn()
                 super().handle_events()
+                if self.cycle is not None:
+                    self.cycle.transport = self._answers_to
                 self._charge(self.conn.events)
             rest_s = self._must_rest_s()
             if rest_s or self.conn.stopped:
@@ -323,6 +347,13 @@ def limited_protocol(settings: Settings, max_head_bytes: int) -> type[H11Protoco
                 for event in (answer, h11.Data(data=NOT_HTTP), h11.EndOfMessage()):
                     self.transport.write(self.conn.send(event) or b"")
             self._linger()
+
+        def _close_answered(self) -> None:
+            """Close the connection, at once unless the client is still sending its body."""
+            if self.conn.their_state is h11.SEND_BODY:
+                self._linger()
+            else:
+                self.transport.close()
 
         def _linger(self) -> None:
             """End the answers, and drop what comes until the client closes or has had its time."""

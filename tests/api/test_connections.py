@@ -199,6 +199,11 @@ def test_one_client_has_a_part_of_the_requests_at_a_time() -> None:
         refused = httpx.get(f"http://127.0.0.1:{port}/models")
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
         assert refused.json()["type"] == "urn:rankpress:problem:too-many-requests"
+        for closes in (b"", b"Connection: close\r\n"):
+            with connected(port) as writes_first:
+                writes_first.sendall(POST + closes + b"Content-Length: %d\r\n\r\n" % (8 * MIB))
+                writes_first.sendall(bytes(8 * MIB))
+                assert read_all(writes_first).startswith(b"HTTP/1.1 429 ")
         assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
         with from_elsewhere(port) as other:
             assert other.get("/models").status_code == 200
