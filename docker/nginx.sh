@@ -5,6 +5,10 @@
 #   LISTEN       port, or address:port; 8080
 #   CACHE_DIR    folder of the cache and of bodies, CACHE_SIZE its limit (10g)
 #   RUN_DIR      folder of the configuration as it is run
+#   CLIENT_CONNECTIONS  requests of one client at a time, 128; of them CLIENT_UPLOADS, 32, may have
+#                       a body; CLIENT_RATE in a second, 100, and five times as many at once
+#   TRUSTED_PROXIES     networks of proxies in front of this one, separated by spaces, whose
+#                       X-Forwarded-For says who the client is; without, its address does
 #   WRITE_TOKEN  bearer token of those who may PUT /objects; nobody may without one
 #   RESOLVER     name server that is asked again and again where names' addresses change, as those
 #                of containers do; needs nginx 1.27.3
@@ -19,7 +23,11 @@ refuse() {
     echo "$1" >&2
     exit 2
 }
-case "$SERVERS ${DECODERS:-} ${LISTEN:-} $cache ${CACHE_SIZE:-} ${RESOLVER:-}" in
+connections=${CLIENT_CONNECTIONS:-128} uploads=${CLIENT_UPLOADS:-32} rate=${CLIENT_RATE:-100}
+case "$connections$uploads$rate" in
+    *[!0-9]*) refuse "CLIENT_CONNECTIONS, CLIENT_UPLOADS and CLIENT_RATE are whole numbers" ;;
+esac
+case "$SERVERS ${DECODERS:-} ${LISTEN:-} $cache ${CACHE_SIZE:-} ${RESOLVER:-} ${TRUSTED_PROXIES:-}" in
     *[!A-Za-z0-9.:/_\ \[\]-]*) refuse "a setting has a character that nginx would take for its own" ;;
 esac
 case "${WRITE_TOKEN:-}" in
@@ -55,6 +63,17 @@ mkdir -p "$run" "$cache"
     printf 'proxy_cache_path %s/pictures levels=1:2 keys_zone=pictures:32m max_size=%s ' \
         "$cache" "${CACHE_SIZE:-10g}"
     printf 'inactive=90d use_temp_path=off;\n'
+    # shellcheck disable=SC2016
+    printf 'limit_conn_zone $limited_client zone=clients:10m;\nlimit_conn clients %s;\n' "$connections"
+    # shellcheck disable=SC2016
+    printf 'limit_conn_zone $limited_sender zone=senders:10m;\nlimit_conn senders %s;\n' "$uploads"
+    # shellcheck disable=SC2016
+    printf 'limit_req_zone $limited_client zone=requests:10m rate=%sr/s;\n' "$rate"
+    printf 'limit_req zone=requests burst=%s nodelay;\n' "$((rate * 5))"
+    for proxy in ${TRUSTED_PROXIES:-}; do
+        printf 'set_real_ip_from %s;\n' "$proxy"
+    done
+    [ -z "${TRUSTED_PROXIES:-}" ] || printf 'real_ip_header X-Forwarded-For;\nreal_ip_recursive on;\n'
     # shellcheck disable=SC2016
     printf 'map $http_authorization $may_write {\n    default 0;\n'
     [ -z "$token" ] || printf '    "Bearer %s" 1;\n' "$token"

@@ -12,6 +12,8 @@ RankpressError
 │   ├── RangeUnsatisfiable the bytes asked for lie beyond the end
 │   ├── RateUnavailable    no weights for that rate in the store
 │   └── TargetUnreachable  no rate meets the size or quality that was asked for
+├── UnknownHost            the request names another server
+├── ForeignOrigin          a web page of another origin may not ask for this
 ├── NotAcceptable          no output format that the caller accepts
 ├── BadAdapter             the bytes are not a rate adapter that fits the base
 ├── UnknownAdapter         no adapter with that hash is loaded
@@ -30,6 +32,7 @@ RankpressError
 ├── MissingExtra           the work needs a part of Rankpress that is not installed
 ├── ForkedProcess          the models were loaded before this process was forked
 ├── Saturated              too much work waits already; try again later
+│   └── QuotaReached       one client has taken its part of what all share
 ├── CheckFailed            a fresh stream did not decode to what was encoded: our fault
 └── SelfTestFailed         this machine does not reproduce the golden stream
 
@@ -109,6 +112,14 @@ class TargetUnreachable(BadParameter):
     def __init__(self, message: str, found: float, asked: float) -> None:
         super().__init__(message)
         self.found, self.asked = found, asked
+
+
+class UnknownHost(RankpressError):
+    """The request names another server than this one."""
+
+
+class ForeignOrigin(RankpressError):
+    """The request is of a web page of another origin, which may not ask for it."""
 
 
 class NotAcceptable(RankpressError):
@@ -197,6 +208,10 @@ class Saturated(RankpressError):
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QuotaReached(Saturated):
+    """One client has taken its part of what all share; there is room for others."""
 
 
 class SelfTestFailed(RankpressError):

@@ -117,6 +117,22 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     """Seconds without a byte from (408) or to (connection closed) a client in mid-body."""
 
+    min_bytes_per_s: int = Field(default=4096, ge=0)
+    """Bytes a second at which a body must arrive and an answer be read: a client that falls
+    stall_timeout_s behind is given up, however fast it was before; 0 asks for one byte in time."""
+
+    client_share: float = Field(default=0.5, gt=0, le=1)
+    """Part of what other clients leave (of requests at a time, bytes in memory, bytes in `spool`)
+    that one client may take; it may always have one request. A client is an address, so all are
+    one behind a proxy that is not in forwarded_allow_ips. 1 sets no limit."""
+
+    spool: Path | None = None
+    """Folder of bodies of more than 1 MiB until they are complete, in files without a name; None is
+    the system's temporary folder. On a tmpfs they take memory all the same."""
+
+    max_spool_bytes: int = Field(default=1024 * MIB, ge=0)
+    """Bytes of all such files together before new bodies get 503; 0 keeps bodies in memory."""
+
     max_connections: int = Field(default=0, ge=0, le=1_000_000)
     """Connections at a time, a sixteenth of them kept for health checks; 0 takes what the limit of
     open files (`ulimit -n`) leaves room for, at most 4096."""
@@ -193,6 +209,18 @@ class Settings(BaseSettings):
     cors_origins: str = ""
     """Origins of web pages that may call the service, by commas, or *; none if empty."""
 
+    allowed_hosts: str = ""
+    """Names that the Host header may have, by commas (`localhost`, `*.example.org`); any if empty,
+    as behind a proxy that checks it. Without a check, a page whose own name is made to lead to this
+    machine (DNS rebinding) counts as of the same origin, and may read all answers of a server that
+    only this machine can reach. Health checks may have any name."""
+
+    check_origin: bool = False
+    """Refuse POST, PUT and DELETE of web pages of other origins than the Host asked and
+    `cors_origins`. Without this check a page of any site, open in a browser that can reach the
+    server, can have it work and keep things, though not read the answers. Off by default, because a
+    proxy may change the Host."""
+
     keep_alive_s: float = Field(default=75.0, gt=0, allow_inf_nan=False)
     """Seconds an idle connection stays open after an answer; load balancers wait for up to 60."""
 
@@ -238,15 +266,15 @@ class Settings(BaseSettings):
     def connection_limit(self) -> int:
         """Connections at a time: as set, or what the limit of open files leaves room for.
 
-        Asyncio accepts up to 512 connections before the first can be refused, and the rest of the
-        program needs some files too.
+        A connection may have a file of its body (`spool`), some dozens are accepted before the
+        first can be refused, and the rest of the program needs some files too.
         """
         if self.max_connections:
             return self.max_connections
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if files == resource.RLIM_INFINITY:
             return MOST_CONNECTIONS
-        return min(MOST_CONNECTIONS, max(files // 4, files - 640, 1))
+        return min(MOST_CONNECTIONS, max(files // 4, (files - 192) // 2, 1))
 
     @property
     def state_folder(self) -> Path:

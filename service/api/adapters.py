@@ -82,7 +82,7 @@ async def add(
     summary="Unload a rate adapter",
     status_code=204,
     dependencies=[Depends(refuse_query)],
-    responses=openapi.problems(401, 403, 404, 422, 503),
+    responses=openapi.problems(401, 403, 404, 422),
 )
 async def remove(
     request: Request,

@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api import adapters, errors, objects, openapi, routes
+from service.api import adapters, docs_page, errors, objects, openapi, routes
 from service.api.calls import BlockingCalls
 from service.api.desk import Desk
+from service.api.holds import Spool
 from service.api.job_metrics import JobMetrics
 from service.api.job_routes import adapt_router, jobs_router
 from service.api.job_storage import JobStorage
@@ -63,14 +63,15 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
         small_size=SMALL_WORK,
         batching=Batching(together, codec.max_batch, settings.batch_window_s),
     )
-    metrics = Metrics(admission)
-    app = FastAPIOffline(  # its /docs loads nothing from another host
+    spool = Spool(settings)
+    metrics = Metrics(admission, spool)
+    app = FastAPI(
         title="Rankpress",
         version=_version(),
         description=DESCRIPTION,
         lifespan=_lifespan,
+        docs_url=None,
         redoc_url=None,
-        static_url="/docs/static",
         redirect_slashes=False,
     )
     place, timeout_s = settings.objects_url, settings.objects_timeout_s
@@ -87,13 +88,17 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
         store,
         BlockingCalls("object store", OBJECT_THREADS, ObjectsUnavailable),
         BlockingCalls("image headers", 1, _busy),
+        spool,
     )
     for router in _routers(settings):
         app.include_router(router)
+    docs_page.add_to(app)
     app.add_exception_handler(RankpressError, errors.on_rankpress_error)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
-    app.add_middleware(RequestMiddleware, admission=admission, metrics=metrics, settings=settings)
+    app.add_middleware(
+        RequestMiddleware, admission=admission, metrics=metrics, settings=settings, spool=spool
+    )
     if settings.cors_origins:
         _allow_origins(app, settings.cors_origins)
     app.openapi = lambda: openapi.document(app, settings.root_path)  # type: ignore[method-assign]
@@ -146,8 +151,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         test.cancel()
         await asyncio.gather(test, return_exceptions=True)
         service.admission.close()
-        calls = (service.job_storage, service.desk, service.ask_objects, service.read_headers)
-        await asyncio.gather(*(each.close() for each in calls))
+        calls = (service.ask_objects, service.read_headers, service.spool.calls)
+        await asyncio.gather(
+            *(each.close() for each in (service.job_storage, service.desk, *calls))
+        )
 
 
 async def _self_test(service: routes.Service) -> None:

@@ -1,14 +1,13 @@
 """Request bodies: raw bytes, or the field `file` of multipart/form-data, into one bytes object.
 
-Everything is limited while it arrives, whatever Content-Length says: the bytes of one body, the
-bytes of all bodies together, the seconds without a byte and the seconds in all. Multipart is parsed
-as it streams; the one part that is kept goes straight to its buffer, any other part is refused.
+Everything is limited while it arrives, whatever Content-Length says: the bytes of one body, those
+of one client and of all, the bytes a second and the seconds in all. Multipart is parsed as it
+streams; the one part that is kept goes straight to its buffer, any other part is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from service.engine.batching import Admission, Hold
+from service.api.holds import ArrivingBody, ClientHold
+from service.engine.batching import Admission
 from service.errors import BadParameter, TooManyBytes
 from service.settings import Settings
 
@@ -31,13 +31,13 @@ MAX_PART_HEADER_BYTES = 8 * 1024
 
 
 async def read_body(
-    request: Request, admission: Admission, hold: Hold, settings: Settings
+    request: Request, admission: Admission, hold: ClientHold, settings: Settings
 ) -> bytes:
     """The whole body, or the content of its part `file` when it is multipart/form-data.
 
     Raises:
         TooManyBytes: more than `max_body_bytes`, declared or sent.
-        Saturated: the queue is full or the bytes of all requests exceed their limit.
+        Saturated: the queue is full, or the bytes of the client or of all exceed their limit.
         BadParameter: a multipart body without exactly the part `file`.
         HTTPException: 400 malformed multipart, 408 too slow, 415 has a content coding.
         ClientDisconnect: the client left.
@@ -49,14 +49,16 @@ async def read_body(
             f"Content-Length is {declared}, expected at most {settings.max_body_bytes} bytes"
         )
     admission.check(declared)
+    hold.check(declared)
     kind, options = parse_options_header(request.headers.get("content-type"))
-    if kind == b"multipart/form-data":
-        form = _Form(options.get(b"boundary", b""))
-        await _receive(request, form.write, hold, settings)
-        return form.finish()
-    raw = io.BytesIO()
-    await _receive(request, raw.write, hold, settings)
-    return raw.getvalue()
+    with ArrivingBody(hold) as body:
+        if kind == b"multipart/form-data":
+            form = _Form(options.get(b"boundary", b""), body)
+            await _receive(request, form.write, body, hold, settings)
+            form.finish()
+        else:
+            await _receive(request, body.write, body, hold, settings)
+        return await body.read()
 
 
 def _refuse_coding(request: Request) -> None:
@@ -75,15 +77,18 @@ def _declared_bytes(request: Request) -> int:
 
 
 async def _receive(
-    request: Request, write: Callable[[bytes], object], hold: Hold, settings: Settings
+    request: Request,
+    write: Callable[[bytes], object],
+    body: ArrivingBody,
+    hold: ClientHold,
+    settings: Settings,
 ) -> None:
-    """Pass the body to `write` piece by piece, within the limits of bytes and time."""
-    clock = asyncio.get_running_loop().time
-    deadline = clock() + settings.body_timeout_s
+    """Pass what arrives to `write` piece by piece, within the limits of bytes and time."""
+    clock = _Patience(settings, asyncio.get_running_loop().time)
     received = 0
     more = True
     while more:
-        message = await _next_message(request, min(settings.stall_timeout_s, deadline - clock()))
+        message = await _next_message(request, clock.left_s())
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece: bytes = message.get("body", b"")
@@ -91,8 +96,43 @@ async def _receive(
         received += len(piece)
         if received > settings.max_body_bytes:
             raise TooManyBytes(f"the body has more than {settings.max_body_bytes} bytes")
+        clock.note(len(piece))
         hold.grow(len(piece))
         write(piece)
+        await body.settle()
+        clock.go_on()
+
+
+class _Patience:
+    """How long a body is still waited for.
+
+    A client is behind by the seconds that it has taken beyond those that its bytes may take at
+    `min_bytes_per_s`. Bytes that came faster than that give it no time for later.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self._settings, self._clock = settings, clock
+        self._since_s = clock()
+        self._end_s = self._since_s + settings.body_timeout_s
+        self._behind_s = 0.0
+
+    def left_s(self) -> float:
+        """Seconds that the next bytes may take."""
+        left_s = self._settings.stall_timeout_s - self._behind_s
+        return min(left_s, self._end_s - self._clock())
+
+    def note(self, received: int) -> None:
+        """Bytes have come."""
+        rate = self._settings.min_bytes_per_s
+        if rate == 0:
+            self._behind_s = 0.0
+        else:
+            took_s = self._clock() - self._since_s
+            self._behind_s = max(0.0, self._behind_s + took_s - received / rate)
+
+    def go_on(self) -> None:
+        """Wait for the next bytes from now on: what was done with the last is not the client's."""
+        self._since_s = self._clock()
 
 
 async def _next_message(request: Request, seconds: float) -> Message:
@@ -101,16 +141,18 @@ async def _next_message(request: Request, seconds: float) -> Message:
             return await request.receive()
     except TimeoutError:
         # The rest of the body may never come, so the connection is of no more use.
-        raise HTTPException(408, "the body stopped arriving", {"Connection": "close"}) from None
+        detail = "the body came too slowly, or not at all"
+        raise HTTPException(408, detail, {"Connection": "close"}) from None
 
 
 class _Form:
-    """Keeps the content of the part `file` of a multipart body."""
+    """Passes on the content of the part `file` of a multipart body."""
 
-    def __init__(self, boundary: bytes) -> None:
+    def __init__(self, boundary: bytes, content: ArrivingBody) -> None:
         if not boundary:
             raise HTTPException(400, "the multipart body has no boundary")
-        self._content: io.BytesIO | None = None
+        self._content = content
+        self._begun = False
         self._ended = False
         self._begin_part()
         callbacks: MultipartCallbacks = {
@@ -134,13 +176,12 @@ class _Form:
         except FormParserError:
             raise HTTPException(400, "the multipart body is malformed") from None
 
-    def finish(self) -> bytes:
-        """The content of the part, once all bytes were written."""
+    def finish(self) -> None:
+        """Raise unless the bytes that were written are a whole form."""
         if not self._ended:
             raise HTTPException(400, "the multipart body ends before its last boundary")
-        if self._content is None:
+        if not self._begun:
             raise BadParameter(f"the multipart body has no part named {FIELD!r}")
-        return self._content.getvalue()
 
     def _begin_part(self) -> None:
         self._header_bytes = 0
@@ -175,13 +216,12 @@ class _Form:
                 f"the multipart body has a part named {name[:100]!r}, expected only {FIELD!r}; "
                 "everything else is a query parameter"
             )
-        if self._content is not None:
+        if self._begun:
             raise BadParameter(f"the multipart body has more than one part named {FIELD!r}")
-        self._content = io.BytesIO()
+        self._begun = True
 
     def _add_content(self, data: bytes, start: int, end: int) -> None:
-        if self._content is not None:
-            self._content.write(memoryview(data)[start:end])
+        self._content.write(memoryview(data)[start:end])
 
     def _end(self) -> None:
         self._ended = True

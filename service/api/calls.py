@@ -1,7 +1,7 @@
 """Blocking calls from the event loop, each kind in threads of its own, so that one stalls no other.
 
-The kinds are the database of the jobs, the files of the jobs, the object store, and the reading of
-image headers.
+The kinds are the database of the jobs, the files of the jobs, the object store, the reading of
+image headers, and the files of bodies that arrive.
 """
 
 from __future__ import annotations
@@ -50,15 +50,20 @@ class BlockingCalls:
         """
         if self.waiting >= MAX_CALLS:
             raise Saturated(f"{self.waiting} calls of the {self._name} wait already", 5)
-        asked = asyncio.get_running_loop().run_in_executor(self._pool, call)
-        self._asked.add(asked)
-        asked.add_done_callback(self._note_answer)
+        asked = self.begin(call)
         try:
             return await asyncio.wait_for(asyncio.shield(asked), timeout_s)
         except TimeoutError:
             if asked.done():  # the call itself raised it
                 raise
             raise self._late(f"the {self._name} gave no answer in {timeout_s:g} s") from None
+
+    def begin(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        """Begin a call, however many wait, and do not wait for it."""
+        asked = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        self._asked.add(asked)
+        asked.add_done_callback(self._note_answer)
+        return asked
 
     async def close(self) -> None:
         """Begin no further call, and give those that run a moment; `waiting` are left."""

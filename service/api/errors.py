@@ -17,6 +17,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Mount
 
 from service import errors
 from service.api.record import record_of
@@ -27,6 +28,9 @@ MAX_DETAIL_CHARS = 500
 JOBS_RETRY_AFTER_S = "30"
 MAX_INVALID = 10
 """Wrong parameters that one problem lists."""
+
+METHODS = ("DELETE", "GET", "POST", "PUT")
+"""Methods that routes are declared with."""
 
 OBJECTS_RETRY_S = 5
 """Seconds after which a client may ask an object store again that could not be used."""
@@ -52,6 +56,7 @@ BAD_REQUEST = Kind("bad-request", 400, "The request body is malformed")
 BAD_STREAM = Kind("bad-stream", 400, "The bytes are not a whole Rankpress stream")
 UNAUTHORIZED = Kind("unauthorized", 401, "The bearer token is missing or wrong")
 FORBIDDEN = Kind("forbidden", 403, "The server was started without an admin token")
+FOREIGN_ORIGIN = Kind("foreign-origin", 403, "Pages of that origin may not change anything here")
 UNKNOWN_ADAPTER = Kind("unknown-adapter", 404, "No adapter with this hash is loaded")
 JOBS_OFF = Kind("jobs-off", 404, "This server offers no jobs")
 UNKNOWN_JOB = Kind("unknown-job", 404, "There is no such job")
@@ -73,7 +78,9 @@ TARGET_UNREACHABLE = Kind("target-unreachable", 422, "No rate meets the target")
 TOO_MANY_PIXELS = Kind("too-many-pixels", 422, "The picture is larger than the pixel limit")
 UNSUPPORTED_STREAM = Kind("unsupported-stream", 422, "The stream needs a newer decoder")
 BAD_ADAPTER = Kind("bad-adapter", 422, "The bytes are not a rate adapter that fits its base")
+UNKNOWN_HOST = Kind("unknown-host", 421, "The Host header does not name this server")
 UNKNOWN_MODEL = Kind("unknown-model", 422, "The stream was made with weights not loaded here")
+TOO_MANY_REQUESTS = Kind("too-many-requests", 429, "One client asks for too much at a time")
 JOBS_UNAVAILABLE = Kind("jobs-unavailable", 503, "The database of the jobs fails")
 CHECK_FAILED = Kind("check-failed", 500, "The stream that was made failed its check")
 INTERNAL = Kind("internal", 500, "The server failed")
@@ -87,6 +94,7 @@ KINDS = (
     BAD_STREAM,
     UNAUTHORIZED,
     FORBIDDEN,
+    FOREIGN_ORIGIN,
     UNKNOWN_ADAPTER,
     NOT_FOUND,
     UNKNOWN_JOB,
@@ -108,7 +116,9 @@ KINDS = (
     TOO_MANY_PIXELS,
     UNSUPPORTED_STREAM,
     BAD_ADAPTER,
+    UNKNOWN_HOST,
     UNKNOWN_MODEL,
+    TOO_MANY_REQUESTS,
     INTERNAL,
     CHECK_FAILED,
     DAMAGED_OBJECT,
@@ -134,8 +144,11 @@ _BY_ERROR: Mapping[type[Exception], Kind] = {
     errors.NoSuchObject: NO_SUCH_OBJECT,
     errors.DamagedObject: DAMAGED_OBJECT,
     errors.ObjectsUnavailable: OBJECTS_UNAVAILABLE,
+    errors.UnknownHost: UNKNOWN_HOST,
+    errors.ForeignOrigin: FOREIGN_ORIGIN,
     errors.NotAcceptable: NOT_ACCEPTABLE,
     errors.Saturated: SATURATED,
+    errors.QuotaReached: TOO_MANY_REQUESTS,
     errors.CheckFailed: CHECK_FAILED,
     errors.SelfTestFailed: NOT_READY,
     errors.UnknownJob: UNKNOWN_JOB,
@@ -229,9 +242,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """Answer the framework's own errors, and OPTIONS on a known path."""
     assert isinstance(error, HTTPException)  # registered for nothing else
     headers = dict(error.headers or {})
-    allowed = headers.get("Allow")
-    if error.status_code == 405 and allowed is not None:
-        headers["Allow"] = _all_methods(allowed)
+    if error.status_code == 405:
+        headers["Allow"] = _all_methods(request)
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
     kind = _BY_STATUS.get(error.status_code) or _plain_kind(error.status_code)
@@ -255,11 +267,18 @@ def _reason(error: Mapping[str, object]) -> str:
     return str(error["msg"])
 
 
-def _all_methods(allowed: str) -> str:
-    methods = {method.strip() for method in allowed.split(",")} | {"OPTIONS"}
+def _all_methods(request: Request) -> str:
+    """The methods of all routes of the request's path: the router names those of the first."""
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+    asked = {method: {**request.scope, "method": method} for method in METHODS}
+    methods = {
+        method
+        for method, scope in asked.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    } or {"GET"}  # of the files in a mounted folder
     if "GET" in methods:
         methods.add("HEAD")
-    return ", ".join(sorted(methods))
+    return ", ".join(sorted(methods | {"OPTIONS"}))
 
 
 def _plain_kind(status: int) -> Kind:

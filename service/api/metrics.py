@@ -11,6 +11,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from service.api.holds import Spool
 from service.api.record import Record
 from service.engine.batching import Admission
 from service.engine.types import Timings
@@ -23,14 +24,14 @@ class Metrics:
     """Counters and histograms of one app.
 
     Args:
-        admission: read when Prometheus asks, for the gauges.
+        admission, spool: read when Prometheus asks, for the gauges.
     """
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, spool: Spool) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._count_requests()
-        self._gauge(admission)
+        self._gauge(admission, spool)
         self._stages = {stage: self._histogram(stage) for stage in STAGES}
 
     def _count_requests(self) -> None:
@@ -63,11 +64,12 @@ class Metrics:
             "rankpress_in_flight", "Requests being answered.", registry=self.registry
         )
 
-    def _gauge(self, admission: Admission) -> None:
+    def _gauge(self, admission: Admission, spool: Spool) -> None:
         gauges = (
             ("queue_depth", "Requests waiting for a worker.", lambda: admission.waiting),
             ("running", "Requests in a worker thread.", lambda: admission.running),
             ("held_bytes", "Bytes of bodies and answers held.", lambda: admission.held_bytes),
+            ("spooled_bytes", "Bytes of incomplete bodies on disk.", lambda: spool.limit.total),
         )
         for name, text, read in gauges:
             Gauge(f"rankpress_{name}", text, registry=self.registry).set_function(read)

@@ -1,4 +1,4 @@
-"""Around every request: its id, its limits on sending, its log line, its metrics, and 500s.
+"""Around every request: its id, who may send it, its limits, its log line, its metrics, and 500s.
 
 A plain ASGI middleware outside all exception handlers, so that what it counts is what was sent.
 
@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -22,11 +23,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.clients import RETRY_S, SharedLimit, client_of
 from service.api.errors import internal_problem, on_rankpress_error
+from service.api.holds import ClientHold, Spool
 from service.api.metrics import Metrics
+from service.api.origins import Origins
 from service.api.record import Record, request_id
 from service.engine.batching import Admission, Phase
-from service.errors import Saturated
+from service.errors import RankpressError, Saturated
 from service.settings import MIB, Settings
 
 CLIENT_LEFT = 499
@@ -47,9 +51,6 @@ SHORT_BODY_BYTES = MIB // 16
 HEALTH_SHARE = 16
 """One of so many connections is kept for health checks when the others are at work."""
 
-CROWDED_RETRY_S = 5
-"""Seconds after which a client that found too many open requests may come back."""
-
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
 
 log = structlog.get_logger("rankpress.api")
@@ -59,15 +60,24 @@ class RequestMiddleware:
     """Wraps the app; websockets and lifespan pass through."""
 
     def __init__(
-        self, app: ASGIApp, *, admission: Admission, metrics: Metrics, settings: Settings
+        self,
+        app: ASGIApp,
+        *,
+        admission: Admission,
+        metrics: Metrics,
+        settings: Settings,
+        spool: Spool,
     ) -> None:
         self._app = app
         self._admission = admission
         self._metrics = metrics
         self._settings = settings
+        self._spool = spool
+        self._origins = Origins(settings)
+        share = settings.client_share
         limit = settings.connection_limit
-        self._max_requests = limit - limit // HEALTH_SHARE
-        self._requests = 0
+        self._requests = SharedLimit("requests at a time", limit - limit // HEALTH_SHARE, share)
+        self._memory = SharedLimit("memory", settings.max_waiting_bytes, share)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -75,26 +85,48 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         offered_id = Headers(scope=scope).get("x-request-id")
-        record = Record(request_id(offered_id), self._admission.hold())
+        client = client_of((scope.get("client") or (None,))[0])
+        hold = ClientHold(self._admission, self._memory, self._spool, client)
+        record = Record(request_id(offered_id), hold)
         exchange = _Exchange(scope, receive, send, record, self._settings)
-        self._requests += 1
+        app, patience_s = self._app, self._patience_s
+        try:
+            self._check(exchange, client)
+        except RankpressError as error:
+            app = partial(_refuse, error)
+            if isinstance(error, Saturated):
+                patience_s = lambda: 0.0  # noqa: E731
+        self._requests.take(client, 1)
         self._metrics.begin_request()
         try:
-            await self._answer(exchange)
+            await self._answer(exchange, app)
+            await exchange.finish(patience_s)
         finally:
-            self._requests -= 1
+            self._requests.take(client, -1)
 
     @property
     def _crowded(self) -> bool:
         """Whether so many requests are open that only health checks are answered."""
-        return self._requests > self._max_requests
+        return self._requests.left < 0
 
-    async def _answer(self, exchange: _Exchange) -> None:
-        """Answer a request, then count and log it, then read what is left of its body."""
+    def _check(self, exchange: _Exchange, client: str) -> None:
+        """Raise for a request that the app should not see.
+
+        Raises:
+            UnknownHost, ForeignOrigin: as `Origins.check` does.
+            Saturated: too many requests are open, of the client or of all.
+        """
+        self._origins.check(exchange.method, exchange.path, exchange.headers)
+        if exchange.path not in QUIET_ROUTES:
+            self._requests.check(client, 1)
+            if self._requests.left < 1:
+                raise Saturated("too many requests are open", RETRY_S)
+
+    async def _answer(self, exchange: _Exchange, app: ASGIApp) -> None:
+        """Answer a request, then count and log it."""
         record = exchange.record
-        busy = self._crowded and exchange.path not in QUIET_ROUTES
         try:
-            await exchange.run(_refuse if busy else self._app)
+            await exchange.run(app)
         finally:
             record.hold.release()
             seconds = time.perf_counter() - exchange.begun
@@ -107,7 +139,6 @@ class RequestMiddleware:
                 record,
             )
             _log_request(exchange, seconds)
-        await exchange.finish(self._patience_s)
 
     def _patience_s(self) -> float:
         """Seconds that the rest of an unwanted body is read for."""
@@ -117,9 +148,8 @@ class RequestMiddleware:
         return SILENCE_S if draining else self._settings.body_timeout_s
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer that too many requests are open."""
-    error = Saturated("too many requests are open", CROWDED_RETRY_S)
+async def _refuse(error: RankpressError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer an error."""
     response = await on_rankpress_error(Request(scope), error)
     await response(scope, receive, send)
 
@@ -142,7 +172,8 @@ class _Exchange:
         self._send = send
         self._settings = settings
         self._started = False
-        self._body_ended = not _has_body(Headers(scope=scope))
+        self.headers = Headers(scope=scope)
+        self._body_ended = not _has_body(self.headers)
         self._end_withheld = False
         # A HEAD request takes the GET route; its answer's body is dropped in `_send_body`. Ranges
         # are for GET alone.
@@ -186,7 +217,8 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self.record.id
-            if not self._body_ended and not _has_short_body(Headers(scope=self._scope)):
+            headers["X-Content-Type-Options"] = "nosniff"
+            if not self._body_ended and not _has_short_body(self.headers):
                 headers["Connection"] = "close"
             await self._send(message)
         elif message["type"] == "http.response.body":

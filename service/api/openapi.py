@@ -30,9 +30,18 @@ TAGS = [
 ]
 
 
+ANY_ROUTE = (421, 429, 500, 503)
+"""Statuses of problems that any route may answer, those of health and metrics aside."""
+
+
 def problems(*statuses: int) -> dict[int | str, Json]:
     """OpenAPI responses for these statuses, with an example of every problem type of each."""
-    return {status: _problem_response(status) for status in (*statuses, 500)}
+    return only_problems(*sorted({*statuses, *ANY_ROUTE}))
+
+
+def only_problems(*statuses: int) -> dict[int | str, Json]:
+    """The same, without those that any route may answer."""
+    return {status: _problem_response(status) for status in statuses}
 
 
 def _problem_response(status: int) -> Json:
@@ -43,7 +52,7 @@ def _problem_response(status: int) -> Json:
     }
     schema = {"$ref": "#/components/schemas/Problem"}
     headers = dict(_REQUEST_ID)
-    if status == 503:
+    if status in (429, 503):
         headers |= _header("Retry-After", "Seconds after which to try again.", "integer")
     return {
         "description": "; ".join(kind.title for kind in kinds),
@@ -119,7 +128,7 @@ COMPRESS: Json = {
     "summary": "Compress an image file",
     "responses": {
         200: _STREAM_RESPONSE,
-        **problems(400, 408, 413, 415, 422, 503),
+        **problems(400, 403, 408, 413, 415, 422),
     },
     "openapi_extra": _body(
         ("application/octet-stream", "image/*"),
@@ -131,7 +140,7 @@ DECOMPRESS: Json = {
     "summary": "Decompress a stream",
     "responses": {
         200: _IMAGE_RESPONSE,
-        **problems(400, 406, 408, 413, 415, 422, 503),
+        **problems(400, 403, 406, 408, 413, 415, 422),
     },
     "openapi_extra": _body(
         ("application/vnd.rankpress", "application/octet-stream"), "A Rankpress stream."
@@ -147,7 +156,7 @@ ADAPT: Json = {
             "description": "The job, new or as it is already.",
             "headers": {**_header("Location", "The job."), **_RETRY_AFTER, **_REQUEST_ID},
         },
-        **problems(400, 404, 408, 413, 415, 422, 503),
+        **problems(400, 403, 404, 408, 413, 415, 422),
     },
     "openapi_extra": COMPRESS["openapi_extra"],
 }
@@ -156,7 +165,22 @@ JOB: Json = {
     "summary": "How far a job is",
     "responses": {
         200: {"description": "The job.", "headers": {**_RETRY_AFTER, **_REQUEST_ID}},
-        **problems(404, 410, 422, 503),
+        **problems(404, 410, 422),
+    },
+}
+
+_EVENT: Json = {
+    "type": "object",
+    "description": "One event of the stream.",
+    "properties": {
+        "id": {"type": "string", "description": "For Last-Event-ID."},
+        "event": {"type": "string", "const": "end", "description": "Of the last event alone."},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/JobDocument"},
+        },
+        "retry": {"type": "integer", "description": "Milliseconds before a new connection."},
     },
 }
 
@@ -165,11 +189,11 @@ JOB_EVENTS: Json = {
     "responses": {
         200: {
             "description": "Events, each with the whole job as data; the last is named `end`.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
             "headers": _REQUEST_ID,
         },
         204: {"description": "The job has ended, and Last-Event-ID is its last event."},
-        **problems(404, 410, 422, 503),
+        **problems(404, 410, 422),
     },
 }
 
@@ -189,26 +213,26 @@ _JOB_STREAM_RESPONSE: Json = {
 
 JOB_STREAM: Json = {
     "summary": "The best stream so far",
-    "responses": {200: _JOB_STREAM_RESPONSE, **problems(404, 409, 410, 422, 503)},
+    "responses": {200: _JOB_STREAM_RESPONSE, **problems(404, 409, 410, 422)},
 }
 
 JOB_RESULT: Json = {
     "summary": "The result of a job",
-    "responses": {200: _JOB_STREAM_RESPONSE, **problems(404, 409, 410, 422, 503)},
+    "responses": {200: _JOB_STREAM_RESPONSE, **problems(404, 409, 410, 422)},
 }
 
 JOB_CANCEL: Json = {
     "summary": "Cancel a job",
     "responses": {
         200: {"description": "The job, cancelled.", "headers": _REQUEST_ID},
-        **problems(404, 409, 410, 422, 503),
+        **problems(403, 404, 409, 410, 422),
     },
 }
 
 ADD_ADAPTER: Json = {
     "summary": "Load a rate adapter",
     "status_code": 201,
-    "responses": problems(400, 401, 403, 408, 413, 415, 422, 503),
+    "responses": problems(400, 401, 403, 408, 413, 415, 422),
     "openapi_extra": _body(("application/octet-stream",), "A rate adapter, a safetensors file."),
 }
 
@@ -243,7 +267,7 @@ GET_OBJECT: Json = {
             "description": "The picture that If-None-Match names; nothing was decoded.",
             "headers": _REQUEST_ID,
         },
-        **problems(404, 406, 413, 416, 422, 503),
+        **problems(404, 406, 413, 416, 422),
     },
 }
 
@@ -260,7 +284,7 @@ PUT_OBJECT: Json = {
             "model": StoredObject,
             "headers": {**_header("Location", "Where it is."), **_REQUEST_ID},
         },
-        **problems(400, 408, 413, 415, 422, 503),
+        **problems(400, 403, 408, 413, 415, 422),
     },
     "openapi_extra": _body(
         ("application/vnd.rankpress", "application/octet-stream"), "A Rankpress stream."
@@ -268,7 +292,8 @@ PUT_OBJECT: Json = {
 }
 
 METRICS: dict[int | str, Json] = {
-    200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+    **only_problems(421),
 }
 
 

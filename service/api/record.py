@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
-from service.engine.batching import Hold
+from service.api.holds import ClientHold
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = "rankpress.record"
@@ -23,7 +23,7 @@ class Record:
 
     Attributes:
         id: the client's X-Request-Id if it is a sane one, else a fresh one.
-        hold: bytes that the request keeps in memory.
+        hold: bytes that the request keeps in memory and on disk.
         problem: end of the problem type, None for a success.
         rate: the rate of the stream that was written or read.
         bpp: bits per pixel of the stream that was written.
@@ -33,7 +33,7 @@ class Record:
     """
 
     id: str
-    hold: Hold
+    hold: ClientHold
     problem: str | None = None
     rate: float | None = None
     bpp: float | None = None

@@ -17,6 +17,7 @@ from service.api.bodies import read_body
 from service.api.calls import BlockingCalls
 from service.api.desk import Desk
 from service.api.errors import NOT_READY, problem
+from service.api.holds import Spool
 from service.api.job_metrics import JobMetrics
 from service.api.job_storage import JobStorage
 from service.api.metrics import Metrics
@@ -64,11 +65,13 @@ class Service:
     objects: Objects | None
     ask_objects: BlockingCalls
     read_headers: BlockingCalls
+    spool: Spool
 
     @property
     def calls(self) -> int:
         """Blocking calls that wait or run, besides the work in the codec."""
-        return self.desk.waiting + self.ask_objects.waiting + self.read_headers.waiting
+        calls = self.ask_objects, self.read_headers, self.spool.calls
+        return self.desk.waiting + sum(each.waiting for each in calls)
 
     @property
     def write_limits(self) -> WriteLimits:
@@ -180,7 +183,7 @@ async def livez(response: Response) -> Health:
     "/readyz",
     summary="Should requests be sent here",
     response_model=Readiness,
-    responses=openapi.problems(503),
+    responses=openapi.only_problems(503),
 )
 async def readyz(request: Request, response: Response, service: ServiceArg) -> Readiness | Response:
     """200 once the golden streams decoded to the recorded symbols, until shutdown begins.

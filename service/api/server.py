@@ -20,7 +20,12 @@ import structlog
 import uvicorn
 
 from service.api.app import create_app
-from service.api.connections import BACKLOG, limited_protocol, report_accept_errors
+from service.api.connections import (
+    ACCEPTED_AT_ONCE,
+    BACKLOG,
+    limited_protocol,
+    report_accept_errors,
+)
 from service.api.logs import configure_logs
 from service.api.routes import Service
 from service.engine.batching import Admission
@@ -84,7 +89,7 @@ class Server(uvicorn.Server):
             uds=None if settings.uds is None else str(settings.uds),
             fd=settings.fd,
             root_path=settings.root_path,
-            http=limited_protocol(settings.connection_limit, settings.header_timeout_s),
+            http=limited_protocol(settings, MAX_HEADER_BYTES),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -92,9 +97,8 @@ class Server(uvicorn.Server):
             server_header=False,
             proxy_headers=bool(settings.forwarded_allow_ips),
             forwarded_allow_ips=settings.forwarded_allow_ips,
-            backlog=BACKLOG,
+            backlog=ACCEPTED_AT_ONCE,
             timeout_keep_alive=math.ceil(settings.keep_alive_s),
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
         super().__init__(config)
 
@@ -119,6 +123,9 @@ class Server(uvicorn.Server):
             if not isinstance(cause, OSError):
                 raise
             raise OSError(cause.errno, cause.strerror, address_of(self.config)) from error
+        for listening in (each for server in self.servers for each in server.sockets):
+            with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
+                same.listen(BACKLOG)  # asyncio has one number for the queue and what it takes of it
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ask the main loop to end. A second Ctrl-C does not wait for anything."""

@@ -13,6 +13,7 @@ import pytest
 from starlette.responses import StreamingResponse
 from starlette.types import Message
 
+from service.api.holds import Spool
 from service.api.metrics import Metrics
 from service.api.middleware import RequestMiddleware
 from service.engine.batching import LONGEST_RETRY_S, Admission, Batching, Done, Phase
@@ -244,8 +245,9 @@ def test_an_answer_that_is_sent_is_held_no_longer() -> None:
             wrapped = RequestMiddleware(
                 StreamingResponse(pieces()),
                 admission=admission,
-                metrics=Metrics(admission),
+                metrics=Metrics(admission, Spool(Settings())),
                 settings=Settings(),
+                spool=Spool(Settings()),
             )
             scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
             await wrapped(scope, receive, send)

@@ -191,6 +191,27 @@ def test_a_body_that_stalls_or_drips_is_waited_for_no_longer_than_the_limits_say
     asyncio.run(law())
 
 
+def test_bytes_that_came_fast_give_a_body_no_time_for_the_last() -> None:
+    async def sprinting() -> AsyncIterator[bytes]:
+        yield bytes(60_000)
+        while True:
+            await asyncio.sleep(0.02)
+            yield b"x"
+
+    async def steady() -> AsyncIterator[bytes]:
+        for start in range(0, len(PNG), 80):
+            yield PNG[start : start + 80]
+            await asyncio.sleep(0.05)
+
+    async def law() -> None:
+        limits = {"stall_timeout_s": 0.3, "min_bytes_per_s": 1000}
+        async with running(FakeCodec(), **limits) as client, asyncio.timeout(20):
+            check_problem(await client.post("/compress", content=sprinting()), 408, "body-timeout")
+            assert (await client.post("/compress", content=steady())).status_code == 200
+
+    asyncio.run(law())
+
+
 def test_a_large_answer_arrives_whole() -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (300, 400, 3), np.uint8)
 

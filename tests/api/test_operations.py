@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import re
 from pathlib import Path
 
@@ -153,6 +155,127 @@ def test_head_and_options_follow_the_routes() -> None:
             check_problem(await client.delete("/models"), 405, "method-not-allowed")
             check_problem(await client.get("/nothing"), 404, "not-found")
             check_problem(await client.options("/nothing"), 404, "not-found")
+
+    asyncio.run(law())
+
+
+def test_allow_names_the_methods_of_all_routes_of_a_path(tmp_path: Path) -> None:
+    everything = {"objects_url": str(tmp_path), "objects_write": True, "admin_token": "x" * 16}
+    digest = "ab" * 32
+    allowed = {
+        "/adapters": "GET, HEAD, OPTIONS, POST",
+        f"/adapters/{digest}": "DELETE, OPTIONS",
+        f"/objects/{digest}": "GET, HEAD, OPTIONS, PUT",
+        "/objects": "OPTIONS, PUT",
+        "/jobs/x": "DELETE, GET, HEAD, OPTIONS",
+        "/jobs/x/stream": "GET, HEAD, OPTIONS",
+        "/docs": "GET, HEAD, OPTIONS",
+        "/docs/static/swagger-ui.css": "GET, HEAD, OPTIONS",
+        "/openapi.json": "GET, HEAD, OPTIONS",
+    }
+
+    async def law() -> None:
+        async with running(FakeCodec(), **everything) as client:
+            for path, methods in allowed.items():
+                patch = await client.patch(path)
+                check_problem(patch, 405, "method-not-allowed")
+                assert patch.headers["allow"] == methods, path
+                if not path.startswith("/docs/"):
+                    options = await client.options(path)
+                    assert (options.status_code, options.headers["allow"]) == (204, methods), path
+
+    asyncio.run(law())
+
+
+OUR_HOSTS = {"allowed_hosts": "test, *.example.org, [::1]"}
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "status"),
+    [
+        ("test", "/models", 200),
+        ("TEST:8000", "/models", 200),
+        ("a.example.org:80", "/models", 200),
+        ("[::1]:8000", "/models", 200),
+        ("example.org", "/models", 421),
+        ("a.b.example.org", "/models", 421),
+        ("evil.example", "/models", 421),
+        ("test.evil.example", "/nothing", 421),
+        ("", "/metrics", 421),
+        ("10.0.0.7:8000", "/readyz", 200),
+        ("10.0.0.7:8000", "/livez", 200),
+    ],
+)
+def test_a_host_that_is_not_ours_is_refused_where_hosts_are_named(
+    host: str, path: str, status: int
+) -> None:
+    async def law() -> None:
+        async with running(FakeCodec(), **OUR_HOSTS) as client:
+            await ready(client)
+            answer = await client.get(path, headers={"Host": host})
+            assert answer.status_code == status
+            if status == 421:
+                check_problem(answer, 421, "unknown-host")
+        async with running(FakeCodec()) as client:
+            assert (await client.get("/models", headers={"Host": host})).status_code == 200
+
+    asyncio.run(law())
+
+
+@pytest.mark.parametrize(
+    ("origin", "settings", "status"),
+    [
+        (None, {}, 200),
+        ("http://test", {}, 200),
+        ("https://test", {}, 200),
+        ("http://test:81", {}, 403),
+        ("https://evil.example", {}, 403),
+        ("null", {}, 403),
+        ("https://shop.example", {"cors_origins": "https://shop.example"}, 200),
+        ("https://evil.example", {"cors_origins": "https://shop.example"}, 403),
+        ("https://evil.example", {"cors_origins": "*"}, 200),
+        ("https://evil.example", {"check_origin": False}, 200),
+    ],
+)
+def test_a_page_of_another_origin_may_not_make_the_server_work(
+    origin: str | None, settings: dict[str, object], status: int
+) -> None:
+    async def law() -> None:
+        codec = FakeCodec()
+        async with running(codec, **{"check_origin": True} | settings) as client:
+            await ready(client)
+            headers = {} if origin is None else {"Origin": origin}
+            answer = await client.post("/compress", content=PNG, headers=headers)
+            assert answer.status_code == status
+            if status == 403:
+                check_problem(answer, 403, "foreign-origin")
+            assert codec.calls == (status == 200)
+            assert (await client.get("/models", headers=headers)).status_code == 200
+
+    asyncio.run(law())
+
+
+def test_the_documentation_page_may_run_its_own_script_and_no_other() -> None:
+    async def law() -> None:
+        async with running(FakeCodec()) as client:
+            page = await client.get("/docs")
+            anything = await client.get("/models")
+        assert anything.headers["x-content-type-options"] == "nosniff"
+        assert page.headers["x-content-type-options"] == "nosniff"
+        policy = dict(
+            directive.split(" ", 1)
+            for directive in page.headers["content-security-policy"].split("; ")
+        )
+        assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+        scripts = re.findall(r"<script([^>]*)>(.*?)</script>", page.text, re.DOTALL)
+        inline = [text for attributes, text in scripts if "src=" not in attributes]
+        assert len(scripts) == 2 and len(inline) == 1
+        digest = base64.b64encode(hashlib.sha256(inline[0].encode()).digest()).decode()
+        assert policy["script-src"].split() == ["'self'", f"'sha256-{digest}'"]
+        assert not re.search(r"\son\w+=|javascript:", page.text)
+        loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert len(loaded) == 3 and all(path.startswith("/") for path in loaded)
+        assert policy["connect-src"] == "'self'" and "'/openapi.json'" in page.text
 
     asyncio.run(law())
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from service.api.connections import QUIET_S, RareWarning
+from service.api.rare_warning import QUIET_S, RareWarning
 from service.api.server import Server
 from service.settings import Settings
 
@@ -260,7 +260,8 @@ def test_a_connection_beyond_the_limit_takes_the_place_of_the_longest_idle() -> 
 
 def test_health_checks_are_answered_when_all_connections_but_a_few_are_at_work() -> None:
     begun = POST + b"Content-Length: %d\r\n\r\n" % len(PNG)
-    with served(FakeCodec(), max_connections=16) as (server, port), ExitStack() as stack:
+    settings = {"max_connections": 16, "client_share": 1}
+    with served(FakeCodec(), **settings) as (server, port), ExitStack() as stack:
         url = f"http://127.0.0.1:{port}"
         slow = [stack.enter_context(connected(port)) for _ in range(15)]
         for client in slow:
@@ -302,7 +303,7 @@ codec = FakeCodec()
 codec.work_s = float(sys.argv[2])
 if sys.argv[4] != "0":
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[4]),) * 2)
-limit = 0 if sys.argv[4] == "0" else 1000
+limit = int(sys.argv[5])
 settings = Settings(
     port=int(sys.argv[1]), drain_s=float(sys.argv[3]), jobs=False, max_connections=limit
 )
@@ -313,13 +314,21 @@ serve(codec, settings)
 class Process:
     """`serve` in a process of its own, and the log lines it wrote."""
 
-    def __init__(self, work_s: float, drain_s: float, files: int = 0, objects: str = "") -> None:
+    def __init__(
+        self,
+        work_s: float,
+        drain_s: float,
+        files: int = 0,
+        connections: int = 0,
+        objects: str = "",
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         here = Path(__file__).parent
+        numbers = [str(number) for number in (port, work_s, drain_s, files, connections)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(port), str(work_s), str(drain_s), str(files)],
+            [sys.executable, "-c", PROGRAM, *numbers],
             env={"PYTHONPATH": f"{here}:{here.parents[1]}", "RANKPRESS_OBJECTS_URL": objects},
             stderr=subprocess.PIPE,
             text=True,
@@ -329,10 +338,7 @@ class Process:
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None
-        try:
-            return httpx.get(f"{self.url}/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
+        return answers(f"{self.url}/readyz")
 
     def end(self, seconds: float) -> tuple[int, list[dict[str, Any]]]:
         """Exit status and log lines, once it has ended by itself."""
@@ -418,7 +424,7 @@ def test_an_idle_server_ends_at_once() -> None:
 
 
 def test_connections_without_a_descriptor_are_told_of_in_one_line() -> None:
-    server = Process(work_s=0, drain_s=1, files=64)
+    server = Process(work_s=0, drain_s=1, files=64, connections=1000)
     host, port = "127.0.0.1", int(server.url.rpartition(":")[2])
     with ExitStack() as stack:
         for _ in range(100):
@@ -432,6 +438,30 @@ def test_connections_without_a_descriptor_are_told_of_in_one_line() -> None:
     status, rest = server.end(10)
     assert status == 0
     assert len([line for line in rest if line["level"] in ("warning", "error")]) <= 1
+
+
+def test_by_default_connections_leave_descriptors_to_the_rest() -> None:
+    server = Process(work_s=0, drain_s=1, files=256)
+    host, port = "127.0.0.1", int(server.url.rpartition(":")[2])
+    with ExitStack() as stack:
+        for _ in range(600):
+            client = stack.enter_context(socket.create_connection((host, port), timeout=10))
+            with suppress(OSError):
+                client.sendall(POST + b"Content-Length: 9\r\n\r\n")
+        until(lambda: answers(f"{server.url}/livez"), 20)
+    server.process.send_signal(signal.SIGTERM)
+    status, lines = server.end(10)
+    assert status == 0
+    warnings = {line["event"] for line in lines if line["level"] in ("warning", "error")}
+    assert warnings == {"connections are at their limit"}
+
+
+def answers(url: str) -> bool:
+    """Whether a GET is answered 200 now; a connection beyond the limit may be closed."""
+    try:
+        return httpx.get(url, timeout=10).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 # --- behind a proxy ----------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_settings_need_neither_torch_nor_a_web_framework() -> None:
 
 @pytest.mark.parametrize(
     ("files", "connections"),
-    [(256, 64), (1024, 384), (20_000, 4096), (resource.RLIM_INFINITY, 4096)],
+    [(256, 64), (1024, 416), (20_000, 4096), (resource.RLIM_INFINITY, 4096)],
 )
 def test_connections_leave_open_files_to_the_rest_of_the_program(
     monkeypatch: pytest.MonkeyPatch, files: int, connections: int

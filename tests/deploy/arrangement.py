@@ -143,7 +143,11 @@ class Arrangement:
                 "RANKPRESS_JOB_STEP_S": "0.5",
                 "RANKPRESS_JOB_MAX_S": "120",
             }
-        common = {"RANKPRESS_THREADS": "1", "RANKPRESS_DEVICE": "cpu"}
+        common = {
+            "RANKPRESS_THREADS": "1",
+            "RANKPRESS_DEVICE": "cpu",
+            "RANKPRESS_FORWARDED_ALLOW_IPS": "127.0.0.1",
+        }
         self._variables = self._clean() | common | dict(settings)
         jobs = {"RANKPRESS_JOBS_URL": database.url()}
         write = jobs | {"RANKPRESS_JOBS_WORKER": "false", "RANKPRESS_OBJECTS_WRITE": "true"}

@@ -1,0 +1,191 @@
+"""The nginx that ships, for real, in front of a server that does what its path says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from deploy.arrangement import NGINX_SCRIPT, answers, find_nginx, free_port
+
+pytestmark = pytest.mark.skipif(find_nginx() is None, reason="nginx is not installed")
+
+
+class Upstream(BaseHTTPRequestHandler):
+    """Answers 200 with the headers that it got, after `gate` where the path has it."""
+
+    protocol_version = "HTTP/1.1"
+    gate = threading.Event()
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "/slow" in self.path:
+            self.gate.wait(30)
+        body = json.dumps(dict(self.headers)).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        if self.path.startswith("/objects"):
+            self.send_header("Cache-Control", "max-age=60")
+            self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_PUT = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def nginx(**settings: str) -> Iterator[str]:
+    """Host and port of a running nginx."""
+    program = find_nginx()
+    assert program is not None
+    with ExitStack() as closing:
+        # Not pytest's folder: nginx's processes have another user where root starts it.
+        folder = Path(closing.enter_context(TemporaryDirectory(prefix="rankpress-nginx-")))
+        upstream = closing.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Upstream))
+        threading.Thread(target=upstream.serve_forever).start()
+        closing.callback(upstream.shutdown)
+        listen = f"127.0.0.1:{free_port()}"
+        variables = {
+            "PATH": f"{Path(program).parent}:{os.environ['PATH']}",
+            "SERVERS": f"127.0.0.1:{upstream.server_port}",
+            "LISTEN": listen,
+            "RUN_DIR": str(folder / "run"),
+            "CACHE_DIR": str(folder / "cache"),
+        }
+        for name in ("run", "cache"):
+            (folder / name).mkdir()
+        for path in (folder, *folder.iterdir()):
+            path.chmod(0o755)
+        log = closing.enter_context((folder / "log").open("wb"))
+        process = subprocess.Popen(
+            ["sh", NGINX_SCRIPT], env=variables | settings, stdout=log, stderr=log
+        )
+        closing.callback(process.wait)
+        closing.callback(process.terminate)
+        closing.callback(Upstream.gate.clear)
+        closing.callback(Upstream.gate.set)
+        while not answers(f"http://{listen}/livez"):
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.05)
+        yield listen
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.02)
+
+
+def connect(listen: str, source: str = "127.0.0.1") -> socket.socket:
+    host, port = listen.split(":")
+    return socket.create_connection((host, int(port)), timeout=30, source_address=(source, 0))
+
+
+def send(listen: str, request: bytes, source: str = "127.0.0.1") -> tuple[bytes, bytes]:
+    """Head and body of the answer to these bytes."""
+    with connect(listen, source) as client:
+        client.sendall(request)
+        answer = b""
+        while piece := client.recv(1 << 16):
+            answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head, body
+
+
+HOST = b"Host: x\r\nConnection: close\r\n"
+UNREADABLE = {
+    "no request line": b"nonsense\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "a long path": b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a long header": b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 40_000 + b"\r\n\r\n",
+    "many headers": b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n" * 20_000 + b"\r\n",
+    "a path outside": b"GET /../.. HTTP/1.1\r\n" + HOST + b"\r\n",
+    "another version": b"GET / HTTP/3.0\r\n" + HOST + b"\r\n",
+    "a coding": b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip\r\n\r\n",
+    "no chunk": b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+}
+GET = b"GET %s HTTP/1.1\r\n" + HOST + b"%s\r\n"
+PICTURE = b"/objects/" + b"ab" * 32
+
+
+def check_problem(answer: tuple[bytes, bytes], status: int, slug: str) -> None:
+    head, body = answer
+    assert head.startswith(b"HTTP/1.1 %d " % status), head
+    assert b"Content-Type: application/problem+json" in head
+    document = json.loads(body)
+    assert (document["status"], document["type"]) == (status, f"urn:rankpress:problem:{slug}")
+    assert re.fullmatch("urn:rankpress:request:[0-9a-f]{32}", document["instance"])
+
+
+def test_what_nginx_itself_refuses_is_worded_as_the_service_does() -> None:
+    with nginx() as listen:
+        for request in UNREADABLE.values():
+            check_problem(send(listen, request), 400, "bad-request")
+        large = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 99999999999\r\n\r\n"
+        check_problem(send(listen, large), 413, "too-many-bytes")
+        trace = b"TRACE / HTTP/1.1\r\n" + HOST + b"\r\n"
+        check_problem(send(listen, trace), 405, "method-not-allowed")
+        inside = GET % (b"/problem/bad-request", b"")
+        check_problem(send(listen, inside), 404, "not-found")
+        whole = send(listen, GET % (PICTURE, b""))
+        assert whole[0].startswith(b"HTTP/1.1 200 ") and b"X-Cache-Status: MISS" in whole[0]
+        beyond = send(listen, GET % (PICTURE, b"Range: bytes=9000-\r\n"))
+        check_problem(beyond, 416, "range-unsatisfiable")
+        assert b"Content-Range: bytes */%d" % len(whole[1]) in beyond[0]
+
+
+def test_servers_are_told_the_address_of_the_client_and_not_what_it_says() -> None:
+    claim = b"X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: https\r\n"
+    with nginx() as listen:
+        got = json.loads(send(listen, GET % (b"/", claim), "127.0.0.3")[1])
+        assert (got["X-Forwarded-For"], got["X-Forwarded-Proto"]) == ("127.0.0.3", "http")
+        picture = json.loads(send(listen, GET % (PICTURE, claim), "127.0.0.3")[1])
+        assert picture["X-Forwarded-For"] == "127.0.0.3"
+        assert picture["Host"] == "x" and picture["X-Request-Id"] and "Connection" not in picture
+        assert picture["Accept"] == "*/*;q=0.1" and "Accept" not in got
+    with nginx(TRUSTED_PROXIES="10.0.0.0/8 127.0.0.0/8") as listen:
+        got = json.loads(send(listen, GET % (b"/", claim), "127.0.0.3")[1])
+        assert got["X-Forwarded-For"] == "203.0.113.7"
+
+
+def test_one_client_has_a_number_of_bodies_and_requests_at_a_time_and_others_theirs() -> None:
+    begun = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 9\r\n\r\nabc"
+    post = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 9\r\n\r\nabcabcabc"
+    limits = {"CLIENT_UPLOADS": "2", "CLIENT_CONNECTIONS": "4"}
+    with nginx(**limits) as listen, ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(connect(listen)).sendall(begun)
+        until(lambda: b" 429 " in send(listen, post)[0])
+        refused = send(listen, post)
+        check_problem(refused, 429, "too-many-requests")
+        assert b"Retry-After: 5" in refused[0]
+        assert send(listen, GET % (b"/", b""))[0].startswith(b"HTTP/1.1 200 ")
+        assert send(listen, post, "127.0.0.2")[0].startswith(b"HTTP/1.1 200 ")
+        for _ in range(2):
+            stack.enter_context(connect(listen)).sendall(GET % (b"/slow", b""))
+        until(lambda: b" 429 " in send(listen, GET % (b"/", b""))[0])
+        assert send(listen, GET % (b"/livez", b""))[0].startswith(b"HTTP/1.1 200 ")
+        assert send(listen, GET % (b"/", b""), "127.0.0.2")[0].startswith(b"HTTP/1.1 200 ")
+
+
+def test_one_client_has_a_number_of_requests_a_second() -> None:
+    with nginx(CLIENT_RATE="1") as listen:
+        statuses = [send(listen, GET % (b"/", b""))[0].split()[1] for _ in range(12)]
+        assert statuses[:6] == [b"200"] * 6 and b"429" in statuses
+        assert send(listen, GET % (b"/readyz", b""))[0].startswith(b"HTTP/1.1 200 ")
+        assert send(listen, GET % (b"/", b""), "127.0.0.2")[0].startswith(b"HTTP/1.1 200 ")
