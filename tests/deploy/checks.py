@@ -56,7 +56,7 @@ class Walk:
     def served_by(self, path: str) -> set[str]:
         """Addresses of the last upstreams of all requests of a path and query."""
         found = (x for x in self.at.nginx.lines() if x["uri"] == path and x["upstream"])
-        return {x["upstream"].split(", ")[-1] for x in found}
+        return {re.split(", | : ", x["upstream"])[-1] for x in found}
 
 
 def cache(answer: httpx.Response) -> str:

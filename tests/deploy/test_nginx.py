@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
 import pytest
 
@@ -23,13 +24,28 @@ pytestmark = pytest.mark.skipif(find_nginx() is None, reason="nginx is not insta
 
 
 class Upstream(BaseHTTPRequestHandler):
-    """Answers 200 with the headers that it got, after `gate` where the path has it."""
+    """Answers 200 with the headers that it got, after `gate` where the path has it.
+
+    Where it has "die", the connection ends without an answer; where it has "full", the first server
+    that is asked answers 503.
+    """
 
     protocol_version = "HTTP/1.1"
     gate = threading.Event()
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.asked.append(self.path)
+        if "die" in self.path:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if "full" in self.path and self.asked.count(self.path) == 1:
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if "/slow" in self.path:
             self.gate.wait(30)
         body = json.dumps(dict(self.headers)).encode()
@@ -47,6 +63,14 @@ class Upstream(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+def server(closing: ExitStack) -> str:
+    """Host and port of an upstream server."""
+    upstream = closing.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Upstream))
+    threading.Thread(target=upstream.serve_forever).start()
+    closing.callback(upstream.shutdown)
+    return f"127.0.0.1:{upstream.server_port}"
+
+
 @contextmanager
 def nginx(**settings: str) -> Iterator[str]:
     """Host and port of a running nginx."""
@@ -55,13 +79,12 @@ def nginx(**settings: str) -> Iterator[str]:
     with ExitStack() as closing:
         # Not pytest's folder: nginx's processes have another user where root starts it.
         folder = Path(closing.enter_context(TemporaryDirectory(prefix="rankpress-nginx-")))
-        upstream = closing.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Upstream))
-        threading.Thread(target=upstream.serve_forever).start()
-        closing.callback(upstream.shutdown)
+        upstreams = [server(closing) for _ in range(2)]
+        Upstream.asked.clear()
         listen = f"127.0.0.1:{free_port()}"
         variables = {
             "PATH": f"{Path(program).parent}:{os.environ['PATH']}",
-            "SERVERS": f"127.0.0.1:{upstream.server_port}",
+            "SERVERS": " ".join(upstreams),
             "LISTEN": listen,
             "RUN_DIR": str(folder / "run"),
             "CACHE_DIR": str(folder / "cache"),
@@ -189,3 +212,41 @@ def test_one_client_has_a_number_of_requests_a_second() -> None:
         assert statuses[:6] == [b"200"] * 6 and b"429" in statuses
         assert send(listen, GET % (b"/readyz", b""))[0].startswith(b"HTTP/1.1 200 ")
         assert send(listen, GET % (b"/", b""), "127.0.0.2")[0].startswith(b"HTTP/1.1 200 ")
+
+
+CALLS = (b"POST /compress?rate=4&", b"POST /decompress?", b"PUT /objects?", b"GET %s?" % PICTURE)
+TOKEN = "a" * 16
+
+
+def call(request: bytes, word: str) -> bytes:
+    """A request whose query has a word."""
+    token = f"Authorization: Bearer {TOKEN}\r\n".encode()
+    length, body = (b"", b"") if request.startswith(b"GET") else (b"Content-Length: 3\r\n", b"abc")
+    return b"".join((request, word.encode(), b" HTTP/1.1\r\n", HOST, token, length, b"\r\n", body))
+
+
+def test_a_request_that_killed_one_server_is_not_tried_on_another() -> None:
+    with nginx(WRITE_TOKEN=TOKEN) as listen:
+        for request in CALLS:
+            answer = send(listen, call(request, "die"))
+            check_problem(answer, 503, "saturated")
+            assert b"Retry-After: 5" in answer[0]
+        assert len(Upstream.asked) - Upstream.asked.count("/livez") == len(CALLS)
+
+
+def test_a_server_that_is_not_there_or_full_is_not_missed() -> None:
+    with ExitStack() as closing:
+        there, gone = server(closing), f"127.0.0.1:{free_port()}"
+        both = {"SERVERS": f"{gone} {there}", "DECODERS": gone, "WRITE_TOKEN": TOKEN}
+        listen = closing.enter_context(nginx(**both))
+        for turn in range(4):
+            for request in CALLS:
+                head, _ = send(listen, call(request, f"turn{turn}"))
+                assert head.startswith(b"HTTP/1.1 200 "), (turn, request, head)
+                if request.startswith(b"GET"):
+                    assert b"X-Cache-Status: MISS" in head
+                    again, _ = send(listen, call(request, f"turn{turn}"))
+                    assert b"X-Cache-Status: HIT" in again
+    with nginx(WRITE_TOKEN=TOKEN) as listen:
+        for request in CALLS:
+            assert send(listen, call(request, "full"))[0].startswith(b"HTTP/1.1 200 "), request
