@@ -254,6 +254,15 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin.strip()!r} is no origin such as https://example.org")
         return text
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, text: str) -> str:
+        """Raise ValueError unless each is a name or an address, without scheme and port."""
+        for host in text.split(",") if text.strip() else ():
+            if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]", host.strip()):
+                raise ValueError(f"{host.strip()!r} is no host such as localhost or *.example.org")
+        return text
+
     @model_validator(mode="after")
     def _objects_are_somewhere(self) -> Self:
         if self.objects_write and (self.decode_only or not self.objects_url):

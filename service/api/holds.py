@@ -28,8 +28,6 @@ SPOOLED_BYTES: Final = MIB
 
 SPOOL_THREADS: Final = 4
 
-_cannot_spool = RareWarning("bodies cannot be kept on disk")
-
 
 class Spool:
     """The folder of incomplete bodies."""
@@ -40,6 +38,7 @@ class Spool:
         self._timeout_s = settings.stall_timeout_s
         self.limit = SharedLimit("disk", settings.max_spool_bytes, settings.client_share)
         self.is_off = settings.max_spool_bytes == 0
+        self._warn = RareWarning("bodies cannot be kept on disk")
         self.calls = BlockingCalls("spool", SPOOL_THREADS, lambda text: Saturated(text, RETRY_S))
 
     async def do(self, call: Callable[[], T]) -> T:
@@ -47,7 +46,7 @@ class Spool:
         try:
             return await self.calls(call, self._timeout_s)
         except OSError as error:
-            _cannot_spool(error=str(error))
+            self._warn(error=str(error))
             raise Saturated("bodies cannot be kept on disk now", RETRY_S) from error
 
     def open(self) -> IO[bytes]:

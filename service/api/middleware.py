@@ -89,18 +89,16 @@ class RequestMiddleware:
         hold = ClientHold(self._admission, self._memory, self._spool, client)
         record = Record(request_id(offered_id), hold)
         exchange = _Exchange(scope, receive, send, record, self._settings)
-        app, patience_s = self._app, self._patience_s
+        app, is_full = self._app, False
         try:
             self._check(exchange, client)
         except RankpressError as error:
-            app = partial(_refuse, error)
-            if isinstance(error, Saturated):
-                patience_s = lambda: 0.0  # noqa: E731
+            app, is_full = partial(_refuse, error), isinstance(error, Saturated)
         self._requests.take(client, 1)
         self._metrics.begin_request()
         try:
             await self._answer(exchange, app)
-            await exchange.finish(patience_s)
+            await exchange.finish(partial(self._patience_s, is_full))
         finally:
             self._requests.take(client, -1)
 
@@ -140,9 +138,13 @@ class RequestMiddleware:
             )
             _log_request(exchange, seconds)
 
-    def _patience_s(self) -> float:
-        """Seconds that the rest of an unwanted body is read for."""
-        if self._crowded:
+    def _patience_s(self, is_full: bool) -> float:
+        """Seconds that the rest of an unwanted body is read for, as a request at work.
+
+        Args:
+            is_full: whether it is unwanted because there are too many requests.
+        """
+        if is_full or self._crowded:
             return 0.0
         draining = self._admission.phase is Phase.DRAINING
         return SILENCE_S if draining else self._settings.body_timeout_s

@@ -123,9 +123,10 @@ class Server(uvicorn.Server):
             if not isinstance(cause, OSError):
                 raise
             raise OSError(cause.errno, cause.strerror, address_of(self.config)) from error
-        for listening in (each for server in self.servers for each in server.sockets):
-            with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
-                same.listen(BACKLOG)  # asyncio has one number for the queue and what it takes of it
+        for server in self.servers if self.started else ():
+            for each in server.sockets:
+                with socket.fromfd(each.fileno(), each.family, each.type) as listening:
+                    listening.listen(BACKLOG)  # asyncio made the queue as short as what it takes
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ask the main loop to end. A second Ctrl-C does not wait for anything."""

@@ -48,6 +48,10 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         ("body_timeout_s", "inf"),
         ("log_level", "loud"),
         ("check", "perhaps"),
+        ("allowed_hosts", "localhost:8000"),
+        ("allowed_hosts", "http://localhost"),
+        ("allowed_hosts", "*"),
+        ("client_share", "0"),
     ],
 )
 def test_a_bad_value_is_refused_naming_its_field(
