@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from obstore.exceptions import GenericError
 from obstore.store import LocalStore, ObjectStore
 from structlog.testing import capture_logs
 
 from service.errors import BadParameter, DamagedObject, NoSuchObject, ObjectsUnavailable
-from service.objects import LITTER_S, Objects, digest_of, open_objects, shared_key
+from service.objects import LITTER_S, Objects, digest_of, is_full, open_objects, shared_key
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -224,3 +225,17 @@ def test_a_store_that_cannot_be_used_says_so(tmp_path: Path) -> None:
         open_objects("ftp://host/x")
     open_objects(tmp_path / "good").check()
     open_objects(f"file://{tmp_path}/good").check()
+
+
+def test_a_full_disk_or_quota_is_told_apart_from_a_store_that_is_away() -> None:
+    text = "Generic LocalFileSystem error: Unable to copy data to file: {} (os error {})\n\nDebug"
+    for error, full in (
+        (GenericError(text.format("No space left on device", errno.ENOSPC)), True),
+        (GenericError(text.format("Disk quota exceeded", errno.EDQUOT)), True),
+        (GenericError(text.format("Permission denied", errno.EACCES)), False),
+        (GenericError("the bucket does not answer"), False),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), True),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), False),
+        (ValueError("no number"), False),
+    ):
+        assert is_full(error) == full, error

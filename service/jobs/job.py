@@ -136,6 +136,8 @@ class Job:
         error: why it failed, None unless it has.
         waiting_since_s: Unix time since when it waits in mid-step for what it is stored in, None
             unless it does.
+        again_after: number of the step after which it was last begun again because it had failed,
+            None where it has got further since.
     """
 
     id: str
@@ -151,6 +153,7 @@ class Job:
     worker: str | None
     error: str | None
     waiting_since_s: float | None
+    again_after: int | None
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from service.jobs.database import (
 )
 from service.jobs.heartbeat import live_workers
 from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord, folder_of, is_job_id
-from service.jobs.rows import attributes_after, is_over, iso, job_of, statuses
+from service.jobs.rows import AGAIN, attributes_after, is_over, iso, job_of, statuses
 from service.objects import Objects, open_objects
 from service.settings import Settings
 
@@ -77,7 +77,8 @@ class Jobs:
         """Have a job done, unless that is so already; return it.
 
         A job that waits, runs or has a result that is kept is left as it is. One that was cancelled
-        or failed goes on from its last step; one whose result is gone or damaged begins again.
+        or failed goes on from its last step, unless it has failed right after it before; one whose
+        result is gone or damaged begins anew.
 
         Args:
             image: the file; a picture that can be read. spec: of that file.
@@ -342,8 +343,11 @@ class Jobs:
         )
 
     def _go_on(self, job: Job) -> None:
-        """Begin a failed job again after its last step."""
-        attributes = None if job.record is None else attributes_after(job.steps, job.record)
+        """Begin a failed job again after its last step, or anew where it failed there twice."""
+        if job.record is None or job.again_after == job.steps:
+            self._rewind(job.id)
+            return
+        attributes = attributes_after(job.steps, job.record) | {AGAIN: job.steps}
         self._rewind(job.id, attributes, job.steps + 1)
 
     def _rewind(

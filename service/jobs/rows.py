@@ -14,6 +14,9 @@ from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord
 if TYPE_CHECKING:
     from dbos import WorkflowStatus
 
+AGAIN: Final = "again"
+"""Attribute of a workflow: number of the step after which it was begun again when it had failed."""
+
 WAITING: Final = "waiting"
 """Attribute of a workflow: Unix time since when its worker waits for storage, None where it does
 not."""
@@ -55,6 +58,7 @@ def job_of(row: WorkflowStatus, result_ttl_s: float) -> Job:
         worker=row.executor_id,
         error=_error(row),
         waiting_since_s=attributes.get(WAITING) if state == "running" else None,
+        again_after=attributes.get(AGAIN),
     )
 
 

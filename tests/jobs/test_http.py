@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -323,13 +322,12 @@ def test_a_job_that_waits_for_storage_is_told(
     job = place.submit(effort=4)
     worker = place.worker()
     place.wait(job.id, lambda job: job.steps >= 1)
-    worker.send(signal.SIGSTOP)
+    worker.end()  # a job's row says that it runs until another worker takes it up
     place.notes.waits(job.id)
     with served(place) as client:
         until(lambda: readiness(client) == "waiting")
         assert metric(client, "rankpress_jobs_waiting_for_storage") == 1
         assert metric(client, "rankpress_jobs_storage_available") == 0
-    worker.send(signal.SIGCONT)
 
 
 def test_where_jobs_are_off_readiness_says_so(make_place: MakePlace) -> None:

@@ -230,6 +230,20 @@ def test_a_failed_job_keeps_what_it_goes_on_from_and_goes_on_from_there(
     assert steps == Counter({str(n): 1 for n in range(1, 21)})
 
 
+def test_a_job_that_fails_again_at_the_same_place_then_begins_anew(
+    make_place: MakePlace,
+) -> None:
+    """Its last checkpoint may be what it fails of."""
+    place = make_place(job_attempts=1)
+    place.worker(poison="raise", step_s=0.11)
+    for attempt in range(3):
+        job = place.submit()
+        place.wait(job.id, lambda job: job.state == "failed")
+        assert place.jobs.get(job.id).steps == 3, attempt
+    opened = [line.split()[2] for line in place.log() if line.endswith((" new", " again"))]
+    assert opened == ["new", "again", "new"]
+
+
 def test_a_full_disk_takes_the_checkpoints_of_stopped_jobs_and_leaves_their_streams(
     make_place: MakePlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

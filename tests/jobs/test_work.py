@@ -264,8 +264,9 @@ def all_errors() -> list[Exception]:
             TargetUnreachable: (1.0, 1.0),
             JobUnfinished: (1,),
             Saturated: (1,),
-        }.get(kind, ())
-        ours.append(kind("reason with /srv/secret", *extra))
+        }
+        more = next((values for base, values in extra.items() if issubclass(kind, base)), ())
+        ours.append(kind("reason with /srv/secret", *more))
     others = [
         RuntimeError("/srv/secret"),
         KeyError("/srv/secret"),

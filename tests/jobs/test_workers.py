@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import time
 from collections import Counter
 
@@ -14,7 +15,7 @@ import pytest
 
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result, name_of
-from jobs.machines import Place, picture, png
+from jobs.machines import Place, Worker, picture, png
 from service.errors import DamagedObject, ExpiredJob, JobEnded, UnknownJob
 from service.jobs.job import Job
 
@@ -38,6 +39,24 @@ def steps_done(place: Place, name: str) -> Counter[str]:
     """How often each step of a job was done, by any worker."""
     lines = [line.split() for line in place.log()]
     return Counter(step for _, job, step in lines if job == name and step.isdigit())
+
+
+def stop_between_writes(place: Place, worker: Worker) -> None:
+    """Stop a worker while it holds no lock on the SQLite file, which would stop all others."""
+    while True:
+        worker.send(signal.SIGSTOP)
+        if place.server is not None:
+            return
+        file = sqlite3.connect(place.settings.state_folder / "jobs.sqlite", timeout=0.1)
+        try:
+            file.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            worker.send(signal.SIGCONT)
+            time.sleep(0.02)
+        else:
+            return
+        finally:
+            file.close()
 
 
 def test_a_job_killed_in_its_middle_goes_on_from_its_last_step(place: Place) -> None:
@@ -73,7 +92,7 @@ def test_a_job_taken_from_a_worker_that_comes_back_has_one_result(place: Place) 
     job = place.submit(effort=4)
     slow = place.worker()
     place.wait(job.id, has_steps(2))
-    slow.send(signal.SIGSTOP)
+    stop_between_writes(place, slow)
     assert place.jobs.rescue([job.id]) == [job.id]
     quick = place.worker()
     place.wait(job.id, lambda job: job.worker is not None and job.worker.endswith("-1"))
