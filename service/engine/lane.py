@@ -2,14 +2,17 @@
 
 Small and large requests have lanes of their own, so that a small one never waits for a large one's
 turn. Both lanes share the machine, so large work also pauses at its interruption points while the
-small lane has work, for at most `PATIENCE` times as long as it has worked: it still gets done under
-any load, and most small requests run beside no large work at all.
+small lane has work, for at most `PATIENCE` times as long as it has worked, and its threads have a
+lower priority: it still gets done under any load, and small requests hardly notice it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +40,11 @@ PATIENCE = 1.0
 CALM_S = 0.05
 """Seconds without a small request after which large work goes on: the next one of a client that
 sends one after the other comes sooner."""
+
+
+NICENESS = 10
+"""Of the threads of large work, where the system has that for each thread: small work that runs
+beside a tile gets about nine tenths of the cores."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,11 @@ class Lane:
 
     def start(self) -> None:
         """Make the threads; work waits until `open`."""
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix=f"rankpress-{self._name}")
+        self._pool = ThreadPoolExecutor(
+            self.workers,
+            thread_name_prefix=f"rankpress-{self._name}",
+            initializer=None if self._gives_way_to is None else _lower_priority,
+        )
 
     def open(self) -> None:
         """Begin to work on what waits."""
@@ -239,6 +251,14 @@ class Lane:
             if calm_at_s <= now_s:
                 return
             time.sleep(min(calm_at_s, deadline_s) - now_s)
+
+
+def _lower_priority() -> None:
+    """Lower the priority of this thread, and so of those that libraries start in it."""
+    if sys.platform == "linux":  # elsewhere it would be that of the process
+        thread = threading.get_native_id()
+        own = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, max(own, NICENESS))  # nobody may raise it
 
 
 class _Pauses:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,7 +20,7 @@ from service.api.metrics import Metrics
 from service.api.middleware import RequestMiddleware
 from service.engine.batching import LONGEST_RETRY_S, Admission, Batching, Done, Phase
 from service.engine.interruption import WorkAbandoned, allow_interruption
-from service.engine.lane import PATIENCE
+from service.engine.lane import NICENESS, PATIENCE
 from service.engine.line import Group
 from service.errors import Saturated, SelfTestFailed
 from service.settings import Settings
@@ -533,6 +535,24 @@ def test_large_work_pauses_while_small_work_is_here_but_not_for_ever() -> None:
         stopped.set()
         assert (await large).value == points[0] < 1000
         assert with_small_s >= 4 * 0.01 * (1 + PATIENCE), "it paused for as long as it worked"
+        admission.close()
+
+    asyncio.run(law())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_large_work_has_a_lower_priority_and_small_work_the_process_s() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    async def law() -> None:
+        admission = lanes(10)
+        admission.start()
+        await admission.open_after(lambda: None)
+        small = await admission.run(niceness, size=1)
+        large = await admission.run(niceness, size=11)
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert (small.value, large.value) == (own, max(own, NICENESS))
         admission.close()
 
     asyncio.run(law())
