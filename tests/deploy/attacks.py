@@ -348,9 +348,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             beside(
                 page, server, "/compress?rate=4", png(MOST, 1), {"64x64": small, "768x512": photo}
             )
-            tiny_chunks(page, server, small)
             stuck_bodies(page, server, small)
             files(page, server)
+            tiny_chunks(page, server, small)  # last: their sender is slow to be read afterwards
         with running(folder, "--decode-only") as server:
             example = streams["64x64"]
             output_costs(page, server, example)
