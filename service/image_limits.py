@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from PIL import _avif
+from PIL import features
 
 from service.errors import BadImage
 from service.image_boxes import MAX_BOXES, boxes, content_of
@@ -248,8 +248,11 @@ def _check_bmp(data: bytes) -> None:
 def _check_avif(data: bytes) -> None:
     """Look at Exif before Pillow does: it reads and writes all of it where a picture is turned."""
     _check_boxes(data)
-    told = _avif.AvifDecoder(data, "auto", 1).get_info()
-    check_exif(told[4] or b"")
+    if features.check("avif"):  # Pillow may be built without, and then does not open the file
+        from PIL import _avif
+
+        _, _, _, _, block, *_ = _avif.AvifDecoder(data, "auto", 1).get_info()
+        check_exif(block or b"")
 
 
 def _check_boxes(data: bytes) -> None:

@@ -233,7 +233,7 @@ def tiny_chunks(page: Page, server: Server, small: bytes) -> None:
         stop.set()
         for thread in threads:
             thread.join()
-        page.add(f"chunks of one byte at 1 MB/s from {clients} clients: the same", result)
+        page.add(f"chunks of one byte at 1 MB/s each from {clients} client(s): the same", result)
 
 
 def begin_body(server: Server, size: int, stack: ExitStack) -> None:
