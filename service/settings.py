@@ -98,8 +98,9 @@ class Settings(BaseSettings):
     machine_key: Path | None = None
     """File of the key that signs such a model's streams; None is machine.key in `state`."""
 
-    max_waiting: int = Field(default=64, ge=1)
-    """Requests that may wait for a worker; one more is answered 503."""
+    max_waiting: int = Field(default=128, ge=1)
+    """Requests that may wait for a worker; one more is answered 503, or 429 where one client has
+    its part of the places (client_share)."""
 
     max_wait_s: float = Field(default=10.0, gt=0)
     """Seconds that a request may have to wait, by the measured service time, before it gets 503 at
@@ -122,9 +123,9 @@ class Settings(BaseSettings):
     stall_timeout_s behind is given up, however fast it was before; 0 asks for one byte in time."""
 
     client_share: float = Field(default=0.5, gt=0, le=1)
-    """Part of what other clients leave (of requests at a time, bytes in memory, bytes in `spool`)
-    that one client may take; it may always have one request. A client is an address, so all are
-    one behind a proxy that is not in forwarded_allow_ips. 1 sets no limit."""
+    """Part of what other clients leave (of requests at a time, places to wait, bytes in memory and
+    in `spool`) that one client may take; it may always have one request. A client is an address, so
+    all are one behind a proxy that is not in forwarded_allow_ips. 1 sets no limit."""
 
     spool: Path | None = None
     """Folder of bodies of more than 1 MiB until they are complete, in files without a name; None is

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.api import adapters, docs_page, errors, objects, openapi, routes
 from service.api.calls import BlockingCalls
+from service.api.clients import SharedLimit
 from service.api.desk import Desk
 from service.api.holds import Spool
 from service.api.job_metrics import JobMetrics
@@ -81,6 +82,7 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
         codec,
         settings,
         admission,
+        SharedLimit("places to wait", _places(settings), settings.client_share),
         metrics,
         desk,
         JobMetrics(metrics.registry),
@@ -115,6 +117,11 @@ def _allow_origins(app: FastAPI, origins: str) -> None:
         expose_headers=EXPOSED_HEADERS,
         max_age=86_400,
     )
+
+
+def _places(settings: Settings) -> int:
+    """Requests that may wait or be worked on: each lane has its workers."""
+    return settings.max_waiting + 2 * settings.workers
 
 
 def _busy(message: str) -> Saturated:

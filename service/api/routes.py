@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from service.api import openapi
 from service.api.bodies import read_body
 from service.api.calls import BlockingCalls
+from service.api.clients import SharedLimit, client_of
 from service.api.desk import Desk
 from service.api.errors import NOT_READY, problem
 from service.api.holds import Spool
@@ -53,11 +54,16 @@ SMALL_LOAD = Load()
 
 @dataclass(frozen=True)
 class Service:
-    """What every endpoint may use."""
+    """What every endpoint may use.
+
+    Attributes:
+        places: for requests that wait for the codec or are worked on.
+    """
 
     codec: Codec
     settings: Settings
     admission: Admission
+    places: SharedLimit
     metrics: Metrics
     desk: Desk
     job_metrics: JobMetrics
@@ -229,8 +235,12 @@ async def run_work(
 
     Raises:
         ClientDisconnect: the client left; work that still waited is not done.
-        Saturated: not finished within the request timeout.
+        Saturated: not finished within the request timeout. QuotaReached: this client has its part
+            of the places for requests that wait.
     """
+    client = client_of(request.client.host if request.client else None)
+    service.places.check(client, 1)
+    service.places.take(client, 1)
     running = asyncio.ensure_future(service.admission.run(work, load.group, load.pixels))
     leaving = asyncio.ensure_future(_disconnected(request))
     timeout_s = service.settings.request_timeout_s
@@ -246,6 +256,7 @@ async def run_work(
             raise ClientDisconnect
         raise Saturated(f"not finished within {timeout_s:g} s", service.admission.retry_after_s)
     finally:
+        service.places.take(client, -1)
         running.cancel()
         leaving.cancel()
         await asyncio.gather(running, leaving, return_exceptions=True)

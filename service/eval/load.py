@@ -37,7 +37,12 @@ SECONDS: Final = 6.0
 START_TIMEOUT_S: Final = 120.0
 REQUEST_TIMEOUT_S: Final = 300.0
 MAX_WAITING: Final = 64
-"""The server's default: this many more than are worked on are admitted, then 503."""
+"""Requests that the server lets wait: this many more than are worked on are admitted, then 503."""
+
+LIMITS: Final = MappingProxyType(
+    {"RANKPRESS_MAX_WAITING": str(MAX_WAITING), "RANKPRESS_CLIENT_SHARE": "1"}
+)
+"""All requests come from one address, and stand for those of many clients."""
 
 MAX_OVERLOAD_S: Final = 60.0
 SIZE: Final = (768, 512)
@@ -106,6 +111,7 @@ def server(
     arguments = ["serve", "--port", str(port), "--device", device, "--threads", str(threads)]
     arguments += ["--log-level", "error", *(["--store", str(store)] if store else [])]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RANKPRESS_")}
+    environment |= LIMITS
     command = [sys.executable, "-c", code, *arguments]
     process = subprocess.Popen(command, env={**environment, **settings})
     try:

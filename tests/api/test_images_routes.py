@@ -23,7 +23,7 @@ from service.image_cost import effort_for
 from service.images import MEDIA_TYPES, Format
 from service.picture import Region
 
-from .client import HEIGHT, PIXELS, PNG, WIDTH, Client, pixels_of, running
+from .client import HEIGHT, PIXELS, PNG, WIDTH, Client, pixels_of, running, until
 from .fake_codec import FakeCodec
 
 PROBLEM = "application/problem+json"
@@ -462,5 +462,32 @@ def test_an_unexpected_error_says_nothing_of_itself(fault: Exception) -> None:
             assert "secret" not in str(answer.headers)
             codec.fault = None
             assert (await client.post("/compress", content=PNG)).status_code == 200
+
+    asyncio.run(law())
+
+
+def test_one_client_leaves_places_to_wait_to_the_others() -> None:
+    async def law() -> None:
+        codec = FakeCodec()
+        async with running(codec, max_waiting=14) as client:
+            assert (await client.post("/compress", content=PNG)).status_code == 200  # it is open
+            codec.gate.clear()
+            many = [asyncio.create_task(client.post("/compress", content=PNG)) for _ in range(20)]
+            admission = client.service.admission
+            await until(lambda: sum(task.done() for task in many) == 12)
+            assert admission.running + admission.waiting == 8, "half of the 16 places"
+            for task in many:
+                if task.done():
+                    check_problem(await task, 429, "too-many-requests")
+                    assert (await task).headers["retry-after"] == "5"
+            other = httpx.ASGITransport(client.app, client=("192.0.2.7", 1234))
+            async with httpx.AsyncClient(transport=other, base_url="http://test") as others:
+                served = asyncio.create_task(others.post("/compress", content=PNG))
+                await until(lambda: admission.running + admission.waiting == 9)
+                codec.gate.set()
+                assert (await served).status_code == 200
+            assert [(await task).status_code for task in many].count(200) == 8
+            again = await client.post("/compress", content=PNG)
+            assert again.status_code == 200, "places are given back"
 
     asyncio.run(law())

@@ -63,7 +63,7 @@ def test_a_machine_that_fails_the_golden_streams_answers_no_image() -> None:
 def test_cheap_calls_do_not_wait_behind_image_work() -> None:
     async def law() -> None:
         codec = FakeCodec()
-        async with running(codec, max_waiting=1) as client:
+        async with running(codec, max_waiting=1, client_share=1) as client:
             await ready(client)
             codec.gate.clear()
             tasks = [asyncio.ensure_future(client.post("/compress", content=PNG)) for _ in "ab"]
