@@ -52,7 +52,7 @@ class Kind:
         return f"urn:rankpress:problem:{self.slug}"
 
 
-BAD_REQUEST = Kind("bad-request", 400, "The request body is malformed")
+BAD_REQUEST = Kind("bad-request", 400, "The request is malformed")
 BAD_STREAM = Kind("bad-stream", 400, "The bytes are not a whole Rankpress stream")
 UNAUTHORIZED = Kind("unauthorized", 401, "The bearer token is missing or wrong")
 FORBIDDEN = Kind("forbidden", 403, "The server was started without an admin token")

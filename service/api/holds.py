@@ -57,18 +57,22 @@ class Spool:
 
 
 class ClientHold:
-    """The bytes of one request: its body, on disk and in memory, and its answer."""
+    """The bytes of one request: its body, on disk and in memory, and its answer.
+
+    Attributes:
+        client: whose request it is, see `clients.client_of`. spool: where bodies are kept.
+    """
 
     def __init__(
         self, admission: Admission, memory: SharedLimit, spool: Spool, client: str
     ) -> None:
-        self._hold, self._memory, self._client = admission.hold(), memory, client
+        self._hold, self._memory, self.client = admission.hold(), memory, client
         self.spool = spool
         self._bytes = self._disk_bytes = 0
 
     def check(self, more_bytes: int) -> None:
         """Raise QuotaReached if the client would have more than its part of the memory."""
-        self._memory.check(self._client, more_bytes, self._bytes)
+        self._memory.check(self.client, more_bytes, self._bytes)
 
     def grow(self, more_bytes: int) -> None:
         """Count bytes that arrive.
@@ -93,10 +97,10 @@ class ClientHold:
             Saturated: the client's part of the disk or everyone's limit is reached.
         """
         limit = self.spool.limit
-        limit.check(self._client, more_bytes, self._disk_bytes)
+        limit.check(self.client, more_bytes, self._disk_bytes)
         if more_bytes > limit.left:
             raise Saturated("too many bytes of bodies are on disk already", RETRY_S)
-        limit.take(self._client, more_bytes)
+        limit.take(self.client, more_bytes)
         self._disk_bytes += more_bytes
 
     def move_to_memory(self) -> None:
@@ -111,12 +115,12 @@ class ClientHold:
         self._leave_disk()
 
     def _leave_disk(self) -> None:
-        self.spool.limit.take(self._client, -self._disk_bytes)
+        self.spool.limit.take(self.client, -self._disk_bytes)
         self._disk_bytes = 0
 
     def _count(self, more_bytes: int) -> None:
         self._bytes += more_bytes
-        self._memory.take(self._client, more_bytes)
+        self._memory.take(self.client, more_bytes)
 
 
 class ArrivingBody:

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from service.api import openapi
 from service.api.bodies import read_body
 from service.api.calls import BlockingCalls
-from service.api.clients import SharedLimit, client_of
+from service.api.clients import SharedLimit
 from service.api.desk import Desk
 from service.api.errors import NOT_READY, problem
 from service.api.holds import Spool
@@ -238,7 +238,7 @@ async def run_work(
         Saturated: not finished within the request timeout. QuotaReached: this client has its part
             of the places for requests that wait.
     """
-    client = client_of(request.client.host if request.client else None)
+    client = record_of(request.scope).hold.client
     service.places.check(client, 1)
     service.places.take(client, 1)
     running = asyncio.ensure_future(service.admission.run(work, load.group, load.pixels))
