@@ -113,7 +113,8 @@ class Settings(BaseSettings):
     """Seconds a request may wait and be worked on, its body once read, before it gets 503."""
 
     body_timeout_s: float = Field(default=300.0, gt=0, allow_inf_nan=False)
-    """Seconds a client may take to send a whole body before it gets 408."""
+    """Seconds a client may take to send a whole body before it gets 408, or to read an answer of
+    more than 1 MiB before the connection is closed."""
 
     stall_timeout_s: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     """Seconds without a byte from (408) or to (connection closed) a client in mid-body."""
@@ -128,11 +129,12 @@ class Settings(BaseSettings):
     all are one behind a proxy that is not in forwarded_allow_ips. 1 sets no limit."""
 
     spool: Path | None = None
-    """Folder of bodies of more than 1 MiB until they are complete, in files without a name; None is
-    the system's temporary folder. On a tmpfs they take memory all the same."""
+    """Folder of bodies of more than 1 MiB until they are complete, and of such answers until they
+    are sent, in files without a name; None is the system's temporary folder. On a tmpfs they take
+    memory all the same."""
 
     max_spool_bytes: int = Field(default=1024 * MIB, ge=0)
-    """Bytes of all such files together before new bodies get 503; 0 keeps bodies in memory."""
+    """Bytes of all such files together before more get 503; 0 keeps all in memory."""
 
     max_connections: int = Field(default=0, ge=0, le=1_000_000)
     """Connections at a time, a sixteenth of them kept for health checks; 0 takes what the limit of

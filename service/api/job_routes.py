@@ -87,14 +87,14 @@ async def events(
 async def best(request: Request, service: ServiceArg, job_id: JobId) -> Response:
     """The best stream so far, whatever has become of the job."""
     job, data = await service.desk.ask_files(lambda jobs: jobs.best(job_id))
-    return _stream(request, job, data)
+    return await _stream(request, service, job, data)
 
 
 @jobs_router.get("/jobs/{job_id}/result", response_class=Response, **openapi.JOB_RESULT)
 async def result(request: Request, service: ServiceArg, job_id: JobId) -> Response:
     """The stream of a job that has succeeded."""
     job, data = await service.desk.ask_files(lambda jobs: jobs.result(job_id))
-    return _stream(request, job, data)
+    return await _stream(request, service, job, data)
 
 
 @jobs_router.delete("/jobs/{job_id}", response_model=JobDocument, **openapi.JOB_CANCEL)
@@ -129,7 +129,7 @@ def _answer(service: Service, job: Job, status: int, headers: dict[str, str]) ->
     return JSONResponse(content, status, NO_STORE | headers)
 
 
-def _stream(request: Request, job: Job, data: bytes) -> Response:
+async def _stream(request: Request, service: Service, job: Job, data: bytes) -> Response:
     record = record_of(request.scope)
     headers = {
         "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
@@ -144,4 +144,4 @@ def _stream(request: Request, job: Job, data: bytes) -> Response:
         headers["X-Rankpress-Step"] = str(progress.step)
         headers["X-Rankpress-Source-Bytes"] = str(job.spec.image_bytes)
         headers |= notes_header(job.notes)
-    return Response(data, 200, headers, media_type=STREAM_TYPE)
+    return await service.answer(request, data, headers, STREAM_TYPE)

@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse
 from service.api import openapi
 from service.api.bodies import read_body
 from service.api.negotiate import SMALL, Form, rank_formats
-from service.api.ranges import Span, requested_span, tags
+from service.api.ranges import requested_span, tags
 from service.api.record import record_of
 from service.api.routes import (
     Service,
@@ -97,7 +97,12 @@ async def get_object(
     etag = f'"{asked}-{_short_hash(image.data)}"'
     headers = {**caching, **image_headers(done, fetch=fetch_s), "ETag": etag}
     span = requested_span(request.headers, etag, len(image.data))
-    return _answer(image.data, span, headers, MEDIA_TYPES[image.format])
+    headers["Accept-Ranges"] = "bytes"
+    data, status = image.data, 200
+    if span is not None:
+        headers["Content-Range"] = f"bytes {span.first}-{span.last}/{len(data)}"
+        data, status = data[span.first : span.last + 1], 206
+    return await service.answer(request, data, headers, MEDIA_TYPES[image.format], status)
 
 
 @writing.put("/objects", status_code=201, **openapi.PUT_OBJECT)
@@ -208,11 +213,3 @@ def _known(request: Request, asked: str) -> str | None:
 def _short_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
-
-def _answer(data: bytes, span: Span | None, headers: dict[str, str], media_type: str) -> Response:
-    """The whole file, or the part of it that was asked for."""
-    headers["Accept-Ranges"] = "bytes"
-    if span is None:
-        return Response(data, 200, headers, media_type=media_type)
-    headers["Content-Range"] = f"bytes {span.first}-{span.last}/{len(data)}"
-    return Response(data[span.first : span.last + 1], 206, headers, media_type=media_type)

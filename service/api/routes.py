@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, TypeVar
 
@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
 from service.api import openapi
+from service.api.answers import answer
 from service.api.bodies import read_body
 from service.api.calls import BlockingCalls
 from service.api.clients import SharedLimit
@@ -84,6 +85,18 @@ class Service:
         """What writing one image file may take."""
         return WriteLimits(self.settings.max_output_s, self.settings.max_output_memory_bytes)
 
+    async def answer(
+        self,
+        request: Request,
+        data: bytes,
+        headers: Mapping[str, str],
+        media_type: str,
+        status: int = 200,
+    ) -> Response:
+        """An answer of bytes that may be many, see `answers.answer`."""
+        limit_s = self.settings.body_timeout_s
+        return await answer(request, data, headers, media_type, timeout_s=limit_s, status=status)
+
     @property
     def models(self) -> tuple[ModelInfo, ...]:
         """What is loaded now."""
@@ -139,7 +152,7 @@ async def compress(
     record.rate, record.bpp = compressed.rate, compressed.bpp
     record.pixels = compressed.width * compressed.height
     service.metrics.observe_work(done.queue_s, compressed.timings, done.value.read_s)
-    return Response(compressed.data, 200, _stream_headers(done), media_type=STREAM_TYPE)
+    return await service.answer(request, compressed.data, _stream_headers(done), STREAM_TYPE)
 
 
 @decompressing.post("/decompress", response_class=Response, **openapi.DECOMPRESS)
@@ -157,7 +170,7 @@ async def decompress(
     record.pixels = image.width * image.height
     service.metrics.observe_work(done.queue_s, image.timings, image.write_s)
     headers = {"Vary": "Accept", **image_headers(done)}
-    return Response(image.data, 200, headers, media_type=MEDIA_TYPES[image.format])
+    return await service.answer(request, image.data, headers, MEDIA_TYPES[image.format])
 
 
 @about.get("/models", summary="What is loaded", responses=openapi.problems(422))
