@@ -1,12 +1,14 @@
-"""Answers of many bytes: they are sent from a file without a name.
+"""Answers of many bytes: they are sent from a file without a name, within a limit on time.
 
 A picture of 119 bytes of stream may have hundreds of megabytes, and whoever reads it slowly should
 not keep that in memory. Only who reads it within the time that a body may take gets all of it.
+Where the disk has no room, memory is taken, if that has room.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Mapping
 from functools import partial
 from typing import IO, Final
@@ -15,8 +17,9 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from service.api.holds import SPOOLED_BYTES, Spool
+from service.api.holds import SPOOLED_BYTES, ClientHold, Spool
 from service.api.record import record_of
+from service.errors import QuotaReached, Saturated
 from service.settings import MIB
 
 PIECE_BYTES: Final = MIB
@@ -38,15 +41,26 @@ async def answer(
         timeout_s: in which a client has to read it, if they are many.
 
     Raises:
-        Saturated, QuotaReached: there is no room for them on the disk, for all or for this client.
+        Saturated, QuotaReached: there is no room for them on the disk nor in memory, for all or for
+            this client.
     """
-    hold = record_of(request.scope).hold
-    if len(data) <= SPOOLED_BYTES or hold.spool.is_off:
+    if len(data) <= SPOOLED_BYTES:
         return Response(data, status, dict(headers), media_type=media_type)
-    hold.grow_on_disk(len(data))
-    file = await hold.spool.do(partial(_write, hold.spool, data))
+    hold = record_of(request.scope).hold
+    file = await _kept(hold, data)
     length = {"Content-Length": str(len(data))}
-    return SpooledAnswer(file, hold.spool, timeout_s, status, {**headers, **length}, media_type)
+    return LargeAnswer(file, hold.spool, timeout_s, status, {**headers, **length}, media_type)
+
+
+async def _kept(hold: ClientHold, data: bytes) -> IO[bytes]:
+    """The bytes as a file, on the disk or in memory."""
+    try:
+        hold.grow_on_disk(len(data))
+        return await hold.spool.do(partial(_write, hold.spool, data))
+    except (Saturated, QuotaReached):
+        hold.leave_disk()
+    hold.grow(len(data))
+    return io.BytesIO(data)
 
 
 def _write(spool: Spool, data: bytes) -> IO[bytes]:
@@ -60,7 +74,7 @@ def _write(spool: Spool, data: bytes) -> IO[bytes]:
     return file
 
 
-class SpooledAnswer(Response):
+class LargeAnswer(Response):
     """The bytes of a file, which is closed in the end."""
 
     def __init__(

@@ -106,15 +106,16 @@ class ClientHold:
     def move_to_memory(self) -> None:
         """Count what is on disk as in memory. Raises as `grow`."""
         self.grow(self._disk_bytes)
-        self._leave_disk()
+        self.leave_disk()
 
     def release(self) -> None:
         """Give all of it back; calling it again does nothing."""
         self._hold.release()
         self._count(-self._bytes)
-        self._leave_disk()
+        self.leave_disk()
 
-    def _leave_disk(self) -> None:
+    def leave_disk(self) -> None:
+        """Count what was on disk no longer."""
         self.spool.limit.take(self.client, -self._disk_bytes)
         self._disk_bytes = 0
 

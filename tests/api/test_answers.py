@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from starlette.types import Message
@@ -128,7 +127,8 @@ def test_an_answer_that_is_not_read_in_time_ends_incomplete() -> None:
 
 def test_one_client_leaves_disk_to_the_answers_of_others() -> None:
     async def law() -> None:
-        room = {"max_spool_bytes": 4 * PIXELS.size}
+        few = 4 * PIXELS.size
+        room = {"max_spool_bytes": few, "max_body_bytes": few, "max_waiting_bytes": few}
         async with running(codec(), **room) as client:
             stream = await stream_of(client)
             readers = [SlowReader(client, stream) for _ in range(2)]
@@ -150,33 +150,42 @@ def test_one_client_leaves_disk_to_the_answers_of_others() -> None:
     law_of(law)
 
 
-def test_without_a_spool_and_for_few_bytes_nothing_is_written() -> None:
-    async def law() -> None:
-        async with running(codec(), max_spool_bytes=0) as client:
-            stream = await stream_of(client)
-            opened = client.service.spool.calls.waiting
-            answer = await client.post("/decompress?format=png", content=stream)
-            assert np.array_equal(pixels_of(answer.content), PIXELS)
-            assert client.service.spool.calls.waiting == opened == 0
+def test_where_the_disk_has_no_room_memory_is_taken_while_that_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full() -> Any:
+        raise OSError(28, "No space left on device")
 
-    law_of(law)
+    async def law(**settings: int) -> None:
+        async with running(codec(), **settings) as client:
+            if not settings:
+                monkeypatch.setattr(client.service.spool, "open", full)
+            reader = SlowReader(client, await stream_of(client))
+            task = asyncio.create_task(reader.ask())
+            await reader.has_begun.wait()
+            assert client.service.admission.held_bytes > PIXELS.size
+            assert on_disk(client) == 0
+            reader.goes_on.set()
+            await task
+            assert reader.status == 200 and reader.is_complete
+            assert np.array_equal(pixels_of(reader.body), PIXELS)
+            assert client.service.admission.held_bytes == 0
+
+    asyncio.run(law(max_spool_bytes=0))
+    asyncio.run(law(max_spool_bytes=MANY))
+    asyncio.run(law())
 
 
-def test_a_full_disk_is_503_before_the_answer_has_begun(monkeypatch: Any) -> None:
+def test_without_room_anywhere_the_answer_is_503() -> None:
     async def law() -> None:
         async with running(codec()) as client:
             stream = await stream_of(client)
-
-            def full() -> Any:
-                raise OSError(28, "No space left on device")
-
-            monkeypatch.setattr(client.service.spool, "open", full)
+        room = {"max_spool_bytes": 0, "max_body_bytes": 40_000, "max_waiting_bytes": 40_000}
+        async with running(codec(), **room) as client:
+            await ready(client)
             answer = await client.post("/decompress?format=png", content=stream)
             assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
-            assert on_disk(client) == 0
-            small: httpx.Response = await client.post(
-                "/decompress?format=png&max_size=20", content=stream
-            )
+            small = await client.post("/decompress?format=png&max_size=20", content=stream)
             assert small.status_code == 200
 
     law_of(law)
