@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -255,10 +256,12 @@ class Lane:
 
 def _lower_priority() -> None:
     """Lower the priority of this thread, and so of those that libraries start in it."""
-    if sys.platform == "linux":  # elsewhere it would be that of the process
-        thread = threading.get_native_id()
+    if sys.platform != "linux":  # elsewhere it would be that of the process
+        return
+    thread = threading.get_native_id()
+    with suppress(OSError):  # sandboxes may forbid it
         own = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, max(own, NICENESS))  # nobody may raise it
+        os.setpriority(os.PRIO_PROCESS, thread, max(own, NICENESS))
 
 
 class _Pauses:
