@@ -121,7 +121,7 @@ def test_what_is_wrong_is_told_as_elsewhere() -> None:
 def test_a_full_line_refuses_admins_too() -> None:
     async def law() -> None:
         codec = FakeCodec()
-        async with running(codec, admin_token=TOKEN, max_waiting=1) as client:
+        async with running(codec, admin_token=TOKEN, max_waiting=1, client_share=1) as client:
             codec.gate.clear()
             first = asyncio.ensure_future(client.post("/compress", content=PNG))
             second = asyncio.ensure_future(client.post("/compress", content=PNG))
