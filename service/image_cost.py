@@ -32,6 +32,10 @@ class Effort:
     bytes: float
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def seconds(self, pixels: int) -> float:
+        """Seconds of one core that writing so many pixels takes at worst."""
+        return self.us * pixels / 1e6
+
 
 @dataclass(frozen=True)
 class WriteLimits:
@@ -47,7 +51,7 @@ class WriteLimits:
     def refusal(self, format: Format, quality: int | None, pixels: int) -> str | None:
         """Why a picture of so many pixels is not written in a format; None if it is."""
         effort = effort_for(format, quality, pixels)
-        seconds, memory_bytes = effort.us * pixels / 1e6, effort.bytes * pixels
+        seconds, memory_bytes = effort.seconds(pixels), effort.bytes * pixels
         if seconds <= self.seconds and memory_bytes <= self.memory_bytes:
             return None
         return (
@@ -79,5 +83,5 @@ def effort_for(format: Format, quality: int | None, pixels: int) -> Effort:
     Without a quality, WebP is lossless.
     """
     efforts = _WEBP_LOSSLESS if format == "webp" and quality is None else _EFFORTS[format]
-    usual = (effort for effort in efforts if effort.us * pixels / 1e6 <= USUAL_SECONDS)
+    usual = (effort for effort in efforts if effort.seconds(pixels) <= USUAL_SECONDS)
     return next(usual, efforts[-1])

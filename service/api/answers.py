@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.holds import SPOOLED_BYTES, ClientHold, Spool
 from service.api.record import record_of
-from service.errors import QuotaReached, Saturated
+from service.errors import Saturated
 from service.settings import MIB
 
 PIECE_BYTES: Final = MIB
@@ -41,8 +41,7 @@ async def answer(
         timeout_s: in which a client has to read it, if they are many.
 
     Raises:
-        Saturated, QuotaReached: there is no room for them on the disk nor in memory, for all or for
-            this client.
+        Saturated: there is no room for them, on the disk or in memory, for all or for this client.
     """
     if len(data) <= SPOOLED_BYTES:
         return Response(data, status, dict(headers), media_type=media_type)
@@ -57,7 +56,7 @@ async def _kept(hold: ClientHold, data: bytes) -> IO[bytes]:
     try:
         hold.grow_on_disk(len(data))
         return await hold.spool.do(partial(_write, hold.spool, data))
-    except (Saturated, QuotaReached):
+    except Saturated:
         hold.leave_disk()
     hold.grow(len(data))
     return io.BytesIO(data)

@@ -24,13 +24,13 @@ from service.settings import MIB, Settings
 T = TypeVar("T")
 
 SPOOLED_BYTES: Final = MIB
-"""Bytes of an incomplete body that stay in memory."""
+"""Bytes of an incomplete body, or of an answer, that stay in memory."""
 
 SPOOL_THREADS: Final = 4
 
 
 class Spool:
-    """The folder of incomplete bodies."""
+    """The folder of incomplete bodies, and of large answers until they are read."""
 
     def __init__(self, settings: Settings) -> None:
         """Nothing is written yet, and the folder is made when something is."""

@@ -179,9 +179,12 @@ class DecompressFile:
 
     def forms(self) -> tuple[Form, ...]:
         """What may be written, the best first. Raises BadStream, NotAcceptable."""
-        return choose_forms(self.view.forms, self.shape(), self.limits)
+        return self._forms_of(self._shape())
 
-    def shape(self) -> StreamShape:
+    def _forms_of(self, shape: StreamShape) -> tuple[Form, ...]:
+        return choose_forms(self.view.forms, shape, self.limits)
+
+    def _shape(self) -> StreamShape:
         """What will be written, by the stream's header. Raises BadStream, BadParameter."""
         shape, view = self.codec.stream_shape(self.data), self.view
         width, height = shape.width, shape.height
@@ -223,9 +226,9 @@ class DecompressFile:
         """
         region = self.view.region
         pixels = self.codec.stream_work(self.data, region)
-        form, shape = self.forms()[0], self.shape()
-        area = shape.width * shape.height
-        seconds = effort_for(form.format, form.quality, area).us * area / 1e6
+        shape = self._shape()
+        form, area = self._forms_of(shape)[0], shape.width * shape.height
+        seconds = effort_for(form.format, form.quality, area).seconds(area)
         group = self.codec.stream_group(self.data, whole=region is None)
         return Load(pixels + round(seconds * PIXELS_PER_SECOND), group)
 

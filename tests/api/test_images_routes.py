@@ -390,7 +390,7 @@ def test_what_waits_is_counted_by_the_work_that_it_is(monkeypatch: pytest.Monkey
     sizes: list[float] = []
 
     def written(pixels: int, format: Format) -> int:
-        return round(effort_for(format, None, pixels).us * pixels / 1e6 * PIXELS_PER_SECOND)
+        return round(effort_for(format, None, pixels).seconds(pixels) * PIXELS_PER_SECOND)
 
     async def law() -> None:
         async with running(FakeCodec()) as client:
