@@ -12,12 +12,9 @@ from typing import Final
 
 import structlog
 
+from service.jobs.outage import growing_pauses
 from service.jobs.worker import STOP_S
 from service.settings import Settings
-
-FIRST_PAUSE_S: Final = 1.0
-LONGEST_PAUSE_S: Final = 60.0
-"""Pauses before a dead worker's successor double up to this."""
 
 HEALTHY_S: Final = 60.0
 """A worker that lived so long had no bad start: the next pause is short again."""
@@ -69,18 +66,18 @@ class WorkerProcess:
         )
 
     def _watch(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        pauses = growing_pauses()
         while True:
             begun_s = time.monotonic()
             code = self._process.wait()
             if self._stopping.is_set():
                 return
             if time.monotonic() - begun_s >= HEALTHY_S:
-                pause_s = FIRST_PAUSE_S
+                pauses = growing_pauses()
+            pause_s = next(pauses)
             log.error("worker died", pid=self.pid, code=code, again_in_s=pause_s)
             if self._stopping.wait(pause_s):
                 return
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             self._process = self._start()
             if self._stopping.is_set():
                 self._process.terminate()

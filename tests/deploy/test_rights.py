@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ import psycopg
 import pytest
 from botocore.exceptions import ClientError
 from jobs.fake_adapter import model_info
-from jobs.machines import find_postgres, png
+from jobs.machines import png, postgres_or_skip
 
 from deploy.arrangement import Program, answers, free_port
 from deploy.stores import BUCKET, ROLES, SUPERUSER, Bucket, Database, policy_of, s3_command
@@ -69,13 +68,8 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Database]:
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip("PostgreSQL's programs are not installed (Debian: apt install postgresql)")
-    # Not pytest's folder, which only its own user may enter.
-    with tempfile.TemporaryDirectory(prefix="rankpress-rights-") as folder:
-        os.chmod(folder, 0o755)
-        server = Database(programs, Path(folder) / "server")
+    with postgres_or_skip() as (programs, folder):
+        server = Database(programs, folder)
         try:
             yield server
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.machines import Place, PostgresServer, find_postgres
+from jobs.machines import Place, PostgresServer, postgres_or_skip
 
 MakePlace = Callable[..., Place]
 
@@ -27,13 +26,8 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """One for all tests; each takes a database of its own."""
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip("PostgreSQL's programs are not installed (Debian: apt install postgresql)")
-    # Not pytest's folder, which only its own user may enter.
-    with tempfile.TemporaryDirectory(prefix="rankpress-pg-") as folder:
-        os.chmod(folder, 0o755)
-        server = PostgresServer(programs, Path(folder) / "server")
+    with postgres_or_skip() as (programs, folder):
+        server = PostgresServer(programs, folder)
         try:
             yield server
         finally:

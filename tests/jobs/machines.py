@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from jobs import fake_worker
@@ -163,6 +165,18 @@ def objects_away(place: Place) -> Iterator[None]:
     finally:
         folder.unlink()
         away.rename(folder)
+
+
+@contextmanager
+def postgres_or_skip() -> Iterator[tuple[Path, Path]]:
+    """PostgreSQL's programs and a folder for a server; without programs the test is skipped."""
+    programs = find_postgres()
+    if programs is None:
+        pytest.skip("PostgreSQL's programs are not installed (Debian: apt install postgresql)")
+    # Not pytest's folder, which only its own user may enter.
+    with TemporaryDirectory(prefix="rankpress-pg-") as folder:
+        os.chmod(folder, 0o755)
+        yield programs, Path(folder) / "server"
 
 
 def find_postgres() -> Path | None:

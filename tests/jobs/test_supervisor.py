@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from service.api import server
-from service.jobs import supervisor
+from service.jobs import outage
 from service.jobs.heartbeat import WorkerName
 from service.jobs.supervisor import WorkerProcess
 from service.jobs.worker import NICENESS
@@ -60,7 +60,7 @@ def is_there(pid: int) -> bool:
 def test_a_worker_that_dies_is_started_again_and_stopped_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(outage, "FIRST_PAUSE_S", 0.05)
     log = tmp_path / "log"
     command = [sys.executable, "-c", SCRIPT, str(log)]
     begun = time.monotonic()
