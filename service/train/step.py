@@ -1,9 +1,10 @@
 """One training step, the same on the CPU, on CUDA and replayed from a CUDA graph.
 
-Sampling, loss, gradients, clipping, AdamW and the average of the weights (EMA) all happen on the
-device. Nothing in a step waits for the host: the learning rate is a tensor, and a step whose
-gradients are not finite is told to AdamW (`found_inf`) and to the average as a weight of zero, so
-that it changes nothing but a counter. Every draw of a step depends on (seed, step) alone.
+Sampling, loss, gradients, clipping, the optimisers and the average of the weights (EMA) all happen
+on the device: SOAP (soap.py) moves the base's matrices, Adam everything else. Nothing in a step
+waits for the host: the learning rate is a tensor, and a step whose gradients are not finite is told
+to the optimisers and to the average, so that it changes nothing but a counter. Every draw of a step
+depends on (seed, step) alone.
 
 Loss of a rate: R + lmbda · 255² · MSE, R in bits per pixel on additive noise (nets/model.py), or
 on really rounded latents in the finish. A step's loss is the weighted mean over its groups' rates.
@@ -22,6 +23,7 @@ from service.train.compiling import Compile, compile_blocks
 from service.train.ladder import RateLadder
 from service.train.recipe import Recipe
 from service.train.sample import Sampler
+from service.train.soap import Soap, suits
 from service.train.tunes import BASE, LADDER
 from service.train.world import World
 
@@ -70,11 +72,15 @@ class TrainingStep:
         device = self._device = ladder.base.z_idx.device
         self._share = torch.zeros((), device=device)
         self._rates: list[tuple[float, Tensor]] = []
-        options = []
+        options, matrices = [], dict[str, nn.Parameter]()
         for share, found in ladder.groups(recipe.frozen):
             self.parameters |= found
             self._rates.append((share, torch.zeros((), device=device)))
-            options.append({"params": list(found.values()), "lr": self._rates[-1][1]})
+            # the ladder's own matrices have a row for each rate, and are many layers side by side
+            fit = {n: w for n, w in found.items() if n.startswith("base.") and suits(w)}
+            matrices |= fit
+            others = {n: w for n, w in found.items() if n not in fit}
+            options.append({"params": list(others.values()), "lr": self._rates[-1][1]})
         for name, parameter in ladder.named_parameters():
             parameter.requires_grad_(name in self.parameters)
         self._masks = ladder.masks(recipe.frozen)
@@ -84,7 +90,9 @@ class TrainingStep:
         )
         # AdamW would warn of steps outside a graph, which are meant
         self._optimiser._warned_capturable_if_run_uncaptured = True
-        for weight in weights:
+        self._soap = Soap(matrices, BETAS, device)
+        self._others = {n: w for n, w in self.parameters.items() if n not in matrices}
+        for weight in self._others.values():
             self._optimiser.state[weight] = {
                 "step": torch.zeros((), device=device),
                 "exp_avg": torch.zeros_like(weight),
@@ -114,6 +122,7 @@ class TrainingStep:
         for share, rate in self._rates:
             rate.fill_(share * lr)
         self._share.fill_(1 - min(self._recipe.ema, (1 + step) / (10 + step)))
+        self._soap.refresh(step)
         if self._graph is not None:
             self._graph.replay()
         elif self._side is None:
@@ -153,7 +162,8 @@ class TrainingStep:
         averaged = state | dict(zip(self.parameters, self._average, strict=True))
         out = {f"model.{n}": t for n, t in state.items()}
         out |= {f"ema.{n}": t for n, t in averaged.items()}
-        for name, weight in self.parameters.items():
+        out |= {f"soap.{n}": t for n, t in self._soap.tensors().items()}
+        for name, weight in self._others.items():
             moments = self._optimiser.state[weight]
             out[f"adam.m.{name}"], out[f"adam.v.{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
             out["adam.step"] = moments["step"]
@@ -166,7 +176,7 @@ class TrainingStep:
         mine = self.tensors()
         for name, tensor in mine.items():
             tensor.copy_(tensors[name])
-        for weight in self.parameters.values():
+        for weight in self._others.values():
             self._optimiser.state[weight]["step"].copy_(tensors["adam.step"])
 
     def averaged(self) -> dict[str, Tensor]:
@@ -181,6 +191,7 @@ class TrainingStep:
         optimiser: Any = self._optimiser
         optimiser.grad_scale, optimiser.found_inf = divisor, (~finite).float()
         optimiser.step()
+        self._soap.step(self._rates[0][1], divisor, finite)
 
     def _on_side(self) -> None:
         """A step on another stream, as capturing wants it before it."""

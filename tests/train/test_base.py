@@ -26,6 +26,7 @@ from service.nets.backbone import ScaledLinear
 from service.nets.model import add_noise
 from service.picture import Picture
 from service.store import load_store
+from service.train import soap
 from service.train.base import Piece, Run
 from service.train.checkpoint import read_about, read_tensors
 from service.train.cut import Cut
@@ -275,7 +276,10 @@ class CutOff(Exception):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_steps_in_two_pieces_end_as_those_in_one(device: str) -> None:
+def test_steps_in_two_pieces_end_as_those_in_one(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soap, "REFRESH", 2)
     whole, first = training_step(device), training_step(device)
     losses = steps(whole, 0, 7)
     assert steps(first, 0, 3) == losses[:3]
