@@ -36,7 +36,8 @@ RankpressError
 ├── CheckFailed            a fresh stream did not decode to what was encoded: our fault
 └── SelfTestFailed         this machine does not reproduce the golden stream
 
-Messages say what was found, what was expected and where. HTTP status codes live in api/errors.py.
+Messages say what was found, what was expected and where. HTTP status codes are in
+http/problems.py.
 """
 
 from __future__ import annotations

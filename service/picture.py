@@ -1,6 +1,6 @@
 """Pictures as arrays, how far one is from another, and rectangles in them.
 
-No file formats here (images.py) and no streams (codec/). Anything may import this module.
+No file formats here (images/read.py) and no streams (codec/). Anything may import this module.
 """
 
 from __future__ import annotations

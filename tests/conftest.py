@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 # Before torch is imported, and for the processes that tests start: several run at a time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,11 +16,13 @@ from hypothesis import settings  # noqa: E402
 from small_model import decode_only, photo_like, small_stored_model  # noqa: E402
 
 from service.engine.engine import Engine  # noqa: E402
-from service.engine.loading import load_models  # noqa: E402
-from service.engine.pipeline import LoadedModel  # noqa: E402
+from service.images.read import write_image  # noqa: E402
 from service.nets.model import Backbone  # noqa: E402
 from service.picture import Picture  # noqa: E402
-from service.stored import StoredModel  # noqa: E402
+from service.runtime.loading import load_models  # noqa: E402
+from service.runtime.pipeline import LoadedModel  # noqa: E402
+from service.store.model import StoredModel  # noqa: E402
+from service.store.write import write_model  # noqa: E402
 
 # The same examples in every run; tests/fuzz/fuzz_decompress.py explores others.
 settings.register_profile("rankpress", deadline=None, derandomize=True)
@@ -94,3 +97,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a store with one small model at one rate, which takes no time to load."""
+    root = tmp_path_factory.mktemp("store")
+    stored, base, _ = small_stored_model()
+    write_model(root / "small", stored, base)
+    return root
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with one small picture."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(write_image(Picture(photo_like(70, 96)), "png"))
+    return folder

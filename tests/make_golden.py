@@ -18,11 +18,11 @@ from service.adapt.plan import Plan
 from service.codec import alpha, container
 from service.codec.tiles import Box
 from service.engine.engine import Engine
-from service.engine.loading import load_models
-from service.engine.pipeline import decode_latents
-from service.images import write_image
+from service.images.read import write_image
 from service.picture import U8, Picture
-from service.store import load_store
+from service.runtime.loading import load_models
+from service.runtime.pipeline import decode_latents
+from service.store.read import load_store
 
 V1 = Path(__file__).parent / "golden" / "v1"
 

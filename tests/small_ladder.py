@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from service.codec.lowrank import Update, pack
 from service.nets.lora import RateAdapter
 from service.nets.twin import float_twin
-from service.stored import StoredModel, StoredRate, layer_shapes
+from service.store.model import StoredModel, StoredRate, layer_shapes
 from service.train.adapters import domains, quantised
 from service.train.tunes import BASE, LADDER
 

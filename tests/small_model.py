@@ -18,13 +18,13 @@ from service.codec.entropy_model import EntropyModel
 from service.codec.fixed_point import NUMPY
 from service.codec.latents import LatentCoder
 from service.codec.sizes import Sizes
-from service.engine.pipeline import LoadedModel
-from service.engine.synthesis_numpy import NumpySynthesis
+from service.export.export import stored_model
 from service.nets.backbone import Depthwise
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.picture import U8
-from service.stored import StoredModel
-from service.train.export import stored_model
+from service.runtime.pipeline import LoadedModel
+from service.runtime.synthesis_numpy import NumpySynthesis
+from service.store.model import StoredModel
 
 SIZES = Sizes(M=20, Cz=8, c8=16, c16=16, ne8=1, ne16=1, nd8=1, nd16=1, cp=16, cc=16)
 

@@ -24,15 +24,15 @@ from small_ladder import with_rates
 from small_model import photo_like
 from test_architecture import WITHOUT
 
+from service.blobs import open_objects
 from service.codec.container import read_stream, write_stream
 from service.engine.engine import Engine
-from service.engine.loading import load_models
-from service.engine.pipeline import LoadedModel
-from service.images import read_image
-from service.objects import open_objects
+from service.images.read import read_image
 from service.picture import U8, Picture
-from service.stored import StoredModel
-from service.train.publish import write_model
+from service.runtime.loading import load_models
+from service.runtime.pipeline import LoadedModel
+from service.store.model import StoredModel
+from service.store.write import write_model
 
 WIDTH, HEIGHT = 106, 75
 PIXELS = photo_like(HEIGHT, WIDTH, 3)
@@ -222,7 +222,7 @@ def test_the_served_process_answers_as_the_readme_says(store: Path, tmp_path: Pa
 WITHOUT_TORCH = WITHOUT + """
 MISSING.clear()
 MISSING.update({"torch", "compressai", "dbos"})
-from service.cli import main
+from service.cli.main import main
 main()
 """
 

@@ -22,8 +22,8 @@ from service.codec.tiles import Box
 from service.engine.engine import Engine
 from service.engine.golden import GOLDEN_TOLERANCE
 from service.engine.opening import open_engine
-from service.engine.pipeline import decode_latents
-from service.store import load_store
+from service.runtime.pipeline import decode_latents
+from service.store.read import load_store
 
 V1 = Path(__file__).parent / "golden" / "v1"
 NAMES = sorted(p.stem for p in V1.glob("*.rkp"))

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from service.engine.engine import Engine
-from service.engine.loading import load_models
 from service.picture import Picture
-from service.store import load_store
+from service.runtime.loading import load_models
+from service.store.read import load_store
 
 SIZES = ((1, 1), (17, 33), (100, 150))
 NEUTRAL = ((255, 255, 255), (0, 0, 0), (128, 128, 128))

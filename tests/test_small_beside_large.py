@@ -24,7 +24,7 @@ from deploy.arrangement import answers, free_port
 from PIL import Image
 from small_model import photo_like
 
-from service.train.publish import write_model
+from service.store.write import write_model
 
 ROUNDS = 4
 LOOKS = 15

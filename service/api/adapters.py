@@ -16,11 +16,11 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.exceptions import HTTPException
 
 from service.api import openapi
-from service.api.bodies import read_body
-from service.api.record import record_of
 from service.api.routes import ServiceArg, refuse_query, refuse_repeats, run_work
 from service.api.schemas import Adapter, AdapterQuery, Adapters
 from service.engine.shelf import MAX_ADAPTER_BYTES
+from service.http.bodies import read_body
+from service.http.record import record_of
 
 log = structlog.get_logger("rankpress.api")
 

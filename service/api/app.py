@@ -13,21 +13,22 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api import adapters, docs_page, errors, objects, openapi, routes
-from service.api.calls import BlockingCalls
-from service.api.clients import SharedLimit
+from service.api import adapters, docs_page, objects, openapi, routes
 from service.api.desk import Desk
-from service.api.holds import Spool
 from service.api.job_metrics import JobMetrics
 from service.api.job_routes import adapt_router, jobs_router
 from service.api.job_storage import JobStorage
-from service.api.metrics import Metrics
-from service.api.middleware import RequestMiddleware
 from service.api.work import SMALL_WORK, together
-from service.engine.batching import Admission, Batching
+from service.blobs import open_objects
+from service.engine.admission import Admission, Batching
 from service.engine.types import Codec
 from service.errors import ObjectsUnavailable, RankpressError, Saturated
-from service.objects import open_objects
+from service.http import problems
+from service.http.calls import BlockingCalls
+from service.http.clients import SharedLimit
+from service.http.holds import Spool
+from service.http.metrics import Metrics
+from service.http.middleware import RequestMiddleware
 from service.settings import Settings
 
 EXPOSED_HEADERS = (
@@ -95,9 +96,9 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     for router in _routers(settings):
         app.include_router(router)
     docs_page.add_to(app)
-    app.add_exception_handler(RankpressError, errors.on_rankpress_error)
-    app.add_exception_handler(HTTPException, errors.on_http_exception)
-    app.add_exception_handler(RequestValidationError, errors.on_validation_error)
+    app.add_exception_handler(RankpressError, problems.on_rankpress_error)
+    app.add_exception_handler(HTTPException, problems.on_http_exception)
+    app.add_exception_handler(RequestValidationError, problems.on_validation_error)
     app.add_middleware(
         RequestMiddleware, admission=admission, metrics=metrics, settings=settings, spool=spool
     )

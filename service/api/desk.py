@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from service.api.calls import BlockingCalls
 from service.engine.types import ModelInfo
 from service.errors import JobsOff, JobsUnavailable, ObjectsUnavailable, Saturated
+from service.http.calls import BlockingCalls
 from service.jobs import database
 from service.jobs.jobs import Jobs, open_jobs
 from service.settings import Settings

@@ -10,10 +10,8 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.api import openapi
-from service.api.bodies import read_body
 from service.api.job_events import EventStream, parse_id, watch
 from service.api.job_schemas import AdaptQuery, JobDocument, document_of, has_ended
-from service.api.record import record_of
 from service.api.routes import (
     STREAM_TYPE,
     Service,
@@ -23,10 +21,12 @@ from service.api.routes import (
     refuse_repeats,
     run_work,
 )
-from service.engine.batching import Phase
+from service.engine.admission import Phase
 from service.engine.requests import check_pixels
 from service.engine.types import ModelInfo
-from service.images import read_image
+from service.http.bodies import read_body
+from service.http.record import record_of
+from service.images.read import read_image
 from service.jobs.job import Job, JobSpec, check_rate, spec_of
 
 adapt_router = APIRouter(tags=["jobs"], dependencies=[Depends(refuse_repeats)])

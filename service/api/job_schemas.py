@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import Field
 
-from service.api.schemas import DEFAULT_RATE, Document, Query
-from service.engine.types import AdaptProgress
+from service.adapt.types import AdaptProgress
+from service.api.schemas import DEFAULT_RATE, Query
+from service.http.documents import Document
 from service.jobs.job import DEFAULT_PRIORITY, ENDED, Job, State, StepRecord
 
 

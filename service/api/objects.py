@@ -18,10 +18,6 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.api import openapi
-from service.api.bodies import read_body
-from service.api.negotiate import SMALL, Form, rank_formats
-from service.api.ranges import requested_span, tags
-from service.api.record import record_of
 from service.api.routes import (
     Service,
     ServiceArg,
@@ -33,7 +29,8 @@ from service.api.routes import (
 )
 from service.api.schemas import LOSSLESS_ONLY, ObjectQuery, StoredObject
 from service.api.work import DecompressFile, ImageFile, Load, View
-from service.engine.batching import Done
+from service.blobs import Objects, digest_of, shared_key
+from service.engine.admission import Done
 from service.errors import (
     BadParameter,
     BadStream,
@@ -43,8 +40,11 @@ from service.errors import (
     UnknownModel,
     UnsupportedStream,
 )
-from service.images import MEDIA_TYPES, Format
-from service.objects import Objects, digest_of, shared_key
+from service.http.bodies import read_body
+from service.http.negotiate import SMALL, Form, rank_formats
+from service.http.ranges import requested_span, tags
+from service.http.record import record_of
+from service.images.read import MEDIA_TYPES, Format
 
 T = TypeVar("T")
 

@@ -7,9 +7,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.api.errors import KINDS, MEDIA_TYPE
-from service.api.schemas import Problem, StoredObject
-from service.images import MEDIA_TYPES
+from service.api.schemas import StoredObject
+from service.http.documents import Problem
+from service.http.problems import KINDS, MEDIA_TYPE
+from service.images.read import MEDIA_TYPES
 
 Json = dict[str, Any]
 

@@ -13,18 +13,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
 from service.api import openapi
-from service.api.answers import answer
-from service.api.bodies import read_body
-from service.api.calls import BlockingCalls
-from service.api.clients import SharedLimit
 from service.api.desk import Desk
-from service.api.errors import NOT_READY, problem
-from service.api.holds import Spool
 from service.api.job_metrics import JobMetrics
 from service.api.job_storage import JobStorage
-from service.api.metrics import Metrics
-from service.api.negotiate import EXACT, Form, rank_formats
-from service.api.record import record_of
 from service.api.schemas import (
     LOSSLESS_ONLY,
     TUNES,
@@ -38,12 +29,21 @@ from service.api.schemas import (
     Readiness,
 )
 from service.api.work import CompressFile, DecompressFile, ImageFile, Load, Stream, View
-from service.engine.batching import Admission, Done, Phase
+from service.blobs import Objects
+from service.engine.admission import Admission, Done, Phase
 from service.engine.types import Codec, ModelInfo, Target, Timings
 from service.errors import BadParameter, Saturated
-from service.image_cost import WriteLimits
-from service.images import MEDIA_TYPES
-from service.objects import Objects
+from service.http.answers import answer
+from service.http.bodies import read_body
+from service.http.calls import BlockingCalls
+from service.http.clients import SharedLimit
+from service.http.holds import Spool
+from service.http.metrics import Metrics
+from service.http.negotiate import EXACT, Form, rank_formats
+from service.http.problems import NOT_READY, problem
+from service.http.record import record_of
+from service.images.cost import WriteLimits
+from service.images.read import MEDIA_TYPES
 from service.settings import Settings
 
 T = TypeVar("T")

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.engine.types import Target
 from service.errors import BadParameter
-from service.images import Format, Metadata
+from service.http.documents import Document
+from service.images.read import Format, Metadata
 from service.picture import Region
 
 Tune = Literal["psnr", "ms-ssim"]
@@ -23,12 +24,6 @@ class Query(BaseModel):
     """Parameters: none but those declared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Document(BaseModel):
-    """Something that is answered."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, from_attributes=True)
 
 
 class CompressQuery(Query):
@@ -103,48 +98,6 @@ class ObjectQuery(DecompressQuery):
     quality: int | None = Field(default=None, ge=1, le=100)
     """Quality of a lossy file: webp, jpeg or avif. Ignored where Accept leaves nothing but PNG,
     refused together with `format=png`. With `format=webp` and without it webp is lossless."""
-
-
-class InvalidParameter(Document):
-    """One parameter that is wrong."""
-
-    parameter: str
-    """Its name."""
-
-    reason: str
-    """What is wrong with it."""
-
-
-class Problem(Document):
-    """An error (RFC 9457)."""
-
-    type: str
-    """Stable URI of the kind of problem: program against this."""
-
-    title: str
-    """The kind of problem in words."""
-
-    status: int
-    """The HTTP status."""
-
-    detail: str
-    """What happened here: what was found and what was expected."""
-
-    instance: str
-    """Names this request; it ends in the X-Request-Id that the log line carries."""
-
-    available: tuple[float, ...] | None = None
-    """With `rate-unavailable`: the whole rates that can be asked for; where two of them are
-    neighbours, so can those between."""
-
-    found: float | None = None
-    """With `target-unreachable`: the nearest there is, in the unit of the target."""
-
-    asked: float | None = None
-    """With `target-unreachable`: the target."""
-
-    invalid: tuple[InvalidParameter, ...] | None = None
-    """With `bad-parameter`: the parameters that are wrong."""
 
 
 class Rate(Document):

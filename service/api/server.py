@@ -20,17 +20,17 @@ import structlog
 import uvicorn
 
 from service.api.app import create_app
-from service.api.connections import (
+from service.api.routes import Service
+from service.engine.admission import Admission
+from service.engine.types import Codec
+from service.http.connections import (
     ACCEPTED_AT_ONCE,
     BACKLOG,
     limited_protocol,
     report_accept_errors,
 )
-from service.api.logs import configure_logs
-from service.api.routes import Service
-from service.engine.batching import Admission
-from service.engine.types import Codec
 from service.jobs.supervisor import WorkerProcess
+from service.logs import configure_logs
 from service.settings import Settings
 
 MAX_HEADER_BYTES = 32 * 1024

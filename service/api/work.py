@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from service.api.negotiate import Form, choose_forms
-from service.engine.interruption import allow_interruption
 from service.engine.line import Group
 from service.engine.target import USUAL_ENCODES
 from service.engine.types import (
@@ -27,8 +25,9 @@ from service.engine.types import (
     Timings,
 )
 from service.errors import NotAcceptable
-from service.image_cost import WriteLimits, effort_for
-from service.images import (
+from service.http.negotiate import Form, choose_forms
+from service.images.cost import WriteLimits, effort_for
+from service.images.read import (
     Format,
     Metadata,
     WrittenImage,
@@ -40,6 +39,7 @@ from service.images import (
     write_with_notes,
 )
 from service.picture import Picture, Region, larger_note
+from service.runtime.interruption import allow_interruption
 
 T = TypeVar("T")
 

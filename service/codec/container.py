@@ -74,7 +74,7 @@ class Header:
     """What every stream says first.
 
     Attributes:
-        model: first 4 bytes of the identity of the weights (store.py).
+        model: first 4 bytes of the identity of the weights (store/read.py).
         rate16: rate in sixteenths, 16–128.
         flags: Flags.
         width: pixels.

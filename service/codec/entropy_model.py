@@ -97,7 +97,7 @@ class EntropyModel:
 
         Args:
             sizes: channel counts.
-            tensors: names "h_s.0.weight" and so on, see train/export.py.
+            tensors: names "h_s.0.weight" and so on, see export/export.py.
             numbers: array module, float type and device to run on.
 
         Raises:

@@ -16,23 +16,13 @@ from time import perf_counter
 
 from service.adapt.plan import Plan as AdaptPlan
 from service.adapt.plan import plan_of
+from service.adapt.types import Adaptation
 from service.codec import container
 from service.codec.container import PSNR
 from service.codec.lowrank import PARTS
 from service.codec.tiles import Box, latent_box, latents_under, work_pixels
-from service.engine.adapter_files import AdapterFiles, Kept
-from service.engine.check import verify
-from service.engine.forks import check_process
 from service.engine.golden import decode_golden
 from service.engine.line import Group
-from service.engine.loading import load_models as load_models  # the engine's users want both
-from service.engine.pipeline import (
-    LoadedModel,
-    decode_all,
-    encode_all,
-    paint,
-    with_update,
-)
 from service.engine.requests import (
     Order,
     batch_of,
@@ -44,7 +34,6 @@ from service.engine.requests import (
 from service.engine.shelf import Shelves
 from service.engine.target import QualityGoal, goal_of, search
 from service.engine.types import (
-    Adaptation,
     AdapterInfo,
     Compressed,
     Decompressed,
@@ -67,7 +56,12 @@ from service.errors import (
     UnsupportedStream,
 )
 from service.picture import Picture, Region
-from service.stored import StoredModel
+from service.runtime.check import verify
+from service.runtime.forks import check_process
+from service.runtime.loading import load_models as load_models  # the engine's users want both
+from service.runtime.pipeline import LoadedModel, decode_all, encode_all, paint, with_update
+from service.store.adapters import AdapterFiles, Kept
+from service.store.model import StoredModel
 
 
 class Engine:
@@ -266,7 +260,7 @@ class Engine:
         check_pixels(self._max_pixels, picture.width, picture.height)
         if base.analysis is None or base.build is None:
             raise MissingExtra("adapting needs torch: pip install 'rankpress[server]'")
-        from service.engine.adaptation import Job, PictureAdaptation
+        from service.adapt.run import Job, PictureAdaptation
 
         lmbda = base.stored.lmbda_at(rate16)
         if lmbda is None:

@@ -6,8 +6,8 @@ import numpy as np
 
 from service.codec import container
 from service.codec.tiles import Box
-from service.engine.pipeline import LoadedModel, decode_latents, paint
 from service.errors import SelfTestFailed
+from service.runtime.pipeline import LoadedModel, decode_latents, paint
 
 GOLDEN_TOLERANCE = 6
 """8-bit steps that a golden pixel may differ by: bfloat16 against float32 synthesis gives 3."""

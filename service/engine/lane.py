@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from service.engine.interruption import WorkAbandoned, interruptible
 from service.engine.line import Entry, Line
+from service.runtime.interruption import WorkAbandoned, interruptible
 
 T = TypeVar("T")
 

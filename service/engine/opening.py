@@ -6,10 +6,10 @@ import importlib.util
 from pathlib import Path
 
 from service.engine.engine import Engine
-from service.engine.light import load_light
-from service.engine.loading import batch_for, load_models
 from service.errors import MissingExtra
-from service.store import load_store
+from service.runtime.light import load_light
+from service.runtime.loading import batch_for, load_models
+from service.store.read import load_store
 
 
 def open_engine(

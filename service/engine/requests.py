@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from service.codec import container
 from service.codec.tiles import PATCH, Box, latent_box, padded_pixels, tile_count
-from service.engine.pipeline import LoadedModel, alpha_plane
 from service.engine.types import Decompressed, StreamShape, Timings
 from service.errors import BadParameter, RateUnavailable, TooManyPixels
 from service.picture import U8, Picture
-from service.stored import StoredModel
+from service.runtime.pipeline import LoadedModel, alpha_plane
+from service.store.model import StoredModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,12 +18,12 @@ from typing import Final
 
 from service.codec.container import Header
 from service.codec.lowrank import PARTS
-from service.engine.adapter_files import AdapterFiles, Kept
-from service.engine.pipeline import LoadedModel
 from service.engine.types import AdapterInfo
 from service.errors import BadAdapter, BadParameter, StoreError, TooManyBytes, UnknownAdapter
-from service.store import read_adapter
-from service.stored import StoredRate
+from service.runtime.pipeline import LoadedModel
+from service.store.adapters import AdapterFiles, Kept
+from service.store.model import StoredRate
+from service.store.read import read_adapter
 
 MAX_ADAPTER_BYTES: Final = 1 << 24
 """Far more than rank 16 in every layer of the shipped backbone takes."""

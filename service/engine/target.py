@@ -18,7 +18,7 @@ from service.codec.container import PSNR
 from service.codec.lowrank import PARTS
 from service.engine.types import Compressed, Target, Timings
 from service.errors import TargetUnreachable
-from service.stored import StoredModel, StoredRate
+from service.store.model import StoredModel, StoredRate
 
 TYPICAL_LOG_BPP = -0.9, 0.4
 """log(bpp) at rate 4 and its growth a rate, where the store has not measured them."""

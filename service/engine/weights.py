@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from threading import Lock
 
 from service.codec.container import PSNR
-from service.engine.pipeline import LoadedModel
 from service.errors import StoreError
-from service.stored import SYNTHESIS, TRANSFORMS
+from service.runtime.pipeline import LoadedModel
+from service.store.model import SYNTHESIS, TRANSFORMS
 
 Key = tuple[bytes, int]
 """Identity of the base and adapters that a rate needs, rate in sixteenths."""

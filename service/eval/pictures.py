@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from service import image_folder
 from service.engine.types import Codec
 from service.errors import BadParameter
+from service.images import folder as image_folder
 from service.picture import U8, Picture
 
 COARSEST: Final = 4
@@ -60,7 +60,7 @@ def decode_on_white(codec: Codec, data: bytes) -> U8:
 
 
 def read_folder(folder: Path, max_pixels: int = 10**8) -> tuple[Named, ...]:
-    """The pictures of a folder, converted to sRGB; see image_folder.py.
+    """The pictures of a folder, converted to sRGB; see images/folder.py.
 
     A picture's name is its path in the folder, without its suffix.
 

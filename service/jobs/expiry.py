@@ -11,12 +11,12 @@ import time
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from service.blobs import CHECKS, LITTER_S, REFRESH_S, Objects
 from service.errors import JobError
 from service.jobs.database import WORKFLOW, reported
 from service.jobs.job import ENDED, Job, folder_of
 from service.jobs.jobs import Jobs
 from service.jobs.rows import is_over, iso, job_of, statuses
-from service.objects import CHECKS, LITTER_S, REFRESH_S, Objects
 
 if TYPE_CHECKING:
     from dbos import DBOSClient

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import IO, Final
 
+from service.blobs import Objects
 from service.errors import JobsUnavailable
-from service.objects import Objects
 
 BEAT_S: Final = 10.0
 LOST_S: Final = 60.0

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
-from service.engine.types import AdaptProgress, ModelInfo
+from service.adapt.types import AdaptProgress
+from service.engine.types import ModelInfo
 from service.errors import BadParameter, RateUnavailable
 from service.picture import larger_note
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from service.blobs import Objects, open_objects
 from service.errors import (
     ExpiredJob,
     JobEnded,
@@ -32,7 +33,6 @@ from service.jobs.database import (
 from service.jobs.heartbeat import live_workers
 from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord, folder_of, is_job_id
 from service.jobs.rows import AGAIN, attributes_after, is_over, iso, job_of, statuses
-from service.objects import Objects, open_objects
 from service.settings import Settings
 
 if TYPE_CHECKING:

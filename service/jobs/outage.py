@@ -10,8 +10,8 @@ import sqlite3
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from service.blobs import Objects, is_full
 from service.errors import ObjectsFull, ObjectsUnavailable, RankpressError
-from service.objects import Objects, is_full
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext

@@ -18,7 +18,9 @@ from typing import Final, TypeVar
 
 import structlog
 
-from service.engine.types import Adaptation, Adapter
+from service.adapt.types import Adaptation
+from service.blobs import Objects, digest_of
+from service.engine.types import Adapter
 from service.errors import (
     BadImage,
     DamagedObject,
@@ -26,10 +28,9 @@ from service.errors import (
     ObjectsUnavailable,
     RankpressError,
 )
-from service.images import read_image
+from service.images.read import read_image
 from service.jobs.job import JobSpec, StepRecord, model_identity
 from service.jobs.outage import growing_pauses, is_outage, lacks_room
-from service.objects import Objects, digest_of
 
 T = TypeVar("T")
 

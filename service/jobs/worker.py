@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import structlog
 
+from service.blobs import Objects, open_objects
 from service.engine.types import Adapter
 from service.errors import JobsUnavailable, RankpressError
 from service.jobs import database, heartbeat
@@ -31,7 +32,6 @@ from service.jobs.notes import JobNotes
 from service.jobs.outage import growing_pauses, lacks_room, wait_out_sqlite_outages
 from service.jobs.rows import JobFailed
 from service.jobs.work import JobWork, Pauses, StepFailed, WorkLimits, logged_reason
-from service.objects import Objects, open_objects
 from service.settings import Settings
 
 NICENESS: Final = 15

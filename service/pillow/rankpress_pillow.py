@@ -21,11 +21,11 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image, ImageFile
 
-from service import exif
 from service.codec import container
 from service.errors import BadParameter, BadStream, RankpressError, UnsupportedStream
-from service.image_colours import profile_by_info
-from service.image_metadata import is_sound_exif
+from service.images import exif
+from service.images.colours import profile_by_info
+from service.images.metadata import is_sound_exif
 from service.picture import Picture
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _encoder() -> Engine:
 
 @cache
 def _engine_of(process: int, *, decode_only: bool) -> Engine:
-    """The engine of a process, opened when it is first needed there; see engine/forks.py."""
+    """The engine of a process, opened when it is first needed there; see runtime/forks.py."""
     del process
     from service.engine.opening import open_engine
     from service.settings import Settings

@@ -19,7 +19,7 @@ from service.codec.lowrank import OFFSET_FRAC, LayerUpdate, Update, scales
 from service.nets.lora import Domain, RateAdapter
 from service.nets.model import LOG_STEP
 from service.nets.twin import entropy_layers, tap_scale, torch_name, units
-from service.stored import StoredModel
+from service.store.model import StoredModel
 
 F64 = NDArray[np.float64]
 

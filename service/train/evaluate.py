@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from service.errors import BadParameter
-from service.image_folder import read_folder
+from service.images.folder import read_folder
 from service.picture import Picture
 from service.train.ladder import RateLadder
 from service.train.tunes import LADDER
@@ -57,7 +57,7 @@ def evaluate(ladder: RateLadder, folder: Path) -> dict[int, Quality]:
 
 
 def pictures_in(folder: Path) -> Iterator[tuple[Path, Picture]]:
-    """Every picture of a folder, cut to sides that are multiples of 64; see image_folder.py."""
+    """Every picture of a folder, cut to sides that are multiples of 64; see images/folder.py."""
     for path, whole in read_folder(folder):
         picture = whole.on_white()
         height, width = picture.height // 64 * 64, picture.width // 64 * 64

@@ -9,9 +9,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from service.datasets.cut import Cut
+from service.datasets.procedural import procedural_tiles
 from service.errors import BadParameter
-from service.train.cut import Cut
-from service.train.procedural import procedural_tiles
 from service.train.recipe import Recipe
 from service.train.sample import Sampler, Source
 from service.train.world import World

@@ -25,8 +25,8 @@ from service.nets.backbone import Down, ScaledLinear, Unshuffle, Up
 from service.nets.lora import RateAdapter
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.nets.twin import float_twin
-from service.store import load_model
-from service.stored import StoredModel
+from service.store.model import StoredModel
+from service.store.read import load_model
 from service.train.adapters import domains, take_over
 from service.train.checkpoint import has_state, read_about, read_tensors
 from service.train.ladder import RANKS, RateLadder, divide_latents

@@ -18,8 +18,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from service.nets.compiling import Compile, compile_blocks
 from service.nets.model import ste_round
-from service.train.compiling import Compile, compile_blocks
 from service.train.ladder import RateLadder
 from service.train.recipe import Recipe
 from service.train.sample import Sampler

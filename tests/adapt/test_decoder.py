@@ -10,7 +10,7 @@ from service.adapt.decoder import DecoderUpdate, LearningRates
 from service.codec.coder import Tables
 from service.codec.lowrank import PARTS, Share, merge_transforms
 from service.codec.model_stream import write_update
-from service.stored import SYNTHESIS, StoredModel, layer_shapes
+from service.store.model import SYNTHESIS, StoredModel, layer_shapes
 
 CPU = torch.device("cpu")
 

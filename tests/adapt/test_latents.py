@@ -9,9 +9,9 @@ from small_model import photo_like, with_steps
 
 from service.adapt.latents import RateModel, annealed, nearest
 from service.codec.entropy_model import Y_FRAC
-from service.engine.loading import load_models
-from service.engine.pipeline import LoadedModel
-from service.stored import StoredModel
+from service.runtime.loading import load_models
+from service.runtime.pipeline import LoadedModel
+from service.store.model import StoredModel
 
 CPU = torch.device("cpu")
 

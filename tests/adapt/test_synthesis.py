@@ -8,7 +8,7 @@ from torch.func import functional_call
 from service.adapt.decoder import DecoderUpdate
 from service.adapt.synthesis import UpdatedLinear, updatable
 from service.nets.twin import float_twin
-from service.stored import StoredModel
+from service.store.model import StoredModel
 
 F32 = torch.float32
 

@@ -14,10 +14,10 @@ from structlog.testing import capture_logs
 
 from service.codec.lowrank import pack
 from service.engine.engine import Engine
-from service.engine.loading import load_models
 from service.engine.shelf import MAX_ADAPTER_BYTES
+from service.runtime.loading import load_models
 from service.settings import Settings
-from service.stored import StoredModel, layer_shapes
+from service.store.model import StoredModel, layer_shapes
 
 from .client import PNG, png_of, running
 from .fake_codec import FakeCodec

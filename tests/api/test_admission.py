@@ -15,14 +15,14 @@ import pytest
 from starlette.responses import StreamingResponse
 from starlette.types import Message
 
-from service.api.holds import Spool
-from service.api.metrics import Metrics
-from service.api.middleware import RequestMiddleware
-from service.engine.batching import LONGEST_RETRY_S, Admission, Batching, Done, Phase
-from service.engine.interruption import WorkAbandoned, allow_interruption
+from service.engine.admission import LONGEST_RETRY_S, Admission, Batching, Done, Phase
 from service.engine.lane import NICENESS, PATIENCE
 from service.engine.line import Group
 from service.errors import Saturated, SelfTestFailed
+from service.http.holds import Spool
+from service.http.metrics import Metrics
+from service.http.middleware import RequestMiddleware
+from service.runtime.interruption import WorkAbandoned, allow_interruption
 from service.settings import Settings
 
 from .client import until

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from starlette.types import Message
 
-from service.api import answers
+from service.http import answers
 
 from .client import Client, pixels_of, png_of, ready, running, until
 from .fake_codec import FakeCodec

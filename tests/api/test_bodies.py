@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from starlette.types import Message
 
-from service.api.middleware import DROPPED_BODIES, PIECE_BYTES
 from service.api.routes import Service
+from service.http.middleware import DROPPED_BODIES, PIECE_BYTES
 
 from .client import PNG, pixels_of, png_of, running
 from .fake_codec import FakeCodec

@@ -14,16 +14,16 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.clients import SharedLimit, addresses_in, client_of
-from service.api.connections import (
+from service.errors import QuotaReached
+from service.http.clients import SharedLimit, addresses_in, client_of
+from service.http.connections import (
     BURST_EVENTS,
     EVENTS_A_TURN,
     EVENTS_PER_S,
     MOST_HEADERS,
     WorkPace,
 )
-from service.api.holds import Spool
-from service.errors import QuotaReached
+from service.http.holds import Spool
 from service.settings import MIB
 
 from .client import PNG, png_of

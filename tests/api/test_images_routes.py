@@ -19,8 +19,8 @@ from service.api.work import PIXELS_PER_SECOND
 from service.engine.target import USUAL_ENCODES
 from service.engine.types import LEAST_WORK
 from service.errors import CheckFailed, StoreError, TooManyPixels
-from service.image_cost import effort_for
-from service.images import MEDIA_TYPES, Format
+from service.images.cost import effort_for
+from service.images.read import MEDIA_TYPES, Format
 from service.picture import Region
 
 from .client import HEIGHT, PIXELS, PNG, WIDTH, Client, pixels_of, running, until

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from service.api.negotiate import EXACT, SMALL, Form, Preference, choose_forms, rank_formats
 from service.engine.types import StreamShape
 from service.errors import NotAcceptable
-from service.image_cost import WriteLimits
+from service.http.negotiate import EXACT, SMALL, Form, Preference, choose_forms, rank_formats
+from service.images.cost import WriteLimits
 
 NO_LIMITS = WriteLimits(math.inf, 2**62)
 

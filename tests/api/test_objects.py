@@ -20,9 +20,9 @@ from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from service.api.app import create_app
-from service.api.ranges import Span, requested_span, tags
+from service.blobs import open_objects, shared_key
 from service.errors import ObjectsUnavailable, RangeUnsatisfiable
-from service.objects import open_objects, shared_key
+from service.http.ranges import Span, requested_span, tags
 from service.settings import Settings
 
 from .client import HEIGHT, PIXELS, PNG, WIDTH, Client, pixels_of, ready, running, until

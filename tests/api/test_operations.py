@@ -12,7 +12,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from service.api.errors import KINDS
+from service.http.problems import KINDS
 
 from .client import PNG, Client, ready, running, until
 from .fake_codec import FakeCodec

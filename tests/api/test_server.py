@@ -22,8 +22,8 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from service.api.rare_warning import QUIET_S, RareWarning
 from service.api.server import Server
+from service.logs import QUIET_S, RareWarning
 from service.settings import Settings
 
 from .client import PNG

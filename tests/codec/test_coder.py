@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from service.codec.coder import TOTAL_BITS, Decoder, Encoder, Tables
 from service.codec.entropy_model import LEVELS, SYMBOL_MAX
 from service.errors import BadStream, StoreError
-from service.train.quantise import gaussian_tables
+from service.export.quantise import gaussian_tables
 
 HALF = gaussian_tables()
 TABLES = Tables(HALF)

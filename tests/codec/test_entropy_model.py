@@ -26,9 +26,9 @@ from service.codec.entropy_model import (
     gather,
 )
 from service.codec.fixed_point import ACTIVATION_MAX, LEAK, NUMPY, Numbers
-from service.engine.entropy_onnx import OnnxEntropyModel
 from service.errors import StoreError
-from service.stored import StoredModel, Tensors
+from service.runtime.entropy_onnx import OnnxEntropyModel
+from service.store.model import StoredModel, Tensors
 
 CPU = torch.device("cpu")
 CARRIERS = {

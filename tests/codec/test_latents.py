@@ -17,10 +17,10 @@ from service.codec.entropy_model import STEP_FRAC, Y_FRAC, Y_MAX, EntropyModel
 from service.codec.fixed_point import Numbers
 from service.codec.latents import LatentCoder
 from service.codec.tiles import Box
-from service.engine.loading import load_models
-from service.engine.pipeline import LoadedModel
 from service.errors import BadStream
-from service.stored import StoredModel
+from service.runtime.loading import load_models
+from service.runtime.pipeline import LoadedModel
+from service.store.model import StoredModel
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from service.codec.lowrank import (
     unpack,
 )
 from service.errors import StoreError
-from service.stored import StoredModel, check_adapter, layer_shapes
+from service.store.model import StoredModel, check_adapter, layer_shapes
 
 SHAPES = {"a.head": (2, 3), "b": (4, 1, 3, 3), "c": (6, 1)}
 INT8 = st.integers(-128, 127)

@@ -21,7 +21,7 @@ from service.codec.model_stream import (
     write_update,
 )
 from service.errors import BadStream
-from service.stored import StoredModel
+from service.store.model import StoredModel
 
 SHAPES = {"g_s.0": (16, 16), "g_s.1.dw": (16, 1, 3, 3), "g_s.1.f1": (32, 16), "g_s.2.l": (192, 16)}
 

@@ -35,7 +35,7 @@ from jobs.machines import find_postgres  # noqa: E402
 from small_model import small_stored_model  # noqa: E402
 
 from deploy.stores import Bucket, Database, s3_command  # noqa: E402
-from service.train.publish import write_model  # noqa: E402
+from service.store.write import write_model  # noqa: E402
 
 START_S = 300.0
 NGINX_SCRIPT = TESTS.parent / "docker" / "nginx.sh"

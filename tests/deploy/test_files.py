@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from deploy.arrangement import find_nginx
-from service.api.errors import KINDS
+from service.http.problems import KINDS
 from service.settings import Settings
 
 HERE = Path(__file__).parent

@@ -18,11 +18,11 @@ from jobs.machines import png, postgres_or_skip
 
 from deploy.arrangement import Program, answers, free_port
 from deploy.stores import BUCKET, ROLES, SUPERUSER, Bucket, Database, policy_of, s3_command
+from service.blobs import Objects, digest_of, open_objects, shared_key
 from service.errors import JobsUnavailable, NoSuchObject, ObjectsUnavailable
 from service.jobs import database, heartbeat
 from service.jobs.job import spec_of
 from service.jobs.jobs import open_jobs
-from service.objects import Objects, digest_of, open_objects, shared_key
 from service.settings import Settings
 
 STREAM = b"a stream"

@@ -10,12 +10,12 @@ import pytest
 import torch
 from small_model import photo_like
 
+from service.adapt.objective import Objective
 from service.adapt.plan import Plan
 from service.engine.engine import Engine
-from service.engine.objective import Objective
-from service.engine.pipeline import LoadedModel
 from service.engine.types import Target
 from service.picture import U8, Picture
+from service.runtime.pipeline import LoadedModel
 
 RATE = 4
 HEIGHT, WIDTH = 96, 80

@@ -13,8 +13,6 @@ from small_model import photo_like
 
 from service.codec.latents import LatentCoder
 from service.engine.engine import Engine
-from service.engine.loading import load_models
-from service.engine.pipeline import LoadedModel
 from service.engine.types import Compressed, Decompressed, Target
 from service.errors import (
     BadParameter,
@@ -26,8 +24,10 @@ from service.errors import (
     UnknownModel,
 )
 from service.picture import Picture
-from service.store import load_store
-from service.stored import StoredModel
+from service.runtime.loading import load_models
+from service.runtime.pipeline import LoadedModel
+from service.store.model import StoredModel
+from service.store.read import load_store
 
 SIZES = ((40, 64), (48, 64), (33, 60), (17, 90), (1, 1), (70, 40))
 RATES = (3, 3.5, 4, 5, 6)

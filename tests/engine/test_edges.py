@@ -12,17 +12,17 @@ from small_model import photo_like, small_stored_model
 
 from service.codec.sizes import Sizes
 from service.codec.tiles import PATCH, latent_box
-from service.engine.analysis_onnx import OnnxTransforms
-from service.engine.onnx_graph import CELL
-from service.engine.pipeline import Analysis, Synthesis, pixels_under, whole_cells
-from service.engine.synthesis_numpy import NumpySynthesis
-from service.engine.synthesis_onnx import OnnxSynthesis
-from service.engine.synthesis_torch import TorchSynthesis, TorchTransforms
 from service.nets.backbone import Depthwise
 from service.nets.model import Backbone
 from service.nets.twin import float_twin
 from service.picture import U8, Picture
-from service.stored import StoredModel
+from service.runtime.analysis_onnx import OnnxTransforms
+from service.runtime.onnx_graph import CELL
+from service.runtime.pipeline import Analysis, Synthesis, pixels_under, whole_cells
+from service.runtime.synthesis_numpy import NumpySynthesis
+from service.runtime.synthesis_onnx import OnnxSynthesis
+from service.runtime.synthesis_torch import TorchSynthesis, TorchTransforms
+from service.store.model import StoredModel
 
 STRAIGHT = Sizes(M=28, Cz=8, c8=16, c16=20, ne8=2, ne16=2, nd8=2, nd16=1, cp=16, cc=16)
 """With straight latents, and a number of channels that no blocked layout divides."""

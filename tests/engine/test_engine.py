@@ -19,10 +19,7 @@ from service.codec.latents import CodedTiles
 from service.codec.tiles import PATCH, TILE_PIXELS, padded_pixels
 from service.engine.engine import Engine
 from service.engine.golden import GOLDEN_TOLERANCE
-from service.engine.loading import load_models
 from service.engine.opening import open_engine
-from service.engine.pipeline import LoadedModel
-from service.engine.synthesis_numpy import NumpySynthesis
 from service.engine.types import Target
 from service.errors import (
     BadParameter,
@@ -35,9 +32,12 @@ from service.errors import (
     UnknownModel,
 )
 from service.picture import U8, Picture, Region
-from service.store import load_store
-from service.stored import StoredModel, StoredRate
-from service.train.publish import write_model
+from service.runtime.loading import load_models
+from service.runtime.pipeline import LoadedModel
+from service.runtime.synthesis_numpy import NumpySynthesis
+from service.store.model import StoredModel, StoredRate
+from service.store.read import load_store
+from service.store.write import write_model
 
 RATE = 4
 SIZES = [(1, 1), (1, 50), (50, 1), (2, 3), (16, 16), (17, 31), (33, 16), (75, 106), (128, 64)]

@@ -15,8 +15,8 @@ from small_model import photo_like
 
 from service.codec.container import read_stream
 from service.engine.engine import Engine
-from service.engine.pipeline import LoadedModel
 from service.picture import Picture
+from service.runtime.pipeline import LoadedModel
 
 FLIPS = 2000
 """Random changes of one to three bytes behind a valid checksum, for each of two streams."""

@@ -15,12 +15,12 @@ from small_model import photo_like
 from service.codec.container import read_stream, write_stream
 from service.codec.tiles import Box
 from service.engine.engine import Engine
-from service.engine.light import load_light
-from service.engine.loading import load_models
-from service.engine.pipeline import LoadedModel, decode_latents
 from service.errors import BadStream, RateUnavailable, UnknownModel
 from service.picture import Picture
-from service.stored import StoredModel
+from service.runtime.light import load_light
+from service.runtime.loading import load_models
+from service.runtime.pipeline import LoadedModel, decode_latents
+from service.store.model import StoredModel
 
 STORED = (1, 2, 3, 4, 5, 6, 7, 8)
 FRACTIONS = (1 + 1 / 16, 2.5, 3.5, 3 + 15 / 16, 4 + 1 / 16, 4.75, 6.25, 7 + 15 / 16)

@@ -13,18 +13,18 @@ from small_ladder import with_rates
 from small_model import decode_only, photo_like
 
 from service.adapt.plan import Plan, plan_of
+from service.adapt.run import Job, PictureAdaptation
 from service.codec import container
 from service.codec.coder import Tables
 from service.codec.lowrank import PARTS, Share, merge_transforms
 from service.codec.model_stream import read_update
-from service.engine.adaptation import Job, PictureAdaptation
 from service.engine.engine import Engine
-from service.engine.light import load_light
-from service.engine.loading import load_models
-from service.engine.pipeline import LoadedModel
 from service.errors import BadParameter, BadStream, UnknownModel, UnknownUpdate, UnsupportedStream
 from service.picture import Picture, Region
-from service.stored import StoredModel, StoredUpdate, layer_shapes
+from service.runtime.light import load_light
+from service.runtime.loading import load_models
+from service.runtime.pipeline import LoadedModel
+from service.store.model import StoredModel, StoredUpdate, layer_shapes
 
 LMBDA = 0.05
 

@@ -15,13 +15,13 @@ from small_ladder import with_rates
 
 from service.codec.lowrank import Update
 from service.engine.engine import Engine
-from service.engine.loading import load_models
-from service.engine.pipeline import LoadedModel
 from service.engine.target import goal_of, search
 from service.engine.types import Compressed, Target, Timings
 from service.errors import BadParameter, TargetUnreachable
 from service.picture import Picture
-from service.stored import StoredModel, StoredRate
+from service.runtime.loading import load_models
+from service.runtime.pipeline import LoadedModel
+from service.store.model import StoredModel, StoredRate
 
 PIXELS = 768 * 512
 KODAK_BPP = (0.12, 0.19, 0.31, 0.48, 0.74, 1.09, 1.58, 2.2)

@@ -22,11 +22,11 @@ from service.codec.container import (
 )
 from service.codec.lowrank import Share, merge_entropy, merge_transforms
 from service.engine.engine import Engine
-from service.engine.loading import load_models
 from service.engine.types import Target
 from service.errors import BadParameter, RateUnavailable, UnknownModel
 from service.picture import Picture
-from service.stored import StoredModel
+from service.runtime.loading import load_models
+from service.store.model import StoredModel
 
 PHOTO = Picture(photo_like(100, 130))
 

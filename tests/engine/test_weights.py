@@ -15,13 +15,13 @@ import torch
 from small_ladder import small_update, with_rates, with_update
 from small_model import photo_like
 
-from service.engine.loading import load_models
-from service.engine.pipeline import LoadedModel, encode
-from service.engine.synthesis_torch import TorchTransforms
 from service.engine.weights import Weights
 from service.errors import StoreError
 from service.picture import Picture
-from service.stored import StoredModel
+from service.runtime.loading import load_models
+from service.runtime.pipeline import LoadedModel, encode
+from service.runtime.synthesis_torch import TorchTransforms
+from service.store.model import StoredModel
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from service.cli import app
+from service.cli.main import app
 from service.errors import BadParameter, RateUnavailable
 from service.eval import metrics, report, run, sheet
 from service.eval.machine import Machine

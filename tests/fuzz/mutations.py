@@ -25,10 +25,10 @@ if __name__ == "__main__":
 import numpy as np  # noqa: E402
 from hostile import sealed  # noqa: E402
 from image_files import exif_of, profile  # noqa: E402
+from images.test_exif import camera_exif  # noqa: E402
+from images.test_hostile import read, samples  # noqa: E402
+from images.test_metadata import DAMAGED, PICTURES, check_written, mutated  # noqa: E402
 from small_model import photo_like  # noqa: E402
-from test_images_exif import camera_exif  # noqa: E402
-from test_images_hostile import read, samples  # noqa: E402
-from test_images_metadata import DAMAGED, PICTURES, check_written, mutated  # noqa: E402
 
 from service.engine.opening import open_engine  # noqa: E402
 from service.errors import RankpressError  # noqa: E402

@@ -10,8 +10,8 @@ from small_model import photo_like
 
 from service.codec.container import Header, Section
 from service.engine.engine import Engine
-from service.engine.pipeline import LoadedModel
 from service.picture import Picture
+from service.runtime.pipeline import LoadedModel
 
 
 @pytest.fixture(scope="module")

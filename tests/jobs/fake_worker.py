@@ -12,8 +12,8 @@ from typing import Any
 import dbos  # noqa: F401  (the fork server imports it once for all workers)
 
 from jobs.fake_adapter import FakeAdapter
-from service.api.logs import configure_logs
 from service.jobs import heartbeat, outage, worker
+from service.logs import configure_logs
 from service.settings import Settings
 
 

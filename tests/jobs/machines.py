@@ -22,7 +22,7 @@ from PIL import Image
 
 from jobs import fake_worker
 from jobs.fake_adapter import model_info
-from service.images import read_image
+from service.images.read import read_image
 from service.jobs import database
 from service.jobs.job import Job, JobSpec, spec_of
 from service.jobs.jobs import Jobs, open_jobs

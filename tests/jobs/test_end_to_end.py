@@ -20,7 +20,7 @@ from small_model import photo_like
 
 from service.engine.engine import Engine
 from service.settings import Settings
-from service.train.publish import write_model
+from service.store.write import write_model
 
 
 def until(condition: Callable[[], bool]) -> None:

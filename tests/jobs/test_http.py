@@ -24,9 +24,9 @@ from jobs.fake_adapter import expected_result
 from jobs.machines import Place, objects_away, picture, png
 from service.api import desk, job_storage
 from service.api.server import Server
+from service.blobs import Objects
 from service.errors import ObjectsUnavailable
 from service.jobs import jobs as jobs_module
-from service.objects import Objects
 from service.picture import Picture
 
 pytestmark = pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)

@@ -17,8 +17,9 @@ from structlog.testing import capture_logs
 
 from jobs.fake_adapter import FakeAdaptation, FakeAdapter, expected_result, model_info
 from jobs.machines import picture, png
+from service.adapt.types import AdaptProgress
+from service.blobs import Objects, open_objects
 from service.codec import container
-from service.engine.types import AdaptProgress
 from service.errors import (
     BadParameter,
     JobUnfinished,
@@ -41,7 +42,6 @@ from service.jobs.job import (
 )
 from service.jobs.outage import lacks_room
 from service.jobs.work import PUBLIC, JobWork, Pauses, StepFailed, WorkLimits
-from service.objects import Objects, open_objects
 
 LIMITS = WorkLimits(step_s=0.0, job_s=60.0, attempts=3, max_pixels=1000)
 SPEC = spec_of(png(), 20, 12, 4.0, 1, (model_info(),))

@@ -15,7 +15,6 @@ from service.codec.container import read_stream
 from service.codec.entropy_model import GROUP_AT, LEVELS, STEPS, gather
 from service.codec.sizes import Sizes
 from service.engine.engine import Engine
-from service.engine.loading import load_models
 from service.nets.backbone import ScaledLinear, folded, leaky, shifted_products
 from service.nets.model import (
     LOG_STEP,
@@ -31,6 +30,7 @@ from service.nets.model import (
     step_masks,
 )
 from service.picture import Picture
+from service.runtime.loading import load_models
 
 CPU = torch.device("cpu")
 

@@ -19,16 +19,16 @@ from conftest import Small
 from image_files import chunk, profile
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from service import colour
 from service.adapt.plan import Plan
+from service.adapt.run import Job, PictureAdaptation
 from service.codec import container
-from service.engine.adaptation import Job, PictureAdaptation
 from service.engine.engine import Engine
-from service.engine.loading import load_models
-from service.engine.pipeline import LoadedModel
+from service.images import colour
 from service.picture import Picture
-from service.stored import StoredUpdate
-from service.train.publish import publish_updates, write_model
+from service.runtime.loading import load_models
+from service.runtime.pipeline import LoadedModel
+from service.store.model import StoredUpdate
+from service.store.write import publish_updates, write_model
 
 REPO = Path(__file__).parents[2]
 

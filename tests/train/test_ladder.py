@@ -14,7 +14,7 @@ from service.nets.backbone import ScaledLinear
 from service.nets.lora import RateAdapter
 from service.nets.model import Backbone, Estimate
 from service.nets.twin import float_twin
-from service.stored import StoredModel
+from service.store.model import StoredModel
 from service.train.adapters import domains
 from service.train.ladder import RANKS, RateLadder
 from service.train.start import from_stored, read_adapter, unfolded, write_adapter

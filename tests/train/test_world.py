@@ -22,7 +22,7 @@ sys.path[:0] = {paths!r}
 torch.set_num_threads(1)
 from safetensors.torch import save_file
 from test_base import RECIPE, data, small_start
-from service.train.base import Piece, Run
+from service.train.run import Piece, Run
 from service.train.step import TrainingStep
 from service.train.world import join_world
 world, _ = join_world(torch.device("cpu"))
@@ -39,8 +39,8 @@ class Clock:  # a second passes with every look of the first process at it
     def monotonic(self):
         self.now += 1
         return self.now
-import service.train.base, service.train.progress
-service.train.base.time = service.train.progress.time = Clock()
+import service.train.run, service.train.progress
+service.train.run.time = service.train.progress.time = Clock()
 piece = Piece(minutes={minutes})
 Run(Path({folder!r}), data(), recipe, small_start, piece, "test", world).train(print)
 """

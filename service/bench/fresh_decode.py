@@ -1,0 +1,61 @@
+"""`python -m service.bench.fresh_decode STREAM STORE THREADS`: one process that only decodes.
+
+It decodes one file again and again with the light decoder and prints as JSON what it took: seconds
+to import what decoding needs, the time of day after the first decode, milliseconds of the decodes
+after that one, and its peak memory. It imports nothing else before.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from statistics import median, quantiles
+
+ROUNDS = 21
+MIN_ROUNDS = 3
+BUDGET_S = 5.0
+
+
+def main(stream: str, store: str, threads: str) -> None:
+    """Decode a file and print what it took."""
+    begun = time.perf_counter()
+    import service.engine.opening
+    import service.runtime.entropy_onnx  # (open_engine would import these two)
+    import service.runtime.synthesis_onnx  # noqa: F401
+
+    import_s = time.perf_counter() - begun
+    engine = service.engine.opening.open_engine(
+        store=Path(store) if store else None,
+        decode_only=True,
+        threads=int(threads),
+        max_pixels=10**9,
+    )
+    data = Path(stream).read_bytes()
+    engine.decompress(data)
+    first_at = time.time()
+    times_ms: list[float] = []
+    start = time.perf_counter()
+    while len(times_ms) < ROUNDS and not (
+        len(times_ms) >= MIN_ROUNDS and time.perf_counter() - start > BUDGET_S
+    ):
+        begun = time.perf_counter()
+        engine.decompress(data)
+        times_ms.append(1000 * (time.perf_counter() - begun))
+    from service.bench.memory import (
+        peak_mib,
+    )
+
+    told = {
+        "import_s": import_s,
+        "first_at": first_at,
+        "decode_ms": median(times_ms),
+        "decode_p95_ms": quantiles(times_ms, n=20, method="inclusive")[-1],
+        "peak_mib": peak_mib(),
+    }
+    sys.stdout.write(json.dumps(told) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,96 @@
+"""Peak memory of compressing and decompressing one picture, each in a process of its own.
+
+`python -m service.bench.memory compress FILE RATE DEVICE STORE OUT` does the work of one command,
+file to file, and prints its peaks as JSON. The peak is the kernel's VmHWM: ru_maxrss of a child
+process starts at the size of its parent, which would be ours. Where there is no /proc, ru_maxrss
+is what is left.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+
+from service.engine.opening import open_engine
+from service.eval.pictures import generate
+from service.images.read import read_image, write_image
+from service.picture import U8
+
+MAX_PIXELS = 10**9
+MIB = 1 << 20
+
+
+def measure(
+    sizes: list[tuple[int, int]], rate: float, device: str, store: Path | None
+) -> list[dict[str, object]]:
+    """Peak MiB of compress and decompress for each size, pictures made from a seed.
+
+    The smallest is the floor: what the process takes with a picture of one tile's corner.
+    """
+    found: list[dict[str, object]] = []
+    with TemporaryDirectory() as folder:
+        for width, height in sizes:
+            image, stream = Path(folder, "image.png"), Path(folder, "stream.rkp")
+            image.write_bytes(as_png(generate(width, height).rgb))
+            arguments = [f"{rate:g}", device, str(store or "")]
+            compress = _run("compress", image, stream, arguments)
+            decompress = _run("decompress", stream, Path(folder, "out.png"), arguments)
+            found.append({"width": width, "height": height, "compress_mib": compress["done"],
+                          "decompress_mib": decompress["pixels"],
+                          "decompress_to_png_mib": decompress["done"],
+                          "loaded_mib": compress["loaded"]})  # fmt: skip
+    return found
+
+
+def as_png(rgb: U8) -> bytes:
+    """Pixels as a PNG file, written fast."""
+    out = io.BytesIO()
+    Image.fromarray(rgb).save(out, format="PNG", compress_level=1)
+    return out.getvalue()
+
+
+def peak_mib() -> float:
+    """The most memory this process has held so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+
+
+def _run(what: str, source: Path, target: Path, arguments: list[str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "service.bench.memory", what, str(source), str(target)]
+    done = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
+    peaks: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return peaks
+
+
+def main(what: str, source: str, target: str, rate: str, device: str, store: str) -> None:
+    """Work through one file and print the peaks."""
+    engine = open_engine(store=Path(store) if store else None, device=device, max_pixels=MAX_PIXELS)
+    peaks = {"loaded": peak_mib()}
+    data = Path(source).read_bytes()
+    if what == "compress":
+        picture = read_image(data, max_pixels=MAX_PIXELS)
+        del data
+        written = engine.compress(picture, float(rate)).data
+    else:
+        decoded = engine.decompress(data).picture
+        peaks["pixels"] = peak_mib()
+        written = write_image(decoded, "png")
+    Path(target).write_bytes(written)
+    peaks["done"] = peak_mib()
+    sys.stdout.write(json.dumps(peaks) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,242 @@
+"""`rankpress worker` and `rankpress jobs`: adaptation jobs by command.
+
+Kept apart from cli/main.py, which registers them, because they need the `server` extra.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json as json_text
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from service.cli.errors import logged_end
+from service.cli.opening import open_store
+from service.cli.options import DeviceOption, JsonOption, StoreOption
+from service.cli.settings import settings_of
+from service.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from service.jobs.job import Job, JobSpec
+    from service.jobs.jobs import Jobs
+
+StateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+StateOption = Annotated[
+    Path | None, typer.Option(help="Folder of the jobs, if not the user's own.")
+]
+
+jobs_app = typer.Typer(no_args_is_help=True, help="List, show, cancel and rescue jobs.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to an app."""
+    app.command()(worker)
+    app.add_typer(jobs_app, name="jobs")
+
+
+def worker(
+    store: StoreOption = None,
+    device: DeviceOption = None,
+    state: StateOption = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; 0 takes all cores.")] = None,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Do adaptation jobs until stopped; any number of workers may share a database."""
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtra("a worker needs torch: pip install 'rankpress[server]'")
+    with logged_end("worker failed", log_format=None) as places:
+        settings = settings_of(store=store, device=device, state=state, job_threads=threads)
+        with _needs_extra():
+            from service.jobs.database import place_of
+            from service.jobs.worker import run_worker
+            from service.logs import configure_logs
+        configure_logs(settings.log_format, settings.log_level)
+        places |= {"database": place_of(settings), "objects": settings.objects_place}
+
+        own = settings.model_copy(update={"threads": settings.job_threads, "decode_only": False})
+        run_worker(lambda: open_store(own), settings, parent)
+
+
+@jobs_app.command("list")
+def list_jobs(
+    status: Annotated[StateName | None, typer.Option(help="Only jobs of this.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List jobs, the newest first."""
+    with _jobs(state) as jobs:
+        found = jobs.recent((status,) if status else (), limit)
+    if json:
+        for job in found:
+            typer.echo(_json(job))
+    else:
+        _print(_table(found))
+
+
+@jobs_app.command()
+def show(
+    job_id: Annotated[str, typer.Argument(metavar="JOB")],
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show all that is known of a job."""
+    with _jobs(state) as jobs:
+        job = jobs.get(job_id)
+    if json:
+        typer.echo(_json(job))
+    else:
+        _print(_details(job))
+
+
+@jobs_app.command()
+def cancel(
+    job_ids: Annotated[list[str], typer.Argument(metavar="JOB...")], state: StateOption = None
+) -> None:
+    """Stop jobs; their best streams so far are kept."""
+    with _jobs(state) as jobs:
+        for job_id in job_ids:
+            jobs.cancel(job_id)
+            typer.echo(f"{job_id} cancelled")
+
+
+@jobs_app.command()
+def rescue(
+    job_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[JOB...]", show_default=False)
+    ] = None,
+    state: StateOption = None,
+) -> None:
+    """Queue jobs again: those of workers that died, or the ones named.
+
+    Workers do that by themselves for a worker that was lost a minute ago; a job that is named is
+    taken from its worker, or goes on after it was cancelled or failed.
+    """
+    with _jobs(state) as jobs:
+        rescued = jobs.rescue(job_ids or ())
+    for job_id in rescued:
+        typer.echo(f"{job_id} queued again")
+    if not rescued:
+        typer.echo("nothing to rescue", err=True)
+
+
+@contextmanager
+def _needs_extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "service").startswith("service"):
+            raise
+        raise MissingExtra(f"jobs need {error.name}: pip install 'rankpress[server]'") from error
+
+
+@contextmanager
+def _jobs(state: Path | None) -> Iterator[Jobs]:
+    with _needs_extra():
+        from service.jobs import database
+        from service.jobs.jobs import open_jobs
+    settings = settings_of(state=state)
+    jobs = open_jobs(settings, database.prepare(settings))
+    try:
+        yield jobs
+    finally:
+        jobs.close()
+
+
+def _json(job: Job) -> str:
+    """A job as a line of JSON; an infinite PSNR becomes null."""
+    record = job.record and job.record.to_json()
+    values: dict[str, Any] = asdict(job) | {"record": record, "notes": job.notes}
+    return json_text.dumps(values)
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def _table(jobs: list[Job]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("job", no_wrap=True)
+    table.add_column("status")
+    for name in ("rate", "effort", "prio", "step", "bpp", "was", "dB", "was", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("posted", no_wrap=True)
+    for job in jobs:
+        p = None if job.record is None else job.record.progress
+        numbers = (
+            ("",) * 5
+            if p is None
+            else (
+                f"{p.step}/{p.total}",
+                f"{p.bpp:.3f}",
+                f"{p.first_bpp:.3f}",
+                f"{p.psnr_db:.2f}",
+                f"{p.first_psnr_db:.2f}",
+            )
+        )
+        asked = f"{job.spec.rate:g}", str(job.spec.effort), str(job.priority)
+        spent = "" if job.record is None else f"{job.record.seconds:.0f}"
+        table.add_row(job.id, job.state, *asked, *numbers, spent, _date(job.created_s))
+    return table
+
+
+def _details(job: Job) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    spec = job.spec
+    rows = {
+        "job": job.id,
+        "status": job.state,
+        "picture": f"{spec.width}x{spec.height}, sha256 {spec.image}",
+        "source": _source(spec),
+        "asked": f"rate {spec.rate:g}, effort {spec.effort}, priority {job.priority}",
+        "posted": _date(job.created_s),
+        "worker": f"{job.worker or 'none yet'}, begun {job.attempts} times",
+    }
+    if job.record is not None:
+        p = job.record.progress
+        gain = 100 * (p.bytes / p.first_bytes - 1)
+        rows |= {
+            "progress": f"{p.phase}, step {p.step} of {p.total}, {job.record.seconds:.1f} s",
+            "size": f"{p.bytes:,} bytes, {p.bpp:.4f} bpp ({gain:+.1f} %)",
+            "without": f"{p.first_bytes:,} bytes, {p.first_bpp:.4f} bpp",
+            "quality": f"{_db(p.psnr_db)}, {_db(p.first_psnr_db)} without",
+        }
+    if job.waiting_since_s is not None:
+        rows["waits"] = f"for storage, since {_date(job.waiting_since_s)}"
+    if job.ended_s is not None and job.expires_s is not None:
+        rows |= {"ended": _date(job.ended_s), "kept until": _date(job.expires_s)}
+    if job.notes:
+        rows["notes"] = "; ".join(job.notes)
+    if job.error is not None:
+        rows["error"] = job.error
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def _source(spec: JobSpec) -> str:
+    size = f"{spec.image_bytes:,} bytes"
+    return size if spec.frame is None else f"{size}, frame or page {spec.frame}"
+
+
+def _db(value: float) -> str:
+    return "exact" if math.isinf(value) else f"{value:.2f} dB"
+
+
+def _date(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

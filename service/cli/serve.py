@@ -1,0 +1,98 @@
+"""`rankpress serve`; kept apart from cli/main.py, which registers it, because it needs an extra."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from service.cli.errors import logged_end
+from service.cli.opening import open_codec
+from service.cli.options import CheckOption, DeviceOption, ModelOption, StoreOption
+from service.cli.settings import settings_of
+from service.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to an app."""
+    app.command()(serve)
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    uds: Annotated[Path | None, typer.Option(help="UNIX socket instead.")] = None,
+    fd: Annotated[int | None, typer.Option(help="Inherited socket instead.")] = None,
+    root_path: Annotated[str | None, typer.Option(help="Path that a proxy adds.")] = None,
+    forwarded_allow_ips: Annotated[
+        str | None, typer.Option(help="Proxies whose X-Forwarded-* count; * for all.")
+    ] = None,
+    store: StoreOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    check: CheckOption = None,
+    workers: Annotated[int | None, typer.Option(help="Requests worked on at a time.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a network call.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Pixels of the largest picture.")] = None,
+    decode_only: Annotated[
+        bool | None, typer.Option("--decode-only", help="Only decode, with the light decoder.")
+    ] = None,
+    objects_url: Annotated[
+        str | None, typer.Option("--objects", help="Folder or URL of stored streams.")
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None, typer.Option(help="Least severe.")
+    ] = None,
+    log_format: Annotated[
+        Literal["json", "text"] | None, typer.Option(help="Of log lines, on stderr.")
+    ] = None,
+) -> None:
+    """Serve compress and decompress over HTTP; RANKPRESS_* variables set what is not given."""
+    with logged_end("server failed", log_format):
+        settings = settings_of(
+            host=host,
+            port=port,
+            uds=uds,
+            fd=fd,
+            root_path=root_path,
+            forwarded_allow_ips=forwarded_allow_ips,
+            store=store,
+            model=model,
+            device=device,
+            check=check,
+            workers=workers,
+            threads=threads,
+            max_pixels=max_pixels,
+            decode_only=decode_only,
+            objects_url=objects_url,
+            log_level=log_level,
+            log_format=log_format,
+        )
+        _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
+    try:
+        from service.api.server import serve as run_server
+    except ModuleNotFoundError as error:
+        if (error.name or "service").startswith("service"):
+            raise
+        extra = "decode" if settings.decode_only else "server"
+        needs = f"serving needs {error.name}: pip install 'rankpress[{extra}]'"
+        raise MissingExtra(needs) from error
+    if not settings.decode_only and find_spec("torch") is None:
+        needs = "serving needs torch: pip install 'rankpress[server]', or serve --decode-only"
+        raise MissingExtra(needs)
+    # A thread that loads leaves an OpenMP team behind; with the worker's there would be more
+    # threads than cores, and all would wait slowly (186 ms a photo, not 146). This one ends first.
+    with ThreadPoolExecutor(1) as loader:
+        codec = loader.submit(
+            lambda: open_codec(settings, max_batch=settings.max_batch, warm=settings.warm)
+        ).result()
+    run_server(codec, settings)

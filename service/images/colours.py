@@ -1,0 +1,223 @@
+"""What image files say of their colours in other ways than by an ICC profile.
+
+PNG has chunks (PNG, third edition, 4.3: cICP goes before iCCP, before sRGB, before gAMA and cHRM),
+AVIF and HEIC have code points (ITU-T H.273) in a `colr` box, and cameras say "Adobe RGB" in Exif. A
+profile goes before all of them but cICP. The curve of BT.709, which is one of cameras, is taken for
+that of sRGB, as web browsers take it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from PIL import ExifTags
+from PIL.Image import Exif, Image
+from PIL.ImageFile import ImageFile
+
+from service.errors import BadImage
+from service.images import colour
+from service.images.boxes import box_inside, boxes
+from service.images.colour import D65, SRGB_CURVE, SRGB_PRIMARIES, Curve, Primaries, Space
+
+_P3: Final[Primaries] = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
+_NTSC: Final[Primaries] = ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070))
+_C: Final = (0.310, 0.316)
+_PRIMARIES: Final[Mapping[int, tuple[Primaries, tuple[float, float]]]] = {
+    1: (SRGB_PRIMARIES, D65),
+    2: (SRGB_PRIMARIES, D65),  # "unspecified"
+    4: (((0.67, 0.33), (0.21, 0.71), (0.14, 0.08)), _C),
+    5: (((0.64, 0.33), (0.29, 0.60), (0.15, 0.06)), D65),
+    6: (_NTSC, D65),
+    7: (_NTSC, D65),
+    8: (((0.681, 0.319), (0.243, 0.692), (0.145, 0.049)), _C),
+    9: (((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)), D65),
+    11: (_P3, (0.314, 0.351)),
+    12: (_P3, D65),
+    22: (((0.630, 0.340), (0.295, 0.605), (0.155, 0.077)), D65),
+}
+"""Red, green and blue, and the white point, by H.273's ColourPrimaries."""
+
+_CURVES: Final[Mapping[int, Curve]] = {
+    **dict.fromkeys((1, 2, 6, 13, 14, 15), SRGB_CURVE),
+    4: Curve(2.2),
+    5: Curve(2.8),
+    8: Curve(1.0),
+}
+"""By H.273's TransferCharacteristics; 2 is "unspecified"."""
+
+_UNSPECIFIED: Final = 2
+_RGB_OF_FULL_RANGE: Final = b"\0\1"
+"""A cICP's matrix and range: the only ones that PNG's samples have in practice."""
+
+_HDR: Final[Mapping[int, str]] = {16: "PQ", 18: "HLG"}
+
+_ADOBE_RGB: Final = Space(Curve(563 / 256), ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06)))
+_UNCALIBRATED: Final = 0xFFFF
+_ADOBE_COLOR_SPACE: Final = 2
+_INTEROPERABILITY_INDEX: Final = 1
+_MAX_PARTS: Final = 10_000
+"""Chunks or associations that are looked at."""
+
+
+@dataclass(frozen=True)
+class ColourDescription:
+    """What a file says of its colours; `by` names where, `space` is None where it is not known."""
+
+    by: str
+    space: Space | None
+
+
+def describe_colours(name: str, image: ImageFile, data: bytes) -> ColourDescription | None:
+    """Return what an opened file says of its colours; None for nothing, or for a profile.
+
+    Args:
+        name: of the kind of file. image: opened. data: the whole file.
+
+    Raises:
+        BadImage: they are HDR, which eight bits cannot hold.
+    """
+    coded = _by_cicp(data) if name == "PNG" else _by_nclx(name, data)
+    icc = bool(image.info.get("icc_profile"))
+    if coded is not None and coded.space is not None and (name == "PNG" or not icc):
+        return coded
+    return None if icc else description_by_info(image) or coded
+
+
+def description_by_info(image: Image) -> ColourDescription | None:
+    """Return what Pillow's `info` says of colours, where it has no profile; None for nothing.
+
+    It has no code points: those are in the file alone.
+    """
+    if "srgb" in image.info:
+        return None
+    found = _by_gamma(image)
+    if found is None and is_adobe_rgb(image):
+        return ColourDescription("Exif (Adobe RGB)", _ADOBE_RGB)
+    return found
+
+
+def profile_by_info(image: Image, *, grey: bool) -> bytes | None:
+    """Return a profile of what `description_by_info` finds; None for sRGB and for nonsense."""
+    told = description_by_info(image)
+    if told is None or told.space is None:
+        return None
+    mode: Literal["L", "RGB"] = "L" if grey else "RGB"
+    icc = told.space.profile(grey)
+    transform = colour.to_srgb(icc, mode)
+    return None if transform is None or colour.is_srgb(transform, mode) else icc
+
+
+def _by_cicp(png: bytes) -> ColourDescription | None:
+    cicp = next((body for kind, body in _chunks(png) if kind == b"cICP"), None)
+    if cicp is None:
+        return None
+    told = _by_code_points("PNG cICP", cicp[0], cicp[1]) if len(cicp) == 4 else None
+    return told if cicp[2:] == _RGB_OF_FULL_RANGE else ColourDescription("PNG cICP", None)
+
+
+def _by_nclx(name: str, file: bytes) -> ColourDescription | None:
+    points = _nclx(file) if name in ("AVIF", "HEIC") else None
+    return None if points is None else _by_code_points(f"{name} nclx", *points)
+
+
+def _by_code_points(by: str, primaries: int, transfer: int) -> ColourDescription | None:
+    if primaries == transfer == _UNSPECIFIED:
+        return None
+    if transfer in _HDR:
+        raise BadImage(
+            f"the picture is HDR ({_HDR[transfer]}, told by {by}), expected one of standard "
+            "dynamic range: convert it first"
+        )
+    known, curve = _PRIMARIES.get(primaries), _CURVES.get(transfer)
+    if known is None or curve is None:
+        return ColourDescription(f"{by} {primaries}, {transfer}", None)
+    return ColourDescription(by, Space(curve, *known))
+
+
+def _by_gamma(image: Image) -> ColourDescription | None:
+    """By the chunks gAMA and cHRM. 1/2.2 with sRGB's primaries stands for sRGB, as PNG says."""
+    gamma, points = image.info.get("gamma"), image.info.get("chromaticity")
+    if gamma is None and points is None:
+        return None
+    by = " and ".join(n for n, v in (("gAMA", gamma), ("cHRM", points)) if v is not None)
+    try:
+        curve = SRGB_CURVE if gamma is None else Curve(1 / gamma)
+        if gamma is not None and abs(gamma - 1 / 2.2) < 0.005:
+            curve = SRGB_CURVE
+        if points is None:
+            return ColourDescription(f"PNG {by}", Space(curve))
+        white, *corners = zip(points[::2], points[1::2], strict=True)
+        red, green, blue = corners
+        return ColourDescription(f"PNG {by}", Space(curve, (red, green, blue), white))
+    except (ValueError, ZeroDivisionError):
+        return ColourDescription(f"PNG {by}", None)
+
+
+def is_adobe_rgb(image: Image) -> bool:
+    """Whether Exif says so: colour space 2, or "uncalibrated" with the index R03."""
+    try:
+        own = image.getexif()
+        space = own.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+        index = _interoperability(own)
+    except Exception:  # Pillow raises whatever damaged bytes lead to
+        return False
+    return space == _ADOBE_COLOR_SPACE or (space == _UNCALIBRATED and index.startswith("R03"))
+
+
+def _interoperability(exif: Exif) -> str:
+    found = exif.get_ifd(ExifTags.IFD.Interop).get(_INTEROPERABILITY_INDEX, "")
+    return found.decode("ascii", "replace") if isinstance(found, bytes) else str(found)
+
+
+def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and content of a PNG's chunks before its pixels."""
+    position = 8
+    for _ in range(_MAX_PARTS):
+        if position + 8 > len(png):
+            return
+        size, kind = struct.unpack_from(">I4s", png, position)
+        if kind == b"IDAT":
+            return
+        yield kind, png[position + 8 : position + 8 + min(size, 64)]
+        position += 12 + size
+
+
+def _nclx(file: bytes) -> tuple[int, int] | None:
+    """Primaries and transfer of the `colr` box with code points that the primary item has.
+
+    Thumbnails, alpha and gain maps may have others (ISO/IEC 23008-12, 6.5.5 and 9.3).
+    """
+    primary = box_inside(file, (b"meta", b"pitm"))
+    properties = box_inside(file, (b"meta", b"iprp", b"ipco"))
+    associations = box_inside(file, (b"meta", b"iprp", b"ipma"))
+    if primary is None or properties is None or associations is None:
+        return None
+    try:
+        item = struct.unpack_from(">I" if file[primary[0]] else ">H", file, primary[0] + 4)[0]
+        numbered = dict(enumerate(boxes(file, *properties), 1))
+        for number in _properties_of(file, associations[0], item):
+            kind, begin, end = numbered.get(number, (b"", 0, 0))
+            if kind == b"colr" and file[begin : begin + 4] == b"nclx" and end - begin >= 8:
+                primaries, transfer = struct.unpack_from(">HH", file, begin + 4)
+                return primaries, transfer
+    except struct.error:  # the boxes end too early
+        pass
+    return None
+
+
+def _properties_of(file: bytes, begin: int, item: int) -> Iterator[int]:
+    """Numbers, from 1, of an item's properties, as an `ipma` box lists them."""
+    head, items = struct.unpack_from(">2I", file, begin)
+    entry = ">IB" if head >> 24 else ">HB"
+    number, mask = (">H", 0x7FFF) if head & 1 else (">B", 0x7F)  # the top bit says "essential"
+    position = begin + 8
+    for _ in range(min(items, _MAX_PARTS)):
+        of, count = struct.unpack_from(entry, file, position)
+        position += struct.calcsize(entry)
+        numbers = struct.unpack_from(f">{count}{number[1]}", file, position)
+        position += struct.calcsize(number) * count
+        if of == item:
+            yield from (each & mask for each in numbers)

@@ -1,0 +1,113 @@
+"""Stored models made resident to compress and decompress; light.py does it without torch.
+
+What runs the networks is a fixed rule of what the machine has, not a measurement, so that a machine
+always writes the same bytes. A GPU and a CPU with instructions for bfloat16 run them in torch. Any
+other CPU runs them in float32 through ONNX Runtime, where that can be imported: 768×512 on one core
+of a Zen 4 takes g_a 122 ms, h_a 10 and g_s 124, and torch 146, 13 and 148 in float32, but 82, 7 and
+87 in bfloat16. So only one library's threads have work, and neither waits for the other's to rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from service.codec.entropy_model import EntropyModel
+from service.codec.fixed_point import Numbers
+from service.errors import BadParameter
+from service.runtime.light import coder_of
+from service.runtime.pipeline import LoadedModel
+from service.store.model import StoredModel
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_models(
+    stored: tuple[StoredModel, ...], device_name: str, dtype: torch.dtype | None, threads: int = 0
+) -> tuple[LoadedModel, ...]:
+    """Make models resident.
+
+    Args:
+        stored: from the store. device_name: "auto", "cpu" or "cuda".
+        dtype: working type of the transforms in torch; None takes what the rule above says.
+        threads: CPU threads, 0 leaves the library's own choice.
+
+    Raises:
+        BadParameter: no such device.
+    """
+    import torch
+
+    from service.runtime.synthesis_torch import best_dtype, pick_device
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        device = pick_device(device_name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]  # after a fork CUDA's names the way out
+        raise BadParameter(f"device {device_name!r} cannot be used here: {reason}") from error
+    working = best_dtype(device)
+    build = None
+    if dtype is None and device.type == "cpu" and working == torch.float32:
+        build = _onnx_builder(threads)
+    build = build or _torch_builder(device, dtype or working)
+    return tuple(build(model) for model in stored)
+
+
+def _torch_builder(
+    device: torch.device, dtype: torch.dtype
+) -> Callable[[StoredModel], LoadedModel]:
+    """Makes models ready with torch."""
+    import torch
+
+    from service.runtime.synthesis_torch import TorchSynthesis, TorchTransforms
+
+    # Only true float32 products are exact: GPUs may round to TF32, and CPUs to bfloat16 when asked.
+    exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    numbers = Numbers(torch, torch.float32 if exact else torch.float64, device)
+    entropy = partial(EntropyModel, numbers=numbers)
+
+    def build(model: StoredModel) -> LoadedModel:
+        transforms = TorchTransforms(model, device, dtype)
+        coder = coder_of(model, entropy)
+        return LoadedModel(model, coder, transforms, transforms, build, build_synthesis)
+
+    def build_synthesis(model: StoredModel) -> TorchSynthesis:
+        return TorchSynthesis(model, device, dtype)
+
+    return build
+
+
+def _onnx_builder(threads: int) -> Callable[[StoredModel], LoadedModel] | None:
+    """Makes models ready with ONNX Runtime; None where it cannot be imported."""
+    try:
+        from service.runtime.analysis_onnx import OnnxTransforms
+        from service.runtime.entropy_onnx import OnnxEntropyModel
+        from service.runtime.synthesis_onnx import OnnxSynthesis
+    except ImportError:
+        return None
+    entropy = partial(OnnxEntropyModel, threads=threads)
+    build_synthesis = partial(OnnxSynthesis, threads=threads)
+
+    def build(model: StoredModel) -> LoadedModel:
+        transforms, coder = OnnxTransforms(model, threads), coder_of(model, entropy)
+        return LoadedModel(model, coder, transforms, transforms, build, build_synthesis)
+
+    return build
+
+
+def transforms_of(model: LoadedModel) -> str:
+    """What runs a model's transforms, for records: torch.bfloat16, onnxruntime.float32, ..."""
+    return str(getattr(model.synthesis, "dtype", "onnxruntime.float32"))
+
+
+def batch_for(model: LoadedModel) -> int:
+    """What suits the device that a model runs on."""
+    if model.analysis is None:
+        return 1
+    from service.runtime.synthesis_torch import best_batch, place_of
+
+    return best_batch(place_of(model.analysis)[0])

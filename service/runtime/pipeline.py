@@ -1,0 +1,286 @@
+"""Pictures <-> streams with one loaded model, tile by tile.
+
+Memory beyond the pictures, their latents (int16) and streams is bounded by one window's, and
+by one tile of each picture where several are worked on together. The entropy networks take such
+pictures as a batch: they are exact, so no picture's stream depends on the others. The transforms
+take one picture at a time: their sums are rounded, a product of another size may be summed in
+another order, and a latent next to a rounding edge would then become another symbol. (Measured in
+bfloat16 and float32 on a CPU: batches of 2 and 4 change latents of many sizes, and so bytes.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.codec import alpha, container
+from service.codec.latents import LatentCoder
+from service.codec.lowrank import PARTS, Share, Update, merge_transforms
+from service.codec.model_stream import read_update
+from service.codec.tiles import (
+    PATCH,
+    Z_CELL,
+    Box,
+    hyper_shape,
+    latent_box,
+    latents_under,
+    tiles,
+    windows,
+)
+from service.errors import MissingExtra, UnsupportedStream
+from service.picture import U8, Picture
+from service.runtime.interruption import allow_interruption
+from service.store.model import StoredModel, Tensors, layer_shapes
+
+
+class Synthesis(Protocol):
+    """g_s of one model."""
+
+    def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> U8:
+        """A window of latents as pixels.
+
+        Args:
+            y_hat: [h, w, M] in units of 2^-Y_FRAC.
+            inner: the part of the window whose pixels are wanted, None for all of it.
+
+        Returns:
+            [16 inner.height, 16 inner.width, 3].
+        """
+        ...
+
+
+class Analysis(Protocol):
+    """g_a and h_a of one model."""
+
+    def analyse(self, pixels: U8) -> NDArray[np.float32]:
+        """Pixels [H, W, 3], H and W multiples of 16 -> y [H/16, W/16, M]."""
+        ...
+
+    def hyper_analyse(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
+        """y [B, h, w, M] -> z [B, ceil(h/4), ceil(w/4), Cz]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model ready to run; `analysis` is None where only decoding is installed."""
+
+    stored: StoredModel
+    coder: LatentCoder
+    synthesis: Synthesis
+    analysis: Analysis | None
+    build: Callable[[StoredModel], LoadedModel] | None = None
+    """Makes the same model ready at another rate; None when only this one is wanted."""
+    build_synthesis: Callable[[StoredModel], Synthesis] | None = None
+    """Makes g_s alone ready, for a stream that brings an update of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """Decoded latents of part of a picture.
+
+    Attributes:
+        box: which latents. y_hat: [box.height, box.width, M] int16.
+        code_s: seconds of coding, for all that were worked on together.
+    """
+
+    box: Box
+    y_hat: NDArray[np.int16]
+    code_s: float
+
+
+def encode(
+    model: LoadedModel, picture: Picture, rate16: int, tune: str = container.PSNR
+) -> tuple[bytes, Latents]:
+    """Analyse and code tile by tile; returns the stream and the latents it holds.
+
+    Args:
+        model: merged for the rate. picture: to encode.
+        rate16: rate in sixteenths, and tune: its ladder, for the header.
+    """
+    return encode_all(model, [picture], rate16, tune)[0]
+
+
+def encode_all(
+    model: LoadedModel, pictures: Sequence[Picture], rate16: int, tune: str = container.PSNR
+) -> list[tuple[bytes, Latents]]:
+    """The same for pictures of one `latent_box`, their entropy networks run together."""
+    if model.analysis is None:
+        raise MissingExtra("compressing needs torch: pip install 'rankpress[server]'")
+    box = latent_box(pictures[0].width, pictures[0].height)
+    sizes = model.stored.sizes
+    y_hat = np.empty((len(pictures), box.height, box.width, sizes.M), np.int16)
+    coded: list[tuple[bytes, ...]] = []
+    code_s = 0.0
+    for tile in tiles(box):
+        allow_interruption()
+        window, inner = tile.grown(sizes.halo, box), tile.relative(tile.grown(sizes.halo, box))
+        y = [model.analysis.analyse(pixels_under(p, window))[inner.slices] for p in pictures]
+        z = np.concatenate([model.analysis.hyper_analyse(one[None]) for one in y])
+        assert z.shape[1:3] == hyper_shape(tile)
+        result = model.coder.encode(np.stack(y), z)
+        y_hat[:, *tile.slices] = result.y_hat
+        coded.append(result.data)
+        code_s += result.code_s
+    streams = [
+        container.write_stream(assemble(model, p, rate16, tune, data))
+        for p, data in zip(pictures, zip(*coded, strict=True), strict=True)
+    ]
+    return [
+        (data, Latents(box, latents, code_s)) for data, latents in zip(streams, y_hat, strict=True)
+    ]
+
+
+def assemble(
+    model: LoadedModel, picture: Picture, rate16: int, tune: str, coded: tuple[bytes, ...]
+) -> container.Stream:
+    """A stream of coded tiles, with what else the picture brings."""
+    flags = container.Flags.GREY * picture.grey
+    flags |= container.Flags.MS_SSIM * (tune == container.MS_SSIM)
+    allow_interruption()
+    return container.Stream(
+        container.Header(model.stored.identity[:4], rate16, flags, picture.width, picture.height),
+        coded,
+        None if picture.alpha is None else alpha.pack(picture.alpha),
+        picture.icc,
+        picture.exif,
+    )
+
+
+def pixels_under(picture: Picture, window: Box) -> U8:
+    """The pixels under a window of latents, as they are analysed.
+
+    Colours under alpha 0 are replaced (`alpha.fill_hidden`), and edge pixels are repeated beyond
+    the picture.
+    """
+    px = window.scaled(PATCH)
+    place = px.cut(Box(0, 0, picture.height, picture.width)).slices
+    inside = picture.rgb[place]
+    if picture.alpha is not None:
+        inside = alpha.fill_hidden(inside, picture.alpha[place])
+    pad = (px.height - inside.shape[0], px.width - inside.shape[1])
+    if pad == (0, 0):
+        return inside.copy()  # torch wants arrays that it could write to
+    return np.pad(inside, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
+
+
+def whole_cells(y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """y [B, h, w, M] grown to whole hyper-latents; the last row and column are repeated."""
+    pad = [(0, 0), (0, -y.shape[1] % Z_CELL), (0, -y.shape[2] % Z_CELL), (0, 0)]
+    return np.pad(y, pad, mode="edge") if any(after for _, after in pad) else y
+
+
+def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:
+    """The model with the updates of g_s that a stream brings and names put in afresh.
+
+    `model` is not changed.
+
+    Raises:
+        BadStream: the update does not fit the model.
+        UnknownUpdate: the stream names one that is not in the store.
+        UnsupportedStream: the model was made ready without what updates need.
+    """
+    updates = _updates_of(model, stream)
+    if not updates:
+        return model
+    if model.build_synthesis is None:
+        raise UnsupportedStream("this decoder does not take updates of the decoder's weights")
+    transforms = _merged(model, updates)
+    return replace(
+        model, synthesis=model.build_synthesis(replace(model.stored, transforms=transforms))
+    )
+
+
+def ready_weights(model: LoadedModel, reference: bytes) -> Tensors:
+    """The weights of g_s with a ready update put in afresh.
+
+    Raises:
+        UnknownUpdate: it is not in the store.
+    """
+    return _merged(model, [model.stored.ready_update(reference, model.coder.tables)])
+
+
+def _updates_of(model: LoadedModel, stream: container.Stream) -> list[Update]:
+    """The updates that a stream names and brings, if any."""
+    updates = []
+    if stream.ready is not None:
+        updates.append(model.stored.ready_update(stream.ready, model.coder.tables))
+    if stream.update is not None:
+        shapes = layer_shapes(model.stored.synthesis)
+        updates.append(read_update(stream.update, shapes, model.coder.tables))
+    return updates
+
+
+def _merged(model: LoadedModel, updates: Sequence[Update]) -> Tensors:
+    """The weights of g_s with updates put in, all in units of its weights without any."""
+    return merge_transforms(model.stored.synthesis, [Share(u, PARTS) for u in updates])
+
+
+def decode_latents(model: LoadedModel, stream: container.Stream, want: Box) -> Latents:
+    """Decode the tiles that the pixels of `want` depend on."""
+    return decode_all(model, [stream], want)[0]
+
+
+def decode_all(model: LoadedModel, streams: Sequence[container.Stream], want: Box) -> list[Latents]:
+    """The same for streams of one `latent_box`, their entropy networks run together.
+
+    Raises:
+        BadStream: one of them is damaged, it is not said which.
+    """
+    header, sizes = streams[0].header, model.stored.sizes
+    box = latent_box(header.width, header.height)
+    need = latents_under(want).grown(sizes.halo, box)
+    chosen = [
+        (tile, data)
+        for tile, *data in zip(tiles(box), *(s.tiles for s in streams), strict=True)
+        if not tile.cut(need).empty
+    ]
+    cover = Box(chosen[0][0].top, chosen[0][0].left, chosen[-1][0].bottom, chosen[-1][0].right)
+    y_hat: NDArray[np.int16] | None = None
+    code_s = 0.0
+    for tile, data in chosen:
+        allow_interruption()
+        decoded = model.coder.decode(data, tile)
+        if y_hat is None:  # allocated only once the first tile proved sound
+            y_hat = np.empty((len(streams), cover.height, cover.width, sizes.M), np.int16)
+        y_hat[:, *tile.relative(cover).slices] = decoded.y_hat
+        code_s += decoded.code_s
+    assert y_hat is not None
+    return [Latents(cover, one, code_s) for one in y_hat]
+
+
+def paint(model: LoadedModel, latents: Latents, want: Box, grey: bool) -> U8:
+    """The pixels of `want`, [want.height, want.width, 3]."""
+    out = np.empty((want.height, want.width, 3), np.uint8)
+    for box, rgb in painted_windows(model, latents, want, grey):
+        out[box.relative(want).slices] = rgb
+    return out
+
+
+def painted_windows(
+    model: LoadedModel, latents: Latents, want: Box, grey: bool
+) -> Iterator[tuple[Box, U8]]:
+    """Synthesise window by window; yields the part of `want` in each window and its pixels."""
+    halo = model.stored.sizes.halo
+    for inner in windows(latents_under(want)):
+        allow_interruption()
+        window = inner.grown(halo, latents.box)
+        y_hat = latents.y_hat[window.relative(latents.box).slices]
+        rgb = model.synthesis.synthesise(y_hat, inner.relative(window))
+        box = inner.scaled(PATCH).cut(want)
+        rgb = rgb[box.relative(inner.scaled(PATCH)).slices]
+        if grey:
+            mean = (rgb.sum(-1, dtype=np.uint16, keepdims=True) + 1) // 3
+            rgb = np.broadcast_to(mean.astype(np.uint8), rgb.shape)
+        yield box, rgb
+
+
+def alpha_plane(stream: container.Stream, want: Box) -> U8 | None:
+    if stream.alpha is None:
+        return None
+    plane = alpha.unpack(stream.alpha, stream.header.height, stream.header.width)
+    return plane[want.slices]

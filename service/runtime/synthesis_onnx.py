@@ -1,0 +1,70 @@
+"""g_s through ONNX Runtime: what the base install decodes with, in float32.
+
+The graph is the same for every rate (onnx_graph.py); a session is that graph with one set of
+weights, opened in about 20 ms. Why this and not OpenVINO is told in README ("The light decoder").
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.codec.entropy_model import Y_FRAC
+from service.codec.tiles import PATCH, Box, seen_at_eighth
+from service.runtime.onnx_graph import BEGIN, CELL, END, INPUT, OUTPUT, synthesis, synthesis_graph
+from service.runtime.onnx_session import open_session
+from service.runtime.onnx_weights import weights_of
+from service.store.model import StoredModel
+
+F32 = NDArray[np.float32]
+
+
+class OnnxSynthesis:
+    """g_s of one model. Immutable; safe to share between threads."""
+
+    def __init__(self, model: StoredModel, threads: int = 0) -> None:
+        """Open a session with the model's weights.
+
+        Args:
+            model: its `transforms` hold g_s in any float type.
+            threads: CPU threads of one call, 0 takes all cores.
+
+        Raises:
+            StoreError: a tensor of g_s is missing, unknown or of the wrong shape.
+        """
+        self._blocks = model.sizes.nd8
+        self._weights = _weights(model)  # the session reads some of them where they are
+        self._session = open_session(synthesis_graph(model.sizes), self._weights, threads)
+
+    def synthesise(
+        self, y_hat: NDArray[np.int16], inner: Box | None = None
+    ) -> NDArray[np.uint8]:
+        """See pipeline.Synthesis."""
+        window = Box(0, 0, *y_hat.shape[:2])
+        inner = inner or window
+        seen = seen_at_eighth(inner, window, self._blocks)
+        feed = {
+            INPUT: np.ascontiguousarray(y_hat)[None],
+            BEGIN: np.array([seen.top, seen.left]),
+            END: np.array([seen.bottom, seen.right]),
+        }
+        cells: NDArray[np.uint8] = self._session.run([OUTPUT], feed)[0]
+        kept = cells[0][inner.scaled(2).relative(seen).slices]
+        rows = kept.reshape(*kept.shape[:2], CELL, CELL * 3).swapaxes(1, 2)
+        out: NDArray[np.uint8] = rows.reshape(inner.height * PATCH, inner.width * PATCH, 3)
+        return out
+
+
+def _weights(model: StoredModel) -> dict[str, F32]:
+    """The tensors of g_s as the graph wants them: input and output scales folded in."""
+    s = model.sizes
+    layers = synthesis(s)
+    out = weights_of(model.transforms, "g_s", layers)
+    up, last = f"g_s.{1 + s.nd16}.l", f"g_s.{len(layers) - 1}.l"
+    out["g_s.0.weight"] = out["g_s.0.weight"] * np.float32(2.0**-Y_FRAC)
+    if s.M > s.c16:  # latents that go straight there
+        unit = np.where(np.arange(s.M) < s.c16, 1, 2.0**-Y_FRAC).astype(np.float32)
+        out[f"{up}.weight"] = out[f"{up}.weight"] * unit[:, None, None]
+    out[f"{last}.weight"] = out[f"{last}.weight"] * np.float32(255)
+    out[f"{last}.bias"] = (out[f"{last}.bias"] + np.float32(0.5)) * np.float32(255)
+    return out

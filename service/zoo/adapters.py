@@ -1,0 +1,156 @@
+"""CompressAI's models as backbones: low-rank rate adapters for any of their layers, by module path.
+
+An adapter holds two factors for each path: W' = W + b·a, W seen as a matrix of its first dimension
+by all others. A rate is always merged into a copy of the pristine base. Unlike those of our own
+backbone, factors are floats, and so is the entropy model: see zoo/codec.py for what follows.
+
+Idea: LoRA (Hu et al. 2021). The models: CompressAI (Bégaint et al. 2020), `pip install
+'rankpress[zoo]'`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from service.errors import BadAdapter, BadParameter, MissingExtra
+
+Factors = Mapping[str, Tensor]
+"""`PATH.b` [rows, r] and `PATH.a` [r, columns] for each layer that is adapted."""
+
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+"""Adapted unless paths are given. Not their subclasses: a masked convolution changes its weight."""
+
+MAX_RANK = 64
+
+
+def pretrained(name: str, quality: int) -> nn.Module:
+    """A model with the weights that CompressAI's own loader downloads.
+
+    Raises:
+        MissingExtra: CompressAI is not installed. BadParameter: it has no such model.
+    """
+    try:
+        from compressai.zoo import image_models
+    except ImportError as error:
+        raise MissingExtra("CompressAI's models need pip install 'rankpress[zoo]'") from error
+    if name not in image_models:
+        raise BadParameter(f"CompressAI has no model {name!r}; it has {', '.join(image_models)}")
+    try:
+        network: nn.Module = image_models[name](quality, pretrained=True)
+    except ValueError as error:
+        raise BadParameter(f"model {name}, quality {quality}: {error}") from error
+    return network.eval()
+
+
+def layers(network: nn.Module) -> tuple[str, ...]:
+    """Paths of the layers that are adapted unless others are chosen."""
+    return tuple(n for n, m in network.named_modules() if type(m) in LAYERS)
+
+
+class ZooAdapter(nn.Module):
+    """Trainable factors beside a frozen base."""
+
+    def __init__(self, network: nn.Module, paths: Sequence[str], rank: int, seed: int = 0) -> None:
+        """Start from no change: a is Gaussian, b zero.
+
+        Raises:
+            BadParameter: a path that leads to no layer with a weight matrix.
+        """
+        super().__init__()
+        self._network = [network.requires_grad_(False)]  # in a list: no part of our state
+        generator = torch.Generator().manual_seed(seed)
+        self.paths = tuple(paths)
+        self.b, self.a = nn.ParameterList(), nn.ParameterList()
+        for path in paths:
+            rows, columns = _matrix(network, path)
+            r = min(rank, rows, columns)
+            scale = 1 / math.sqrt(columns)
+            self.b.append(nn.Parameter(torch.zeros(rows, r)))
+            self.a.append(nn.Parameter(torch.randn(r, columns, generator=generator) * scale))
+
+    def forward(self, x: Tensor) -> Any:
+        """What the merged network gives for x [B, 3, H, W] in [0, 1]."""
+        (network,) = self._network
+        return torch.func.functional_call(network, _merged_weights(network, self.factors()), (x,))
+
+    def factors(self) -> dict[str, Tensor]:
+        """The factors by name, as they are stored."""
+        named = zip(self.paths, self.b, self.a, strict=True)
+        return {f"{p}.{n}": t for p, b, a in named for n, t in (("b", b), ("a", a))}
+
+
+def merged(network: nn.Module, factors: Factors) -> nn.Module:
+    """A copy of a network with an adapter put in, ready to code; the network is not changed.
+
+    Raises:
+        BadAdapter: factors that do not fit, or are not finite.
+    """
+    _check(network, factors)
+    out = copy.deepcopy(network)
+    with torch.no_grad():
+        weights = _merged_weights(network, factors)
+        for name, weight in weights.items():
+            out.get_parameter(name).copy_(weight)
+    return ready(out)
+
+
+def ready(network: nn.Module) -> nn.Module:
+    """A network with the coder's tables made from its weights."""
+    network.eval().requires_grad_(False)
+    network.update(force=True)  # type: ignore[operator]
+    return network
+
+
+def digest(network: nn.Module) -> bytes:
+    """Hash of a network's weights, 32 bytes."""
+    found = hashlib.sha256()
+    for name, parameter in sorted(network.named_parameters()):
+        found.update(name.encode() + str(tuple(parameter.shape)).encode())
+        found.update(parameter.detach().cpu().float().numpy().tobytes())
+    return found.digest()
+
+
+def _merged_weights(network: nn.Module, factors: Factors) -> dict[str, Tensor]:
+    out = {}
+    for name, b in factors.items():
+        path, _, part = name.rpartition(".")
+        if part == "b":
+            weight = network.get_parameter(f"{path}.weight")
+            out[f"{path}.weight"] = weight + (b @ factors[f"{path}.a"]).reshape(weight.shape)
+    return out
+
+
+def _matrix(network: nn.Module, path: str) -> tuple[int, int]:
+    """Rows and columns of a layer's weight."""
+    try:
+        weight = network.get_parameter(f"{path}.weight")
+    except AttributeError as error:
+        raise BadParameter(f"the model has no layer {path[:200]!r} with a weight") from error
+    if weight.ndim < 2:
+        raise BadParameter(f"the weight of {path} is no matrix")
+    return weight.shape[0], weight[0].numel()
+
+
+def _check(network: nn.Module, factors: Factors) -> None:
+    if not factors:
+        raise BadAdapter("the adapter holds no factors")
+    for name, factor in factors.items():
+        path, _, part = name.rpartition(".")
+        other = factors.get(f"{path}.{'a' if part == 'b' else 'b'}")
+        if part not in ("a", "b") or other is None or factor.ndim != 2 or other.ndim != 2:
+            raise BadAdapter(f"{name[:200]} is not one of two matrices PATH.a and PATH.b")
+        try:
+            shape = _matrix(network, path)
+        except BadParameter as error:
+            raise BadAdapter(str(error)) from error
+        b, a = (factor, other) if part == "b" else (other, factor)
+        fits = (b.shape[0], a.shape[1]) == shape and b.shape[1] == a.shape[0] <= MAX_RANK
+        if not fits or not torch.isfinite(factor).all() or not factor.is_floating_point():
+            raise BadAdapter(f"{name} {tuple(factor.shape)} does not fit a weight of {shape}")

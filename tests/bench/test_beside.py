@@ -1,0 +1,100 @@
+"""The benchmark of requests beside a job, against a server that counts."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from service.bench import beside, report
+from service.bench.load import ServerFailed
+
+
+class Stand:
+    """What the stand-in server has seen, and how it behaves."""
+
+    def __init__(self, works: bool) -> None:
+        self.works, self.step, self.running = works, 0, False
+        self.asked: list[tuple[str, bool]] = []
+
+    def answer(self, method: str, path: str) -> tuple[int, object]:
+        self.asked.append((f"{method} {path.partition('?')[0]}", self.running))
+        if path.startswith("/compress"):
+            return 200, "stream"
+        if path.startswith("/adapt"):
+            self.running = True
+            return 202, {"links": {"self": "/jobs/x"}}
+        if path == "/models":
+            return 200, {"models": [{"name": "m", "sha256": "0" * 64}]}
+        if method == "DELETE":
+            self.running = False
+        elif self.running and self.works:
+            self.step += 1
+        return 200, {"step": self.step or None}
+
+
+@contextmanager
+def standing(stand: Stand) -> Iterator[int]:
+    class Handler(BaseHTTPRequestHandler):
+        def do(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, body = stand.answer(self.command, self.path)
+            text = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_POST = do_DELETE = do
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, stand: Stand) -> tuple[dict[str, object], str]:
+    given: list[str] = []
+
+    @contextmanager
+    def server(_: str, __: int, ___: object, settings: Mapping[str, str]) -> Iterator[int]:
+        given.append(settings["RANKPRESS_JOBS"])
+        with standing(stand) as port:
+            yield port
+
+    for name, value in (("server", server), ("SECONDS", 0.1), ("JOB_TIMEOUT_S", 0.5)):
+        monkeypatch.setattr(beside, name, value)
+    found = beside.beside_a_job(4.0, "cpu", 1, None, lambda _: None)
+    return found, given[0]
+
+
+def test_compress_is_measured_with_and_without_a_running_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stand = Stand(works=True)
+    found, jobs = measured(monkeypatch, stand)
+    assert jobs == "true" and found["failures"] == 0
+    spells = [running for what, running in stand.asked[2:] if what == "POST /compress"]
+    changes = [a for a, b in zip(spells, [*spells[1:], None], strict=True) if a != b]
+    assert changes == [False, True] * beside.TURNS
+    assert sum(what == "DELETE /jobs/x" for what, _ in stand.asked) == beside.TURNS
+    assert found["job_steps_per_second"] > 0  # type: ignore[operator]
+    table = report.jobs_table(json.loads(json.dumps(found)))
+    assert "beside a job" in table and "effort 4" in table
+
+
+def test_a_job_that_makes_no_step_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ServerFailed, match="no step"):
+        measured(monkeypatch, Stand(works=False))

@@ -1,0 +1,148 @@
+"""From pictures to a model that compresses, by the commands of the README."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Small
+from small_model import SIZES, photo_like
+
+from cli.test_commands import rankpress
+from service.codec.sizes import Sizes
+from service.engine.opening import open_engine
+from service.export.export import Agreement
+from service.images.read import write_image
+from service.picture import Picture
+from service.store.write import write_model
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        data = write_image(Picture(photo_like(128, 192, i)), "png")
+        (folder / f"{i}.png").write_bytes(data)
+    return folder
+
+
+def test_from_pictures_to_checkpoint_to_a_model_that_compresses(
+    tmp_path: Path, pictures: Path, small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pieces from a stored model, the second with the decay, then an export beside it."""
+    # the small model's few bits a picture are mostly header: the limits are tested elsewhere
+    monkeypatch.setattr(Agreement, "check", lambda _: None)
+    store = tmp_path / "store"
+    write_model(store / "small", small.stored, small.base)
+    options = ["--run", str(tmp_path / "run"), "--device", "cpu", "--compile", "off"]
+    recipe = ["--from", str(store / "small"), "--batch", "2", "--crop", "64", "--tile", "64"]
+    recipe += ["--rates", "2,4", "--procedural", "0.2", "--mix", f"{pictures}=0.1"]
+    first = rankpress("train", "base", str(pictures), *options, *recipe, "--minutes", "0.01")
+    assert first.exit_code == 0, first.output
+    assert "18 tiles of 64x64 from 3 pictures" in first.output
+    second = rankpress(
+        "train", "base", str(pictures), *options, "--tile", "64", "--minutes", "0.05",
+        "--mix", f"{pictures}=0.1", "--decay", "0.03", "--measure", str(pictures),
+    )  # fmt: skip
+    assert second.exit_code == 0, second.output
+    assert "Mpixel/s" in second.output and "3 pictures, real rounding" in second.output
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(about["pieces"]) == 2 and about["recipe"]["batch"] == 2 and about["decay"]
+    assert about["recipe"]["rates"] == [2, 4] and about["recipe"]["mixed"] == {"pictures": 0.1}
+    where = ["--calibrate", str(pictures), "--measure", str(pictures)]
+    made = rankpress("train", "export", str(tmp_path / "run"), str(store / "new"), *where)
+    assert made.exit_code == 0, made.output
+    assert "rate 2: " in made.output, "rates that were trained with it are published too"
+    assert open_engine(store=store).models()[0].name == "new", "first by name"
+    rates = open_engine(store=store, model="new").models()[0].rates
+    assert {r.rate for r in rates} == {2, 4}
+    assert rankpress("train", "default", str(store / "small")).exit_code == 0
+    assert open_engine(store=store).models()[0].name == "small"
+    training = dict(open_engine(store=store, model="new").models()[0].training)
+    assert training["steps"] == about["step"] and training["started_from"] == "small"
+    again = rankpress("train", "export", str(tmp_path / "run"), str(store / "new"), *where)
+    assert again.exit_code == 2 and "export under another name" in again.output
+
+
+def test_what_cannot_be_trained_is_said_in_a_line(tmp_path: Path, pictures: Path) -> None:
+    run = ["--run", str(tmp_path / "run"), "--minutes", "1", "--device", "cpu"]
+    for arguments, said in (
+        (["nowhere"], "nowhere is not a folder"),
+        ([str(pictures), "--size", "huge"], "expected light, base or a JSON file"),
+        ([str(pictures), "--rates", "1,2"], "with 4 among them"),
+        ([str(pictures), "--groups", "3"], "expected a multiple"),
+        ([str(pictures), "--procedural", "1"], "none is left"),
+        ([str(pictures), "--mix", "nowhere"], "expected FOLDER=SHARE"),
+        ([str(pictures), "--tile", "500"], "no picture of at least 500x500"),
+        ([str(pictures), "--crop", "100", "--tile", "128"], "multiple of 64"),
+        ([str(pictures), "--tile", "64", "--crop", "64", "--from", "nowhere"], "no run, no model"),
+    ):
+        result = rankpress("train", "base", *arguments, *run)
+        assert result.exit_code == 2 and said in result.output, result.output
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts back what a command sets for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_training_takes_its_settings_from_the_environment(
+    tmp_path: Path, pictures: Path, small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "store" / "small"
+    write_model(model, small.stored, small.base)
+    monkeypatch.setenv("RANKPRESS_DEVICE", "cpu")
+    for given, found in (((), 3), (("--threads", "2"), 2)):
+        monkeypatch.setenv("RANKPRESS_THREADS", "3")
+        made = rankpress("train", "measure", str(pictures), "--model", str(model), *given)
+        assert made.exit_code == 0, made.output
+        assert torch.get_num_threads() == found
+    monkeypatch.setenv("RANKPRESS_DEVICE", "abacus")
+    measure = ("--measure", str(pictures))
+    run = ("--model", str(model), "--scratch", str(tmp_path / "scratch"))
+    for arguments in (
+        ("base", str(pictures), "--run", str(tmp_path / "run"), "--minutes", "1"),
+        ("rates", str(pictures), *measure, *run),
+        ("control", "5", str(pictures), *measure, *run),
+        ("measure", str(pictures), "--model", str(model)),
+        ("updates", str(pictures), *run),
+    ):
+        refused = rankpress("train", *arguments)
+        assert refused.exit_code == 2 and "device: Input should be" in refused.output, arguments
+
+
+def test_a_training_step_is_measured(tmp_path: Path) -> None:
+    sizes = tmp_path / "sizes.json"
+    values = {f: getattr(SIZES, f) for f in Sizes.__dataclass_fields__}
+    sizes.write_text(json.dumps(values | {"c8": 192}))
+    record = tmp_path / "record.json"
+    result = rankpress(
+        "bench", "train", "--size", str(sizes), "--batch", "2", "--groups", "2", "--crop", "64",
+        "--compile", "off", "--seconds", "0.2", "--device", "cpu", "--record", str(record),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.output.splitlines()[-1])
+    assert told == json.loads(record.read_text())
+    assert told["pixels_per_s"] == pytest.approx(2 * 64 * 64 / told["step_ms"] * 1000)
+    macs = told["kmac_per_pixel"] * 1000
+    block = (6 * 192**2 + 9 * 192) / 64
+    # of this small model g_a's and g_s's block and outer layer at 1/8 are nearly all
+    assert macs == pytest.approx(2 * (block + 192 * 192 / 64), rel=0.15)
+
+
+def test_bench_alone_still_means_the_codec() -> None:
+    for arguments in ((), ("codec",)):
+        shown = rankpress("bench", *arguments, "--service", "--nonsense")
+        assert shown.exit_code == 2 and "--nonsense" in shown.output
+    assert "train" in rankpress("bench", "--help").output
+    assert "--seconds" in rankpress("bench", "train", "--help").output
