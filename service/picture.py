@@ -1,6 +1,6 @@
-"""Pictures as arrays, how far one is from another, and rectangles in them.
+"""Pictures as arrays, their squared error, and rectangles of pixels.
 
-No file formats here (images/read.py) and no streams (codec/). Anything may import this module.
+Image files are read in images/, streams in codec/.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ class Picture:
     """An upright 8-bit picture.
 
     Attributes:
-        rgb: [H, W, 3] uint8, non-linear RGB as in the file, in the colour space of `icc`.
+        rgb: [H, W, 3] uint8, non-linear RGB in the colour space of `icc`.
         alpha: [H, W] uint8, 255 opaque, not premultiplied; None when every pixel is opaque.
             Where it is 0, `rgb` means nothing.
-        grey: all three channels are equal and the file was a grey one; written back as grey.
-        icc: ICC profile, None means sRGB.
-        exif: Exif block with the orientation already applied and removed, None unless kept.
-        notes: sentences on what reading the file changed ("16-bit samples reduced to 8 bits").
+        grey: whether the file was grey; then all three channels are equal, and files are written
+            as grey.
+        icc: ICC profile, None for sRGB.
+        exif: Exif block with the orientation applied and removed; None unless it was kept.
+        notes: sentences about what reading the file changed, such as "16-bit samples reduced to 8
+            bits".
     """
 
     rgb: U8
@@ -49,21 +51,21 @@ class Picture:
 
     @property
     def visible_samples(self) -> float:
-        """Sum of (alpha / 255)^2 over the samples of `rgb`: mean squared errors divide by it."""
+        """Number of samples of `rgb`, each weighted by (alpha / 255)^2: divides squared errors."""
         if self.alpha is None:
             return self.rgb.size
         return 3 * sum(int(np.square(row, dtype=np.int64).sum()) for row in self.alpha) / 255**2
 
     def psnr_db(self, squared: float) -> float:
-        """PSNR in dB for a sum of squared errors, see `squared_error`; inf where that is 0."""
+        """PSNR in dB for a sum of squared errors as `squared_error` returns it; inf if it is 0."""
         if not squared:
             return math.inf
         return 10 * math.log10(255**2 * self.visible_samples / squared)
 
     def samples(self) -> U8:
-        """Return [H, W, C] as image files interleave them: grey or RGB, then alpha if there is any.
+        """Samples as image files interleave them: [H, W, 1 or 3 colours, and alpha if present].
 
-        Colours under alpha 0 are cleared: nobody sees them, and they would cost bytes.
+        Colours under alpha 0 are cleared, because they are invisible and would cost bytes.
         """
         colours = self.rgb[..., :1] if self.grey else self.rgb
         if self.alpha is None:
@@ -73,7 +75,7 @@ class Picture:
         return out
 
     def on_white(self) -> Picture:
-        """Return the picture laid on white; itself when it is opaque."""
+        """The picture laid on white; an opaque picture is returned itself."""
         if self.alpha is None:
             return self
         rgb = np.empty_like(self.rgb)
@@ -84,13 +86,18 @@ class Picture:
 
 
 def squared_error(a: U8, b: U8, alpha: U8 | None = None) -> float:
-    """Sum of the squared differences of two [H, W, 3] arrays in 8-bit steps, as they are seen.
+    """Sum of squared differences of two pictures, in squared 8-bit steps.
 
-    On any background, a difference of colours under alpha [H, W] is seen alpha / 255 times as
-    large, so its square counts (alpha / 255)^2 times.
+    On any background, a difference of colours under alpha shows alpha / 255 times as large, so its
+    square is weighted by (alpha / 255)^2.
+
+    Args:
+        a: [H, W, 3] uint8.
+        b: [H, W, 3] uint8.
+        alpha: [H, W] uint8, None for opaque pictures.
     """
     squared = 0
-    for row in range(len(a)):  # large pictures stay cheap
+    for row in range(len(a)):  # row by row, so that large pictures take little memory
         difference = np.subtract(a[row], b[row], dtype=np.int64)
         if alpha is not None:
             difference *= alpha[row, :, None]
@@ -99,7 +106,7 @@ def squared_error(a: U8, b: U8, alpha: U8 | None = None) -> float:
 
 
 def larger_note(stream_bytes: int, source_bytes: int) -> tuple[str, ...]:
-    """What to tell of a stream that is larger than the file it was made of; nothing otherwise."""
+    """A note if a stream is larger than the image file that it was made from; else no note."""
     if stream_bytes <= source_bytes:
         return ()
     return (f"the stream of {stream_bytes} bytes is larger than its source of {source_bytes}",)
@@ -119,7 +126,7 @@ class Region:
         """Read "x,y,w,h".
 
         Raises:
-            BadParameter: not four whole numbers, negative, or an empty rectangle.
+            BadParameter: the text is not four non-negative integers, or the rectangle is empty.
         """
         parts = text.split(",")
         if len(parts) != 4 or not all(p.strip().isascii() and p.strip().isdigit() for p in parts):
@@ -132,7 +139,7 @@ class Region:
         return cls(x, y, width, height)
 
     def check_inside(self, width: int, height: int) -> None:
-        """Raise BadParameter unless the rectangle has pixels, all in a picture of that size."""
+        """Raise BadParameter unless the rectangle has pixels, all of them inside the picture."""
         if min(self.x, self.y) < 0 or min(self.width, self.height) < 1:
             raise BadParameter(
                 f"region {self.x},{self.y},{self.width},{self.height} starts outside the picture "

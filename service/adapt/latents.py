@@ -22,7 +22,7 @@ from service.codec.entropy_model import LEVELS
 from service.codec.tiles import Z_CELL
 from service.nets.model import Backbone, gaussian_bits, sigma
 from service.nets.steps import by_step, cells
-from service.nets.twin import Weights, float_twin, quantiser_steps
+from service.nets.twin import ModelTensors, float_twin, quantiser_steps
 
 ODDS_MIN = 1e-5
 """How close to a whole number a latent counts as; keeps atanh finite."""
@@ -46,7 +46,7 @@ class Coded:
 class RateModel:
     """The entropy model of a merged rate, in floats, to differentiate."""
 
-    def __init__(self, stored: Weights, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, stored: ModelTensors, device: torch.device, dtype: torch.dtype) -> None:
         """Build the float twin.
 
         Args:

@@ -65,10 +65,10 @@ def prepare(
     threads: int | None, device: Device | None, compiled: Compile
 ) -> tuple[torch.device, Compile]:
     """Set torch's threads; the device to train on, and what to compile there."""
-    from service.nets.compiling import choose
+    from service.nets.compiling import choose_compile
 
     where = training_device(threads, device)
-    mode, note = choose(compiled, where)
+    mode, note = choose_compile(compiled, where)
     if note:
         _say(note)
     return where, mode

@@ -1,5 +1,5 @@
-"""The format: everything a decoder needs to turn bytes into latents, with numpy and constriction.
+"""The format: bytes <-> latents, with numpy and constriction alone.
 
-No torch, no picture files, no HTTP. `y_hat` leaves this package as integers; synthesis (g_s) turns
-them into pixels elsewhere (service/engine).
+No torch, no image files, no HTTP. Latents y_hat leave this package as integers; service/runtime
+turns them into pixels with the synthesis g_s. service/docs/format.md specifies the format.
 """

@@ -1,10 +1,10 @@
-"""Alpha planes: coded losslessly, and what they say of the colours beside them.
+"""Alpha planes: lossless coding, and smooth colours where the alpha plane hides the picture.
 
-A plane is a filter byte, then deflate. Mattes are mostly flat, so each of three filters is tried
-(none, difference to the left, difference to the row above) and the smallest result kept. All three
-undo as cumulative sums modulo 256.
+A coded plane is a filter byte and a zlib stream. Alpha planes are mostly flat, so the encoder tries
+three filters (none, difference to the left, difference to the row above) and keeps the smallest
+result. Cumulative sums modulo 256 undo the filters.
 
-A colour under alpha 0 is never seen, so encoders replace it with what costs few bits.
+Colours under alpha 0 are invisible, so encoders replace them with colours that cost few bits.
 """
 
 from __future__ import annotations
@@ -23,32 +23,34 @@ NONE, LEFT, UP = range(3)
 
 
 def pack(alpha: U8) -> bytes:
-    """[H, W] uint8 -> bytes."""
+    """Encode a plane, [H, W] uint8."""
     planes = {NONE: alpha, LEFT: _difference(alpha, 1), UP: _difference(alpha, 0)}
     packed = [bytes([k]) + zlib.compress(p.tobytes(), 9) for k, p in planes.items()]
     return min(packed, key=len)
 
 
 def max_packed_bytes(size: int) -> int:
-    """Return the largest section for a plane of `size` samples: deflate adds less than 1/16.
+    """Largest section in bytes for a plane of `size` samples.
 
-    More bytes than that inflate to nothing, at up to 0.1 microseconds each.
+    Deflate enlarges incompressible data by less than 1/16, so a longer section holds blocks that
+    inflate to nothing, each of which costs a reader time.
     """
     return size + size // 16 + 64
 
 
 def unpack(data: bytes, height: int, width: int) -> U8:
-    """Bytes -> [H, W] uint8.
+    """Decode a plane, [height, width] uint8.
 
     Raises:
-        BadStream: not what `pack` writes for a plane of that size.
+        BadStream: the bytes are no coded plane of that size.
     """
     size = height * width
     if not data or data[0] not in (NONE, LEFT, UP):
         raise BadStream("alpha section does not start with a known filter")
     if len(data) > max_packed_bytes(size):
-        many = f"{len(data)} bytes, too many for {width}x{height} samples"
-        raise BadStream(f"alpha section has {many}")
+        raise BadStream(
+            f"alpha section has {len(data)} bytes, too many for {width}x{height} samples"
+        )
     inflater = zlib.decompressobj()
     try:
         raw = inflater.decompress(data[1:], size + 1)
@@ -66,15 +68,16 @@ def unpack(data: bytes, height: int, width: int) -> U8:
 def fill_hidden(rgb: U8, alpha: U8) -> U8:
     """Continue the visible colours smoothly under alpha 0, so that few bits are spent there.
 
-    Averages of 2x2 pixels, weighted by alpha, are taken until one is left; on the way back each
-    pixel that nothing visible went into takes the interpolated coarser level (push-pull:
-    Gortler et al., "The Lumigraph", 1996). Where nothing at all is visible, the result is grey.
+    2x2 pixels are averaged, weighted by alpha, until one pixel is left; on the way back, a pixel
+    without a visible part takes the interpolated coarser level (push-pull: Gortler et al., "The
+    Lumigraph", 1996). If nothing at all is visible, the result is grey.
 
     Args:
-        rgb: [H, W, 3]; it is not changed. alpha: [H, W].
+        rgb: [H, W, 3] uint8; it is not changed.
+        alpha: [H, W] uint8.
 
     Returns:
-        [H, W, 3], equal to `rgb` wherever alpha is above 0, and the same for any `rgb` elsewhere.
+        [H, W, 3] uint8, equal to `rgb` where alpha is above 0; hidden colours have no effect.
     """
     hidden = alpha == 0
     if not hidden.any():
@@ -85,7 +88,7 @@ def fill_hidden(rgb: U8, alpha: U8) -> U8:
 
 
 def _pull(colour: F32, weight: F32) -> F32:
-    """Colours [H, W, 3], everywhere, of sums of weighted colours and of weights [H, W, 1]."""
+    """Colours [H, W, 3] at every pixel, from sums of weighted colours and of weights [H, W, 1]."""
     height, width = weight.shape[:2]
     if height == width == 1:
         return colour / weight if weight.any() else np.full_like(colour, 128)
@@ -94,7 +97,7 @@ def _pull(colour: F32, weight: F32) -> F32:
 
 
 def _summed(plane: F32) -> F32:
-    """Sums of 2x2 pixels; an odd last row or column counts alone."""
+    """Sum 2x2 pixels; an odd last row or column is summed alone."""
     height, width = plane.shape[:2]
     plane = np.pad(plane, ((0, height % 2), (0, width % 2), (0, 0)))
     rows = plane[::2] + plane[1::2]
@@ -102,7 +105,7 @@ def _summed(plane: F32) -> F32:
 
 
 def _doubled(plane: F32) -> F32:
-    """Twice as many rows and columns, linearly interpolated between the centres of pixels."""
+    """Double rows and columns by linear interpolation between the centres of pixels."""
     for axis in (0, 1):
         near = np.repeat(plane, 2, axis)
         own = np.arange(plane.shape[axis])
@@ -113,9 +116,5 @@ def _doubled(plane: F32) -> F32:
 
 
 def _difference(plane: U8, axis: int) -> U8:
-    out = plane.copy()
-    tail = [slice(None), slice(None)]
-    head = [slice(None), slice(None)]
-    tail[axis], head[axis] = slice(1, None), slice(None, -1)
-    out[tuple(tail)] -= plane[tuple(head)]
-    return out
+    """Differences modulo 256 along an axis; the first sample stays as it is."""
+    return np.diff(plane, axis=axis, prepend=np.zeros_like(plane.take([0], axis)))

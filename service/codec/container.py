@@ -1,27 +1,25 @@
 """The `.rkp` container: a header, sections, and a checksum of everything before it.
 
-    magic "RKP" | version 1 | model 4 bytes | rate·16 | flags | width | height | sections | CRC-32C
+    magic "RKP" | version 1 | model 4 bytes | rate16 | flags | width | height | sections | CRC-32C
 
 Numbers without a fixed size are LEB128 varints. A section is type, length, payload; even types are
-critical (a reader that does not know one must refuse the stream), odd ones may be skipped. The CRC
-is little-endian. A plain photo spends 22 bytes beyond its coded latents: 14 here, 4 of section, 4
-of CRC.
+critical (a reader that does not know one must refuse the stream), odd ones may be skipped. A plain
+photo spends 22 bytes beyond its coded latents: 14 of header, 4 of section and 4 of checksum.
+service/docs/format.md is the full specification.
 
-Every count is bounded, so that the work of a reader is: a stream has at most 16 sections, each type
-once, in any order; varints have at most 5 bytes; the latents section has one tile for each 64x64
-latents of the header's size, at least a byte of index for each but the last; metadata inflate to at
-most 4 MiB from at most `MAX_PACKED_BYTES`, and an alpha plane to the samples that the header says
-from about as many bytes (alpha.py).
+The work of a reader is bounded: a stream has at most 16 sections, each type once; a varint has at
+most 5 bytes; the latents section needs an index of at least a byte for each tile but the last;
+metadata and alpha planes inflate to known limits. Nothing is allocated from a length before the
+length is checked against the bytes that are there.
 
-One list, `HEADER`, drives reading and writing. Nothing is allocated from a length before it is
-checked against the bytes that are there.
+This module does not decode payloads: see coder.py, alpha.py and model_stream.py.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from itertools import accumulate, pairwise
 
@@ -32,34 +30,38 @@ from service.errors import BadParameter, BadStream, UnsupportedStream
 
 MAGIC = b"RKP"
 VERSION = 1
+MODEL_BYTES = 4
+"""Bytes of a model's identity in the header."""
 MAX_SIDE = 2**18 - 1
-"""Pixels along a side; the caller's pixel limit is usually far lower."""
+"""Largest width or height in pixels; callers usually set a far lower limit on pixels."""
 MAX_METADATA_BYTES = 2**22
-"""Largest ICC profile or Exif block, unpacked."""
+"""Largest ICC profile or Exif block, inflated."""
 MAX_PACKED_BYTES = MAX_METADATA_BYTES + 2**16
-"""Largest ICC or Exif section: deflate adds at most 0.03 % to what it cannot make smaller. More
-bytes than that inflate to nothing, at up to 0.1 microseconds each."""
+"""Largest ICC or Exif section. Deflate enlarges incompressible data by at most 0.03 %, so a longer
+section holds blocks that inflate to nothing, each of which costs a reader time."""
 MAX_SECTIONS = 16
-"""Sections of a stream, those that a reader does not know among them."""
+"""Most sections in a stream, unknown ones included."""
 RATE_UNIT = 16
 """Rates are stored in sixteenths."""
 READY_BYTES = 4
-"""Of a ready update's sha256, to name it by."""
+"""Bytes of a ready update's sha256 that name it in a stream."""
 PSNR, MS_SSIM = TUNES = ("psnr", "ms-ssim")
-"""What a ladder of rates is trained for; a flag says which one a stream's rate belongs to."""
+"""The ladders of rates, by the measure they are trained for."""
 
 
 class Flags(IntFlag):
     """Bits of the header's flags byte."""
 
     GREY = 1
+    """The picture is grey: a decoder averages the three channels."""
     MS_SSIM = 2
+    """The rate belongs to the MS-SSIM ladder, not to the PSNR ladder."""
     SAME_MACHINE = 4
-    """Made by a model whose entropy coder is not exact: only the machine that did can decode it."""
+    """The entropy model is not exact, so only the machine that coded the stream can decode it."""
 
 
 class Section(IntEnum):
-    """Section types; odd ones are optional to understand."""
+    """Section types. Readers may skip odd ones that they do not know."""
 
     ICC = 1
     LATENTS = 2
@@ -69,14 +71,25 @@ class Section(IntEnum):
     READY = 8
 
 
+HEADER: Mapping[str, tuple[int, int, int]] = {
+    "rate16": (1, RATE_UNIT, 8 * RATE_UNIT),
+    "flags": (1, 0, sum(Flags)),
+    "width": (0, 1, MAX_SIDE),
+    "height": (0, 1, MAX_SIDE),
+}
+"""Numbers of the header after the model, in order: (bytes, lowest value, highest value).
+
+0 bytes stand for a varint."""
+
+
 @dataclass(frozen=True)
 class Header:
-    """What every stream says first.
+    """The header of a stream; HEADER has the layout of its numbers.
 
     Attributes:
-        model: first 4 bytes of the identity of the weights (store/read.py).
+        model: first MODEL_BYTES of the identity of the weights (store/model.py).
         rate16: rate in sixteenths, 16–128.
-        flags: Flags.
+        flags: a combination of Flags.
         width: pixels.
         height: pixels.
     """
@@ -100,16 +113,17 @@ class Header:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """A whole stream in parts.
+    """The parts of a stream.
 
     Attributes:
-        header: see Header.
-        tiles: coded latents of each tile, in storing order.
-        alpha: packed alpha plane (alpha.py), None when opaque.
-        icc: ICC profile. exif: Exif block.
+        header: the stream's Header.
+        tiles: coded latents of each tile, in the order of tiles.tiles.
+        alpha: packed alpha plane (alpha.py), None for an opaque picture.
+        icc: ICC profile, None for sRGB.
+        exif: Exif block, None without one.
         update: coded update of g_s for this picture (model_stream.py), None without one.
-        ready: READY_BYTES that name an update of g_s in the model's store, or None; where a
-            stream has both, they are added.
+        ready: READY_BYTES that name an update of g_s in the store, None without one. Where a stream
+            has both updates, both are added to the weights.
     """
 
     header: Header
@@ -123,12 +137,13 @@ class Stream:
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What a stream's header and sections say, for people.
+    """What `rankpress info` shows of a stream.
 
     Attributes:
-        model: identity in hex. tune: one of TUNES.
+        model: first bytes of the model's identity, in hex.
+        tiles: number of tiles.
         sections: (name, payload bytes) in stored order.
-        ready: what names a ready update, in hex; None without one.
+        ready: name of the ready update in hex, None without one.
     """
 
     version: int
@@ -141,7 +156,7 @@ class StreamInfo:
     has_alpha: bool
     tiles: int
     total_bytes: int
-    sections: tuple[tuple[str, int], ...] = field(default=())
+    sections: tuple[tuple[str, int], ...] = ()
     ready: str | None = None
 
 
@@ -151,23 +166,32 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
 
-    def take(self, count: int, what: str) -> bytes:
+    def take(self, count: int, name: str) -> bytes:
         left = len(self.data) - self.at
         if count > left:
-            raise BadStream(f"{what} needs {count} bytes at offset {self.at}, {left} are left")
+            raise BadStream(f"{name} needs {count} bytes at offset {self.at}, {left} are left")
         self.at += count
         return self.data[self.at - count : self.at]
 
-    def varint(self, what: str) -> int:
+    def varint(self, name: str) -> int:
         value = 0
         for i in range(5):
-            byte = self.take(1, what)[0]
+            byte = self.take(1, name)[0]
             value |= (byte & 0x7F) << (7 * i)
             if byte < 0x80:
                 if byte == 0 and i:
-                    raise BadStream(f"{what} is padded with zeros at offset {self.at}")
+                    raise BadStream(f"{name} is padded with zeros at offset {self.at}")
                 return value
-        raise BadStream(f"{what} is longer than 5 bytes at offset {self.at}")
+        raise BadStream(f"{name} is longer than 5 bytes at offset {self.at}")
+
+    def number(self, name: str) -> int:
+        """The number of HEADER with this name."""
+        size, low, high = HEADER[name]
+        value = self.take(size, name)[0] if size else self.varint(name)
+        if not low <= value <= high:
+            error = UnsupportedStream if name == "flags" else BadStream
+            raise error(f"{name} is {value}, expected {low} to {high}")
+        return value
 
 
 def _varint(value: int) -> bytes:
@@ -178,39 +202,12 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-@dataclass(frozen=True)
-class _Field:
-    """One header field: how to read it, write it, and what it may be."""
-
-    name: str
-    read: Callable[[_Reader], int | bytes]
-    write: Callable[[int | bytes], bytes]
-    low: int = 0
-    high: int = 0
-
-
-def _number(name: str, low: int, high: int) -> _Field:
-    return _Field(name, lambda r: r.varint(name), lambda v: _varint(int(v)), low, high)
-
-
-def _byte(name: str, low: int, high: int) -> _Field:
-    return _Field(name, lambda r: r.take(1, name)[0], lambda v: bytes([int(v)]), low, high)
-
-
-HEADER = (
-    _Field("model", lambda r: r.take(4, "model"), lambda v: bytes(v)),
-    _byte("rate16", RATE_UNIT, 8 * RATE_UNIT),
-    _byte("flags", 0, sum(Flags)),
-    _number("width", 1, MAX_SIDE),
-    _number("height", 1, MAX_SIDE),
-)
-
-
 def read_header(data: bytes) -> Header:
-    """The header alone, without checking the rest; for limits before any work is done.
+    """Read the header alone, for limits that apply before any work is done.
 
     Raises:
-        BadStream: not a stream. UnsupportedStream: of a newer version.
+        BadStream: the bytes do not begin with a header.
+        UnsupportedStream: the stream needs a newer decoder.
     """
     return _read_header(_Reader(data))
 
@@ -221,47 +218,46 @@ def _read_header(reader: _Reader) -> Header:
     version = reader.take(1, "version")[0]
     if version != VERSION:
         raise UnsupportedStream(f"format version {version}, this decoder reads {VERSION}")
-    values: dict[str, int | bytes] = {}
-    for f in HEADER:
-        value = values[f.name] = f.read(reader)
-        if isinstance(value, int) and not f.low <= value <= f.high:
-            error = UnsupportedStream if f.name == "flags" else BadStream
-            raise error(f"{f.name} is {value}, expected {f.low} to {f.high}")
-    return Header(**values)  # type: ignore[arg-type]
+    model = reader.take(MODEL_BYTES, "model")
+    return Header(model, **{name: reader.number(name) for name in HEADER})
+
+
+def _write_header(header: Header) -> bytes:
+    values = {name: getattr(header, name) for name in HEADER}
+    numbers = [bytes([v]) if HEADER[name][0] else _varint(v) for name, v in values.items()]
+    return b"".join([MAGIC, bytes([VERSION]), header.model, *numbers])
 
 
 def write_stream(stream: Stream) -> bytes:
-    """Serialise; `read_stream` gives the same Stream back.
+    """Serialise a stream; `read_stream` gives an equal Stream back.
 
     Raises:
-        BadParameter: metadata larger than a reader accepts.
-        BadStream: a ready update that is named by other than READY_BYTES.
+        BadParameter: metadata are larger than a reader accepts.
+        BadStream: the name of the ready update has not READY_BYTES.
     """
     _check_ready(stream.ready)
-    parts = [MAGIC, bytes([VERSION])]
-    parts += [f.write(getattr(stream.header, f.name)) for f in HEADER]
-    sections = [(Section.LATENTS, _join_tiles(stream.tiles))]
-    if stream.update is not None:
-        sections.append((Section.UPDATE, stream.update))
-    if stream.ready is not None:
-        sections.append((Section.READY, stream.ready))
-    if stream.alpha is not None:
-        sections.append((Section.ALPHA, stream.alpha))
-    if stream.icc is not None:
-        sections.append((Section.ICC, _pack(stream.icc, "ICC profile")))
-    if stream.exif is not None:
-        sections.append((Section.EXIF, _pack(stream.exif, "Exif block")))
-    for kind, payload in sections:
-        parts += [_varint(kind), _varint(len(payload)), payload]
+    sections = {
+        Section.LATENTS: _join_tiles(stream.tiles),
+        Section.UPDATE: stream.update,
+        Section.READY: stream.ready,
+        Section.ALPHA: stream.alpha,
+        Section.ICC: _deflate(stream.icc, "ICC profile"),
+        Section.EXIF: _deflate(stream.exif, "Exif block"),
+    }
+    parts = [_write_header(stream.header)]
+    for kind, payload in sections.items():
+        if payload is not None:
+            parts += [_varint(kind), _varint(len(payload)), payload]
     body = b"".join(parts)
-    return body + _crc(body).to_bytes(4, "little")
+    return body + int(google_crc32c.value(body)).to_bytes(4, "little")
 
 
 def read_stream(data: bytes) -> Stream:
-    """Parse and check a whole stream.
+    """Parse and check a whole stream; payloads stay coded, metadata are inflated.
 
     Raises:
-        BadStream: damaged or not a stream. UnsupportedStream: needs a newer reader.
+        BadStream: the bytes are damaged or no stream.
+        UnsupportedStream: the stream needs a newer decoder.
     """
     header, sections = _read_sections(data)
     coded = sections[Section.LATENTS]
@@ -270,46 +266,48 @@ def read_stream(data: bytes) -> Stream:
         header,
         (coded,) if header.flags & Flags.SAME_MACHINE else _split_tiles(coded, count),
         sections.get(Section.ALPHA),
-        _unpack(sections.get(Section.ICC), "ICC profile"),
-        _unpack(sections.get(Section.EXIF), "Exif block"),
+        _inflate(sections.get(Section.ICC), "ICC profile"),
+        _inflate(sections.get(Section.EXIF), "Exif block"),
         sections.get(Section.UPDATE),
         sections.get(Section.READY),
     )
 
 
 def describe(data: bytes) -> StreamInfo:
-    """What a stream says of itself, without unpacking any of it.
+    """Describe a stream without inflating or decoding any of it.
 
     Raises:
-        BadStream: damaged or not a stream. UnsupportedStream: needs a newer reader.
+        BadStream: the bytes are damaged or no stream.
+        UnsupportedStream: the stream needs a newer decoder.
     """
     header, sections = _read_sections(data)
     ready = sections.get(Section.READY)
     return StreamInfo(
-        VERSION,
-        header.model.hex(),
-        header.rate,
-        header.tune,
-        header.width,
-        header.height,
-        bool(header.flags & Flags.GREY),
-        Section.ALPHA in sections,
-        tile_count(latent_box(header.width, header.height)),
-        len(data),
-        tuple((_section_name(kind), len(payload)) for kind, payload in sections.items()),
-        None if ready is None else ready.hex(),
+        version=VERSION,
+        model=header.model.hex(),
+        rate=header.rate,
+        tune=header.tune,
+        width=header.width,
+        height=header.height,
+        grey=bool(header.flags & Flags.GREY),
+        has_alpha=Section.ALPHA in sections,
+        tiles=tile_count(latent_box(header.width, header.height)),
+        total_bytes=len(data),
+        sections=tuple((_section_name(kind), len(payload)) for kind, payload in sections.items()),
+        ready=None if ready is None else ready.hex(),
     )
 
 
 def _read_sections(data: bytes) -> tuple[Header, dict[int, bytes]]:
+    """The header and the payload of each section by type, once the checksum holds."""
     reader = _Reader(data)
     header = _read_header(reader)
     if len(data) - reader.at < 4:
         raise BadStream(f"the stream ends at {len(data)} bytes, before its checksum")
     body = data[:-4]
-    found, expected = _crc(body), int.from_bytes(data[-4:], "little")
-    if found != expected:
-        raise BadStream(f"checksum is {found:08x}, the stream says {expected:08x}: damaged or cut")
+    actual, expected = int(google_crc32c.value(body)), int.from_bytes(data[-4:], "little")
+    if actual != expected:
+        raise BadStream(f"checksum is {actual:08x}, the stream says {expected:08x}: damaged or cut")
     reader.data = body
     sections: dict[int, bytes] = {}
     while reader.at < len(body):
@@ -329,13 +327,9 @@ def _read_sections(data: bytes) -> tuple[Header, dict[int, bytes]]:
 
 
 def _check_ready(ready: bytes | None) -> None:
-    """Raise BadStream unless a ready update is named rightly."""
+    """Raise BadStream unless the name of a ready update has READY_BYTES."""
     if ready is not None and len(ready) != READY_BYTES:
         raise BadStream(f"a ready update is named by {len(ready)} bytes, expected {READY_BYTES}")
-
-
-def _crc(body: bytes) -> int:
-    return int(google_crc32c.value(body))
 
 
 def _section_name(kind: int) -> str:
@@ -343,7 +337,7 @@ def _section_name(kind: int) -> str:
 
 
 def _join_tiles(tiles: tuple[bytes, ...]) -> bytes:
-    """Tile lengths in 32-bit words (all but the last), then the tiles."""
+    """Lengths of all tiles but the last, in words of 4 bytes, then the tiles."""
     index = b"".join(_varint(len(t) // 4) for t in tiles[:-1])
     return index + b"".join(tiles)
 
@@ -360,24 +354,26 @@ def _split_tiles(payload: bytes, count: int) -> tuple[bytes, ...]:
     return tuple(payload[low:high] for low, high in pairwise(edges))
 
 
-def _pack(block: bytes, what: str) -> bytes:
-    """Deflate metadata within its limit."""
+def _deflate(block: bytes | None, name: str) -> bytes | None:
+    """Compress metadata, and check that a reader accepts their size."""
+    if block is None:
+        return None
     if len(block) > MAX_METADATA_BYTES:
-        raise BadParameter(f"{what} has {len(block)} bytes, at most {MAX_METADATA_BYTES} are kept")
+        raise BadParameter(f"{name} has {len(block)} bytes, at most {MAX_METADATA_BYTES} are kept")
     return zlib.compress(block, 9)
 
 
-def _unpack(packed: bytes | None, what: str) -> bytes | None:
-    """Inflate metadata within its limit."""
+def _inflate(packed: bytes | None, name: str) -> bytes | None:
+    """Decompress metadata, up to MAX_METADATA_BYTES."""
     if packed is None:
         return None
     if len(packed) > MAX_PACKED_BYTES:
-        raise BadStream(f"{what} takes {len(packed)} bytes, at most {MAX_PACKED_BYTES} are read")
+        raise BadStream(f"{name} takes {len(packed)} bytes, at most {MAX_PACKED_BYTES} are read")
     inflater = zlib.decompressobj()
     try:
         out = inflater.decompress(packed, MAX_METADATA_BYTES)
     except zlib.error as error:
-        raise BadStream(f"{what} is not valid deflate data") from error
+        raise BadStream(f"{name} is not valid deflate data") from error
     if not inflater.eof or inflater.unused_data:
-        raise BadStream(f"{what} is cut, over {MAX_METADATA_BYTES} bytes, or has bytes after it")
+        raise BadStream(f"{name} is cut, over {MAX_METADATA_BYTES} bytes, or has bytes after it")
     return out

@@ -1,21 +1,23 @@
-"""z_hat and the y_hat coded so far -> means and scale levels, the same on every machine.
+"""The entropy model: z_hat and coded parts of y_hat -> means and scale levels of the next part.
 
-z is coded per channel. h_s turns it into features P; y is then coded in four steps. Step t codes,
-at each position of a 2×2 cell, one quarter of the channels, a different quarter at each of the four
-positions; every later step sees P and what is coded already (quadtree partition: Lu et al. 2022,
-"High-efficiency lossy image coding through adaptive neighborhood information aggregation";
-DCVC-DC).
+Notation: y are the latents, z the hyper-latents that describe them, hats mean decoded values, h_s
+is the network that turns z_hat into features P. z is coded with a fixed level per channel. y is
+coded in four steps. Step t codes one quarter of the channels at each position of a 2×2 cell, a
+different quarter at each of the four positions; it sees P and the y_hat of earlier steps.
 
-Both directions run the same code: `EntropyModel.run` asks its caller for the symbols of each step,
-an encoder answers by rounding y, a decoder by reading the stream.
+Encoder and decoder run the same code: `EntropyModel.run` asks its caller for the symbols of each
+step; an encoder answers by rounding y, a decoder by reading the stream. The networks are integer
+(fixed_point.py), so means and levels are the same on every machine.
 
-A rate has its own quantiser steps per channel: y_hat = mu + symbol · y.step and z_hat = z.mean +
-symbol · z.step. Latents so keep one range at every rate, and so do the networks that predict them.
+Each rate has its own quantiser steps per channel: y_hat = mu + symbol · y.step and z_hat = z.mean +
+symbol · z.step. Latents keep one range at every rate, and so do the networks that predict them.
 
-Formats: symbols are integers; mu and y_hat are in units of 2^-Y_FRAC; `frac` of the features is per
-channel, chosen at export. Positions are grouped by class p = 2·(row mod 2) + (column mod 2), so
-that a step's last layer runs only for the quarter that is coded and its first only over known
-channels.
+Formats: symbols are integers; mu and y_hat are Q6 (Y_FRAC); the format of P is per channel, chosen
+at export. Positions are grouped by class p = 2·(row mod 2) + (column mod 2), so that the last layer
+of a step runs only for the quarter that it codes and the first layer only over coded channels.
+
+Idea: quadtree partition (Lu et al. 2022, "High-efficiency lossy image coding through adaptive
+neighborhood information aggregation") as in DCVC-DC (Li et al. 2023).
 """
 
 from __future__ import annotations
@@ -31,59 +33,66 @@ from service.codec.fixed_point import (
     ACTIVATION_MAX,
     NUMPY,
     Array,
-    Block,
+    ArrayBackend,
+    IntBlock,
+    IntLayer,
     IntLinear,
-    Layer,
-    Numbers,
-    settle,
+    floor_and_clip,
     shuffle2,
 )
 from service.codec.sizes import Sizes
 from service.errors import StoreError
 
 Y_FRAC = 6
-"""mu and y_hat are integers in units of 1/64."""
+"""Fractional bits of mu and y_hat: both are in units of 1/64."""
 
 Z_FRAC = 3
-"""z_hat - z.mean enters the networks in units of 1/8, clipped to ±ACTIVATION_MAX."""
+"""Fractional bits of z_hat - z.mean, which enters the networks clipped to ±ACTIVATION_MAX."""
 
 STEP_FRAC = 8
-"""Quantiser steps have this many fractional bits more than what they step through."""
+"""Fractional bits that quantiser steps have beyond those of the value (y: Q14, z: Q11)."""
 
 MU_MAX = 2**14 - 1
-"""|mu| is clipped to 255.98. Extreme pictures reach 145."""
+"""Largest |mu|, 255.98 in Q6. Extreme pictures reach 145."""
 
 Y_MAX = 2**15 - 1
-"""|y_hat| is clipped to 511.98."""
+"""Largest |y_hat|, 511.98 in Q6."""
 
 STEP_MAX = 2**21 - 1
-"""Largest stored quantiser step: symbol · step fits 32 bits."""
+"""Largest stored quantiser step, so that symbol · step fits 32 bits."""
 
 SYMBOL_MAX = 511
-"""Symbols are integers in ±511."""
+"""Largest absolute symbol."""
 
 LEVELS = 64
-"""Scale levels; level 0 is not coded, its symbol is always 0."""
+"""Number of scale levels. Symbols of level 0 are not coded and always 0."""
 
 STEPS = 4
+"""Coding steps of y, classes of positions and groups of channels."""
 
 GROUP_AT = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1], [1, 0, 3, 2]])
-"""[step, class]: which channel group (channels g, g+4, g+8, ...) is coded there."""
+"""[step, class] -> the channel group g (channels g, g+4, g+8, ...) that is coded there."""
 
 Symbols = NDArray[np.int32]
 Choose = Callable[[int, NDArray[np.int32], NDArray[np.uint8]], Symbols]
-"""(step, mu, levels) -> symbols, all flat in coding order, per batch item [B, n]."""
+"""(step, mu, levels) -> symbols, each [B, n] in coding order: int32, Q6 int32 and uint8."""
 
 
-class Walk(Protocol):
-    """The networks on their way through the four steps of some latents."""
+class StepNetworks(Protocol):
+    """The networks of the four steps, with the features and coded latents of one batch."""
 
     def parameters(self, t: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        """mu and levels of step t, [B, n] each, in coding order."""
+        """Run step t: mu (Q6) and levels, each [B, n] in coding order."""
         ...
 
-    def learn(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
-        """Take in y_hat of one channel group at one class of positions: [B, rows, cols, M/4]."""
+    def add_known(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
+        """Add decoded latents, the input of later steps.
+
+        Args:
+            p: class of positions.
+            group: channel group.
+            y_hat: [B, rows, columns, M/4] of that class and group, Q6.
+        """
         ...
 
 
@@ -91,29 +100,29 @@ class EntropyModel:
     """The integer networks of one model at one rate. Immutable; safe to share between threads."""
 
     def __init__(
-        self, sizes: Sizes, tensors: Mapping[str, NDArray[Any]], numbers: Numbers = NUMPY
+        self, sizes: Sizes, tensors: Mapping[str, NDArray[Any]], backend: ArrayBackend = NUMPY
     ) -> None:
         """Build from stored tensors.
 
         Args:
             sizes: channel counts.
-            tensors: names "h_s.0.weight" and so on, see export/export.py.
-            numbers: array module, float type and device to run on.
+            tensors: names "h_s.0.weight" and so on, see service/docs/format.md.
+            backend: array module, float type and device to run on.
 
         Raises:
             StoreError: a tensor is missing, of the wrong shape, or could overflow.
         """
-        self.sizes, self.numbers, self.xp = sizes, numbers, numbers.xp
+        self.sizes, self.backend, self.xp = sizes, backend, backend.xp
 
         up0 = IntLinear.from_tensors(tensors, "h_s.0", (4 * sizes.Cz, sizes.Cz))
         up1 = IntLinear.from_tensors(tensors, "h_s.2", (4 * sizes.cp, sizes.Cz))
-        self.up0 = Layer(numbers, up0, input_max=ACTIVATION_MAX, name="h_s.0")
-        self.block0 = Block(numbers, tensors, "h_s.1", sizes.Cz)
-        self.up1 = Layer(numbers, up1, input_max=ACTIVATION_MAX, name="h_s.2")
-        self.block1 = Block(numbers, tensors, "h_s.3", sizes.cp)
-        self.steps = [Step(sizes, tensors, numbers, t) for t in range(STEPS)]
+        self.up0 = IntLayer(backend, up0, name="h_s.0")
+        self.block0 = IntBlock(backend, tensors, "h_s.1", sizes.Cz)
+        self.up1 = IntLayer(backend, up1, name="h_s.2")
+        self.block1 = IntBlock(backend, tensors, "h_s.3", sizes.cp)
+        self.steps = [Step(sizes, tensors, backend, t) for t in range(STEPS)]
         context_frac = vector(tensors, "context.frac", sizes.M, -30, 30).astype(np.int64)
-        self.context_shift = numbers.carry(np.ldexp(1.0, context_frac - Y_FRAC))
+        self.context_shift = backend.array(np.ldexp(1.0, context_frac - Y_FRAC))
         self.z_levels = vector(tensors, "z.level", sizes.Cz, 1, LEVELS - 1).astype(np.uint8)
         self.z_mean = vector(tensors, "z.mean", sizes.Cz, -(2**31), 2**31 - 1) / 2.0**16
         self._y_step = _steps(tensors, "y.step", sizes.M)
@@ -121,54 +130,54 @@ class EntropyModel:
 
     @property
     def z_step(self) -> NDArray[np.float64]:
-        """Quantiser steps of z, [Cz]."""
+        """Quantiser steps of z as real numbers, [Cz]."""
         return self._z_step / 2.0 ** (Z_FRAC + STEP_FRAC)
 
     def y_steps(self, t: int, height: int, width: int) -> NDArray[np.float32]:
-        """Quantiser steps of y in the coding order of step t, in units of 2^-Y_FRAC, [n]."""
+        """Quantiser steps of y in the coding order of step t, [n], in units of 2^-Y_FRAC."""
         groups = [
             np.tile(self._y_step[GROUP_AT[t, p] :: 4], c.size)
-            for p, c in enumerate(classes_of(height, width))
+            for p, c in enumerate(position_classes(height, width))
         ]
         return (np.concatenate(groups) / 2.0**STEP_FRAC).astype(np.float32)
 
-    def begin(self, z_hat: NDArray[np.int32], height: int, width: int) -> Walk:
-        """Run h_s and be ready for step 0; another way to run the networks replaces this.
+    def begin(self, z_hat: NDArray[np.int32], height: int, width: int) -> StepNetworks:
+        """Run h_s and return the step networks; subclasses replace this to run them elsewhere.
 
         Args:
-            z_hat: [B, ceil(height/4), ceil(width/4), Cz] in units of 2^-Z_FRAC, in ±ACTIVATION_MAX.
-            height: of the latents.
-            width: of the latents.
+            z_hat: [B, ceil(height/4), ceil(width/4), Cz] Q3 (Z_FRAC) in ±ACTIVATION_MAX.
+            height: rows of latents.
+            width: columns of latents.
         """
-        return _Walk(self, self.features(z_hat)[:, :height, :width])
+        return _ArrayStepNetworks(self, self.features(z_hat)[:, :height, :width])
 
     def features(self, z_hat: NDArray[np.int32]) -> Array:
-        """h_s. z_hat: see `begin` -> P [B, 4h, 4w, cp] integers."""
-        x = self.numbers.carry(z_hat)
-        x = self.block0(settle(self.xp, shuffle2(self.up0.accumulate(x))))
-        return self.block1(settle(self.xp, shuffle2(self.up1.accumulate(x))))
+        """Run h_s: z_hat [B, h, w, Cz], see `begin`, -> P [B, 4h, 4w, cp] activations."""
+        x = self.backend.array(z_hat)
+        x = self.block0(floor_and_clip(self.xp, shuffle2(self.up0.accumulate(x))))
+        return self.block1(floor_and_clip(self.xp, shuffle2(self.up1.accumulate(x))))
 
     def run(
         self, z: NDArray[np.int32], height: int, width: int, choose: Choose
     ) -> NDArray[np.int16]:
-        """Walk the four steps.
+        """Run the four steps.
 
         Args:
-            z: [B, ceil(height/4), ceil(width/4), Cz] hyper-latent symbols.
-            height: of the latents.
-            width: of the latents.
-            choose: gives the symbols of each step; see `gather` for their order, 0 at level 0.
+            z: [B, ceil(height/4), ceil(width/4), Cz] int32 symbols of the hyper-latents.
+            height: rows of latents.
+            width: columns of latents.
+            choose: returns the symbols of each step in the order of `gather`, 0 at level 0.
 
         Returns:
-            y_hat [B, height, width, M] in units of 2^-Y_FRAC, int16.
+            y_hat [B, height, width, M] int16, Q6.
         """
         z_hat = _times_step(z, self._z_step).clip(-ACTIVATION_MAX, ACTIVATION_MAX)
-        walk = self.begin(z_hat, height, width)
-        classes = classes_of(height, width)
+        networks = self.begin(z_hat, height, width)
+        classes = position_classes(height, width)
         quarter = self.sizes.M // 4
         coded = [np.empty((len(z), c.height, c.width, STEPS, quarter), np.int16) for c in classes]
         for t in range(STEPS):
-            mu, levels = walk.parameters(t)
+            mu, levels = networks.parameters(t)
             symbols = choose(t, mu, levels)
             start = 0
             for p, c in enumerate(classes):
@@ -181,7 +190,7 @@ class EntropyModel:
                 np.clip(value, -Y_MAX, Y_MAX, out=value)
                 coded[p][..., t, :] = value
                 if t < STEPS - 1:
-                    walk.learn(p, int(GROUP_AT[t, p]), value)
+                    networks.add_known(p, int(GROUP_AT[t, p]), value)
         y_hat = np.empty((len(z), height, width, self.sizes.M), np.int16)
         for p, c in enumerate(classes):
             step_of_group = np.argsort(GROUP_AT[:, p])
@@ -190,28 +199,28 @@ class EntropyModel:
         return y_hat
 
     def context(self, y_hat: NDArray[np.int32], group: int) -> Array:
-        """y_hat of one channel group as activations."""
-        scaled = self.numbers.carry(y_hat) * self.context_shift[group::4] + 0.5
-        return settle(self.xp, scaled)
+        """y_hat [..., M/4] of one channel group, Q6 -> activations of the same shape."""
+        scaled = self.backend.array(y_hat) * self.context_shift[group::4] + 0.5
+        return floor_and_clip(self.xp, scaled)
 
 
-class _Walk:
-    """A walk in the numbers of its model, layer by layer."""
+class _ArrayStepNetworks:
+    """Step networks that run in the array module of their model, layer by layer."""
 
     def __init__(self, model: EntropyModel, features: Array) -> None:
-        """features: P [B, H, W, cp]."""
+        """Start with the features P [B, H, W, cp]."""
         _, height, width, _ = features.shape
-        self._model, self._classes = model, classes_of(height, width)
+        self._model, self._classes = model, position_classes(height, width)
         self._parts = [features[:, c.rows, c.cols] for c in self._classes]
-        # The part of each first layer that reads P: [B, H, W, cc] multiples of 2^-shift.
+        # What each first layer computes from P: [B, H, W, cc] multiples of 2^-shift.
         self._shared = [step.features.accumulate(features) for step in model.steps[1:]]
         self._known: list[list[Array]] = [[] for _ in self._classes]
 
-    def learn(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
+    def add_known(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
         self._known[p].append(self._model.context(y_hat, group))
 
     def parameters(self, t: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        step, numbers, xp = self._model.steps[t], self._model.numbers, self._model.xp
+        step, backend, xp = self._model.steps[t], self._model.backend, self._model.xp
         quarter = self._model.sizes.M // 4
         hidden = self._parts if t == 0 else self._hidden(t)
         means, levels = [], []
@@ -221,21 +230,21 @@ class _Walk:
             flat = out.reshape(len(out), -1, 2 * quarter)
             means.append(xp.clip(flat[..., :quarter], -MU_MAX, MU_MAX).reshape(len(out), -1))
             levels.append(xp.clip(flat[..., quarter:], 0, LEVELS - 1).reshape(len(out), -1))
-        mu = numbers.integers(xp.concatenate(means, 1))
-        return mu, numbers.integers(xp.concatenate(levels, 1)).astype(np.uint8)
+        mu = backend.integers(xp.concatenate(means, 1))
+        return mu, backend.integers(xp.concatenate(levels, 1)).astype(np.uint8)
 
     def _hidden(self, t: int) -> list[Array]:
-        """First layer and block of step t; the block's output at each class of positions."""
+        """Run the first layer and block of step t; returns the result by class of positions."""
         step, shared, xp = self._model.steps[t], self._shared[t - 1], self._model.xp
         for c, layer, values in zip(self._classes, step.context, self._known, strict=True):
             shared[:, c.rows, c.cols] += layer.multiply(xp.concatenate(values, -1))
-        out = step.block(settle(xp, shared))
+        out = step.block(floor_and_clip(xp, shared))
         return [out[:, c.rows, c.cols] for c in self._classes]
 
 
 @dataclass(frozen=True)
-class Class:
-    """The positions of one class in a latent grid."""
+class PositionClass:
+    """The positions of one class in a latent grid: index slices, rows and columns."""
 
     rows: slice
     cols: slice
@@ -244,77 +253,74 @@ class Class:
 
     @property
     def size(self) -> int:
+        """Number of positions."""
         return self.height * self.width
 
 
-def classes_of(height: int, width: int) -> tuple[Class, ...]:
-    """The four classes of a grid; those of a grid of one row or column may be empty."""
+def position_classes(height: int, width: int) -> tuple[PositionClass, ...]:
+    """The four classes of a grid; in a grid of one row or column some are empty."""
+    corners = [divmod(p, 2) for p in range(STEPS)]
     return tuple(
-        Class(slice(r, None, 2), slice(c, None, 2), (height - r + 1) // 2, (width - c + 1) // 2)
-        for r, c in (divmod(p, 2) for p in range(STEPS))
+        PositionClass(
+            slice(r, None, 2), slice(c, None, 2), (height - r + 1) // 2, (width - c + 1) // 2
+        )
+        for r, c in corners
     )
 
 
 class Step:
-    """One step's network: a linear head for step 0; linear, block, head for the others."""
+    """Layers of one step: a head for step 0; a first layer, a block and a head for the others.
+
+    Heads and the context part of the first layer are cut by class of positions: entry p holds the
+    rows or columns of the channels that class p codes in this step, or has coded before.
+    """
 
     def __init__(
         self,
         sizes: Sizes,
         tensors: Mapping[str, NDArray[Any]],
-        numbers: Numbers,
+        backend: ArrayBackend,
         t: int,
     ) -> None:
-        name = f"step.{t}"
+        name, M = f"step.{t}", sizes.M
+
+        def layer(linear: IntLinear, part: str) -> IntLayer:
+            return IntLayer(backend, linear, name=f"{name}.{part}")
+
         head = IntLinear.from_tensors(
-            tensors, f"{name}.head", (2 * sizes.M, sizes.cp if t == 0 else sizes.cc)
+            tensors, f"{name}.head", (2 * M, sizes.cp if t == 0 else sizes.cc)
         )
-        groups = [np.arange(GROUP_AT[t, p], sizes.M, 4) for p in range(STEPS)]
-        self.heads = [
-            Layer(
-                numbers,
-                head.rows(np.concatenate([g, g + sizes.M])),
-                input_max=ACTIVATION_MAX,
-                name=f"{name}.head",
-            )
-            for g in groups
-        ]
+        groups = [np.arange(GROUP_AT[t, p], M, 4) for p in range(STEPS)]
+        self.heads = [layer(head.rows(np.concatenate([g, g + M])), "head") for g in groups]
         if t == 0:
             return
-        first = IntLinear.from_tensors(tensors, f"{name}.first", (sizes.cc, sizes.cp + sizes.M))
-        # The whole layer, which proves its bound: its two halves are added before rounding.
-        self.first = Layer(numbers, first, input_max=ACTIVATION_MAX, name=f"{name}.first")
+        first = IntLinear.from_tensors(tensors, f"{name}.first", (sizes.cc, sizes.cp + M))
+        # The whole layer proves the bound: its two halves are added before rounding.
+        self.first = layer(first, "first")
         reads_p = IntLinear(first.weight[:, : sizes.cp], first.bias, first.shift)
-        self.features = Layer(numbers, reads_p, input_max=ACTIVATION_MAX, name=f"{name}.first")
-        reads_y = first.columns(np.arange(sizes.cp, sizes.cp + sizes.M))
-        self.context = [
-            Layer(
-                numbers,
-                reads_y.columns(
-                    np.concatenate([np.arange(GROUP_AT[s, p], sizes.M, 4) for s in range(t)])
-                ),
-                input_max=ACTIVATION_MAX,
-                name=f"{name}.first",
-            )
+        self.features = layer(reads_p, "first")
+        coded = [
+            np.concatenate([np.arange(GROUP_AT[s, p], M, 4) for s in range(t)])
             for p in range(STEPS)
         ]
-        self.block = Block(numbers, tensors, f"{name}.block", sizes.cc)
+        self.context = [layer(first.columns(sizes.cp + c), "first") for c in coded]
+        self.block = IntBlock(backend, tensors, f"{name}.block", sizes.cc)
 
 
 def gather(values: Array, t: int) -> Array:
     """Reorder latents [B, H, W, M] into the coding order of step t: [B, n].
 
-    Order: class 0–3; within a class row by row; within a position the group's channels upwards.
+    The order is class 0–3; in a class row by row; at a position the channels of the group upwards.
     """
     batch, height, width, _ = values.shape
     parts = []
-    for p, c in enumerate(classes_of(height, width)):
+    for p, c in enumerate(position_classes(height, width)):
         parts.append(values[:, c.rows, c.cols, GROUP_AT[t, p] :: 4].reshape(batch, -1))
     return np.concatenate(parts, 1)
 
 
 def _times_step(symbols: NDArray[np.int32], step: NDArray[np.int32]) -> NDArray[np.int32]:
-    """symbol · step rounded to the format without STEP_FRAC, a fresh array."""
+    """symbol · step, rounded to drop STEP_FRAC bits; a new array."""
     out = symbols * step
     out += 2 ** (STEP_FRAC - 1)
     out >>= STEP_FRAC
@@ -322,7 +328,7 @@ def _times_step(symbols: NDArray[np.int32], step: NDArray[np.int32]) -> NDArray[
 
 
 def _steps(tensors: Mapping[str, NDArray[Any]], name: str, size: int) -> NDArray[np.int32]:
-    """Quantiser steps, positive."""
+    """Read stored quantiser steps, [size]."""
     steps: NDArray[np.int32] = vector(tensors, name, size, 1, STEP_MAX).astype(np.int32)
     return steps
 
@@ -330,15 +336,15 @@ def _steps(tensors: Mapping[str, NDArray[Any]], name: str, size: int) -> NDArray
 def vector(
     tensors: Mapping[str, NDArray[Any]], name: str, size: int, low: int, high: int
 ) -> NDArray[Any]:
-    """A stored integer vector of a known length, its values within low..high.
+    """Check and return a stored integer vector [size] with values from low to high.
 
     Raises:
-        StoreError: missing, of another shape or kind, or a value out of range.
+        StoreError: the vector is missing, of another shape or dtype, or a value is out of range.
     """
     tensor = tensors.get(name)
     if tensor is None or tensor.shape != (size,) or not np.issubdtype(tensor.dtype, np.integer):
-        found = "nothing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
-        raise StoreError(f"tensor {name} is {found}, expected {size} integers")
+        actual = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
+        raise StoreError(f"tensor {name} is {actual}, expected {size} integers")
     if tensor.min() < low or tensor.max() > high:
         raise StoreError(
             f"tensor {name} holds {tensor.min()} to {tensor.max()}, expected {low} to {high}"

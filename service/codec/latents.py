@@ -1,8 +1,8 @@
-"""Latents of tiles <-> bytes: the entropy model and the coder joined.
+"""Latents of tiles <-> bytes: the entropy model and the coder taking turns.
 
-Tiles of equal size are coded together as a batch; each has its own bytes. The order inside a tile
-is z, then the four steps of y. Both directions go through `EntropyModel.run`, so they cannot
-differ.
+Tiles of equal size are coded together as a batch; each has its own bytes. A tile holds z (the
+hyper-latents), then the four steps of y (the latents). Encoder and decoder both go through
+`EntropyModel.run`, so they cannot differ.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ I32 = NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class CodedTiles:
-    """Tiles after encoding.
+    """Encoded tiles.
 
     Attributes:
         data: the bytes of each tile.
-        y_hat: [B, h, w, M] int16 in units of 2^-Y_FRAC, what every decoder will see.
-        code_s: seconds spent coding, the networks not counted.
+        y_hat: [B, h, w, M] int16 Q6, exactly what every decoder gets.
+        code_s: seconds of entropy coding, without the networks.
     """
 
     data: tuple[bytes, ...]
@@ -39,24 +39,29 @@ class CodedTiles:
 
 @dataclass(frozen=True, eq=False)
 class DecodedTiles:
-    """Tiles after decoding: y_hat as in CodedTiles, and the seconds spent coding."""
+    """Decoded tiles.
+
+    Attributes:
+        y_hat: [B, h, w, M] int16 Q6.
+        code_s: seconds of entropy decoding, without the networks.
+    """
 
     y_hat: NDArray[np.int16]
     code_s: float
 
 
 class LatentCoder:
-    """Codes latents with one model at one rate. Immutable; safe to share between threads."""
+    """Coder of latents for one model at one rate. Immutable; safe to share between threads."""
 
     def __init__(self, entropy: EntropyModel, tables: Tables) -> None:
         self.entropy, self.tables = entropy, tables
 
     def encode(self, y: NDArray[np.float32], z: NDArray[np.float32]) -> CodedTiles:
-        """Quantise and code.
+        """Quantise and encode.
 
         Args:
-            y: [B, h, w, M] latents of B equal tiles.
-            z: [B, ceil(h/4), ceil(w/4), Cz] hyper-latents.
+            y: [B, h, w, M] float32 latents of B tiles of one size.
+            z: [B, ceil(h/4), ceil(w/4), Cz] float32 hyper-latents.
         """
         encoders = [Encoder(self.tables) for _ in y]
         fixed = np.asarray(y, np.float32) * np.float32(2**Y_FRAC)
@@ -85,14 +90,14 @@ class LatentCoder:
         return CodedTiles(data, y_hat, code_s + perf_counter() - start)
 
     def decode(self, data: Sequence[bytes], tile: Box) -> DecodedTiles:
-        """Bytes of equal tiles -> their latents.
+        """Decode tiles of one size.
 
         Args:
             data: coded bytes of each tile.
-            tile: any of the tiles; gives the shape.
+            tile: one of the tiles, for its shape.
 
         Raises:
-            BadStream: the bytes were not made by `encode` with this model.
+            BadStream: `encode` with this model does not write these bytes.
         """
         decoders = [Decoder(self.tables, d) for d in data]
         rows, cols = hyper_shape(tile)
@@ -118,6 +123,6 @@ class LatentCoder:
 
 
 def _symbols(scaled: NDArray[np.floating[Any]]) -> I32:
-    """Round to whole steps within the symbols' range."""
+    """Round to integers in ±SYMBOL_MAX."""
     symbols: I32 = np.rint(scaled).clip(-SYMBOL_MAX, SYMBOL_MAX).astype(np.int32)
     return symbols

@@ -1,15 +1,15 @@
-"""W' = W + B·A: a rate's low-rank update put into pristine base weights.
+"""Low-rank updates: W' = W + B·A, merged into the pristine weights of a base.
 
-An update of a layer is int8 factors `b` [N, r] and `a` [r, K] with a power-of-two exponent per rank
-(delta = sum over r of 2^e · b · a), and an int8 bias delta with an exponent per group of rows. A
-rate also has its quantiser steps, the level offset that goes with them, and the levels of z. Two
-updates can be mixed in sixteenths: a rate between two rates of the ladder.
+The update of a layer has int8 factors `b` [N, r] and `a` [r, K] with a power-of-two exponent for
+each rank-1 piece (delta W = sum over r of 2^e · b · a), and an int8 bias delta with an exponent for
+each group of rows. The update of a rate also has quantiser steps, the level offset that goes with
+them, and the levels of z. A rate between two rates mixes their updates in sixteenths.
 
-Entropy layers are merged in integers only (Q28, then rounded once), so every machine gets the same
-ones. Transforms are merged in float32, factors in units of the base weight's rows and columns, so
-that 8 bits serve folded layers whose rows differ a thousandfold. Nothing is added in place, ever.
+Entropy layers merge in integers (Q28, rounded once), so every machine gets the same weights.
+Transforms merge in float32, with factors in units of the rows and columns of the base weight, so
+that 8 bits are enough for layers whose rows differ a thousandfold. Nothing is added in place.
 
-Idea: LoRA (Hu et al. 2021); for rates "Variable-Rate Deep Image Compression based on Low-Rank
+Idea: LoRA (Hu et al. 2021), for rates as in "Variable-Rate Deep Image Compression based on Low-Rank
 Adaptation by Progressive Learning". We differ in 8-bit factors and in the integer merge.
 """
 
@@ -30,32 +30,36 @@ Tensors = dict[str, NDArray[Any]]
 I64 = NDArray[np.int64]
 
 PARTS = 16
-"""Mixing weights are sixteenths."""
+"""Weights of a mix are sixteenths and sum to this."""
 
 Q = 28
-"""Fractional bits of integer deltas before rounding."""
+"""Fractional bits of integer deltas before they are rounded."""
 
 MAX_RANK, MAX_EXPONENT, MAX_BIAS_BITS = 16, 10, 22
-"""With these no sum of two mixed updates leaves 63 bits."""
+"""Largest rank, exponent and shifted bias exponent: a mix of two updates stays within 63 bits."""
 
 OFFSET_FRAC = 8
-"""`level.offset` is in 1/256 of a level."""
+"""Fractional bits of `level.offset`, which is in 1/256 of a level."""
 
 OFFSET_MAX = LEVELS << OFFSET_FRAC
-"""No level offset moves further than the whole ladder of levels."""
+"""Largest absolute level offset: all levels."""
 
 RATE_VECTORS = ("y.step", "z.step", "z.level", "level.offset")
+"""Vectors that belong to a rate: [M] Q14, [Cz] Q11, [Cz] and [M] Q8 (OFFSET_FRAC)."""
 
 _FLAT = ("factors", "exponents", "biases", "bias_exponents", "ranks", "groups")
 
 
 @dataclass(frozen=True, eq=False)
 class LayerUpdate:
-    """The update of one layer.
+    """The update of a layer with K inputs and N outputs.
 
     Attributes:
-        b: [N, r] int8. a: [r, K] int8. e: [r] int8, exponents.
-        bias: [N] int8. bias_e: [g] int8, exponents of g equal groups of rows.
+        b: [N, r] int8, factors.
+        a: [r, K] int8, factors.
+        e: [r] int8, exponent of each rank-1 piece.
+        bias: [N] int8, bias delta.
+        bias_e: [g] int8, exponents of bias deltas for g groups of N/g rows.
     """
 
     b: NDArray[np.int8]
@@ -65,27 +69,34 @@ class LayerUpdate:
     bias_e: NDArray[np.int8]
 
     def product(self) -> I64:
-        """2^e · b · a in Q28, [N, K]."""
+        """delta W = 2^e · b · a, [N, K] in Q28."""
         left = self.b.astype(np.int64) << (self.e.astype(np.int64) + Q)
         out: I64 = left @ self.a.astype(np.int64)
         return out
 
     def bias_delta(self, shift: NDArray[Any] | int = 0) -> I64:
-        """The bias delta times 2^shift in Q28, [N]."""
+        """The bias delta times 2^shift, [N] in Q28.
+
+        Raises:
+            StoreError: an exponent and its shift together leave the range of Q28.
+        """
         e = np.repeat(self.bias_e.astype(np.int64), len(self.bias) // len(self.bias_e)) + shift
         if e.size and not -Q <= int(e.min()) <= int(e.max()) <= MAX_BIAS_BITS:
-            raise StoreError(f"bias exponents reach {e.min()} to {e.max()}")
+            raise StoreError(
+                f"bias exponents plus shifts are {e.min()} to {e.max()}, "
+                f"expected {-Q} to {MAX_BIAS_BITS}"
+            )
         out: I64 = self.bias.astype(np.int64) << (e + Q)
         return out
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """One adapter.
+    """An update of a base.
 
     Attributes:
-        layers: by layer name; layers left out are left alone.
-        vectors: RATE_VECTORS, each replacing the base's.
+        layers: updates by layer name; other layers do not change.
+        vectors: RATE_VECTORS by name, which replace those of the base; empty for updates of g_s.
     """
 
     layers: Mapping[str, LayerUpdate]
@@ -94,14 +105,28 @@ class Update:
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """An update and its part of the mix, in sixteenths; the parts of a mix sum to 16."""
+    """An update and its weight in a mix.
+
+    Attributes:
+        update: the update.
+        parts: weight in sixteenths. The weights of a mix of rates sum to PARTS; updates of g_s that
+            are added up have PARTS each.
+    """
 
     update: Update
     parts: int
 
 
 def merge_entropy(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> Tensors:
-    """Integer tensors of the entropy model with updates put in; `base` is not changed."""
+    """Merge updates into the integer tensors of the entropy model, exactly.
+
+    Args:
+        base: stored tensors by name; not changed.
+        mix: updates with weights that sum to PARTS; an empty mix changes nothing.
+
+    Raises:
+        StoreError: an update does not fit the exponents of the base.
+    """
     out = dict(base)
     if not mix:
         return out
@@ -127,7 +152,15 @@ def merge_entropy(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> Ten
 
 
 def merge_transforms(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> Tensors:
-    """Float32 weights of g_a, g_s and h_a with updates put in; `base` is not changed."""
+    """Merge updates into weights of g_a, g_s and h_a.
+
+    Args:
+        base: float tensors by name; not changed. Factors are in units of its rows and columns.
+        mix: updates with their weights; deltas are added up.
+
+    Returns:
+        float32 tensors by name.
+    """
     out = {name: tensor.astype(np.float32) for name, tensor in base.items()}
     for layer in (n.removesuffix(".weight") for n in base if n.endswith(".weight")):
         updates = [(s.update.layers[layer], s.parts) for s in mix if layer in s.update.layers]
@@ -145,7 +178,15 @@ def merge_transforms(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> 
 
 
 def scales(weight: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Row scales [N] (rms) and column scales [K] (rms of what is left) of a base weight."""
+    """Units of the factors of a layer: the scales of its base weight.
+
+    Args:
+        weight: [N, K] or [N, ...] with K values in each row.
+
+    Returns:
+        Row scales [N], the root mean squares of rows, and column scales [K], those of the columns
+        after division by the row scales; float32.
+    """
     w = weight.astype(np.float64).reshape(len(weight), -1)
     rows = np.sqrt(np.square(w).mean(1)).clip(1e-8)
     columns = np.sqrt(np.square(w / rows[:, None]).mean(0)).clip(1e-4)
@@ -153,11 +194,14 @@ def scales(weight: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float3
 
 
 def pack(update: Update, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
-    """An update as a few flat tensors (a name per layer would cost more than its factors).
+    """Pack an update into a few flat tensors, because a name per layer outweighs its factors.
 
     Args:
         update: to store.
         shapes: weight shape of every layer of the base; layers are stored in order of name.
+
+    Returns:
+        Tensors by name, as service/docs/format.md specifies them for adapters.
     """
     layers = [update.layers.get(name) for name in sorted(shapes)]
     present = [layer for layer in layers if layer is not None]
@@ -177,14 +221,15 @@ def pack(update: Update, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
 def unpack(
     tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], sizes: Sizes
 ) -> Update:
-    """What `pack` stored, checked against the base's layers.
+    """Unpack what `pack` returned, and check it against the layers of the base.
 
     Args:
-        tensors: from `pack`. shapes: weight shape of every layer of the base.
+        tensors: from `pack`.
+        shapes: weight shape of every layer of the base.
         sizes: of the base.
 
     Raises:
-        StoreError: tensors are missing, unknown, of the wrong kind, or do not fit the base.
+        StoreError: a tensor is missing, unknown or of another dtype, or does not fit the base.
     """
     unknown = sorted(set(tensors) - {*_FLAT, *RATE_VECTORS})
     if unknown:
@@ -192,7 +237,7 @@ def unpack(
     for name in _FLAT:
         tensor = tensors.get(name)
         if tensor is None or tensor.dtype != np.int8 or tensor.ndim != 1:
-            raise StoreError(f"adapter tensor {name} is missing or no int8 vector")
+            raise StoreError(f"adapter tensor {name} is missing or is no int8 vector")
     factors, exponents, biases, bias_exponents = (_Cursor(tensors[n], n) for n in _FLAT[:4])
     ranks = tensors["ranks"].tolist()
     groups = iter(tensors["groups"].tolist())
@@ -219,7 +264,7 @@ def unpack(
 
 
 class _Cursor:
-    """Takes pieces off a flat tensor."""
+    """A cursor over a flat tensor."""
 
     def __init__(self, values: NDArray[np.int8], name: str) -> None:
         self.values, self.name, self.at = values, name, 0
@@ -227,16 +272,20 @@ class _Cursor:
     def take(self, count: int) -> NDArray[np.int8]:
         self.at += count
         if self.at > len(self.values):
-            raise StoreError(f"adapter tensor {self.name} has {len(self.values)} values, too few")
+            raise StoreError(
+                f"adapter tensor {self.name} has {len(self.values)} values, expected more"
+            )
         return self.values[self.at - count : self.at]
 
     def end(self) -> None:
         if self.at != len(self.values):
-            raise StoreError(f"adapter tensor {self.name} has {len(self.values)}, not {self.at}")
+            raise StoreError(
+                f"adapter tensor {self.name} has {len(self.values)} values, expected {self.at}"
+            )
 
 
 def _rate_vectors(tensors: Mapping[str, NDArray[Any]], sizes: Sizes) -> Tensors:
-    """RATE_VECTORS in the ranges that EntropyModel takes, so that no cast below can wrap."""
+    """RATE_VECTORS, checked for the ranges of EntropyModel, so that no later cast can wrap."""
     return {
         "y.step": vector(tensors, "y.step", sizes.M, 1, STEP_MAX),
         "z.step": vector(tensors, "z.step", sizes.Cz, 1, STEP_MAX),
@@ -246,7 +295,7 @@ def _rate_vectors(tensors: Mapping[str, NDArray[Any]], sizes: Sizes) -> Tensors:
 
 
 def _vector_mix(name: str, mix: Sequence[Share]) -> I64:
-    """The weighted sum of a vector of each update, in sixteenths."""
+    """Weighted sum of a vector over a mix, in sixteenths."""
     return _total([s.update.vectors[name].astype(np.int64) * s.parts for s in mix])
 
 
@@ -256,10 +305,10 @@ def _total(parts: list[I64]) -> I64:
 
 
 def _rounded(delta: I64) -> I64:
-    """Q28 sixteenths to whole numbers."""
+    """Round sums of Q28 sixteenths to integers."""
     return (delta + (PARTS << (Q - 1))) // (PARTS << Q)
 
 
 def _real(delta: I64) -> NDArray[np.float32]:
-    """Q28 sixteenths to float32."""
+    """Convert sums of Q28 sixteenths to float32."""
     return (delta / float(PARTS << Q)).astype(np.float32)

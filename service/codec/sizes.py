@@ -1,4 +1,4 @@
-"""The sizes of a backbone: data in the store; a larger one is a training run, not new code."""
+"""The sizes of a backbone, as stored with a model: another size needs training, not new code."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from service.errors import StoreError
 
 @dataclass(frozen=True)
 class Sizes:
-    """Channels and depth.
+    """Channels and depths of the networks.
 
     Attributes:
-        M: latent channels. Cz: hyper-latent channels. c8: channels at 1/8 resolution.
-        c16: channels at 1/16 that blocks work on, at most M; see nets/backbone.py.
-        ne8: blocks of g_a at 1/8. ne16: at 1/16. nd8: blocks of g_s at 1/8. nd16: at 1/16.
-        cp: channels of the features P. cc: channels of the step networks.
+        M: channels of the latents y, a multiple of 4.
+        Cz: channels of the hyper-latents z.
+        c8: channels at 1/8 resolution.
+        c16: channels at 1/16 resolution that blocks work on, at most M; see nets/backbone.py.
+        ne8: blocks of the analysis g_a at 1/8.
+        ne16: blocks of g_a at 1/16.
+        nd8: blocks of the synthesis g_s at 1/8.
+        nd16: blocks of g_s at 1/16.
+        cp: channels of the features P.
+        cc: channels of the step networks.
     """
 
     M: int = 320
@@ -35,7 +41,7 @@ class Sizes:
         """Read sizes from a manifest.
 
         Raises:
-            StoreError: an unknown or missing field, or a value that is no small positive integer.
+            StoreError: a field is unknown or missing, or a value is out of range.
         """
         expected = set(asdict(cls()))
         if set(values) != expected:
@@ -43,7 +49,7 @@ class Sizes:
         numbers: dict[str, int] = {}
         for name, value in values.items():
             if type(value) is not int or not 1 <= value <= 4096:
-                raise StoreError(f"size {name} is {value!r}, expected a number from 1 to 4096")
+                raise StoreError(f"size {name} is {value!r}, expected an integer from 1 to 4096")
             numbers[name] = value
         if numbers["M"] % 4:
             raise StoreError(f"size M is {numbers['M']}, expected a multiple of 4")
@@ -53,6 +59,8 @@ class Sizes:
 
     @property
     def halo(self) -> int:
-        """Latents around a window that g_a or g_s can see: half a latent for a block at 1/8, one
-        for a block at 1/16, rounded up."""
+        """Latents around a window that its results depend on, in g_a or g_s.
+
+        A block at 1/8 reaches half a latent further, a block at 1/16 one latent.
+        """
         return max(-(-self.ne8 // 2) + self.ne16, -(-self.nd8 // 2) + self.nd16)

@@ -1,9 +1,9 @@
-"""How latents are cut for coding, and pictures into windows with halo for the transforms.
+"""Tiles of latents for coding, and windows with a halo for the transforms.
 
-Tiles cut the code, not the picture: each TILE×TILE block of latents is coded on its own, so memory
-is bounded and a region decodes alone; g_a runs on a tile, g_s on a window of its own, each
-grown by a halo at least as wide as their receptive field, so what they give inside equals the
-whole-picture result.
+Tiles cut the code, not the picture. Each block of TILE×TILE latents is coded on its own, so memory
+is bounded and a region decodes alone. The analysis g_a runs on a tile and the synthesis g_s on a
+window, each grown by a halo at least as wide as its receptive field, so inside they give the result
+of the whole picture.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ PATCH = 16
 Z_CELL = 4
 """Latents along the side of one hyper-latent."""
 
-
 TILE_PIXELS = 2**14
-"""A tile takes as long as so many pixels more: what its networks cost however small it is."""
+"""Fixed cost of a tile, in pixels: running its networks takes as long as so many pixels more."""
 
 
 @dataclass(frozen=True)
@@ -56,50 +55,52 @@ class Box:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
     def grown(self, by: int, within: Box) -> Box:
-        """The box with a halo, cut off at the edges of `within`."""
+        """The box with a halo of `by` on each side, cut at the edges of `within`."""
         return Box(self.top - by, self.left - by, self.bottom + by, self.right + by).cut(within)
 
     def cut(self, within: Box) -> Box:
-        """The intersection with another box (empty boxes have no area)."""
+        """The intersection with another box; it has no area if they do not meet."""
         top, left = max(self.top, within.top), max(self.left, within.left)
-        return Box(
-            top, left, max(top, min(self.bottom, within.bottom)),
-            max(left, min(self.right, within.right)),
-        )  # fmt: skip
+        bottom, right = min(self.bottom, within.bottom), min(self.right, within.right)
+        return Box(top, left, max(top, bottom), max(left, right))
 
     def scaled(self, by: int) -> Box:
-        """From latents to pixels."""
+        """All coordinates multiplied, such as latents by PATCH to pixels."""
         return Box(self.top * by, self.left * by, self.bottom * by, self.right * by)
 
     def relative(self, to: Box) -> Box:
-        """The same box counted from the corner of another."""
+        """The box in coordinates that begin at the corner of another."""
         return Box(
             self.top - to.top, self.left - to.left, self.bottom - to.top, self.right - to.left
         )
 
     @property
     def empty(self) -> bool:
-        """True when it has no area."""
+        """Whether the box has no area."""
         return self.height <= 0 or self.width <= 0
 
 
-def seen_at_eighth(inner: Box, window: Box, blocks: int) -> Box:
-    """What positions at 1/8 inside `inner` can see through blocks of 3×3, in the same unit.
+def visible_at_eighth(inner: Box, window: Box, blocks: int) -> Box:
+    """Positions at 1/8 that the blocks at 1/8 read to compute those inside `inner`.
 
     Args:
-        inner, window: of latents, one inside the other; nothing beyond the window is there.
-        blocks: how many, each sees one position further.
+        inner: box of latents.
+        window: box of latents around it, at whose edges the result is cut.
+        blocks: number of blocks; the 3×3 layer of each reaches one position further.
+
+    Returns:
+        A box of positions at 1/8, two for each latent.
     """
     return inner.scaled(2).grown(blocks, window.scaled(2))
 
 
 def latent_box(width: int, height: int) -> Box:
-    """All latents of a picture of that many pixels."""
+    """The box of all latents of a picture of width × height pixels."""
     return Box(0, 0, -(-height // PATCH), -(-width // PATCH))
 
 
 def latents_under(pixels: Box) -> Box:
-    """The latents under a box of pixels."""
+    """The box of latents under a box of pixels."""
     return Box(
         pixels.top // PATCH,
         pixels.left // PATCH,
@@ -109,19 +110,23 @@ def latents_under(pixels: Box) -> Box:
 
 
 def padded_pixels(width: int, height: int, cell: int = PATCH) -> int:
-    """Pixels that the networks run over: those of a picture, its sides rounded up to whole cells.
+    """Pixels that the networks run over: sides are rounded up to multiples of `cell`.
 
-    A picture of 1x60,000 pixels has 16 times as many as it shows.
+    They are 16 times the pixels of a picture of 1x60,000.
     """
     return -(-width // cell) * -(-height // cell) * cell**2
 
 
 def work_pixels(box: Box, need: Box, halo: int) -> int:
-    """How long coding takes, in pixels of a large tile: what limits on time and waiting count.
+    """Cost of coding a picture or a region, in pixels of a large tile.
+
+    Limits on time and on waiting count these pixels.
 
     Args:
-        box: all latents of a picture. need: those under what is wanted. halo: latents around them
-            that count too; a tile with one of either is coded whole, and its window has a halo.
+        box: all latents of the picture.
+        need: the latents under the requested pixels.
+        halo: latents around them that are needed too, and around the window of each tile. A tile
+            is coded whole.
     """
     need = need.grown(halo, box)
     windows = [tile.grown(halo, box) for tile in tiles(box) if not tile.cut(need).empty]
@@ -129,22 +134,22 @@ def work_pixels(box: Box, need: Box, halo: int) -> int:
 
 
 def tile_count(box: Box) -> int:
-    """Number of tiles in a grid of latents."""
+    """Number of tiles of a box of latents."""
     return -(-box.height // TILE) * -(-box.width // TILE)
 
 
 def tiles(box: Box) -> Iterator[Box]:
-    """The tiles of a grid of latents, row by row, in the order in which they are stored."""
+    """The tiles of a box of latents, row by row, in stored order."""
     for top in range(box.top, box.bottom, TILE):
         for left in range(box.left, box.right, TILE):
             yield Box(top, left, top + TILE, left + TILE).cut(box)
 
 
 def windows(box: Box) -> Iterator[Box]:
-    """Parts of a box of latents to synthesise one at a time, row by row, without their halo.
+    """Windows of a box of latents to synthesise one at a time, row by row, without their halo.
 
-    As few as may be of sides up to a quarter longer than a tile's, and of like sizes: 1080 rows of
-    pixels are 68 of latents, which a grid of tiles would cut into 64 and 4 with a halo for each.
+    There are as few as possible with sides of at most 5/4 TILE, and they have similar sizes: 1080
+    rows of pixels are 68 of latents, which tiles would cut into 64 and 4, with a halo each.
     """
     for top, bottom in _parts(box.top, box.bottom):
         for left, right in _parts(box.left, box.right):
@@ -152,12 +157,12 @@ def windows(box: Box) -> Iterator[Box]:
 
 
 def _parts(begin: int, end: int) -> list[tuple[int, int]]:
-    """A side cut into like parts, each up to 5/4 TILE long."""
+    """Cut a side into parts of similar length, at most 5/4 TILE each."""
     length = end - begin
     count = -(-4 * length // (5 * TILE))
     return list(pairwise(begin + length * i // count for i in range(count + 1))) if count else []
 
 
 def hyper_shape(tile: Box) -> tuple[int, int]:
-    """Rows and columns of a tile's hyper-latents."""
+    """Rows and columns of the hyper-latents of a tile."""
     return -(-tile.height // Z_CELL), -(-tile.width // Z_CELL)

@@ -60,7 +60,7 @@ from service.runtime.check import verify
 from service.runtime.forks import check_process
 from service.runtime.loading import load_models as load_models  # the engine's users want both
 from service.runtime.pipeline import LoadedModel, decode_all, encode_all, paint, with_update
-from service.store.adapters import AdapterFiles, Kept
+from service.store.adapters import AdapterFiles, StoredAdapter
 from service.store.model import StoredModel
 
 
@@ -423,7 +423,7 @@ class Engine:
             with self._weights.lease(model, PARTS * rate, tune):
                 pass
 
-        return self._shelves.add(Kept(data, base_sha256, rate, tune), prove)
+        return self._shelves.add(StoredAdapter(data, base_sha256, rate, tune), prove)
 
     def remove_adapter(self, sha256: str) -> None:
         """Unload an adapter; the one before it serves its rate again, or none does.

@@ -21,7 +21,7 @@ from service.codec.lowrank import PARTS
 from service.engine.types import AdapterInfo
 from service.errors import BadAdapter, BadParameter, StoreError, TooManyBytes, UnknownAdapter
 from service.runtime.pipeline import LoadedModel
-from service.store.adapters import AdapterFiles, Kept
+from service.store.adapters import AdapterFiles, StoredAdapter
 from service.store.model import StoredRate
 from service.store.read import read_adapter
 
@@ -140,7 +140,7 @@ class Shelves:
         return tuple(info for shelf in self.now for info in shelf.infos())
 
     def add(
-        self, adapter: Kept, prove: Callable[[LoadedModel], object]
+        self, adapter: StoredAdapter, prove: Callable[[LoadedModel], object]
     ) -> AdapterInfo:
         """Put an adapter on its shelf; see Engine.add_adapter. Nothing changes if this raises.
 
@@ -164,7 +164,7 @@ class Shelves:
                 except StoreError as error:
                     raise BadAdapter(f"the adapter does not fit: {error}") from error
                 if self._files is not None:
-                    self._files.keep(adapter)
+                    self._files.add(adapter)
                 self._put(place, shelf)
             elif (found.rate, found.tune) != (adapter.rate, adapter.tune):
                 words = f"as rate {found.rate:g}, tune {found.tune}"
@@ -182,11 +182,11 @@ class Shelves:
                 raise UnknownAdapter(f"no adapter {sha256} is loaded")
             changed = {place: self.now[place].without_adapter(digest) for place in places}
             if self._files is not None:
-                self._files.drop(sha256)
+                self._files.remove(sha256)
             for place, shelf in changed.items():
                 self._put(place, shelf)
 
-    def _restore(self, kept: Kept) -> None:
+    def _restore(self, kept: StoredAdapter) -> None:
         """Put an adapter from the files back on its shelf."""
         try:
             place = self._place_of(kept.base_sha256)
@@ -209,5 +209,5 @@ class Shelves:
         self.now = (*self.now[:place], shelf, *self.now[place + 1 :])
 
 
-def _read(shelf: Shelf, adapter: Kept) -> StoredRate:
+def _read(shelf: Shelf, adapter: StoredAdapter) -> StoredRate:
     return read_adapter(shelf.base.stored, adapter.data, adapter.rate, adapter.tune)

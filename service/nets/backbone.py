@@ -1,17 +1,16 @@
-"""The backbone in torch: g_a, g_s, h_a and h_s, and the step networks as they are trained.
+"""The backbone in torch: the transforms g_a (analysis), g_s (synthesis), h_a and h_s (hyperprior).
 
-Channels last; every layer is a Linear (1×1), a depthwise 3×3 or a pixel (un)shuffle. For training,
-`ScaledLinear` keeps weights near orthonormal beside fixed scale vectors; for use, `folded`
-multiplies the scales in. Shapes: x [B, H, W, 3] in [-0.5, 0.5], y [B, H/16, W/16, M], z [B, H/64,
-W/64, Cz].
+Arrays have channels last; every layer is a Linear (1×1), a depthwise 3×3 or a pixel (un)shuffle. In
+training, `ScaledLinear` keeps weights near orthonormal next to fixed scale vectors; for use,
+`folded` multiplies the scales in. Shapes: x [B, H, W, 3] from -0.5 to 0.5, y [B, H/16, W/16, M], z
+[B, H/64, W/64, Cz].
 
-Depthwise layers repeat the edge of what they read. At 1/16 the blocks work on the first c16
-channels; the other M - c16 latents go straight from the features at 1/8 to those of the synthesis,
-and carry the fine detail that high rates pay for.
+Depthwise layers repeat the edge of their input. At 1/16 resolution the blocks work on the first c16
+channels; the other M - c16 latents go straight from the features of g_a at 1/8 to those of g_s, and
+carry the fine detail of high rates.
 
-A batch may be of G groups of equal size, each with weights [N, K] and biases of its own: the layers
-then hold weights [G, N, K] and biases [G, N], which training puts there to train several rates in
-one step.
+A batch may consist of G groups of equal size, each with its own weights: layers then hold weights
+[G, N, K] and biases [G, N]. Training uses groups to train several rates in one step.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from service.codec.sizes import Sizes
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Apply one layer, or one per group of the batch.
+    """Apply a linear layer, or one for each group of the batch.
 
     Args:
         x: [B, ..., K].
@@ -44,14 +43,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def per_item(vector: Tensor, items: int) -> Tensor:
-    """A vector [C] as it is, or vectors [G, C] of groups as [items, 1, 1, C]."""
+    """Return a vector [C] unchanged, or vectors [G, C] of groups as [items, 1, 1, C]."""
     if vector.ndim == 1:
         return vector
     return vector[:, None].expand(-1, items // len(vector), -1).reshape(items, 1, 1, -1)
 
 
 class Linear(nn.Linear):
-    """nn.Linear whose weights may be of groups."""
+    """nn.Linear whose weights may be those of groups."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, ..., inputs] -> [B, ..., outputs]."""
@@ -59,7 +58,7 @@ class Linear(nn.Linear):
 
 
 class ScaledLinear(nn.Linear):
-    """Linear with fixed input and output scales (`si`, `so`), W_eff = so · W · si."""
+    """Linear with fixed input scales si [K] and output scales so [N]: W_eff = so · W · si."""
 
     si: Tensor
     so: Tensor
@@ -74,7 +73,7 @@ class ScaledLinear(nn.Linear):
         return linear(input, self.effective_weight(), self.bias * self.so)
 
     def effective_weight(self) -> Tensor:
-        """The weight with both scales folded in."""
+        """The weight [N, K] with both scales folded in."""
         return self.weight * self.so[:, None] * self.si[None]
 
 
@@ -82,14 +81,18 @@ LinearType = type[nn.Linear]
 
 
 def leaky(x: Tensor) -> Tensor:
-    """LeakyReLU. Compiled, as a sum: keeping a mask for the gradient doubles a block's time."""
+    """LeakyReLU of slope LEAK.
+
+    Compiled code computes it as a sum, because keeping a mask for the gradient doubles the time of
+    a block.
+    """
     if torch.compiler.is_compiling():
         return x * ((1 + LEAK) / 2) + x.abs() * ((1 - LEAK) / 2)
     return F.leaky_relu(x, LEAK)
 
 
 class Depthwise(nn.Conv2d):
-    """3×3 by channel; what lies outside is the nearest sample inside."""
+    """A 3×3 convolution of each channel; positions outside take the nearest sample inside."""
 
     def __init__(self, c: int) -> None:
         super().__init__(c, c, 3, groups=c)
@@ -100,11 +103,11 @@ class Depthwise(nn.Conv2d):
             self.weight[:, 0, 1, 1] += 1
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, H, W, C] -> the same.
+        """[B, H, W, C] -> [B, H, W, C].
 
-        Trained on a GPU as shifted products: one kernel with what comes before, once compiled, and
-        sums in a fixed order, which cuDNN does not promise. Elsewhere a convolution is quicker (a
-        compiled training step on the CPU by 7 %).
+        Training on a GPU computes shifted products: compiled, they are one kernel with the layer
+        before, and their sums have a fixed order, which cuDNN does not promise. Elsewhere a
+        convolution is faster (a compiled training step on a CPU by 7 %).
         """
         assert self.bias is not None
         padded = repeat_edges(input)
@@ -121,7 +124,10 @@ class Depthwise(nn.Conv2d):
 
 
 def repeat_edges(x: Tensor) -> Tensor:
-    """[B, H, W, C] -> [B, H+2, W+2, C]. Concatenation, as its gradient is a sum in fixed order."""
+    """Repeat the edge: [B, H, W, C] -> [B, H+2, W+2, C].
+
+    It concatenates, because the gradient of that is a sum in a fixed order.
+    """
     x = torch.cat([x[:, :1], x, x[:, -1:]], 1)
     return torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
 
@@ -138,7 +144,10 @@ def shifted_products(padded: Tensor, weight: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """x + pw2(dw(act(pw1 x))), then x + f2(act(f1 x)). Residual branches start at zero."""
+    """The residual block x + pw2(dw(leaky(pw1 x))), then x + f2(leaky(f1 x)).
+
+    Both branches start at zero.
+    """
 
     def __init__(self, c: int, linear: LinearType = Linear) -> None:
         super().__init__()
@@ -153,14 +162,14 @@ class Block(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] -> the same."""
+        """[B, H, W, C] -> [B, H, W, C]."""
         x = x + self.pw2(self.dw(leaky(self.pw1(x))))
         out: Tensor = x + self.f2(leaky(self.f1(x)))
         return out
 
 
 class Unshuffle(nn.Module):
-    """r×r cells into channels."""
+    """Moves r×r cells into channels."""
 
     def __init__(self, r: int) -> None:
         super().__init__()
@@ -175,7 +184,7 @@ class Unshuffle(nn.Module):
 
 
 class Down(nn.Module):
-    """Unshuffle r×r cells into channels, then a Linear."""
+    """Unshuffle by r, then a Linear."""
 
     def __init__(self, linear: LinearType, inputs: int, outputs: int, r: int) -> None:
         super().__init__()
@@ -188,7 +197,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """A Linear, then shuffle channels into r×r cells."""
+    """A Linear, then a shuffle of channels into r×r cells."""
 
     def __init__(self, linear: LinearType, inputs: int, outputs: int, r: int) -> None:
         super().__init__()
@@ -203,8 +212,8 @@ class Up(nn.Module):
         return cells.reshape(b, h * r, w * r, c // (r * r))
 
 
-class Analysis(nn.Sequential):
-    """g_a. From layer `split` on, layers see the first `deep` channels; the others pass by."""
+class AnalysisNetwork(nn.Sequential):
+    """The analysis g_a: from layer `split` on, layers work on the first `deep` channels only."""
 
     def __init__(self, split: int, deep: int, *layers: nn.Module) -> None:
         super().__init__(*layers)
@@ -218,8 +227,8 @@ class Analysis(nn.Sequential):
         return torch.cat([deep, x[..., self._deep :].to(deep.dtype)], -1)
 
 
-class Synthesis(nn.Sequential):
-    """g_s. Up to layer `split`, layers see the first `deep` channels; the others pass by."""
+class SynthesisNetwork(nn.Sequential):
+    """The synthesis g_s: before layer `split`, layers work on the first `deep` channels only."""
 
     def __init__(self, split: int, deep: int, *layers: nn.Module) -> None:
         super().__init__(*layers)
@@ -240,9 +249,9 @@ def in_turn(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def analysis(s: Sizes, linear: LinearType = nn.Linear) -> Analysis:
-    """g_a: x - 0.5 [B, H, W, 3] -> y [B, H/16, W/16, M]; H and W multiples of 16."""
-    return Analysis(
+def analysis(s: Sizes, linear: LinearType = nn.Linear) -> AnalysisNetwork:
+    """Build g_a: x - 0.5 [B, H, W, 3] -> y [B, H/16, W/16, M]; H and W are multiples of 16."""
+    return AnalysisNetwork(
         s.ne8 + 2,
         s.c16,
         Down(linear, 3, s.c8, 8),
@@ -255,9 +264,15 @@ def analysis(s: Sizes, linear: LinearType = nn.Linear) -> Analysis:
 
 def synthesis(
     s: Sizes, linear: LinearType = nn.Linear, inner: LinearType = Linear
-) -> Synthesis:
-    """g_s: y_hat [B, h, w, M] -> x_hat - 0.5 [B, 16h, 16w, 3]; `inner` is of the blocks."""
-    return Synthesis(
+) -> SynthesisNetwork:
+    """Build g_s: y_hat [B, h, w, M] -> x_hat - 0.5 [B, 16h, 16w, 3].
+
+    Args:
+        s: sizes of the backbone.
+        linear: type of the layers outside blocks.
+        inner: type of the layers in blocks.
+    """
+    return SynthesisNetwork(
         s.nd16 + 1,
         s.c16,
         linear(s.c16, s.c16),
@@ -269,7 +284,7 @@ def synthesis(
 
 
 def hyper_analysis(s: Sizes, linear: LinearType = nn.Linear) -> nn.Sequential:
-    """h_a: y [B, h, w, M] -> z [B, h/4, w/4, Cz]; h and w multiples of 4."""
+    """Build h_a: y [B, h, w, M] -> z [B, h/4, w/4, Cz]; h and w are multiples of 4."""
     return nn.Sequential(
         linear(s.M, s.cp),
         Block(s.cp),
@@ -281,17 +296,17 @@ def hyper_analysis(s: Sizes, linear: LinearType = nn.Linear) -> nn.Sequential:
 
 
 def hyper_synthesis(s: Sizes, linear: LinearType = nn.Linear) -> nn.Sequential:
-    """h_s: z_hat [B, h, w, Cz] -> P [B, 4h, 4w, cp]."""
+    """Build h_s: z_hat [B, h, w, Cz] -> features P [B, 4h, 4w, cp]."""
     return nn.Sequential(
         Up(linear, s.Cz, s.Cz, 2), Block(s.Cz), Up(linear, s.Cz, s.cp, 2), Block(s.cp)
     )
 
 
 def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A trained state dict with every ScaledLinear's scales multiplied in, in float32.
+    """A trained state dict with the scales of every ScaledLinear multiplied in.
 
     Returns:
-        The same names without `si` and `so`, ready for modules built with nn.Linear.
+        float32 tensors by the same names without `si` and `so`, for modules of nn.Linear.
     """
     out = {}
     for name, tensor in state.items():

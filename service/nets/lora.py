@@ -1,9 +1,8 @@
-"""A rate's adapter while it is trained: low-rank factors, bias deltas and quantiser steps.
+"""The adapter of a rate in training: low-rank factors, bias deltas and quantiser steps.
 
-The base stays frozen. `RateAdapter.merged` gives the parameters that torch.func.functional_call
-puts in place of the base's, so one code path trains any rate. Factors live in a domain where rows
-and columns of the base weight have unit scale, the one codec.lowrank merges in, so that what is
-trained is what 8-bit factors can say.
+The base stays frozen. `RateAdapter.merged` returns parameters for torch.func.functional_call, which
+replace those of the base, so one code path trains any rate. Factors are in units of the rows and
+columns of the base weight, as in codec.lowrank, so that 8 bits can hold them.
 """
 
 from __future__ import annotations
@@ -20,11 +19,13 @@ from service.nets.model import Backbone
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """Scales of one layer: delta W = rows · (B A) · columns.
+    """Units of the update of a layer: delta W = rows · (B A) · columns.
 
     Attributes:
-        rows: [N]. columns: [K]. bias: [N], unit of the bias deltas.
-        rank: of the update, 0 for biases only.
+        rows: [N] float32.
+        columns: [K] float32.
+        bias: [N] float32, units of the bias deltas.
+        rank: rank of the update, 0 for a bias delta alone.
     """
 
     rows: Tensor
@@ -33,13 +34,19 @@ class Domain:
     rank: int
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Domain:
-        """With a function's results for its tensors."""
+        """The domain with a function applied to its tensors."""
         return Domain(change(self.rows), change(self.columns), change(self.bias), self.rank)
 
 
 @dataclass(frozen=True)
-class LearningRates:
-    """Learning rates: of B factors and biases, of A factors, of quantiser steps and z's levels."""
+class AdapterLearningRates:
+    """Learning rates of an adapter.
+
+    Attributes:
+        b: of B factors and biases.
+        a: of A factors.
+        steps: of quantiser steps and the levels of z.
+    """
 
     b: float
     a: float
@@ -50,12 +57,12 @@ class RateAdapter(nn.Module):
     """The trainable tensors of one rate on top of a frozen backbone."""
 
     def __init__(self, base: Backbone, domains: Mapping[str, Domain], seed: int) -> None:
-        """Start as the base itself.
+        """Start with an update that is zero.
 
         Args:
-            base: with plain Linear layers; not changed.
-            domains: layer name -> scales and rank; layers left out are left alone.
-            seed: of the Gaussian A factors; B starts at zero.
+            base: backbone with plain Linear layers; not changed.
+            domains: units and rank of each layer to update, by name.
+            seed: seed of the Gaussian A factors; B starts at zero.
         """
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -76,7 +83,7 @@ class RateAdapter(nn.Module):
         self.z_idx = nn.Parameter(base.z_idx.detach().clone())
 
     def merged(self) -> dict[str, Tensor]:
-        """Parameters and buffers of Backbone that this rate replaces."""
+        """Parameters and buffers of Backbone that this rate replaces, by name."""
         out = {
             "y_step": self.unit_step * self.log_y_step.exp(),
             "z_step": self.log_z_step.exp(),
@@ -91,7 +98,7 @@ class RateAdapter(nn.Module):
         return out
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RateAdapter:
-        """Moves what is frozen too: the base's weights and the scales."""
+        """Apply a function, such as a move to a device, to frozen tensors too."""
         nn.Module._apply(self, fn, recurse)
         self.weights = {n: fn(t) for n, t in self.weights.items()}
         self.biases = {n: fn(t) for n, t in self.biases.items()}
@@ -100,7 +107,7 @@ class RateAdapter(nn.Module):
         return self
 
     def delta(self, name: str) -> Tensor | None:
-        """Change of a layer's weight in its domain, [N, K]; None where it has none."""
+        """Update of a layer's weight in its domain, [N, K]; None if only the bias is updated."""
         if not self.domains[name].rank:
             return None
         product: Tensor = self.b[_key(name)] @ self.a[_key(name)]
@@ -108,21 +115,21 @@ class RateAdapter(nn.Module):
 
     @torch.no_grad()
     def start_from(self, other: RateAdapter, lmbda_ratio: float) -> None:
-        """Continue from the neighbouring rate.
+        """Start from the adapter of the neighbouring rate.
 
-        At high rate the best step goes with lmbda^(-1/2), so steps start there.
+        At high rates the best quantiser step is proportional to lmbda^(-1/2), so steps start there.
 
         Args:
-            other: the neighbour, of the same domains.
-            lmbda_ratio: this rate's lmbda over the neighbour's.
+            other: the neighbour's adapter, with the same domains.
+            lmbda_ratio: lmbda of this rate divided by the neighbour's.
         """
         self.load_state_dict(other.state_dict(), strict=False)
         shift = -0.5 * math.log(lmbda_ratio)
         self.log_y_step.add_(shift)
         self.log_z_step.add_(shift / 4)
 
-    def groups(self, lr: LearningRates) -> list[dict[str, object]]:
-        """Optimiser groups with their learning rates."""
+    def groups(self, lr: AdapterLearningRates) -> list[dict[str, object]]:
+        """Parameter groups for a torch optimiser, with their learning rates."""
         factors = [*self.b.parameters(), *self.d.parameters()]
         return [
             {"params": factors, "lr": lr.b},
@@ -132,7 +139,7 @@ class RateAdapter(nn.Module):
 
 
 class FullRank(RateAdapter):
-    """The control: the same start and domains, with every weight free, kernels too."""
+    """The control of an experiment: an adapter whose every weight is free, not of low rank."""
 
     def __init__(self, base: Backbone, domains: Mapping[str, Domain], seed: int) -> None:
         super().__init__(base, domains, seed)
@@ -142,16 +149,16 @@ class FullRank(RateAdapter):
         )
 
     def delta(self, name: str) -> Tensor:
-        """Low-rank change and free change together, [N, K]."""
+        """Sum of the low-rank update and the free one, [N, K]."""
         low_rank = super().delta(name)
         full: Tensor = self.full[_key(name)]
         return full if low_rank is None else low_rank + full
 
-    def groups(self, lr: LearningRates) -> list[dict[str, object]]:
-        """As RateAdapter's, and the free weights as the B factors."""
+    def groups(self, lr: AdapterLearningRates) -> list[dict[str, object]]:
+        """The groups of RateAdapter, and the free weights with the learning rate of B factors."""
         return [*super().groups(lr), {"params": [*self.full.parameters()], "lr": lr.b}]
 
 
 def _key(name: str) -> str:
-    """ParameterDict keys may not hold dots."""
+    """A layer name as a key of ParameterDict, which forbids dots."""
     return name.replace(".", "/")

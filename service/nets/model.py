@@ -1,9 +1,9 @@
-"""The whole trainable model: transforms, entropy networks, quantisers and the rate they predict.
+"""The trainable model: transforms, entropy networks, quantisers and the rate that they predict.
 
-This is what training optimises and what the integer networks (codec/entropy_model.py) are exported
-from. Rate is predicted on a relaxation of rounding in training and on what the codec does
-otherwise; reconstructions and contexts use straight-through rounding (Minnen & Singh 2020). Names
-of weights follow the stores and checkpoints: g_a g_s h_a h_s head0 ctx z_mean z_idx.
+Training optimises this model, and the integer networks (codec/entropy_model.py) are exported from
+it. In training the rate is predicted on a relaxation of rounding, otherwise on the codec's real
+symbols; reconstructions and contexts use straight-through rounding (Minnen & Singh 2020). Names of
+weights are those of checkpoints: g_a g_s h_a h_s head0 ctx z_mean z_idx.
 """
 
 from __future__ import annotations
@@ -48,20 +48,21 @@ P_MIN = 1e-9
 
 
 Choose = Callable[[int, Tensor, Tensor], Tensor]
-"""(step, means, level/8), each [4, n, M/4] -> the y_hat that later steps see."""
+"""(step, means, level/8), each [4, n, M/4] -> y_hat [4, n, M/4], the input of later steps."""
 
 Relax = Callable[[Tensor], Tensor]
-"""Latents in quantiser steps -> what their rate is predicted on: `add_noise` or `ste_round`."""
+"""Stands for rounding where the rate is predicted: `add_noise` or `ste_round`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """What one forward pass gives.
+    """The result of a forward pass.
 
     Attributes:
-        x_hat: [B, H, W, 3] float32 in [0, 1] before clipping.
-        bits_y, bits_z: [B] predicted bits.
-        y_hat: [B, h, w, M].
+        x_hat: [B, H, W, 3] float32, 0 black and 1 white, not clipped.
+        bits_y: [B] predicted bits of y.
+        bits_z: [B] predicted bits of z.
+        y_hat: [B, H/16, W/16, M] float32.
     """
 
     x_hat: Tensor
@@ -73,9 +74,9 @@ class Estimate:
 class Backbone(nn.Module):
     """g_a, g_s, h_a, h_s and the step networks of one backbone.
 
-    `y_step` [M] and `z_step` [Cz] are the quantiser's steps, which a rate's adapter replaces
-    (functional_call). `unit_step` [M] are the steps at which the levels of the heads hold, those of
-    the base rate: 1 in training; an export makes them smaller where latents are large.
+    `y_step` [M] and `z_step` [Cz] are the quantiser steps, which the adapter of a rate replaces
+    (functional_call). `unit_step` [M] are the steps for which the heads predict levels, those of
+    the base's own rate: 1 in training; the export makes them smaller where latents are large.
     """
 
     y_step: Tensor
@@ -102,15 +103,15 @@ class Backbone(nn.Module):
         """Predict rate and reconstruction.
 
         Args:
-            x: [B, H, W, 3] in [0, 1]; H and W multiples of 64.
-            relax: what stands for rounding in training; None predicts what the codec does.
+            x: [B, H, W, 3] float32 in [0, 1]; H and W are multiples of 64.
+            relax: stands for rounding in training; None predicts the codec's real rate.
         """
         items = len(x)
         y = self.g_a(x - 0.5).float()
         z_step, z_sigma = (per_item(v, items) for v in (self.z_step, sigma(self.z_idx)))
         z = (self.h_a(y).float() - self.z_mean) / z_step
         bits_z = gaussian_bits(z.round() if relax is None else relax(z), z_sigma)
-        y_hat, means, idx = self.walk(ste_round(z) * z_step + self.z_mean, y)
+        y_hat, means, idx = self.predict(ste_round(z) * z_step + self.z_mean, y)
         v = (y - means) / per_item(self.y_step, items)
         if relax is not None:
             bits_y = gaussian_bits(relax(v), sigma(idx))
@@ -128,11 +129,18 @@ class Backbone(nn.Module):
         assert isinstance(net, nn.Sequential)
         return net[0], net[1], net[2]
 
-    def walk(self, z_hat: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The four steps: y_hat, means and level/8 of every latent, each [B, h, w, M].
+    def predict(self, z_hat: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the four steps with straight-through rounding.
 
-        Levels are scales in quantiser steps, so a step of 2 lowers the level as a scale of 1/2
-        would. h and w are even.
+        Levels are scales in units of quantiser steps, so a step of 2 lowers the level as much as
+        half the scale does.
+
+        Args:
+            z_hat: [B, h/4, w/4, Cz].
+            y: [B, h, w, M], h and w even.
+
+        Returns:
+            y_hat, means and level/8, each [B, h, w, M].
         """
         y_steps = self.y_step.reshape(-1, y.shape[-1])
         if len(y_steps) > 1:
@@ -151,7 +159,10 @@ class Backbone(nn.Module):
         return y_hat, mean, level
 
     def run(self, z_hat: Tensor, choose: Choose) -> Tensor:
-        """Walk through the four steps: what `choose` made of each, together, [B, h, w, M]."""
+        """Run the four steps: z_hat [B, h/4, w/4, Cz] -> the y_hat that `choose` returned.
+
+        The result is [B, h, w, M].
+        """
         features = self.h_s(z_hat)
         b, h, w, cp = features.shape
         firsts = [weight_and_bias(self.step(t)[0]) for t in range(1, STEPS)]
@@ -163,16 +174,16 @@ class Backbone(nn.Module):
                 mu, ix = head(self.head0, t, cells(features))
             else:
                 _, block, last = self.step(t)
-                seen = [k.to(shared.dtype) for k in known]
-                read = from_cells(context(firsts[t - 1][0][..., cp:], t, seen), b, h, w)
-                hidden = block(shared.chunk(STEPS - 1, -1)[t - 1] + read)
+                coded = [k.to(shared.dtype) for k in known]
+                reads_y = from_cells(context(firsts[t - 1][0][..., cp:], t, coded), b, h, w)
+                hidden = block(shared.chunk(STEPS - 1, -1)[t - 1] + reads_y)
                 mu, ix = head(last, t, cells(hidden))
             known.append(choose(t, mu, ix))
         return from_cells(from_steps(known), b, h, w)
 
 
 def step_masks(h: int, w: int, M: int, device: torch.device) -> Tensor:
-    """[4, h, w, M] float: 1 where a step codes a channel at a position."""
+    """[4, h, w, M] float32: 1 where step t codes a channel at a position, else 0."""
     rows, cols = torch.arange(h, device=device)[:, None], torch.arange(w, device=device)[None]
     position = rows % 2 * 2 + cols % 2
     group = torch.arange(M, device=device) % 4
@@ -181,17 +192,17 @@ def step_masks(h: int, w: int, M: int, device: torch.device) -> Tensor:
 
 
 def ste_round(x: Tensor) -> Tensor:
-    """Round with the gradient of the identity."""
+    """Round to the nearest integer; the gradient is that of the identity."""
     return x + (x.round() - x).detach()
 
 
 def add_noise(v: Tensor) -> Tensor:
-    """Add uniform noise in ±1/2."""
+    """Add uniform noise between -1/2 and 1/2, a differentiable stand-in for rounding."""
     return v + torch.rand_like(v) - 0.5
 
 
 class _Clamp(torch.autograd.Function):
-    """A clamp that passes gradients inside the range, and outside those that lead back into it."""
+    """A clamp whose gradient is 0 only where it would lead further out of the range."""
 
     @staticmethod
     def forward(x: Tensor, low: float, high: float) -> Tensor:
@@ -205,24 +216,24 @@ class _Clamp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         (x,), (grad,) = ctx.saved_tensors, grads
-        # descent goes against the gradient
+        # gradient descent steps against the gradient
         kept = ((x >= ctx.low) | (grad < 0)) & ((x <= ctx.high) | (grad > 0))
         return torch.where(kept, grad, torch.zeros_like(grad)), None, None
 
 
 def clamp(x: Tensor, low: float, high: float) -> Tensor:
-    """Clamp x, so that training can move it back inside (Ballé's lower bound, on both sides)."""
+    """Clamp x so that training can move it back inside (Ballé's lower bound, on both sides)."""
     apply: Callable[..., Tensor] = _Clamp.apply
     return apply(x, low, high)
 
 
 def sigma(idx: Tensor) -> Tensor:
-    """Scale of a level given as level/8 (the networks' unit), clamped to the ladder."""
+    """Scale of levels given as level/8, the unit of the networks; levels are clamped."""
     return SIGMA_MIN * torch.exp(LOG_STEP * clamp(idx.float() * 8, 0.0, LEVELS - 1.0))
 
 
 def gaussian_bits(v: Tensor, scale: Tensor) -> Tensor:
-    """-log2 of the mass of the unit bin around v under N(0, scale²), elementwise."""
+    """Bits of integers v under N(0, scale²): -log2 of the mass of the unit bin, elementwise."""
     v, r = v.abs(), math.sqrt(0.5) / scale
     mass = 0.5 * (torch.erfc((v - 0.5) * r) - torch.erfc((v + 0.5) * r))
     return -torch.log2(clamp(mass, P_MIN, math.inf))

@@ -1,8 +1,8 @@
-"""The float twin of a stored model: what its integers say, as a Backbone to differentiate.
+"""The float twin of a stored model: a Backbone with the weights that its integers stand for.
 
-Training adapters (service/train) and adapting to one picture (service/adapt) both start from it.
-Which merged rate the tensors are of does not matter: a rate's quantiser steps and level offsets
-are in them.
+Integers have no gradients, so training adapters (service/train) and adapting to one picture
+(service/adapt) differentiate the twin instead. The tensors may be those of the base or merged for a
+rate: the quantiser steps and level offsets of a rate are part of them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from service.nets.model import Backbone
 F64 = NDArray[np.float64]
 
 
-class Weights(Protocol):
-    """The tensors of a stored model (store.StoredModel)."""
+class ModelTensors(Protocol):
+    """The sizes and tensors of a stored model (store.StoredModel)."""
 
     @property
     def sizes(self) -> Sizes:
-        """Of the backbone."""
+        """Sizes of the backbone."""
         ...
 
     @property
@@ -42,7 +42,7 @@ class Weights(Protocol):
 
 
 def torch_name(layer: str) -> str:
-    """Name in Backbone of a layer of the stored entropy model."""
+    """Name in Backbone of a layer of the stored entropy networks."""
     part = layer.split(".")
     if part[0] == "h_s":
         return f"{layer}.l" if len(part) == 2 else layer
@@ -52,13 +52,13 @@ def torch_name(layer: str) -> str:
     return f"ctx.{t - 1}.0" if kind == "first" else f"ctx.{t - 1}.1.{part[3]}"
 
 
-def entropy_layers(stored: Weights) -> list[str]:
-    """Names of the integer layers, in order of name."""
+def entropy_layers(stored: ModelTensors) -> list[str]:
+    """Names of the integer layers of a model, sorted."""
     return sorted(n.removesuffix(".weight") for n in stored.entropy if n.endswith(".weight"))
 
 
-def float_twin(stored: Weights) -> Backbone:
-    """A frozen float Backbone that computes what the stored integers say, without rounding."""
+def float_twin(stored: ModelTensors) -> Backbone:
+    """A frozen float32 Backbone that computes what the stored integers compute, unrounded."""
     model = Backbone(stored.sizes, nn.Linear)
     state = {n: torch.from_numpy(t.astype(np.float32)) for n, t in stored.transforms.items()}
     z_mean = stored.entropy["z.mean"] / 2.0**16
@@ -78,8 +78,8 @@ def float_twin(stored: Weights) -> Backbone:
     return model.eval().requires_grad_(False)
 
 
-def _real_layer(stored: Weights, layer: str) -> tuple[F64, F64]:
-    """Weight [N, K] and bias [N] that the integers of a layer stand for."""
+def _real_layer(stored: ModelTensors, layer: str) -> tuple[F64, F64]:
+    """The real weight [N, K] and bias [N] that the integers of a layer stand for."""
     unit, columns = units(stored, layer)
     weight = stored.entropy[f"{layer}.weight"] * unit[:, None] * columns
     weight = weight * tap_scale(stored, layer)[:, None]
@@ -88,8 +88,8 @@ def _real_layer(stored: Weights, layer: str) -> tuple[F64, F64]:
     return weight, bias
 
 
-def units(stored: Weights, layer: str) -> tuple[F64, F64]:
-    """Real value of one step of a weight: rows [N] times columns [K]."""
+def units(stored: ModelTensors, layer: str) -> tuple[F64, F64]:
+    """Real value of one unit of an integer weight, as factors of rows [N] and of columns [K]."""
     shift, out_frac, in_frac = (
         stored.entropy[f"{layer}.{part}"].astype(np.float64)
         for part in ("shift", "out_frac", "in_frac")
@@ -101,8 +101,11 @@ def units(stored: Weights, layer: str) -> tuple[F64, F64]:
     return rows, columns
 
 
-def tap_scale(stored: Weights, layer: str) -> F64:
-    """What depthwise taps hold besides their row's unit: the format of the channel they read."""
+def tap_scale(stored: ModelTensors, layer: str) -> F64:
+    """Factor [N] of a layer's weights in addition to `units`.
+
+    It is 1 but for depthwise layers, whose taps are in the format of the channel that they read.
+    """
     if not layer.endswith(".dw"):
         return np.ones(len(stored.entropy[f"{layer}.bias"]))
     pw1 = stored.entropy[f"{layer.removesuffix('dw')}pw1.out_frac"].astype(np.float64)
@@ -110,8 +113,8 @@ def tap_scale(stored: Weights, layer: str) -> F64:
     return scale
 
 
-def quantiser_steps(stored: Weights) -> tuple[torch.Tensor, torch.Tensor]:
-    """y.step [M] and z.step [Cz] as the real numbers that symbols are multiplied by."""
+def quantiser_steps(stored: ModelTensors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantiser steps of y [M] and z [Cz] as float32 tensors."""
     y = torch.from_numpy(stored.entropy["y.step"].astype(np.float32))
     z = torch.from_numpy(stored.entropy["z.step"].astype(np.float32))
     return y / 2 ** (Y_FRAC + STEP_FRAC), z / 2 ** (Z_FRAC + STEP_FRAC)

@@ -22,8 +22,8 @@ from torch import Tensor
 from service.datasets.crops import Crops
 from service.errors import BadParameter
 from service.files import write_whole
-from service.nets.compiling import choose, compile_blocks
-from service.nets.lora import LearningRates, RateAdapter
+from service.nets.compiling import choose_compile, compile_blocks
+from service.nets.lora import AdapterLearningRates, RateAdapter
 from service.nets.model import Backbone, add_noise
 from service.nets.twin import float_twin
 from service.store.model import StoredModel
@@ -49,7 +49,7 @@ class Recipe:
     steps: int = 600
     batch: int = 8
     crop: int = 192
-    lr: LearningRates = LearningRates(b=1e-3, a=1e-3, steps=5e-3)
+    lr: AdapterLearningRates = AdapterLearningRates(b=1e-3, a=1e-3, steps=5e-3)
     warmup: int = 20
     ranks: dict[str, int] = field(
         default_factory=lambda: {"g_a": 2, "g_s": 2, "h_a": 1, "entropy": 1}
@@ -74,7 +74,7 @@ RECIPES: Mapping[str, Recipe] = {
         tune=MS_SSIM.name,
         batch=4,
         crop=256,
-        lr=LearningRates(b=6e-3, a=18e-3, steps=5e-3),
+        lr=AdapterLearningRates(b=6e-3, a=18e-3, steps=5e-3),
         ranks={"g_a": 5, "g_s": 5, "h_a": 1, "entropy": 2, "kernels": 9},
     ),
 }
@@ -135,7 +135,7 @@ def train_rate(
         device: where to train; what is returned lies on the CPU.
     """
     base = float_twin(stored).to(device)
-    if choose("auto", device)[0] != "off":
+    if choose_compile("auto", device)[0] != "off":
         compile_blocks(base)
     run = _Run(stored, base, rate, start, recipe, kind)
     run.resume(checkpoint)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codec.entropy_model import STEPS, EntropyModel, Step, Walk, classes_of
-from service.codec.fixed_point import Block, Layer
+from service.codec.entropy_model import STEPS, EntropyModel, Step, StepNetworks, position_classes
+from service.codec.fixed_point import IntBlock, IntLayer
 from service.codec.sizes import Sizes
 from service.runtime import entropy_graph as graph
 from service.runtime.forks import Session
@@ -47,12 +47,12 @@ class OnnxEntropyModel(EntropyModel):
             open_session(g, w, threads) for g, w in zip(graphs, weights, strict=True)
         ]
 
-    def begin(self, z_hat: NDArray[np.int32], height: int, width: int) -> Walk:
+    def begin(self, z_hat: NDArray[np.int32], height: int, width: int) -> StepNetworks:
         """See EntropyModel."""
-        return _Walk(self, self._sessions, z_hat, (height, width))
+        return _SessionStepNetworks(self, self._sessions, z_hat, (height, width))
 
 
-class _Walk:
+class _SessionStepNetworks:
     """A walk whose networks are sessions; the features and what is known of y_hat lie here."""
 
     def __init__(
@@ -64,7 +64,7 @@ class _Walk:
     ) -> None:
         self._model, self._sessions = model, sessions
         self._shape = np.array([len(z_hat), *size])
-        self._classes = classes_of(*size)
+        self._classes = position_classes(*size)
         feed = {
             graph.Z_HAT: z_hat.reshape(-1, z_hat.shape[-1]).astype(np.float32),
             graph.Z_SHAPE: np.array(z_hat.shape[:3]),
@@ -75,7 +75,7 @@ class _Walk:
         )
         self._context = np.zeros((len(z_hat), *size, model.sizes.M), np.float32)
 
-    def learn(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
+    def add_known(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
         c = self._classes[p]
         self._context[:, c.rows, c.cols, group::4] = self._model.context(y_hat, group)
 
@@ -112,7 +112,7 @@ def _heads(t: int, step: Step) -> dict[str, F32]:
     return weights
 
 
-def _block(name: str, block: Block) -> dict[str, F32]:
+def _block(name: str, block: IntBlock) -> dict[str, F32]:
     weights: dict[str, F32] = {}
     for part in ("pw1", "pw2", "f1", "f2"):
         weights |= _layer(f"{name}.{part}", getattr(block, part))
@@ -122,5 +122,5 @@ def _block(name: str, block: Block) -> dict[str, F32]:
     return weights
 
 
-def _layer(name: str, layer: Layer) -> dict[str, F32]:
+def _layer(name: str, layer: IntLayer) -> dict[str, F32]:
     return {f"{name}.weight": layer.weight, f"{name}.bias": layer.bias}

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from service.codec.entropy_model import EntropyModel
-from service.codec.fixed_point import Numbers
+from service.codec.fixed_point import ArrayBackend
 from service.errors import BadParameter
 from service.runtime.light import coder_of
 from service.runtime.pipeline import LoadedModel
@@ -67,8 +67,8 @@ def _torch_builder(
 
     # Only true float32 products are exact: GPUs may round to TF32, and CPUs to bfloat16 when asked.
     exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    numbers = Numbers(torch, torch.float32 if exact else torch.float64, device)
-    entropy = partial(EntropyModel, numbers=numbers)
+    backend = ArrayBackend(torch, torch.float32 if exact else torch.float64, device)
+    entropy = partial(EntropyModel, backend=backend)
 
     def build(model: StoredModel) -> LoadedModel:
         transforms = TorchTransforms(model, device, dtype)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from service.codec.entropy_model import Y_FRAC
 from service.codec.fixed_point import LEAK
 from service.codec.sizes import Sizes
-from service.codec.tiles import Box, seen_at_eighth
+from service.codec.tiles import Box, visible_at_eighth
 from service.errors import StoreError
 from service.store.model import StoredModel
 
@@ -47,7 +47,7 @@ class NumpySynthesis:
         """See pipeline.Synthesis."""
         s, window = self._sizes, Box(0, 0, *y_hat.shape[:2])
         inner = inner or window
-        seen = seen_at_eighth(inner, window, s.nd8)
+        seen = visible_at_eighth(inner, window, s.nd8)
         y = y_hat.astype(np.float32) * np.float32(2.0**-Y_FRAC)
         x = self._linear("0", y[..., : s.c16])
         for i in range(s.nd16):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.codec.entropy_model import Y_FRAC
-from service.codec.tiles import PATCH, Box, seen_at_eighth
+from service.codec.tiles import PATCH, Box, visible_at_eighth
 from service.runtime.onnx_graph import BEGIN, CELL, END, INPUT, OUTPUT, synthesis, synthesis_graph
 from service.runtime.onnx_session import open_session
 from service.runtime.onnx_weights import weights_of
@@ -42,7 +42,7 @@ class OnnxSynthesis:
         """See pipeline.Synthesis."""
         window = Box(0, 0, *y_hat.shape[:2])
         inner = inner or window
-        seen = seen_at_eighth(inner, window, self._blocks)
+        seen = visible_at_eighth(inner, window, self._blocks)
         feed = {
             INPUT: np.ascontiguousarray(y_hat)[None],
             BEGIN: np.array([seen.top, seen.left]),

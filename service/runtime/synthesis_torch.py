@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from service.codec.entropy_model import Y_FRAC
 from service.codec.fixed_point import LEAK
-from service.codec.tiles import PATCH, Box, seen_at_eighth
+from service.codec.tiles import PATCH, Box, visible_at_eighth
 from service.errors import StoreError
 from service.nets.backbone import Block, Down, Unshuffle, analysis, hyper_analysis, synthesis
 from service.runtime.pipeline import Analysis, whole_cells
@@ -53,7 +53,7 @@ class TorchSynthesis:
         y = torch.from_numpy(y_hat).to(self.device)[None].to(torch.float32) * 2.0**-Y_FRAC
         window = Box(0, 0, *y_hat.shape[:2])
         inner = inner or window
-        seen = seen_at_eighth(inner, window, self._blocks)
+        seen = visible_at_eighth(inner, window, self._blocks)
         deep, straight = y.split(self._widths, -1)
         x = self._up(torch.cat([self._deep(deep), straight], -1))
         x = self._fine(_cut(x, seen))

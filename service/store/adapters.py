@@ -1,8 +1,8 @@
-"""The folder that keeps adapters loaded at run time, so that a restart finds them.
+"""A folder of adapters that were loaded at run time, so that they outlive a restart.
 
-An adapter is `<sha256>.safetensors` and a note `<sha256>.json` that says what it belongs to. The
-note is written last and removed first, both by rename: whenever the process dies, an adapter is
-there whole or not at all. Processes that share a folder see one another's adapters when they start.
+An adapter is a file `<sha256>.safetensors` and a note `<sha256>.json` about its base and rate. The
+note is written last and removed first, so whenever the process dies, the folder holds an adapter
+completely or not at all. Processes that share a folder read one another's adapters when they start.
 """
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ from service.files import write_whole
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """An adapter's file, and what it was loaded for: base weights, whole rate, ladder."""
+class StoredAdapter:
+    """An adapter's file and its place.
+
+    Attributes:
+        data: bytes of the safetensors file.
+        base_sha256: hex sha256 of the base weights that it updates.
+        rate: whole rate, 1–8.
+        tune: ladder of the rate.
+    """
 
     data: bytes
     base_sha256: str
@@ -28,7 +35,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class _Note:
-    """What the note beside a file says; `number` grows with every adapter that is kept."""
+    """The note of an adapter; `number` grows with every adapter that is added."""
 
     base: str
     rate: int
@@ -40,36 +47,47 @@ class AdapterFiles:
     """Adapters on disk, in the order in which they were loaded."""
 
     def __init__(self, folder: Path) -> None:
-        """Use a folder; it is made when the first adapter is kept."""
+        """Use a folder, which is created when the first adapter is added."""
         self._folder = folder
 
-    def read(self) -> list[Kept]:
-        """All that is there, oldest first. Raises StoreError: a damaged file or note."""
-        notes = [(_note(path), path) for path in self._folder.glob("*.json")]
-        notes.sort(key=lambda found: found[0].number)
-        return [self._kept(note, path) for note, path in notes]
+    def read(self) -> list[StoredAdapter]:
+        """Read all adapters, oldest first.
 
-    def keep(self, adapter: Kept) -> None:
-        """Write an adapter. Raises OSError: it could not be written, and is not there."""
+        Raises:
+            StoreError: a file or note is damaged.
+        """
+        notes = [(_note(path), path) for path in self._folder.glob("*.json")]
+        notes.sort(key=lambda entry: entry[0].number)
+        return [_read_adapter(note, path) for note, path in notes]
+
+    def add(self, adapter: StoredAdapter) -> None:
+        """Write an adapter.
+
+        Raises:
+            OSError: it could not be written; the folder does not hold it.
+        """
         name = hashlib.sha256(adapter.data).hexdigest()
         number = 1 + max((_note(p).number for p in self._folder.glob("*.json")), default=0)
         note = _Note(adapter.base_sha256, adapter.rate, adapter.tune, number)
         write_whole(self._folder / f"{name}.safetensors", adapter.data, sync=True)
         write_whole(self._folder / f"{name}.json", json.dumps(asdict(note)).encode(), sync=True)
 
-    def drop(self, sha256: str) -> None:
-        """Remove an adapter, if it is there."""
+    def remove(self, sha256: str) -> None:
+        """Remove an adapter; nothing happens if the folder does not hold it."""
         for suffix in ("json", "safetensors"):
             (self._folder / f"{sha256}.{suffix}").unlink(missing_ok=True)
 
-    def _kept(self, note: _Note, path: Path) -> Kept:
-        try:
-            data = path.with_suffix(".safetensors").read_bytes()
-        except OSError as error:
-            raise StoreError(f"{path} has no adapter beside it") from error
-        if hashlib.sha256(data).hexdigest() != path.stem:
-            raise StoreError(f"{path.with_suffix('.safetensors')} is not what its name says")
-        return Kept(data, note.base, note.rate, note.tune)
+
+def _read_adapter(note: _Note, path: Path) -> StoredAdapter:
+    file = path.with_suffix(".safetensors")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path} is there, but its adapter {file.name} cannot be read") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != path.stem:
+        raise StoreError(f"{file} has sha256 {digest}, expected the one in its name")
+    return StoredAdapter(data, note.base, note.rate, note.tune)
 
 
 def _note(path: Path) -> _Note:

@@ -1,9 +1,9 @@
-"""A model as it is stored: tensors, rates, ready updates, and what they are identified by.
+"""A stored model: tensors, rates, ready updates, and the identity that streams name.
 
-A model's identity at a rate is the sha256 over the sha256s of its files, base first; streams carry
-its first four bytes. Which files those are depends on the rate, see `StoredModel.mix`: none beside
-the base at its own rate, one adapter at the other whole rates, the two neighbours' in between;
-never of two ladders.
+The identity of a model at a rate is the sha256 over the sha256s of the files that make the rate,
+base first; streams carry its first four bytes. The base alone makes its own rate, an adapter each
+of the other whole rates, and the adapters of both neighbours the rates between them; a mix never
+crosses ladders (`StoredModel.mix`).
 """
 
 from __future__ import annotations
@@ -35,20 +35,28 @@ from service.errors import BadParameter, BadStream, StoreError, UnknownUpdate
 Tensors = dict[str, NDArray[Any]]
 
 TRANSFORMS = ("g_a.", "g_s.", "h_a.")
+"""Prefixes of tensors of the transforms."""
 SYNTHESIS = ("g_s.",)
+"""Prefix of tensors of the synthesis."""
 ENTROPY = "entropy."
+"""Prefix of integer tensors in base.safetensors."""
 
 
 @dataclass(frozen=True)
 class StoredRate:
-    """A rate of a ladder and what it measured on Kodak when it was published.
+    """A rate of a ladder, and its mean figures on Kodak when it was published.
 
     Attributes:
-        lmbda: weight of the error that it was trained with; None for one loaded at run time.
-        tune: its ladder, one of TUNES.
+        rate: whole rate, 1–8.
+        lmbda: weight of the distortion in training; None for an adapter loaded at run time.
+        kodak_bpp: bits per pixel, None if not measured.
+        kodak_psnr_db: PSNR, None if not measured.
         update: low-rank update of the base, None for the base's own rate.
         digest: sha256 of the update's file, empty for the base's own rate.
-        file_bytes: size of that file. training: record of how it was made.
+        file_bytes: size of that file, 0 for the base's own rate.
+        training: record of the training.
+        tune: the ladder, one of TUNES.
+        kodak_ms_ssim: MS-SSIM, None if not measured.
     """
 
     rate: float
@@ -65,11 +73,12 @@ class StoredRate:
 
 @dataclass(frozen=True, eq=False)
 class StoredUpdate:
-    """A ready update of g_s, which streams can name instead of bringing one of their own.
+    """A ready update of the synthesis g_s, which streams can name instead of holding their own.
 
     Attributes:
-        name: of the pictures that it is for. data: coded (codec/model_stream.py), for every rate.
-        training: record of how it was made.
+        name: kind of picture that it was fitted to.
+        data: coded update (codec/model_stream.py), for every rate of the base.
+        training: record of the fitting.
     """
 
     name: str
@@ -83,13 +92,19 @@ class StoredUpdate:
 
     @property
     def reference(self) -> bytes:
-        """What streams name it by."""
+        """The bytes that name it in streams."""
         return self.digest[:READY_BYTES]
 
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """A stream and what it must decode to: y_hat exactly, pixels to within rounding of g_s."""
+    """A stream and its decoded result, to test a decoder with.
+
+    Attributes:
+        stream: the stream.
+        y_hat: [h, w, M] int16 Q6, to be matched exactly.
+        rgb: [H, W, 3] uint8, to be matched within the rounding of g_s.
+    """
 
     stream: bytes
     y_hat: NDArray[np.int16]
@@ -98,17 +113,22 @@ class Golden:
 
 @dataclass(frozen=True, eq=False)
 class StoredModel:
-    """A model as read and verified.
+    """A model, read and verified.
 
     Attributes:
-        name: its folder. sizes: of the backbone. sha256: of the base weights, hex.
-        identity: full 32-byte identity of the weights at the rate they are merged for.
-        transforms: g_a, g_s, h_a weights, float16, scales folded in.
+        name: name of its folder.
+        sizes: sizes of the backbone.
+        sha256: hex sha256 of base.safetensors.
+        identity: 32-byte identity of the weights at the rate that they are merged for.
+        transforms: weights of g_a, g_s and h_a, float16 in a base and float32 when merged.
         entropy: integer tensors of codec.EntropyModel, and "tables".
-        rates: what can be asked for. training: record of how the weights were made.
-        file_bytes: all files together. updates: ready ones; none of them is ever taken out.
-        superseded: adapters whose rate a later one makes now, oldest first; they decode the
-            streams that they made.
+        rates: the rates that make new streams.
+        training: record of the training.
+        golden: a stream and its decoded result.
+        file_bytes: size of all files.
+        updates: ready updates; none is ever removed, because streams name them.
+        superseded: adapters that a later one of their rate has replaced, oldest first; they decode
+            the streams that they made.
     """
 
     name: str
@@ -126,24 +146,24 @@ class StoredModel:
 
     @property
     def tunes(self) -> tuple[str, ...]:
-        """The ladders that there are."""
+        """The ladders that the model has."""
         return tuple(tune for tune in TUNES if self.ladder(tune))
 
     def ladder(self, tune: str) -> tuple[StoredRate, ...]:
-        """The rates of one ladder, ascending; empty where there is none."""
+        """The rates of a ladder, ascending; empty if the model does not have it."""
         return tuple(sorted((r for r in self.rates if r.tune == tune), key=lambda r: r.rate))
 
     def offers(self, rate16: int, tune: str = PSNR) -> bool:
-        """Whether a rate, in sixteenths, can be made from what is stored."""
+        """Whether the stored rates make a rate, given in sixteenths."""
         whole, parts = divmod(rate16, PARTS)
         stored = {r.rate for r in self.ladder(tune)}
         return whole in stored and (parts == 0 or whole + 1 in stored)
 
     def mix(self, rate16: int, tune: str = PSNR) -> list[tuple[StoredRate, int]]:
-        """The rates that a rate is mixed from, and their parts in sixteenths.
+        """The stored rates that make a rate, with their weights in sixteenths.
 
         Raises:
-            KeyError: not `offers(rate16, tune)`.
+            KeyError: the model does not offer the rate.
         """
         whole, parts = divmod(rate16, PARTS)
         by_rate = {r.rate: r for r in self.ladder(tune)}
@@ -152,7 +172,7 @@ class StoredModel:
         return [(by_rate[whole], PARTS - parts), (by_rate[whole + 1], parts)]
 
     def identity_at(self, rate16: int, tune: str = PSNR) -> bytes:
-        """Identity of the weights that a rate needs, 32 bytes."""
+        """Identity of the weights that make a rate, 32 bytes."""
         digests = [r.digest for r, _ in self.mix(rate16, tune) if r.update is not None]
         return identity([bytes.fromhex(self.sha256), *digests])
 
@@ -162,21 +182,24 @@ class StoredModel:
         return {n: t for n, t in self.transforms.items() if n.startswith(SYNTHESIS)}
 
     def ready_update(self, reference: bytes, tables: Tables) -> Update:
-        """The ready update that a stream names.
+        """Decode the ready update that a stream names.
 
         Args:
-            reference: its name. tables: of the model.
+            reference: the READY_BYTES that name it.
+            tables: probability tables of the model.
 
         Raises:
-            UnknownUpdate: it is not here. StoreError: it does not fit the model.
+            UnknownUpdate: the store does not hold it.
+            StoreError: it does not fit the model.
         """
         for update in self.updates:
             if update.reference == reference:
                 try:
                     return read_update(update.data, layer_shapes(self.synthesis), tables)
                 except BadStream as error:
-                    words = f"ready update {update.name} of model {self.name}: {error}"
-                    raise StoreError(words) from error
+                    raise StoreError(
+                        f"ready update {update.name} of model {self.name}: {error}"
+                    ) from error
         known = ", ".join(u.reference.hex() for u in self.updates) or "none"
         raise UnknownUpdate(
             f"the stream needs the ready update {reference.hex()} of model {self.name}; "
@@ -184,9 +207,9 @@ class StoredModel:
         )
 
     def lmbda_at(self, rate16: int, tune: str = PSNR) -> float | None:
-        """Weight of the error in the loss at a rate; between rates their geometric mean.
+        """Weight of the distortion at a rate; between rates, their weighted geometric mean.
 
-        None where an adapter that was loaded at run time does not say.
+        None if an adapter that was loaded at run time makes the rate.
         """
         log = 0.0
         for rate, parts in self.mix(rate16, tune):
@@ -198,11 +221,16 @@ class StoredModel:
     def at_rate(
         self, rate16: int, tune: str = PSNR, networks: tuple[str, ...] = TRANSFORMS
     ) -> StoredModel:
-        """The model with a rate's update merged in afresh; the stored one is not changed.
+        """The model with a rate merged in, from the base; this model is not changed.
 
         Args:
-            rate16: in sixteenths. tune: its ladder.
-            networks: prefixes of the transforms that are wanted.
+            rate16: rate in sixteenths.
+            tune: ladder of the rate.
+            networks: prefixes of the transforms to merge; the result has no others.
+
+        Raises:
+            KeyError: the model does not offer the rate.
+            StoreError: an update does not fit the base.
         """
         mix = self.mix(rate16, tune)
         if all(r.update is None for r, _ in mix):
@@ -218,20 +246,20 @@ class StoredModel:
         )
 
     def _own_update(self) -> Update:
-        """The base's own rate as an update that changes nothing."""
+        """The base's own rate as an update that changes no weight."""
         vectors = {name: self.entropy[name] for name in ("y.step", "z.step", "z.level")}
         offset = np.zeros(self.sizes.M, np.int16)
         return Update({}, vectors | {"level.offset": offset})
 
     @property
     def parameters(self) -> int:
-        """Number of weights and biases (formats, steps and the coder's tables not counted)."""
+        """Number of weights and biases, without formats, quantiser steps and tables."""
         tensors = [*self.transforms.items(), *self.entropy.items()]
         return sum(t.size for name, t in tensors if name.endswith((".weight", ".bias")))
 
 
 def layer_shapes(*tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    """Weight shape of every layer, by name."""
+    """Weight shape of every layer in groups of tensors, by layer name."""
     return {
         name.removesuffix(".weight"): tensor.shape
         for group in tensors
@@ -241,10 +269,11 @@ def layer_shapes(*tensors: Tensors) -> dict[str, tuple[int, ...]]:
 
 
 def check_adapter(model: StoredModel, tensors: Tensors) -> Update:
-    """An adapter's tensors as the update that they are, proven to fit a base at its whole rate.
+    """Unpack an adapter's tensors, and prove that the update fits a base at its whole rate.
 
     Raises:
-        StoreError: they do not fit, or the merged networks could leave their exact range.
+        StoreError: the tensors do not fit, the merged entropy networks could leave their exact
+            range, or a merged weight is not finite.
     """
     update = unpack(tensors, layer_shapes(model.transforms, model.entropy), model.sizes)
     mix = [Share(update, PARTS)]
@@ -256,7 +285,7 @@ def check_adapter(model: StoredModel, tensors: Tensors) -> Update:
 
 
 def with_rate(model: StoredModel, rate: StoredRate) -> StoredModel:
-    """A model with another adapter for a rate; the one that it takes the place of is superseded.
+    """The model with another adapter for a rate; the adapter that it replaces is superseded.
 
     Raises:
         BadParameter: the rate is the base's own.
@@ -276,17 +305,17 @@ def with_rate(model: StoredModel, rate: StoredRate) -> StoredModel:
 
 
 def with_updates(model: StoredModel, fresh: Sequence[StoredUpdate]) -> StoredModel:
-    """A model with more ready updates; they are read when they are used.
+    """The model with more ready updates, which are not decoded yet.
 
     Raises:
-        StoreError: two cannot be told apart by what streams name them by.
+        StoreError: two updates have the same reference.
     """
-    every = (*model.updates, *fresh)
-    if len({u.reference for u in every}) < len(every):
+    updates = (*model.updates, *fresh)
+    if len({u.reference for u in updates}) < len(updates):
         raise StoreError(f"model {model.name} has two ready updates of one reference")
-    return replace(model, updates=every)
+    return replace(model, updates=updates)
 
 
 def identity(digests: list[bytes]) -> bytes:
-    """Identity of a set of weight files: sha256 over their sha256s, base first."""
+    """Identity of a set of weight files: sha256 over their sha256 digests, base first."""
     return hashlib.sha256(b"".join(digests)).digest()

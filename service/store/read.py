@@ -1,18 +1,16 @@
-"""manifest.json -> verified tensors: the only code that touches model_store/.
+"""The reading side of the model store: manifest.json -> verified tensors.
 
-A model is a folder: `manifest.json` names every file with its size and sha256, and says what each
-rate measured and how the weights were trained. Weights are safetensors (no code can hide in them).
-A model may have several ladders of rates, one for each of codec.container.TUNES; the base is itself
-a rate of the first.
+A store is a folder of models; `store.json` says which one compresses. A model is a folder:
+`manifest.json` lists every file with its size and sha256, and records the figures of each rate and
+the training. Weights are safetensors, which cannot hold code. A model may have several ladders of
+rates, one for each of codec.container.TUNES; the base itself makes one rate of the first ladder.
 
-An adapter whose rate was trained again is superseded: it stays, for the streams that name it, until
-`train prune` deletes it.
+An adapter is superseded when its rate is trained again: it stays, for the streams that it made,
+until `rankpress train prune` deletes it.
 
 A model may hold ready updates of g_s (codec/model_stream.py), which streams name by the first four
-bytes of their sha256. They are of the base and serve all its rates, and change no identity. What
-was released stays, for streams may name it.
-
-A store holds every model whose streams exist; `store.json` says which one compresses.
+bytes of their sha256. They update the base at all its rates and change no identity. They are never
+deleted, because streams may name them.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +47,11 @@ from service.store.model import (
 
 SCHEMA = 1
 STORE_FILE = "store.json"
-"""Beside the models' folders: which of them compresses, {"schema": 1, "default": NAME}."""
+"""File in the store that names the model that compresses: {"schema": 1, "default": NAME}."""
 
 
 def default_path() -> Path:
-    """The store beside the package: inside it when installed, next to it in a checkout."""
+    """The built-in store: inside the package when installed, next to it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "model_store"
     return inside if inside.is_dir() else package.parent / "model_store"
@@ -63,13 +61,13 @@ def load_store(path: Path | None = None, first: str | None = None) -> tuple[Stor
     """Read and verify every model of a store: the one that compresses, then the others by name.
 
     Args:
-        path: of the store, None for the built-in.
-        first: name of the model that compresses; None is what store.json says, or else the first
-            by name. The others decode what they made.
+        path: folder of the store, None for the built-in one.
+        first: name of the model that compresses; None takes the one in store.json, or without that
+            file the first by name. The other models only decode.
 
     Raises:
-        StoreError: no store, no model in it, or a file that does not match its manifest.
-        BadParameter: no model of the name `first`.
+        StoreError: the store or its models are missing, or a file does not match its manifest.
+        BadParameter: the store holds no model of the name `first`.
     """
     root = path or default_path()
     manifests = sorted(root.glob("*/manifest.json"))
@@ -85,31 +83,31 @@ def load_store(path: Path | None = None, first: str | None = None) -> tuple[Stor
 
 
 def default_model(root: Path) -> str | None:
-    """Name of the model that a store compresses with, None where it does not say."""
+    """Name of the model that compresses by store.json, None without that file.
+
+    Raises:
+        StoreError: store.json is damaged.
+    """
     path = root / STORE_FILE
     if not path.exists():
         return None
     try:
-        told = json.loads(path.read_bytes())
+        entry = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(told, dict) or set(told) != {"schema", "default"}:
+    if not isinstance(entry, dict) or set(entry) != {"schema", "default"}:
         raise StoreError(f"{path} must be an object with the keys schema and default")
-    if told["schema"] != SCHEMA or not isinstance(told["default"], str):
-        raise StoreError(f"{path} has schema {told['schema']!r}, default {told['default']!r}")
-    return told["default"]
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """What an adapter must fit: weight shapes of the base's layers, and its sizes."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    sizes: Sizes
+    if entry["schema"] != SCHEMA or not isinstance(entry["default"], str):
+        raise StoreError(f"{path} has schema {entry['schema']!r}, default {entry['default']!r}")
+    return entry["default"]
 
 
 def load_model(folder: Path) -> StoredModel:
-    """Read and verify one model. Raises StoreError."""
+    """Read and verify one model.
+
+    Raises:
+        StoreError: a file is missing, damaged or does not match the manifest.
+    """
     manifest = _read_manifest(folder / "manifest.json")
     files = {name: _verified(folder, name, entry) for name, entry in manifest["files"].items()}
     for needed in ("base.safetensors", "golden.safetensors"):
@@ -120,36 +118,43 @@ def load_model(folder: Path) -> StoredModel:
     digest = hashlib.sha256(files["base.safetensors"])
     transforms = {n: t for n, t in base.items() if n.startswith(TRANSFORMS)}
     entropy = {n.removeprefix(ENTROPY): t for n, t in base.items() if n.startswith(ENTROPY)}
-    sizes = Sizes.from_dict(manifest["sizes"])
-    fit = _Fit(layer_shapes(transforms, entropy), sizes)
     model = StoredModel(
-        folder.name,
-        sizes,
-        digest.hexdigest(),
-        identity([digest.digest()]),
-        transforms,
-        entropy,
-        _rates(manifest["rates"], files, fit, folder),
-        manifest["training"],
-        _golden(golden, folder),
-        sum(len(data) for data in files.values()),
+        name=folder.name,
+        sizes=Sizes.from_dict(manifest["sizes"]),
+        sha256=digest.hexdigest(),
+        identity=identity([digest.digest()]),
+        transforms=transforms,
+        entropy=entropy,
+        rates=(),
+        training=manifest["training"],
+        golden=_golden(golden, folder),
+        file_bytes=sum(len(data) for data in files.values()),
     )
-    superseded = tuple(_rate(entry, files, fit, folder) for entry in manifest["superseded"])
+    superseded = tuple(_rate(entry, files, model) for entry in manifest["superseded"])
     if any(rate.update is None for rate in superseded):
         raise StoreError(f"{folder}: a superseded rate needs a file")
-    model = replace(model, superseded=superseded)
+    model = replace(model, rates=_rates(manifest["rates"], files, model), superseded=superseded)
     return with_updates(model, _updates(manifest["updates"], files, model))
 
 
 def read_adapter(model: StoredModel, data: bytes, rate: int, tune: str = PSNR) -> StoredRate:
-    """An adapter's file, checked as `check_adapter` does, as a whole rate of a ladder of a base.
+    """Read an adapter's file as a whole rate of a ladder, checked by `check_adapter`.
+
+    Args:
+        model: the base.
+        data: the file.
+        rate: whole rate, 1–8.
+        tune: ladder of the rate.
 
     Raises:
-        StoreError: it does not fit. BadParameter: not a whole rate from 1 to 8, or no tune.
+        StoreError: the adapter does not fit the base.
+        BadParameter: the rate or tune is out of range.
     """
     if not 1 <= rate <= 8 or tune not in TUNES:
-        words = f"a whole number from 1 to 8 and one of {', '.join(TUNES)}"
-        raise BadParameter(f"rate and tune are {rate} and {tune[:100]!r}, expected {words}")
+        raise BadParameter(
+            f"rate and tune are {rate} and {tune[:100]!r}, "
+            f"expected a whole number from 1 to 8 and one of {', '.join(TUNES)}"
+        )
     update = check_adapter(model, _tensors(data, Path("adapter")))
     digest = hashlib.sha256(data).digest()
     return StoredRate(rate, None, None, None, update, digest, len(data), tune=tune)
@@ -173,20 +178,20 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _verified(folder: Path, name: str, entry: object) -> bytes:
-    """The bytes of a file that matches its manifest entry."""
+    """Read a file and check it against its entry in the manifest."""
     plain = re.fullmatch(r"(?:[a-z0-9_-]+/)?[a-z0-9_.-]+\.(?:safetensors|rku)", name)
     if plain is None or ".." in name:
-        raise StoreError(f"{folder}: {name!r} is no plain name of a safetensors or rku file")
+        raise StoreError(f"{folder}: {name!r} is not a plain name of a safetensors or rku file")
     if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
         raise StoreError(f"{folder}: the entry of {name} must have bytes and sha256")
     try:
         data = (folder / name).read_bytes()
     except OSError as error:
         raise StoreError(f"{folder / name} is in the manifest but cannot be read") from error
-    found = hashlib.sha256(data).hexdigest()
-    if len(data) != entry["bytes"] or found != entry["sha256"]:
+    digest = hashlib.sha256(data).hexdigest()
+    if len(data) != entry["bytes"] or digest != entry["sha256"]:
         raise StoreError(
-            f"{folder / name} has {len(data)} bytes, sha256 {found}; "
+            f"{folder / name} has {len(data)} bytes, sha256 {digest}; "
             f"the manifest says {entry['bytes']} bytes, {entry['sha256']}"
         )
     return data
@@ -196,67 +201,64 @@ def _tensors(data: bytes, path: Path) -> Tensors:
     try:
         return load_safetensors(data)
     except (safetensors.SafetensorError, KeyError) as error:
-        raise StoreError(f"{path} is not a safetensors file we can read: {error}") from error
+        raise StoreError(f"{path} cannot be read as safetensors: {error}") from error
 
 
 def _rates(
-    entries: list[object],
-    files: Mapping[str, bytes],
-    fit: _Fit,
-    folder: Path,
+    entries: list[object], files: Mapping[str, bytes], model: StoredModel
 ) -> tuple[StoredRate, ...]:
-    rates = tuple(_rate(entry, files, fit, folder) for entry in entries)
+    """The rates of a manifest that make new streams."""
+    rates = tuple(_rate(entry, files, model) for entry in entries)
     if len({(r.rate, r.tune) for r in rates}) < len(rates):
-        raise StoreError(f"{folder}: the manifest lists a rate twice")
+        raise StoreError(f"{model.name}: the manifest lists a rate twice")
     if [r.tune for r in rates if r.update is None] != [PSNR]:
-        words = f"exactly one rate, of tune {PSNR}, must be the base's own, without a file"
-        raise StoreError(f"{folder}: {words}")
+        raise StoreError(
+            f"{model.name}: exactly one rate, of tune {PSNR}, must be the base's and have no file"
+        )
     return rates
 
 
-def _rate(
-    entry: object,
-    files: Mapping[str, bytes],
-    fit: _Fit,
-    folder: Path,
-) -> StoredRate:
+def _rate(entry: object, files: Mapping[str, bytes], model: StoredModel) -> StoredRate:
+    """A rate of a manifest, with its adapter if it has one, checked against the base."""
     measured = {"kodak_bpp", "kodak_psnr_db", "kodak_ms_ssim"}
     keys = {"rate", "tune", "lmbda", *measured, "file", "training"}
     if not isinstance(entry, dict) or entry.keys() != keys:
-        raise StoreError(f"{folder}: a rate must have the keys {sorted(keys)}, found {entry!r}")
+        raise StoreError(f"{model.name}: a rate must have the keys {sorted(keys)}, found {entry!r}")
     file, training = entry["file"], entry["training"]
     if not isinstance(training, dict) or not (file is None or file in files):
-        raise StoreError(f"{folder}: a rate needs a training record and a listed file, {entry!r}")
+        raise StoreError(
+            f"{model.name}: a rate needs a training record and a listed file: {entry!r}"
+        )
     if entry["tune"] not in TUNES:
-        raise StoreError(f"{folder}: tune of a rate is {entry['tune']!r}, expected one of {TUNES}")
+        raise StoreError(
+            f"{model.name}: tune of a rate is {entry['tune']!r}, expected one of {TUNES}"
+        )
     numbers = {k: v for k, v in entry.items() if k not in ("file", "training", "tune")}
     for key, value in numbers.items():
         if type(value) not in (int, float) and not (key in measured and value is None):
-            raise StoreError(f"{folder}: {key} of a rate is {value!r}, expected a number")
+            raise StoreError(f"{model.name}: {key} of a rate is {value!r}, expected a number")
     if not 1 <= entry["rate"] <= 8 or entry["rate"] % 1:
-        raise StoreError(f"{folder}: rate {entry['rate']}, expected a whole number from 1 to 8")
+        raise StoreError(f"{model.name}: rate {entry['rate']}, expected a whole number from 1 to 8")
+    rate = StoredRate(**numbers, training=training, tune=entry["tune"])
     if file is None:
-        return StoredRate(**numbers, training=training, tune=entry["tune"])
+        return rate
     data = files[file]
-    update = unpack(_tensors(data, folder / file), fit.shapes, fit.sizes)
+    shapes = layer_shapes(model.transforms, model.entropy)
+    update = unpack(_tensors(data, Path(file)), shapes, model.sizes)
     digest = hashlib.sha256(data).digest()
-    return StoredRate(
-        **numbers,
-        update=update,
-        digest=digest,
-        file_bytes=len(data),
-        training=training,
-        tune=entry["tune"],
-    )
+    return replace(rate, update=update, digest=digest, file_bytes=len(data))
 
 
 def _updates(
     entries: list[object], files: Mapping[str, bytes], model: StoredModel
 ) -> tuple[StoredUpdate, ...]:
+    """The ready updates of a manifest."""
     out = []
     for entry in entries:
         if not isinstance(entry, dict) or set(entry) != {"name", "file", "base", "training"}:
-            raise StoreError(f"{model.name}: a ready update has a name, file, base and training")
+            raise StoreError(
+                f"{model.name}: a ready update must have the keys name, file, base and training"
+            )
         name, file, training = entry["name"], entry["file"], entry["training"]
         if not isinstance(name, str) or file not in files or not isinstance(training, dict):
             raise StoreError(f"{model.name}: a ready update needs a listed file, {entry!r}")
@@ -267,6 +269,7 @@ def _updates(
 
 
 def _golden(tensors: Tensors, folder: Path) -> Golden:
+    """The golden stream, checked for dtypes and dimensions."""
     expected = {"stream": (np.uint8, 1), "y_hat": (np.int16, 3), "rgb": (np.uint8, 3)}
     for name, (dtype, ndim) in expected.items():
         tensor = tensors.get(name)

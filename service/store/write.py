@@ -1,8 +1,8 @@
-"""Models and rates -> files of the store: the writing side of store/read.py.
+"""The writing side of the model store: models, rates and ready updates -> files.
 
-An adapter's file is named by its hash and written before the manifest that names it, and the
-manifest replaces its predecessor in one step: whenever a writer is cut off, what lies there is the
-old store or the new one. Nothing that a stream may name is deleted, but by `prune`.
+An adapter's file is named by its hash and written before the manifest that lists it, and the new
+manifest replaces the old one in one step. So whenever a writer is interrupted, the store is in its
+old state or in the new one. Only `prune` deletes what streams may name.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from service.store.read import SCHEMA, STORE_FILE, load_model
 
 
 def write_model(folder: Path, model: StoredModel, base: bytes) -> None:
-    """Write a model at its own rate: weights, golden stream, manifest.
+    """Write a model with its own rate alone: weights, golden stream, manifest.
 
     Args:
-        folder: of the model in the store; made where it is missing.
-        model: what to describe. base: bytes of base.safetensors.
+        folder: folder of the model in the store; created if it is missing.
+        model: the model, for the manifest and the golden stream.
+        base: bytes of base.safetensors.
     """
     golden = save_safetensors(
         {
@@ -63,32 +64,39 @@ def write_model(folder: Path, model: StoredModel, base: bytes) -> None:
 
 
 def candidate(model: StoredModel, update: Update, described: StoredRate) -> StoredModel:
-    """The model as `publish_rate` would store it, to be measured before that.
+    """The model as `publish_rate` would store it, to measure it before it is stored.
 
     Args:
-        update: quantised. described: its rate, tune, lmbda and record.
-
-    Raises:
-        BadParameter: the rate is the base's own. StoreError: the update does not fit the base.
-    """
-    return _with_adapter(model, update, described, _adapter_file(model, update))
-
-
-def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredModel:
-    """Give a rate of a model this update; returns the model as it is now stored.
-
-    The adapter that made the rate before is superseded: it goes on decoding its streams.
-
-    Args:
-        folder: of the model. update: quantised. measured: its rate, lmbda, figures and record.
+        model: the stored model.
+        update: quantised update of the base.
+        described: rate, tune, lmbda and training record of the update.
 
     Raises:
         BadParameter: the rate is the base's own.
-        StoreError: the update does not fit the base; the store is left as it was.
+        StoreError: the update does not fit the base.
+    """
+    data = _adapter_file(model, update)
+    digest = hashlib.sha256(data).digest()
+    return with_rate(model, replace(described, update=update, digest=digest, file_bytes=len(data)))
+
+
+def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredModel:
+    """Store an update as a rate of a model; returns the stored model.
+
+    The adapter that made the rate before is superseded: it still decodes its streams.
+
+    Args:
+        folder: folder of the model.
+        update: quantised update of the base.
+        measured: rate, tune, lmbda, figures and training record of the update.
+
+    Raises:
+        BadParameter: the rate is the base's own.
+        StoreError: the update does not fit the base; the store is unchanged.
     """
     stored = load_model(folder)
     data = _adapter_file(stored, update)
-    _with_adapter(stored, update, measured, data)  # refuses the base's own rate
+    with_rate(stored, measured)  # refuses the base's own rate
     kind = "" if measured.tune == PSNR else f"{measured.tune}-"
     name = f"rates/{kind}{measured.rate:g}-{hashlib.sha256(data).hexdigest()[:12]}.safetensors"
     (folder / "rates").mkdir(exist_ok=True)
@@ -106,10 +114,10 @@ def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredMo
 
 
 def prune(folder: Path) -> tuple[str, ...]:
-    """Delete the superseded adapters of a model; streams that they made decode no more.
+    """Delete the superseded adapters of a model; streams that they made can no longer be decoded.
 
     Returns:
-        The names of the files that were deleted.
+        The names of the deleted files.
     """
     load_model(folder)
     manifest = json.loads((folder / "manifest.json").read_bytes())
@@ -124,16 +132,17 @@ def prune(folder: Path) -> tuple[str, ...]:
 
 
 def publish_updates(folder: Path, updates: Sequence[StoredUpdate]) -> StoredModel:
-    """Add ready updates to a model; returns the model as it is now stored.
+    """Add ready updates to a model; returns the stored model.
 
-    Those that are there stay: streams that name them need them.
+    Existing updates stay, because streams may name them.
 
     Args:
-        folder: of the model.
+        folder: folder of the model.
+        updates: the updates; those that the model has already are skipped.
 
     Raises:
-        StoreError: one does not fit the base, or cannot be told from another by its reference;
-            the store is left as it was.
+        StoreError: an update does not fit the base, or has the reference of another; the store is
+            unchanged.
     """
     stored = load_model(folder)
     known = {u.digest for u in stored.updates}
@@ -156,10 +165,11 @@ def publish_updates(folder: Path, updates: Sequence[StoredUpdate]) -> StoredMode
 
 
 def record_figures(folder: Path, measured: Sequence[StoredRate]) -> None:
-    """Replace what the manifest says that rates measured; nothing else changes.
+    """Replace the figures of rates in the manifest; nothing else changes.
 
     Args:
-        folder: of the model. measured: rates of the model with new figures.
+        folder: folder of the model.
+        measured: rates of the model with new figures.
     """
     manifest = json.loads((folder / "manifest.json").read_bytes())
     by_place = {(r.rate, r.tune): r for r in measured}
@@ -171,33 +181,28 @@ def record_figures(folder: Path, measured: Sequence[StoredRate]) -> None:
 
 
 def set_default(folder: Path) -> None:
-    """Have a store compress with this model from now on; its other models go on decoding.
+    """Make a model the one that its store compresses with; the other models still decode.
 
     Args:
-        folder: of the model in the store.
+        folder: folder of the model in the store.
 
     Raises:
-        StoreError: there is no whole model.
+        StoreError: the model cannot be read.
     """
     load_model(folder)
-    told = {"schema": SCHEMA, "default": folder.name}
-    write_whole(folder.parent / STORE_FILE, (json.dumps(told, indent=2) + "\n").encode())
+    entry = {"schema": SCHEMA, "default": folder.name}
+    write_whole(folder.parent / STORE_FILE, (json.dumps(entry, indent=2) + "\n").encode())
 
 
 def _adapter_file(model: StoredModel, update: Update) -> bytes:
-    """An update as the file of an adapter. Raises StoreError: it does not fit the model."""
+    """The adapter's file of an update.
+
+    Raises:
+        StoreError: the update does not fit the model.
+    """
     packed = pack(update, layer_shapes(model.transforms, model.entropy))
     check_adapter(model, packed)
     return save_safetensors(packed)
-
-
-def _with_adapter(
-    model: StoredModel, update: Update, described: StoredRate, data: bytes
-) -> StoredModel:
-    """The model with a rate that an adapter's file makes. Raises BadParameter as `with_rate`."""
-    digest = hashlib.sha256(data).digest()
-    rate = replace(described, update=update, digest=digest, file_bytes=len(data))
-    return with_rate(model, rate)
 
 
 def _entry(data: bytes) -> dict[str, object]:

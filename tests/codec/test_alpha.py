@@ -101,8 +101,8 @@ def test_hidden_colours_follow_from_the_visible_ones(
     assert np.array_equal(filled, fill_hidden(np.where(visible, one, other), alpha))
     assert np.array_equal(filled[alpha > 0], one[alpha > 0])
     if visible.any():
-        seen = one[alpha > 0]
-        assert (filled >= seen.min(0)).all() and (filled <= seen.max(0)).all()
+        visible = one[alpha > 0]
+        assert (filled >= visible.min(0)).all() and (filled <= visible.max(0)).all()
 
 
 def test_a_colour_goes_on_unchanged_and_two_blend_into_each_other() -> None:

@@ -67,7 +67,7 @@ def test_the_tables_that_are_used_are_the_stored_integers() -> None:
         for symbol, (low, high) in enumerate(pairwise(edges.tolist())):
             for q in (low, high - 1):
                 coder = constriction.stream.stack.AnsCoder(np.array([q, 1], np.uint32))
-                assert coder.decode(TABLES._models[level]) == symbol, (level, symbol, q)
+                assert coder.decode(TABLES.models[level]) == symbol, (level, symbol, q)
 
 
 def test_tables_are_gaussian_to_one_unit() -> None:

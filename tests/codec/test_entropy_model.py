@@ -25,17 +25,17 @@ from service.codec.entropy_model import (
     EntropyModel,
     gather,
 )
-from service.codec.fixed_point import ACTIVATION_MAX, LEAK, NUMPY, Numbers
+from service.codec.fixed_point import ACTIVATION_MAX, LEAK, NUMPY, ArrayBackend
 from service.errors import StoreError
 from service.runtime.entropy_onnx import OnnxEntropyModel
 from service.store.model import StoredModel, Tensors
 
 CPU = torch.device("cpu")
-CARRIERS = {
+BACKENDS = {
     "numpy32": NUMPY,
-    "numpy64": Numbers(np, np.float64),
-    "torch32": Numbers(torch, torch.float32, CPU),
-    "torch64": Numbers(torch, torch.float64, CPU),
+    "numpy64": ArrayBackend(np, np.float64),
+    "torch32": ArrayBackend(torch, torch.float32, CPU),
+    "torch64": ArrayBackend(torch, torch.float64, CPU),
 }
 SHAPES = [(1, 1), (1, 2), (2, 1), (1, 7), (5, 1), (2, 2), (3, 5), (8, 9), (13, 6)]
 
@@ -48,14 +48,14 @@ def small_model(small: Small) -> StoredModel:
     return with_steps(small.stored)
 
 
-class Walk:
-    """Symbols that depend on position alone, and a record of what the networks said."""
+class Choices:
+    """Symbols that depend on position alone, and a record of the outputs of the networks."""
 
     def __init__(self, symbols: I32) -> None:
-        self.symbols, self.seen = symbols, []  # type: ignore[var-annotated]
+        self.symbols, self.networks_output = symbols, []  # type: ignore[var-annotated]
 
     def __call__(self, t: int, mu: I32, levels: NDArray[np.uint8]) -> I32:
-        self.seen.append((mu.copy(), levels.copy()))
+        self.networks_output.append((mu.copy(), levels.copy()))
         return np.where(levels == 0, 0, gather(self.symbols, t))
 
 
@@ -69,16 +69,16 @@ def random_inputs(model: StoredModel, height: int, width: int, batch: int = 1) -
     return z.round().astype(np.int32), y
 
 
-def run(model: StoredModel, numbers: Numbers, z: I32, y: I32) -> tuple[Any, Any, Any]:
+def run(model: StoredModel, backend: ArrayBackend, z: I32, y: I32) -> tuple[Any, Any, Any]:
     """y_hat, and mu and levels of all steps, in one row per batch item."""
-    return run_networks(EntropyModel(model.sizes, model.entropy, numbers), z, y)
+    return run_networks(EntropyModel(model.sizes, model.entropy, backend), z, y)
 
 
 def run_networks(networks: EntropyModel, z: I32, y: I32) -> tuple[Any, Any, Any]:
     """What `run` gives, from networks that are ready."""
-    walk = Walk(y)
-    y_hat = networks.run(z, *y.shape[1:3], walk)
-    mu, levels = (np.concatenate(part, 1) for part in zip(*walk.seen, strict=True))
+    chosen = Choices(y)
+    y_hat = networks.run(z, *y.shape[1:3], chosen)
+    mu, levels = (np.concatenate(part, 1) for part in zip(*chosen.networks_output, strict=True))
     return y_hat, mu, levels
 
 
@@ -141,8 +141,8 @@ def test_the_walk_equals_full_masked_networks(
 ) -> None:
     z, y = random_inputs(small_model, height, width)
     expected = witness(small_model, z, y)
-    for name, numbers in CARRIERS.items():
-        assert same(run(small_model, numbers, z, y), expected), name
+    for name, backend in BACKENDS.items():
+        assert same(run(small_model, backend, z, y), expected), name
     in_sessions = OnnxEntropyModel(small_model.sizes, small_model.entropy, 1)
     assert same(run_networks(in_sessions, z, y), expected), "onnx"
 
@@ -160,9 +160,9 @@ def test_a_batch_of_eight_equals_eight_alone_in_any_order(
     small_model: StoredModel, name: str
 ) -> None:
     z, y = random_inputs(small_model, 6, 9, batch=8)
-    together = run(small_model, CARRIERS[name], z, y)
+    together = run(small_model, BACKENDS[name], z, y)
     for i in (5, 0, 7, 2, 6, 1, 3, 4):
-        alone = run(small_model, CARRIERS[name], z[i : i + 1], y[i : i + 1])
+        alone = run(small_model, BACKENDS[name], z[i : i + 1], y[i : i + 1])
         assert same(alone, tuple(part[i : i + 1] for part in together))
 
 
@@ -170,17 +170,17 @@ def test_one_and_two_threads_agree(
     small_model: StoredModel, torch_threads: Callable[[int], None]
 ) -> None:
     z, y = random_inputs(small_model, 64, 64)
-    found = []
+    actual = []
     for threads in (1, 2):
         torch_threads(threads)
-        found.append(run(small_model, CARRIERS["torch32"], z, y))
-    assert same(found[0], found[1])
-    assert same(found[0], run(small_model, NUMPY, z, y))
+        actual.append(run(small_model, BACKENDS["torch32"], z, y))
+    assert same(actual[0], actual[1])
+    assert same(actual[0], run(small_model, NUMPY, z, y))
 
 
 @pytest.mark.gpu
 def test_cuda_agrees_with_numpy(small_model: StoredModel) -> None:
-    cuda = Numbers(torch, torch.float64, torch.device("cuda"))
+    cuda = ArrayBackend(torch, torch.float64, torch.device("cuda"))
     z, y = random_inputs(small_model, 33, 40, batch=2)
     assert same(run(small_model, cuda, z, y), run(small_model, NUMPY, z, y))
 
@@ -219,8 +219,8 @@ def test_means_and_levels_stay_in_range(small_model: StoredModel, sign: int, lev
         for part, value in (("weight", 0), ("shift", 0), ("bias", sign * 2**20)):
             tensors[f"step.{t}.head.{part}"] = np.full_like(tensors[f"step.{t}.head.{part}"], value)
     model = replace(small_model, entropy=tensors)
-    for numbers in CARRIERS.values():
-        y_hat, mu, levels = run(model, numbers, *random_inputs(model, 3, 4))
+    for backend in BACKENDS.values():
+        y_hat, mu, levels = run(model, backend, *random_inputs(model, 3, 4))
         assert (mu == sign * MU_MAX).all() and (levels == level).all()
         assert (np.abs(y_hat.astype(int)) <= Y_MAX).all()
 

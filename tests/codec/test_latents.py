@@ -14,7 +14,7 @@ from small_model import with_steps
 
 from service.codec.coder import Tables
 from service.codec.entropy_model import STEP_FRAC, Y_FRAC, Y_MAX, EntropyModel
-from service.codec.fixed_point import Numbers
+from service.codec.fixed_point import ArrayBackend
 from service.codec.latents import LatentCoder
 from service.codec.tiles import Box
 from service.errors import BadStream
@@ -90,8 +90,8 @@ def test_latents_out_of_range_are_clamped_and_still_decode(loaded: LoadedModel) 
 @pytest.mark.gpu
 def test_cuda_writes_and_reads_the_same_bytes(decode_only: LoadedModel) -> None:
     stored = decode_only.stored
-    numbers = Numbers(torch, torch.float64, torch.device("cuda"))
-    entropy = EntropyModel(stored.sizes, stored.entropy, numbers)
+    backend = ArrayBackend(torch, torch.float64, torch.device("cuda"))
+    entropy = EntropyModel(stored.sizes, stored.entropy, backend)
     cuda = LatentCoder(entropy, Tables(stored.entropy["tables"]))
     y, z = random_latents(stored, 20, 30, batch=2)
     coded = cuda.encode(y, z)

@@ -1,5 +1,4 @@
-"""Updates of g_s come back as they were, cost what their symbols do, and hostile ones are refused.
-"""
+"""Updates of g_s come back as written, cost what their symbols do, and hostile ones are refused."""
 
 from __future__ import annotations
 
@@ -69,10 +68,10 @@ def test_an_update_comes_back_as_it_was(
     tables = Tables(small_model.entropy["tables"])
     layers = {}
     for (name, shape), rank in zip(SHAPES.items(), ranks, strict=True):
-        made = layer(shape, rank if len(shape) == 2 else 0, seed, spread)
-        if not made.bias.any() or not (made.a.any(1) & made.b.any(0)).all():
+        layer_update = layer(shape, rank if len(shape) == 2 else 0, seed, spread)
+        if not layer_update.bias.any() or not (layer_update.a.any(1) & layer_update.b.any(0)).all():
             continue  # zero pieces are left out, see below
-        layers[name] = made
+        layers[name] = layer_update
     update = Update(layers, {})
     assert same(read_update(write_update(update, SHAPES, tables), SHAPES, tables), update)
 
@@ -85,10 +84,10 @@ def test_pieces_that_are_zero_are_left_out(tables: Tables) -> None:
     dead.a[:] = 0
     dead.bias[:] = 0
     update = Update({"g_s.0": full, "g_s.1.f1": dead}, {})
-    found = read_update(write_update(update, SHAPES, tables), SHAPES, tables)
-    assert found.layers.keys() == {"g_s.0"}
-    assert np.array_equal(found.layers["g_s.0"].a, full.a[:1])
-    assert np.array_equal(found.layers["g_s.0"].b, full.b[:, :1])
+    decoded = read_update(write_update(update, SHAPES, tables), SHAPES, tables)
+    assert decoded.layers.keys() == {"g_s.0"}
+    assert np.array_equal(decoded.layers["g_s.0"].a, full.a[:1])
+    assert np.array_equal(decoded.layers["g_s.0"].b, full.b[:, :1])
 
 
 def test_no_update_costs_almost_nothing(tables: Tables) -> None:
@@ -96,9 +95,9 @@ def test_no_update_costs_almost_nothing(tables: Tables) -> None:
 
 
 def test_the_bytes_are_what_the_tables_say(tables: Tables) -> None:
-    made = layer((192, 16), 2, 7, spread=0.4)
-    update = Update({"g_s.2.l": made}, {})
-    vectors = [made.bias, *made.a, *made.b.T]
+    layer_update = layer((192, 16), 2, 7, spread=0.4)
+    update = Update({"g_s.2.l": layer_update}, {})
+    vectors = [layer_update.bias, *layer_update.a, *layer_update.b.T]
     ideal = sum(best_level(v.astype(np.int32), tables)[1] for v in vectors)
     spent = 8 * len(write_update(update, SHAPES, tables))
     assert ideal < spent < ideal + 7 * len(vectors) + 64 + 32

@@ -16,9 +16,9 @@ from service.codec.tiles import (
     hyper_shape,
     latent_box,
     padded_pixels,
-    seen_at_eighth,
     tile_count,
     tiles,
+    visible_at_eighth,
     windows,
     work_pixels,
 )
@@ -63,10 +63,10 @@ def test_what_blocks_see_is_inside_the_window_and_reaches_as_far_as_they_do(
 ) -> None:
     window = Box(0, 0, height + 8, width + 8)
     inner = Box(4, 4, height + 4, width + 4)
-    seen = seen_at_eighth(inner, window, blocks)
-    assert seen == seen.cut(window.scaled(2))
-    assert inner.scaled(2).top - seen.top == min(blocks, 8)
-    assert seen.right - inner.scaled(2).right == min(blocks, 8)
+    visible = visible_at_eighth(inner, window, blocks)
+    assert visible == visible.cut(window.scaled(2))
+    assert inner.scaled(2).top - visible.top == min(blocks, 8)
+    assert visible.right - inner.scaled(2).right == min(blocks, 8)
 
 
 def test_tiles_are_stored_row_by_row() -> None:

@@ -99,12 +99,12 @@ def test_a_depthwise_layer_as_shifted_products_is_the_convolution() -> None:
     layer = nn.Conv2d(6, 6, 3, groups=6, bias=False).double()
     padded = torch.randn(2, 7, 9, 6, dtype=torch.float64)
     inputs = [padded.requires_grad_(), layer.weight]
-    found = shifted_products(padded, layer.weight)
+    actual = shifted_products(padded, layer.weight)
     expected = layer(padded.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    assert torch.allclose(found, expected)
-    weights = torch.randn_like(found)
+    assert torch.allclose(actual, expected)
+    weights = torch.randn_like(actual)
     for mine, theirs in zip(
-        torch.autograd.grad((found * weights).sum(), inputs),
+        torch.autograd.grad((actual * weights).sum(), inputs),
         torch.autograd.grad((expected * weights).sum(), inputs),
         strict=True,
     ):
@@ -116,10 +116,10 @@ def test_the_activation_that_is_compiled_is_the_plain_one() -> None:
     x = torch.cat([torch.linspace(-9, 9, 101), torch.tensor([1e-30, -1e30])])
     for dtype in (torch.float32, torch.float64):
         plain, traced = (x.to(dtype).clone().requires_grad_() for _ in range(2))
-        expected, found = leaky(plain), torch.compile(leaky, backend="eager")(traced)
+        expected, actual = leaky(plain), torch.compile(leaky, backend="eager")(traced)
         expected.sum().backward()
-        found.sum().backward()
-        assert torch.allclose(found, expected, rtol=1e-6)
+        actual.sum().backward()
+        assert torch.allclose(actual, expected, rtol=1e-6)
         assert plain.grad is not None and traced.grad is not None
         moved = x.to(dtype) != 0
         assert torch.allclose(traced.grad[moved], plain.grad[moved])
@@ -137,7 +137,7 @@ def test_steps_computed_where_they_code_are_those_with_masks(height: int, width:
     with torch.no_grad():
         features = model.h_s(z_hat)[:, :height, :width]
         model.h_s = nn.Identity()
-        found = model.walk(features, y)
+        actual = model.predict(features, y)
         y_hat, means, levels = (torch.zeros_like(y) for _ in range(3))
         for t, mask in enumerate(step_masks(height, width, M, CPU)):
             net = model.head0 if t == 0 else model.ctx[t - 1]
@@ -145,7 +145,7 @@ def test_steps_computed_where_they_code_are_those_with_masks(height: int, width:
             coded = ((y - mu) / model.y_step).round() * model.y_step + mu
             y_hat, means = y_hat + mask * coded, means + mask * mu
             levels = levels + mask * (level - model.y_step.log() / (8 * LOG_STEP))
-    for mine, expected in zip(found, (y_hat, means, levels), strict=True):
+    for mine, expected in zip(actual, (y_hat, means, levels), strict=True):
         assert torch.allclose(mine, expected, atol=1e-4)
 
 
@@ -155,8 +155,8 @@ def test_gaussian_bits_are_those_of_the_normal_distribution(scale: float) -> Non
     for v in (0.0, 0.3, -0.5, 1.0, -2.0, 7.25):
         mass = normal.cdf(0.5 - abs(v)) - normal.cdf(-0.5 - abs(v))
         expected = -math.log2(max(mass, P_MIN))
-        found = gaussian_bits(torch.tensor(v), torch.tensor(scale)).item()
-        assert found == pytest.approx(expected, rel=2e-3, abs=1e-4)
+        actual = gaussian_bits(torch.tensor(v), torch.tensor(scale)).item()
+        assert actual == pytest.approx(expected, rel=2e-3, abs=1e-4)
 
 
 def test_gaussian_bits_are_even_finite_and_grow_with_distance() -> None:
@@ -198,15 +198,15 @@ def test_real_files_have_the_size_that_the_float_model_predicts() -> None:
         rgb = photo_like(256, 320, seed)
         with torch.inference_mode():
             estimate = model(as_input(rgb), relax=None)
-        made = engine.compress(Picture(rgb), 4)
+        compressed = engine.compress(Picture(rgb), 4)
         bits = float(estimate.bits_y + estimate.bits_z)
-        coded_bits = 8 * sum(map(len, read_stream(made.data).tiles))
+        coded_bits = 8 * sum(map(len, read_stream(compressed.data).tiles))
         assert abs(coded_bits - bits) < 0.01 * bits + 64
-        assert 8 * len(made.data) - coded_bits <= 8 * 23
+        assert 8 * len(compressed.data) - coded_bits <= 8 * 23
         estimated_bits, real_bits = estimated_bits + bits, real_bits + coded_bits - 32
         rounded = (estimate.x_hat.clamp(0, 1) * 255).round()[0].numpy()
         float_psnr = 10 * math.log10(255**2 / np.square(rounded - rgb).mean())
-        assert made.psnr_db == pytest.approx(float_psnr, abs=0.02)
+        assert compressed.psnr_db == pytest.approx(float_psnr, abs=0.02)
     assert estimated_bits > 100_000
     assert abs(real_bits / estimated_bits - 1) < 0.005
 

@@ -27,7 +27,7 @@ from service.engine.engine import Engine
 from service.errors import BadParameter, StoreError
 from service.images.read import write_image
 from service.nets.backbone import Block
-from service.nets.lora import LearningRates, RateAdapter
+from service.nets.lora import AdapterLearningRates, RateAdapter
 from service.nets.twin import float_twin
 from service.picture import Picture
 from service.rates import rates as rates_module
@@ -166,7 +166,7 @@ def test_a_checkpoint_of_another_base_rate_or_recipe_is_refused(
     other_base = replace(small_model, sha256="00" * 32)
     for model, recipe, rate in (
         (other_base, RECIPE, 5),
-        (small_model, replace(RECIPE, lr=LearningRates(2e-3, 1e-3, 5e-3)), 5),
+        (small_model, replace(RECIPE, lr=AdapterLearningRates(2e-3, 1e-3, 5e-3)), 5),
         (small_model, RECIPE, 6),
     ):
         with pytest.raises(BadParameter, match="is the checkpoint of"):
@@ -189,7 +189,7 @@ def test_the_base_is_frozen_and_the_adapter_starts_as_it(small_model: StoredMode
 def test_training_lowers_the_loss_of_its_lmbda(
     small_model: StoredModel, crops: Crops, tmp_path: Path
 ) -> None:
-    recipe = replace(RECIPE, steps=40, lr=LearningRates(3e-3, 3e-3, 15e-3))
+    recipe = replace(RECIPE, steps=40, lr=AdapterLearningRates(3e-3, 3e-3, 15e-3))
     adapter, _ = train(small_model, crops, tmp_path / "c.safetensors", recipe, rate=1)
     fresh = RateAdapter(float_twin(small_model), domains(small_model, RANKS), 0)
     fresh.start_from(fresh, LADDER[1] / LADDER[4])
@@ -439,7 +439,7 @@ def test_a_rate_of_an_earlier_model_is_taken_over_and_trained_on(
         moved = (own - base[name]).abs().max() if name in base else own.max()
         near = 1 / 16 + 1e-6 if name == "z_idx" else 0.1 * float(moved)  # z's levels are eighths
         assert float((tensor.detach() - own).abs().max()) < near, name
-    recipe = replace(RECIPE, steps=2, lr=LearningRates(b=1e-9, a=1e-9, steps=1e-9))
+    recipe = replace(RECIPE, steps=2, lr=AdapterLearningRates(b=1e-9, a=1e-9, steps=1e-9))
 
     def run(earlier: StoredModel, rates: tuple[int, ...]) -> None:
         train_ladder(

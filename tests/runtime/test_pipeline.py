@@ -12,7 +12,7 @@ from small_model import photo_like
 
 from service.codec.container import read_stream
 from service.codec.latents import CodedTiles, DecodedTiles
-from service.codec.tiles import PATCH, Box, latent_box, seen_at_eighth, tile_count
+from service.codec.tiles import PATCH, Box, latent_box, tile_count, visible_at_eighth
 from service.engine.engine import Engine
 from service.picture import Picture, Region
 from service.runtime.pipeline import LoadedModel, decode_latents, encode, paint
@@ -115,8 +115,8 @@ def test_an_eighth_is_cut_as_wide_as_blocks_see(
     part = loaded.synthesis.synthesise(y_hat, inner.relative(window))
     assert (np.abs(part - whole) > 0).mean() < 1e-3
     monkeypatch.setattr(
-        "service.runtime.synthesis_torch.seen_at_eighth",
-        lambda inner, window, blocks: seen_at_eighth(inner, window, blocks - 1),
+        "service.runtime.synthesis_torch.visible_at_eighth",
+        lambda inner, window, blocks: visible_at_eighth(inner, window, blocks - 1),
     )
     part = loaded.synthesis.synthesise(y_hat, inner.relative(window))
     assert (np.abs(part - whole) > 0).mean() > 1e-2, "this test sees a cut that is too narrow"

@@ -159,10 +159,10 @@ def test_an_adapter_of_another_ladder_makes_that_ladder_and_leaves_the_first_alo
     for rate in (4, 5):
         info = engine.add_adapter(file(rate), small_model.sha256, rate, "ms-ssim")
         assert (info.rate, info.tune, info.served) == (rate, "ms-ssim", True)
-    made = {rate: engine.compress(photo, rate, "ms-ssim").data for rate in (4, 4.5, 5)}
+    fresh = {rate: engine.compress(photo, rate, "ms-ssim").data for rate in (4, 4.5, 5)}
     assert streams(engine, photo) == before
-    assert not set(made.values()) & set(before.values())
-    assert all(engine.decompress(data).rate == rate for rate, data in made.items())
+    assert not set(fresh.values()) & set(before.values())
+    assert all(engine.decompress(data).rate == rate for rate, data in fresh.items())
     with pytest.raises(RateUnavailable):
         engine.compress(photo, 6, "ms-ssim")
     with pytest.raises(BadParameter):
@@ -250,8 +250,8 @@ def test_loading_and_unloading_under_load_never_breaks_a_running_request(
     def work(_: int) -> int:
         done = 0
         while not stop.is_set():
-            made = engine.compress(photo, 5).data  # with check: it is decoded again too
-            assert made in (old, new)
+            data = engine.compress(photo, 5).data  # with check: it is decoded again too
+            assert data in (old, new)
             assert engine.compress(photo, 6).data
             assert engine.decompress(old).rate == 5
             done += 1
@@ -300,11 +300,11 @@ def test_a_restart_finds_what_was_kept_in_the_same_order(
     for seed in (2, 1):
         engine.add_adapter(file(5, seed), small_model.sha256, 5)
     engine.remove_adapter(gone.sha256)
-    old, made = engine.adapters(), streams(engine, photo)
+    old, data = engine.adapters(), streams(engine, photo)
     (folder / ".x.json.part").write_bytes(b"cut off")
     (folder / f"{'0' * 64}.safetensors").write_bytes(b"its note was never written")
     again = Engine((base,), adapters=folder)
-    assert again.adapters() == old and streams(again, photo) == made
+    assert again.adapters() == old and streams(again, photo) == data
     assert Engine((base,)).adapters() != old, "without the folder they are forgotten"
 
 
@@ -315,7 +315,7 @@ def test_a_kept_adapter_that_cannot_be_loaded_is_named_at_start(
 ) -> None:  # fmt: skip
     info = Engine((base,), adapters=tmp_path).add_adapter(file(5), small_model.sha256, 5)
     data, note = tmp_path / f"{info.sha256}.safetensors", tmp_path / f"{info.sha256}.json"
-    said = json.loads(note.read_text())
+    content = json.loads(note.read_text())
     if damage == "file":
         data.write_bytes(data.read_bytes()[:-1])
     elif damage == "missing":
@@ -325,7 +325,7 @@ def test_a_kept_adapter_that_cannot_be_loaded_is_named_at_start(
     elif damage == "keys":
         note.write_text("[1]")
     else:
-        note.write_text(json.dumps(said | {damage: {"base": "00" * 32, "rate": 9}[damage]}))
+        note.write_text(json.dumps(content | {damage: {"base": "00" * 32, "rate": 9}[damage]}))
     with pytest.raises(StoreError, match=info.sha256):
         Engine((base,), adapters=tmp_path)
 

@@ -75,7 +75,7 @@ def test_a_published_model_comes_back(published: Path, small: Small) -> None:
 
 
 def test_the_identity_is_the_hash_of_the_hashes_of_the_weights(folder: Path, small: Small) -> None:
-    """Stable: where the folder lies and what the manifest says beside does not enter."""
+    """Stable: where the folder lies and what else the manifest says do not matter."""
     expected = hashlib.sha256(hashlib.sha256(small.base).digest()).digest()
     assert load_model(folder).identity == expected
     moved = folder.rename(folder.with_name("moved"))
@@ -115,37 +115,37 @@ def test_the_model_that_the_store_names_comes_first_and_the_others_stay(
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [("{", "cannot be read as JSON"), ("[]", "must be an object"), ('{"schema": 1}', "must be an"),
      ('{"schema": 2, "default": "ant"}', "schema 2"), ('{"schema": 1, "default": 7}', "default 7"),
      ('{"schema": 1, "default": "bee"}', "says 'bee'"),
      ('{"schema": 1, "default": "../ant"}', "says '../ant'")],
 )  # fmt: skip
 def test_a_store_that_names_no_model_of_its_own_is_refused(
-    published: Path, tmp_path: Path, text: str, said: str
+    published: Path, tmp_path: Path, text: str, message: str
 ) -> None:
     store = two_models(published, tmp_path)
     (store / "store.json").write_text(text)
-    with pytest.raises(StoreError, match=said):
+    with pytest.raises(StoreError, match=message):
         load_store(store)
 
 
 def test_the_first_model_compresses_and_every_model_decodes(
     published: Path, tmp_path: Path, small: Small
 ) -> None:
-    """A new backbone beside an old one: new streams are its own, the old one's still decode."""
+    """A new backbone next to an old one: new streams are its own, the old one's still decode."""
     shutil.copytree(published / "small", tmp_path / "old")
     other, base, _ = small_stored_model(seed=1)
     write_model(tmp_path / "anew", other, base)
     picture = Picture(small.stored.golden.rgb)
     set_default(tmp_path / "old")
-    made = open_engine(store=tmp_path, device="cpu").compress(picture, 4).data
+    data = open_engine(store=tmp_path, device="cpu").compress(picture, 4).data
     set_default(tmp_path / "anew")
     engine = open_engine(store=tmp_path, device="cpu")
-    assert engine.decompress(made).model == "old"
+    assert engine.decompress(data).model == "old"
     assert engine.decompress(engine.compress(picture, 4).data).model == "anew"
     chosen = open_engine(store=tmp_path, device="cpu", model="old")
-    assert chosen.compress(picture, 4).data == made
+    assert chosen.compress(picture, 4).data == data
 
 
 def test_an_empty_or_missing_store_is_refused(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_wrong_rate_is_refused(folder: Path, change: Manifest) -> None:
 
 def test_the_base_is_a_rate_of_the_first_ladder(folder: Path) -> None:
     edit(folder, lambda m: m["rates"][0].update(tune="ms-ssim"))
-    with pytest.raises(StoreError, match="exactly one rate, of tune psnr, must be the base's own"):
+    with pytest.raises(StoreError, match="exactly one rate, of tune psnr, must be the base's"):
         load_model(folder)
 
 
@@ -239,7 +239,7 @@ def test_names_that_leave_the_folder_or_are_no_safetensors_are_refused(
     folder: Path, name: str
 ) -> None:
     edit(folder, lambda m: m["files"].update({name: m["files"]["base.safetensors"]}))
-    with pytest.raises(StoreError, match="no plain name"):
+    with pytest.raises(StoreError, match="not a plain name"):
         load_model(folder)
 
 
@@ -311,17 +311,17 @@ def test_a_ready_update_that_does_not_fit_is_not_published(folder: Path, small: 
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [({"base": "0" * 64}, "is for base"), ({"file": "updates/x.rku"}, "needs a listed file"),
      ({"name": 3}, "needs a listed file"), ({"training": None}, "needs a listed file"),
-     ({"more": 1}, "a ready update has a name")],
+     ({"more": 1}, "ready update must have the keys")],
 )  # fmt: skip
 def test_a_wrong_entry_of_a_ready_update_is_refused(
-    folder: Path, small: Small, change: Manifest, said: str
+    folder: Path, small: Small, change: Manifest, message: str
 ) -> None:
     publish_updates(folder, [ready_update(small)])
     edit(folder, lambda m: m["updates"][0].update(change))
-    with pytest.raises(StoreError, match=said):
+    with pytest.raises(StoreError, match=message):
         load_model(folder)
 
 
