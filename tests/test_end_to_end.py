@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import torch
 from api.client import running
 from conftest import Small
 from PIL import Image
+from served import serving
 from small_ladder import with_rates
 from small_model import photo_like
 from test_architecture import WITHOUT
@@ -199,24 +198,13 @@ def test_the_command_line_there_and_back(store: Path, tmp_path: Path) -> None:
 
 def test_the_served_process_answers_as_the_readme_says(store: Path, tmp_path: Path) -> None:
     """`rankpress serve` in its own process, an image posted to it, and SIGTERM."""
-    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--store", str(store)]
-    variables = os.environ | {"RANKPRESS_JOBS": "false"}
-    with (
-        (tmp_path / "log").open("wb") as log,
-        subprocess.Popen([*command, "--threads", "1"], stderr=log, env=variables) as server,
-    ):
-        try:
-            url = _url_of(tmp_path / "log", server)
-            _until_ready(url)
-            answer = httpx.post(f"{url}/compress?rate=4", content=file_of(PIXELS), timeout=60)
-            assert answer.status_code == 200
-            back = httpx.post(f"{url}/decompress", content=answer.content, timeout=60)
-            assert back.headers["content-type"] == "image/png"
-            assert pixels_of(back.content).shape == PIXELS.shape
-            assert b"rankpress_" in httpx.get(f"{url}/metrics").content
-        finally:
-            server.terminate()
-        assert server.wait(30) == 0
+    with serving(tmp_path, "--store", str(store), "--threads", "1") as url:
+        answer = httpx.post(f"{url}/compress?rate=4", content=file_of(PIXELS), timeout=60)
+        assert answer.status_code == 200
+        back = httpx.post(f"{url}/decompress", content=answer.content, timeout=60)
+        assert back.headers["content-type"] == "image/png"
+        assert pixels_of(back.content).shape == PIXELS.shape
+        assert b"rankpress_" in httpx.get(f"{url}/metrics").content
 
 
 WITHOUT_TORCH = WITHOUT + """
@@ -233,43 +221,15 @@ def test_a_server_without_torch_serves_stored_streams(
     """`rankpress serve --decode-only` in its own process, in front of a folder of objects."""
     data = engine.compress(photo, 4).data
     key = open_objects(tmp_path / "objects").put(data)
-    options = ["--port", "0", "--store", str(store), "--objects", str(tmp_path / "objects")]
-    command = [sys.executable, "-c", WITHOUT_TORCH, "serve", "--decode-only", *options]
-    with (
-        (tmp_path / "log").open("wb") as log,
-        subprocess.Popen(command, stderr=log, cwd=Path(__file__).parent.parent) as server,
-    ):
-        try:
-            url = _url_of(tmp_path / "log", server)
-            _until_ready(url)
-            got = httpx.get(f"{url}/objects/{key.rpartition('/')[2]}?format=png", timeout=60)
-            posted = httpx.post(f"{url}/decompress", content=data, timeout=60)
-            assert httpx.post(f"{url}/compress", content=b"").status_code == 404
-        finally:
-            server.terminate()
-        assert server.wait(30) == 0
+    options = ("--decode-only", "--store", str(store), "--objects", str(tmp_path / "objects"))
+    with serving(tmp_path, *options, command=(sys.executable, "-c", WITHOUT_TORCH)) as url:
+        got = httpx.get(f"{url}/objects/{key.rpartition('/')[2]}?format=png", timeout=60)
+        posted = httpx.post(f"{url}/decompress", content=data, timeout=60)
+        assert httpx.post(f"{url}/compress", content=b"").status_code == 404
     assert got.status_code == posted.status_code == 200
     assert got.content == posted.content
     off = pixels_of(got.content).astype(int) - engine.decompress(data).picture.rgb
     assert np.abs(off).max() <= 1
-
-
-def _url_of(log: Path, server: subprocess.Popen[bytes]) -> str:
-    for _ in range(300):
-        found = re.search(r"running on (http://[0-9.:]+)", log.read_text())
-        if found:
-            return found[1]
-        assert server.poll() is None, log.read_text()
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())
-
-
-def _until_ready(url: str) -> None:
-    for _ in range(300):
-        if httpx.get(f"{url}/readyz").status_code == 200:
-            return
-        time.sleep(0.1)
-    raise AssertionError("the server did not become ready")
 
 
 def test_ci_runs_the_readme_s_test_command() -> None:

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.api import adapters, docs_page, objects, openapi, routes
 from service.api.desk import Desk
+from service.api.guide import add_guide
 from service.api.job_metrics import JobMetrics
 from service.api.job_routes import adapt_router, jobs_router
 from service.api.job_storage import JobStorage
@@ -96,6 +97,7 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     for router in _routers(settings):
         app.include_router(router)
     docs_page.add_to(app)
+    add_guide(app)
     app.add_exception_handler(RankpressError, problems.on_rankpress_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_exception_handler(RequestValidationError, problems.on_validation_error)

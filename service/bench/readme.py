@@ -1,27 +1,30 @@
-"""`python -m service.bench.readme` writes the README's tables anew from the committed results.
+"""`python -m service.bench.readme` fills the tables of README.md and of the pages in service/docs.
 
-A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. Names:
+A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. The names, the files that the
+tables are made from, and the commands that write these files:
 
-    rates     manifest.json of the model that compresses, written by `rankpress train`
-    kodak     service/eval/results/kodak.json, written by `rankpress eval … --record`
-    perceptual service/eval/results/perceptual.json, by `rankpress eval … --perceptual --record`
-    latency   service/eval/results/bench.json, written by `rankpress bench … --record`
-    stages    the same file
-    memory    the same file
-    latency-amx service/eval/results/bench-amx.json, by `rankpress bench --record` on a CPU with AMX
-    latency-float service/eval/results/bench-float.json, the same on one that computes in float32
-    service   bench.json too, when `--service` was given
-    swap      service/eval/results/rates.json, written by `rankpress bench --rates --record`
-    jobs      service/eval/results/jobs.json, written by `rankpress bench jobs --record`
-    decoder   service/eval/results/decoder.json, written by `rankpress bench --decoder … --record`
-    agreement service/eval/results/agreement.json, by `rankpress bench DIR --decoder … --record`
-    speed     service/eval/results/train.json, by `rankpress bench train --record`
-    adaptation service/eval/results/adapted.json, written by `rankpress eval … --adapt … --record`
-    adaptation-kodak service/eval/results/adapted-kodak.json, the same of photographs
-    ready     service/eval/results/ready.json, by `rankpress eval … --adapt 0 … --record`
+    ladder           kodak.json, the rates for PSNR against three peers
+    rates            manifest.json of the model that compresses, by `rankpress train`
+    kodak            kodak.json, by `rankpress eval ... --record`
+    perceptual       perceptual.json, by `rankpress eval ... --perceptual --record`
+    latency          bench.json, by `rankpress bench ... --record`
+    stages           bench.json
+    memory           bench.json
+    service          bench.json, measured where `--service` was given
+    latency-amx      bench-amx.json, the same command on a processor with AMX
+    latency-float    bench-float.json, the same command on one that computes in float32
+    swap             rates.json, by `rankpress bench --rates --record`
+    jobs             jobs.json, by `rankpress bench jobs --record`
+    decoder          decoder.json, by `rankpress bench --decoder --record`
+    agreement        agreement.json, by `rankpress bench DIR --decoder --record`
+    speed            train.json, by `rankpress bench train --record`
+    adaptation       adapted.json, by `rankpress eval ... --adapt ... --record`
+    adaptation-kodak adapted-kodak.json, the same command over photographs
+    ready            ready.json, by `rankpress eval ... --adapt 0 ... --record`
+    settings         the fields of `service.settings.Settings`
 
-A table whose file or part is missing says so. `--check` writes nothing and exits with 1 when the
-README does not agree with the results.
+All JSON files but the manifest are in service/eval/results. A table whose file or part is missing
+says so. `--check` writes nothing and exits with 1 when a page does not agree with the results.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from service.bench.page_tables import ladder_table, settings_table
 from service.bench.report import (
     agreement_table,
     bench_tables,
@@ -51,11 +55,14 @@ from service.eval.report import (
 from service.eval.tables import Result
 from service.store.read import default_model
 
-RESULTS: Final = Path(__file__).parents[1] / "eval" / "results"
-README: Final = Path(__file__).parents[2] / "README.md"
-STORE: Final = Path(__file__).parents[2] / "model_store"
+ROOT: Final = Path(__file__).parents[2]
+README: Final = ROOT / "README.md"
+DOCS: Final = ROOT / "service" / "docs"
+RESULTS: Final = ROOT / "service" / "eval" / "results"
+STORE: Final = ROOT / "model_store"
 
 TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
+    "ladder": ("kodak.json", ladder_table),
     "kodak": ("kodak.json", eval_table),
     "perceptual": ("perceptual.json", perceptual_table),
     "latency-amx": ("bench-amx.json", latency_table),
@@ -68,60 +75,73 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "adaptation-kodak": ("adapted-kodak.json", adaptation_table),
     "ready": ("ready.json", adaptation_table),
 }
-"""Tables that are all of what a file holds."""
+"""The file and the writer of each table that shows one whole file of results."""
 
-NAMES: Final = ("rates", "latency", "stages", "memory", "service", "swap", *TABLES)
+NAMES: Final = (
+    *("rates", "latency", "stages", "memory", "service", "swap", "settings"),
+    *TABLES,
+)
 NOT_MEASURED: Final = "_Not measured yet._"
 MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
+def pages() -> tuple[Path, ...]:
+    """README.md and every page of the documentation."""
+    return (README, *sorted(DOCS.glob("*.md")))
+
+
 def tables(results: Path = RESULTS) -> dict[str, str]:
-    """Every table by name, from the JSON files in a folder."""
-    found = dict.fromkeys(NAMES, NOT_MEASURED)
+    """Return every table by name, made from the JSON files in a folder."""
+    texts = dict.fromkeys(NAMES, NOT_MEASURED) | {"settings": settings_table()}
     shipped = default_model(STORE)
     manifest = None if shipped is None else _read(STORE / shipped / "manifest.json")
     if manifest is not None:
-        found["rates"] = rates_table(manifest)
-    for file in ("bench.json", "rates.json"):
+        texts["rates"] = rates_table(manifest)
+    for file in ("bench.json", "service.json", "rates.json"):
         result = _read(results / file)
         if result is not None:
-            found |= bench_tables(result)
-    for name, (file, table) in TABLES.items():
+            texts |= bench_tables(result)
+    for name, (file, write_table) in TABLES.items():
         result = _read(results / file)
         if result is not None:
-            found[name] = table(result)
-    return found
+            texts[name] = write_table(result)
+    return texts
 
 
-def filled(text: str, contents: Mapping[str, str]) -> str:
-    """A README with each marked place replaced by the table of its name.
+def fill(text: str, contents: Mapping[str, str]) -> str:
+    """Return a page with each marked place replaced by the table of its name.
 
     Raises:
-        BadParameter: a marker with a name that there is no table for, or one that never ends.
+        BadParameter: a marker has a name that there is no table for, or never ends.
     """
     begun, whole = text.count("<!-- table:"), len(MARKED.findall(text))
     if begun != whole:
-        raise BadParameter(f"{begun} tables begin in the README, {whole} are well marked")
+        raise BadParameter(f"{begun} tables begin in the page, but {whole} are marked correctly")
 
-    def replaced(match: re.Match[str]) -> str:
+    def replace(match: re.Match[str]) -> str:
         name = match[2]
         if name not in contents:
-            raise BadParameter(f"no table {name!r}; there are {', '.join(contents)}")
+            raise BadParameter(f"no table is called {name!r}; there are {', '.join(contents)}")
         return f"{match[1]}\n{contents[name]}\n\n{match[3]}"
 
-    return MARKED.sub(replaced, text)
+    return MARKED.sub(replace, text)
 
 
 def main(arguments: list[str]) -> int:
-    """Fill the README, or with --check say whether it agrees; returns the exit code."""
-    text = README.read_text()
-    wanted = filled(text, tables())
-    if text == wanted:
-        return 0
+    """Fill every page, or with --check only compare; returns the exit code."""
+    contents = tables()
+    outdated = {
+        page: filled
+        for page in pages()
+        if (filled := fill(page.read_text(), contents)) != page.read_text()
+    }
     if "--check" in arguments:
-        sys.stderr.write("README.md does not agree with the results: run it without --check\n")
-        return 1
-    README.write_text(wanted)
+        for page in outdated:
+            name = page.relative_to(ROOT)
+            sys.stderr.write(f"{name} does not agree with the results: run without --check\n")
+        return 1 if outdated else 0
+    for page, filled in outdated.items():
+        page.write_text(filled)
     return 0
 
 
