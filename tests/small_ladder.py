@@ -16,7 +16,7 @@ from service.codec.lowrank import Update, pack
 from service.nets.lora import RateAdapter
 from service.nets.twin import float_twin
 from service.store.model import StoredModel, StoredRate, layer_shapes
-from service.train.adapters import domains, quantised
+from service.train.adapters import domains, quantise_adapter
 from service.train.tunes import BASE, LADDER
 
 RANKS = {"g_a": 2, "g_s": 2, "h_a": 1, "entropy": 1}
@@ -37,7 +37,7 @@ def small_adapter(stored: StoredModel, rate: int, seed: int = 0) -> RateAdapter:
 
 def small_update(stored: StoredModel, rate: int, seed: int = 0) -> Update:
     """The same with 8-bit factors."""
-    return quantised(stored, small_adapter(stored, rate, seed))
+    return quantise_adapter(stored, small_adapter(stored, rate, seed))
 
 
 def with_update(

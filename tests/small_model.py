@@ -18,7 +18,7 @@ from service.codec.entropy_model import EntropyModel
 from service.codec.fixed_point import NUMPY
 from service.codec.latents import LatentCoder
 from service.codec.sizes import Sizes
-from service.export.export import stored_model
+from service.export.backbone import stored_model
 from service.nets.backbone import Depthwise
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.picture import U8

@@ -19,11 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from service.codec.sizes import Sizes
 from service.nets.compiling import Compile
 from service.nets.model import add_noise
-from service.train.recipe import Recipe
-from service.train.sample import Source
-from service.train.sources import Data
-from service.train.start import fresh_on
+from service.train.recipe import BackboneRecipe
+from service.train.sampler import Source, TrainingData
 from service.train.step import WARM_UP_STEPS, TrainingStep
+from service.train.transform_start import new_ladder
 
 TILES: Final = 256
 
@@ -52,13 +51,13 @@ class Throughput:
 
 
 def measure(
-    sizes: Sizes, recipe: Recipe, device: torch.device, compiled: Compile, seconds: float
+    sizes: Sizes, recipe: BackboneRecipe, device: torch.device, compiled: Compile, seconds: float
 ) -> Throughput:
     """Time training steps for about so many seconds, after those that compile and capture."""
     side = 2 * recipe.crop  # room for every reduction
     tiles = torch.randint(256, (TILES, side, side, 3), dtype=torch.uint8, device=device)
-    sampler = Data([Source(tiles, 1.0, True)], {}).sampler(recipe)
-    ladder = fresh_on(sampler, sizes, recipe)
+    sampler = TrainingData([Source(tiles, 1.0, True)], {}).sampler(recipe)
+    ladder = new_ladder(sampler, sizes, recipe)
     x = torch.rand(1, 128, 128, 3)
     kmac_per_pixel = kmac(lambda: ladder.base(x, relax=add_noise)) / 128**2
     work = TrainingStep(ladder.to(device), sampler, recipe, compiled, graph=True)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from service.cli.backbone import prepare
 from service.cli.options import CompileOption, Device, DeviceOption, StoreOption, ThreadsOption
 from service.cli.settings import settings_of
+from service.cli.train_backbone import prepare
 from service.errors import BadParameter
 from service.files import check_target, write_whole
 

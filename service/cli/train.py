@@ -1,6 +1,7 @@
-"""`rankpress train`: rates and ready updates of a backbone, CompressAI's models too.
+"""`rankpress train`: rates and ready updates of backbones, and rates of CompressAI's models.
 
-Backbones themselves are in cli/backbone.py. Everything heavy is imported inside the commands.
+The commands for backbones are in cli/train_backbone.py. Large modules are imported inside the
+commands.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from service.cli.backbone import MeasureOption, TrainDeviceOption, register, training_device
 from service.cli.options import OverwriteOption, ThreadsOption
+from service.cli.train_backbone import MeasureOption, TrainDeviceOption, register, training_device
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
     from service.datasets.crops import Crops
-    from service.rates.one_rate import Progress
-    from service.rates.updates import Progress as UpdateProgress
+    from service.rates.rate_training import RateProgress
+    from service.rates.updates import UpdateProgress
 
 train_app = typer.Typer(no_args_is_help=True, help="Train backbones and rates, export backbones.")
 register(train_app)
@@ -34,30 +35,28 @@ def rates(
     measure: MeasureOption,
     model: Annotated[Path, typer.Option(help="The model's folder in a store.")],
     scratch: Annotated[
-        Path, typer.Option(help="Folder for checkpoints; a run that was cut off goes on from it.")
+        Path, typer.Option(help="Folder for checkpoints; an interrupted run resumes from it.")
     ],
     tune: Annotated[
-        Literal["psnr", "ms-ssim"], typer.Option(help="Which of the model's ladders.")
+        Literal["psnr", "ms-ssim"], typer.Option(help="Loss of the ladder to train.")
     ] = "psnr",
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps a rate.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps per rate.")] = 600,
     start: Annotated[
         Path | None,
-        typer.Option("--from", help="Start from the rates of this model, which the base is from."),
+        typer.Option("--from", help="Start from the rates of this earlier model."),
     ] = None,
-    only: Annotated[
-        str | None, typer.Option(metavar="5,6", help="Train these rates, not all.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of crops and initial factors.")] = 0,
+    only: Annotated[str | None, typer.Option(metavar="5,6", help="Train only these rates.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of crops and initial factors.")] = 0,
     threads: ThreadsOption = None,
     device: TrainDeviceOption = None,
-    about: Annotated[str, typer.Option(help="What the manifest says of the data.")] = "",
+    about: Annotated[str, typer.Option(help="Description of the data for the manifest.")] = "",
 ) -> None:
-    """Train the ladder's low-rank adapters on a frozen backbone and publish each in its store."""
+    """Train low-rank adapters of a frozen backbone, one per rate, and publish them in its store."""
     import torch
 
     from service.eval.machine import device_name
-    from service.rates.one_rate import RECIPES
-    from service.rates.rates import train_ladder
+    from service.rates.ladder import train_ladder
+    from service.rates.rate_training import RECIPES
     from service.store.read import load_model
 
     recipe = replace(RECIPES[tune], steps=steps, seed=seed)
@@ -75,38 +74,10 @@ def rates(
 
 
 @train_app.command()
-def control(
-    rate: Annotated[int, typer.Argument(min=1, max=8, help="Whose adapter to judge.")],
-    data: DataArgument,
-    measure: MeasureOption,
-    model: Annotated[Path, typer.Option(help="The model's folder in a store.")],
-    scratch: Annotated[Path, typer.Option(help="Where `train rates` left its checkpoints.")],
-    steps: Annotated[int, typer.Option(min=1, help="As given to `train rates`.")] = 600,
-    seed: Annotated[int, typer.Option(min=0, help="As given to `train rates`.")] = 0,
-    threads: ThreadsOption = None,
-) -> None:
-    """Fine-tune every weight for one rate and say how much better than its adapter that is."""
-    from service.rates.control import compare
-    from service.rates.one_rate import Recipe
-    from service.store.read import load_model
-    from service.train.tunes import BASE
-
-    if rate == BASE:
-        raise BadParameter(f"rate {rate} is the base itself, it has no adapter")
-    training_device(threads)
-    recipe = Recipe(steps=steps, seed=seed)
-    crops = _read_crops(data, recipe.crop, seed)
-    low, full = compare(load_model(model), crops, measure, rate, recipe, scratch, _print)
-    for name, p in (("adapter", low), ("full fine-tune", full)):
-        typer.echo(f"{name:15} {p.bpp:.4f} bpp  MSE {p.mse:.3f}  loss {p.loss:.4f}")
-    typer.echo(f"the adapter's loss is {low.loss / full.loss - 1:+.2%} of the full fine-tune's")
-
-
-@train_app.command()
 def prune(
     model: Annotated[Path, typer.Argument(help="The model's folder in a store.")],
 ) -> None:
-    """Delete adapters that later ones took the place of: their streams decode no more."""
+    """Delete superseded adapters; streams that need them cannot be decoded any more."""
     from service.store.write import prune as prune_model
 
     deleted = prune_model(model)
@@ -123,63 +94,63 @@ def measure(
     threads: ThreadsOption = None,
     device: TrainDeviceOption = None,
 ) -> None:
-    """Measure every rate of a model and replace the figures in its manifest."""
-    from service.rates.rates import measure_again
+    """Measure every rate of a model, and replace the figures in its manifest."""
+    from service.rates.figures import measure_model
 
     chosen = training_device(threads, device)
-    for rate in measure_again(model, pictures, chosen.type):
-        likeness = "" if rate.kodak_ms_ssim is None else f"  MS-SSIM {rate.kodak_ms_ssim:.5f}"
-        where = f"{rate.tune} {rate.rate:g}"
-        typer.echo(f"{where:10} {rate.kodak_bpp:.4f} bpp  {rate.kodak_psnr_db:.3f} dB{likeness}")
+    for rate in measure_model(model, pictures, chosen.type):
+        ms_ssim = "" if rate.kodak_ms_ssim is None else f"  MS-SSIM {rate.kodak_ms_ssim:.5f}"
+        name = f"{rate.tune} {rate.rate:g}"
+        typer.echo(f"{name:10} {rate.kodak_bpp:.4f} bpp  {rate.kodak_psnr_db:.3f} dB{ms_ssim}")
 
 
 @train_app.command()
 def updates(
     pictures: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER...", help="Folders of pictures, one for each kind."),
+        typer.Argument(metavar="FOLDER...", help="Folders of pictures, one per kind."),
     ],
     model: Annotated[Path, typer.Option(help="The model's folder in a store.")],
     scratch: Annotated[
-        Path, typer.Option(help="Folder for finished rounds; a run that was cut off goes on.")
+        Path, typer.Option(help="Folder for finished rounds; an interrupted run resumes from it.")
     ],
-    rates: Annotated[str, typer.Option(metavar="2,4,6", help="To fit for.")] = "2,4,6",
-    rank: Annotated[int, typer.Option(min=1, max=8, help="Pieces of a layer.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Of an update in the first round.")] = 300,
-    rounds: Annotated[int, typer.Option(min=1, help="Of fitting and sorting pictures.")] = 2,
+    rates: Annotated[str, typer.Option(metavar="2,4,6", help="Rates to fit for.")] = "2,4,6",
+    rank: Annotated[int, typer.Option(min=1, max=8, help="Largest rank of a layer.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per update, first round.")] = 300,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of fitting and regrouping.")] = 2,
     tiles: Annotated[int, typer.Option(min=1, help="Tiles cut from each folder.")] = 48,
-    seed: Annotated[int, typer.Option(min=0, help="Of tiles, draws and factors.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of tiles, draws and factors.")] = 0,
     threads: ThreadsOption = None,
-    about: Annotated[str, typer.Option(help="What the manifest says of the data.")] = "",
+    about: Annotated[str, typer.Option(help="Description of the data for the manifest.")] = "",
 ) -> None:
-    """Fit ready updates of the decoder, for effort 0 of adaptation, and put them in the store."""
-    from service.rates.updates import Recipe, train_updates
+    """Fit ready updates of the decoder, for effort 0 of adaptation, and publish them."""
+    from service.rates.updates import UpdateRecipe, train_updates
 
     training_device(threads)
     chosen = tuple(_rate(text, tuple(range(1, 9))) for text in rates.split(","))
-    recipe = Recipe(chosen, rank, rounds, steps, tiles=tiles, seed=seed)
+    recipe = UpdateRecipe(chosen, rank, rounds, steps, tiles=tiles, seed=seed)
     record: dict[str, object] = {"data": about} if about else {}
-    for made in train_updates(model, pictures, scratch, recipe, record, _print_update):
-        change = made.training["change_of_loss"]
-        typer.echo(f"{made.name:16} {len(made.data):8,} bytes  loss {change:+.2%}")
+    for update in train_updates(model, pictures, scratch, recipe, record, _print_update):
+        change = update.training["change_of_loss"]
+        typer.echo(f"{update.name:16} {len(update.data):8,} bytes  loss {change:+.2%}")
 
 
 @train_app.command()
 def zoo(
-    name: Annotated[str, typer.Argument(help="CompressAI's name of a model: mbt2018-mean.")],
-    quality: Annotated[int, typer.Argument(min=1, help="Which of its published weights.")],
+    name: Annotated[str, typer.Argument(help="Name of a CompressAI model: mbt2018-mean.")],
+    quality: Annotated[int, typer.Argument(min=1, help="Quality of its published weights.")],
     data: DataArgument,
-    out: Annotated[Path, typer.Option(help="The adapter's file, named by its rate.")],
+    out: Annotated[Path, typer.Option(help="File of the adapter, named after its rate.")],
     lmbda: Annotated[float, typer.Option(min=0, help="Weight of the error, as in CompressAI.")],
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 400,
-    rank: Annotated[int, typer.Option(min=1, max=64, help="Of every layer's factors.")] = 2,
+    rank: Annotated[int, typer.Option(min=1, max=64, help="Rank of every layer's factors.")] = 2,
     crop: Annotated[int, typer.Option(min=64, help="Side of the training crops, pixels.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of crops and initial factors.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of crops and initial factors.")] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train a rate's low-rank adapter on a frozen CompressAI model.
+    """Train a rate's low-rank adapter of a frozen CompressAI model.
 
-    An adapter that is there is replaced only where that is asked for: its streams need it.
+    An existing adapter is replaced only with --overwrite, because its streams need it.
     """
     from service.files import check_target, write_whole
     from service.zoo.adapters import pretrained
@@ -195,17 +166,16 @@ def zoo(
             typer.echo(f"step {step}/{steps}  loss {loss:.4f}")
 
     crops = _read_crops(data, crop, seed)
-    made = train_adapter(pretrained(name, quality), crops, recipe, report)
-    write_whole(out, made)
+    write_whole(out, train_adapter(pretrained(name, quality), crops, recipe, report))
 
 
 def _read_crops(data: Path, size: int, seed: int) -> Crops:
-    """Read the training pictures and say what was left out of them."""
+    """Read the training pictures, and report how many files are left out."""
     from service.datasets.crops import Crops
 
     crops = Crops(data, size, seed)
-    told = f"{len(crops)} pictures of at least {size}x{size} pixels"
-    typer.echo(f"{told}, {crops.left_out} files left out", err=True)
+    pictures = f"{len(crops)} pictures of at least {size}x{size} pixels"
+    typer.echo(f"{pictures}, {crops.left_out} files left out", err=True)
     return crops
 
 
@@ -218,11 +188,11 @@ def _rate(text: str, order: tuple[int, ...]) -> int:
 def _print_update(p: UpdateProgress) -> None:
     typer.echo(
         f"round {p.round + 1}  {p.group}  step {p.step}/{p.steps}  "
-        f"error {p.loss:.4f} of the plain loss  {p.bits / 8:,.0f} bytes"
+        f"error {p.loss:.4f} of the loss without update  {p.bits / 8:,.0f} bytes"
     )
 
 
-def _print(p: Progress) -> None:
+def _print(p: RateProgress) -> None:
     typer.echo(
         f"rate {p.rate}  step {p.step}/{p.steps}  lmbda {p.lmbda:.5g}  loss {p.loss:.4f}  "
         f"{p.bpp:.4f} bpp  error {p.error:.5g}  {p.pixels_per_s / 1e6:.2f} Mpixel/s"

@@ -13,18 +13,26 @@ from service.images.folder import read_folder
 
 
 class Crops:
-    """Draws random crops, flipped and transposed at random, larger pictures more often.
+    """Draws crops at random, flipped and transposed at random, more often from larger pictures.
 
-    The draw is a pure function of (seed, step), so a resumed run sees what it would have seen.
+    The crops are a function of (seed, step), so that a resumed run gets the same ones.
+
+    Attributes:
+        pixels: total pixels of the pictures.
+        left_out: number of files that are too small or not pictures.
     """
 
     def __init__(self, folder: Path, size: int, seed: int) -> None:
-        """Read every picture of a folder whose sides are at least `size`; see images/folder.py.
+        """Read the pictures of a folder whose sides are at least `size`; see images/folder.py.
 
-        `left_out` is the number of files that are smaller, or no pictures.
+        Args:
+            folder: of pictures.
+            size: side of the crops in pixels.
+            seed: of the crops.
 
         Raises:
-            BadParameter: there is none. OSError: a folder or file cannot be read.
+            BadParameter: the folder has no such picture.
+            OSError: a folder or file cannot be read.
         """
         self._size, self._seed = size, seed
         no_pictures: list[Path] = []
@@ -42,7 +50,7 @@ class Crops:
         return len(self._pictures)
 
     def batch(self, step: int, count: int) -> Tensor:
-        """Crops [count, size, size, 3] float32 in [0, 1] of one step."""
+        """Return the crops of one step, [count, size, size, 3] float32 in [0, 1]."""
         rng = np.random.default_rng((self._seed, step))
         out = np.empty((count, self._size, self._size, 3), np.uint8)
         for crop, k in zip(out, rng.choice(len(self), count, p=self._weights), strict=True):

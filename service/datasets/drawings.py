@@ -1,4 +1,4 @@
-"""Procedural pictures that are drawn: flat shapes, scenery, lines, comics, products on white."""
+"""Procedural drawings: flat shapes, scenery, lines, comics, products on white."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from service.datasets.marks import (
+from service.datasets.primitives import (
     BLACK,
     WHITE,
-    Box,
     Canvas,
     Colour,
+    Drawing,
     Floats,
-    Picture,
     Point,
+    Rect,
     Rng,
     any_colour,
     as_picture,
@@ -36,7 +36,7 @@ from service.datasets.marks import (
 from service.datasets.text import Face, label, some_face, words, write
 
 
-def shapes(rng: Rng, size: int) -> Picture:
+def shapes(rng: Rng, size: int) -> Drawing:
     """Boxes, ellipses, lines, stars and rings of a few colours, with smooth or jagged edges."""
     canvas = Canvas(ground(rng, size), pick(rng, (1, 2, 2, 3)))
     inks = [*palette(rng, whole(rng, 2, 6)), any_colour(rng)]
@@ -68,7 +68,7 @@ def _repeated(rng: Rng, canvas: Canvas, size: int, inks: list[Colour]) -> None:
 
 
 def _shape(
-    rng: Rng, canvas: Canvas, kind: int, box: Box, fill: Colour, edge: Colour | None
+    rng: Rng, canvas: Canvas, kind: int, box: Rect, fill: Colour, edge: Colour | None
 ) -> None:
     x0, y0, x1, y1 = box
     width = pick(rng, (1, 1, 2, 3, 6, 12))
@@ -104,7 +104,7 @@ def star(rng: Rng, x: float, y: float, radius: float) -> list[Point]:
     return [(float(u), float(v)) for u, v in zip(xs, ys, strict=True)]
 
 
-def scenery(rng: Rng, size: int) -> Picture:
+def scenery(rng: Rng, size: int) -> Drawing:
     """A sky with a sun and layers of hills, as flat illustrations show them."""
     sky, far = hue(rng, rng.uniform(0.1, 0.7), 0.95), hue(rng, rng.uniform(0.2, 0.8), 0.8)
     near = hue(rng, rng.uniform(0.3, 0.9), rng.uniform(0.1, 0.4))
@@ -130,7 +130,7 @@ def scenery(rng: Rng, size: int) -> Picture:
     return canvas.finish()
 
 
-def line_drawing(rng: Rng, size: int) -> Picture:
+def line_drawing(rng: Rng, size: int) -> Drawing:
     """Curves, tapered strokes and hatching in ink on paper, some areas filled."""
     paper, ink = (WHITE, grey(whole(rng, 0, 39))) if chance(rng, 0.85) else (grey(20), WHITE)
     canvas = Canvas(Image.new("RGB", (size, size), paper), pick(rng, (1, 2, 2, 3)))
@@ -182,7 +182,7 @@ def _hatch(rng: Rng, canvas: Canvas, disc: tuple[float, float, float], ink: Colo
 
 
 def halftone(rng: Rng, t: Floats, pitch: float) -> Floats:
-    """Dots on a turned grid that cover a share `t` of every place: [S, S] of 0 to 1."""
+    """Dots on a rotated grid that cover a share `t` [S, S] of each place: [S, S], 0 to 1."""
     at = np.arange(t.shape[0], dtype=np.float32) / pitch
     y, x = at[:, None], at[None, :]
     angle = pick(rng, (0.0, 0.262, 0.785, 1.309))
@@ -193,7 +193,7 @@ def halftone(rng: Rng, t: Floats, pitch: float) -> Floats:
     return np.where(t > 0, ink, 0)
 
 
-def comic(rng: Rng, size: int) -> Picture:
+def comic(rng: Rng, size: int) -> Drawing:
     """Panels of flat colours with thick outlines, halftone dots and speech bubbles."""
     a, b = palette(rng, 2)
     if chance(rng, 0.3):
@@ -227,7 +227,7 @@ def comic(rng: Rng, size: int) -> Picture:
     return picture
 
 
-def _bubble(rng: Rng, picture: Picture, ink: Colour) -> None:
+def _bubble(rng: Rng, picture: Drawing, ink: Colour) -> None:
     """Draw a speech bubble with a few capitals into a picture in place."""
     face = Face(whole(rng, 11, 20), zoom=0).bolder()
     rows = [" ".join(words(rng, whole(rng, 1, 3))).upper() for _ in range(whole(rng, 1, 4))]
@@ -245,12 +245,12 @@ def _bubble(rng: Rng, picture: Picture, ink: Colour) -> None:
         write(picture, at, row, face, ink)
 
 
-def product(rng: Rng, size: int) -> Picture:
-    """A logo, or a shaded thing with a soft shadow, in the middle of a pure white ground."""
+def product(rng: Rng, size: int) -> Drawing:
+    """A logo, or a shaded object with a soft shadow, in the middle of a pure white ground."""
     return _logo(rng, size) if chance(rng, 0.45) else _thing(rng, size)
 
 
-def _logo(rng: Rng, size: int) -> Picture:
+def _logo(rng: Rng, size: int) -> Drawing:
     paper = WHITE if chance(rng, 0.8) else any_colour(rng)
     canvas = Canvas(Image.new("RGB", (size, size), paper), 3)
     inks = palette(rng, whole(rng, 1, 3))
@@ -277,7 +277,7 @@ def _logo(rng: Rng, size: int) -> Picture:
     return picture
 
 
-def _thing(rng: Rng, size: int) -> Picture:
+def _thing(rng: Rng, size: int) -> Drawing:
     """A ball, a vase or a bottle turned on a lathe, lit from the upper left."""
     body, half_height = hue(rng, rng.uniform(0, 0.9), rng.uniform(0.3, 1)), rng.uniform(0.2, 0.4)
     at = np.arange(size, dtype=np.float32) / size - 0.5
@@ -303,7 +303,7 @@ def _thing(rng: Rng, size: int) -> Picture:
 
 
 def _floor(rng: Rng, size: int, half_height: float) -> Floats:
-    """White with a soft shadow below the middle: [S, S, 1] of 0 to 255."""
+    """White with a soft shadow below the middle, [S, S, 1], 0 to 255."""
     back = Image.new("L", (size, size), 255)
     foot, wide, high = size * (0.5 + half_height), size * half_height * 0.8, size * 0.03
     flat = (size / 2 - wide, foot - high, size / 2 + wide, foot + high)
@@ -312,7 +312,7 @@ def _floor(rng: Rng, size: int, half_height: float) -> Floats:
 
 
 def _smooth_profile(knots: Floats) -> tuple[Floats, Floats]:
-    """A curve through half-widths at even heights from -1 to 1: the heights, the half-widths."""
+    """Heights and half-widths of a curve through half-widths at even heights from -1 to 1."""
     heights = np.linspace(-1, 1, len(knots))
     curve = np.array(spline(np.stack([heights, knots], 1), closed=False))
     return curve[:, 0], curve[:, 1]

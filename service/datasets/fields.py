@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.datasets.marks import (
+from service.datasets.primitives import (
     BLACK,
     WHITE,
     Colour,
+    Drawing,
     Floats,
-    Picture,
     Rng,
     any_colour,
     as_picture,
@@ -31,7 +31,7 @@ from service.datasets.marks import (
 U8 = NDArray[np.uint8]
 
 
-def plain_cells(rng: Rng, size: int) -> Picture:
+def plain_cells(rng: Rng, size: int) -> Drawing:
     """Two or four large cells of different plain colours.
 
     Most crops of the pictures are plain or have one edge, and all have other colours.
@@ -54,7 +54,7 @@ def plain_cells(rng: Rng, size: int) -> Picture:
     return picture
 
 
-def gradient(rng: Rng, size: int) -> Picture:
+def gradient(rng: Rng, size: int) -> Drawing:
     """A gradient between two or three colours: rounded, dithered or in visible bands."""
     t, (a, b, c) = ramp(rng, size), (any_colour(rng) for _ in range(3))
     k = rng.random()
@@ -75,7 +75,7 @@ def gradient(rng: Rng, size: int) -> Picture:
     return as_picture(rgb)
 
 
-def patterns(rng: Rng, size: int) -> Picture:
+def patterns(rng: Rng, size: int) -> Drawing:
     """One to four fields, each of a pattern of squares, stripes or dots of 1 to 16 pixels."""
     out = np.empty((size, size, 3), np.uint8)
     rows, columns = whole(rng, 1, 2), whole(rng, 1, 2)
@@ -132,7 +132,7 @@ def _modules(rng: Rng, height: int, width: int, cell: int) -> NDArray[np.bool_]:
     return dark.repeat(cell, 0).repeat(cell, 1)[:height, :width]
 
 
-def pixel_art(rng: Rng, size: int) -> Picture:
+def pixel_art(rng: Rng, size: int) -> Drawing:
     """A map of small square tiles with sprites on it, enlarged without smoothing."""
     zoom, side = pick(rng, (2, 2, 3, 4, 4, 5, 6, 8)), pick(rng, (8, 12, 16, 16))
     cells = size // (zoom * side) + 1
@@ -157,7 +157,7 @@ def pixel_art(rng: Rng, size: int) -> Picture:
 
 
 def _map_tile(rng: Rng, side: int, inks: list[Colour]) -> U8:
-    """The picture of one square of ground: specks, bricks, a frame, checks."""
+    """One square tile of ground: specks, bricks, a frame or checks."""
     a, b = np.array(pick(rng, inks[1:]), np.uint8), np.array(pick(rng, inks), np.uint8)
     y, x = np.mgrid[0:side, 0:side]
     kind = whole(rng, 0, 4)
@@ -176,7 +176,7 @@ def _map_tile(rng: Rng, side: int, inks: list[Colour]) -> U8:
 
 
 def _sprite(rng: Rng, side: int, inks: list[Colour]) -> tuple[NDArray[np.bool_], U8]:
-    """A mirrored figure with an outline: where it is, and its colours."""
+    """A mirrored figure with an outline: its mask and its colours."""
     half = side // 2 - 1
     y, x = np.mgrid[0 : side - 2, 0:half]
     near = np.hypot((y - side / 2 + 1) / side * 2, (x - half) / half) + rng.normal(0, 0.25, x.shape)
@@ -199,8 +199,8 @@ BAYER: Final[Floats] = (
 """Thresholds of ordered dither."""
 
 
-def dithered(rng: Rng, size: int) -> Picture:
-    """Gradients and clouds in two colours or in those of old web pages, dithered."""
+def dithered(rng: Rng, size: int) -> Drawing:
+    """Gradients and clouds, dithered to two colours or to the palette of old web pages."""
     zoom = pick(rng, (1, 1, 1, 2))
     side = -(-size // zoom)
     t = clouds(rng, side) if chance(rng, 0.5) else ramp(rng, side)

@@ -1,4 +1,4 @@
-"""Procedural pictures of what programs and web pages show: bars, menus, tables, buttons, cards."""
+"""Procedural pictures of user interfaces: bars, menus, tables, buttons, cards."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 
 from PIL import Image, ImageDraw
 
-from service.datasets.marks import (
+from service.datasets.primitives import (
     BLACK,
     WHITE,
-    Box,
     Canvas,
     Colour,
-    Picture,
+    Drawing,
+    Rect,
     Rng,
     chance,
     grey,
@@ -35,8 +35,9 @@ class Theme:
 
     Attributes:
         paper, panel, ink, faint, border, accent: colours of the ground, of bars and buttons, of
-            text, of lesser text, of edges, and of what is selected.
-        face: of text. radius: of corners, pixels.
+            text, of less important text, of edges, and of selected items.
+        face: typeface of text.
+        radius: of corners in pixels.
     """
 
     paper: Colour
@@ -72,7 +73,7 @@ def some_theme(rng: Rng) -> Theme:
     )
 
 
-def interface(rng: Rng, size: int) -> Picture:
+def interface(rng: Rng, size: int) -> Drawing:
     """Part of a program's window or of a web page: bars, menus, tables, buttons."""
     theme = some_theme(rng)
     picture = Image.new("RGB", (size, size), theme.paper)
@@ -91,7 +92,7 @@ def interface(rng: Rng, size: int) -> Picture:
 
 
 def rounded(
-    picture: Picture, box: Box, radius: float, fill: Colour, edge: Colour | None = None
+    picture: Drawing, box: Rect, radius: float, fill: Colour, edge: Colour | None = None
 ) -> None:
     """Draw a box with smooth round corners and an edge of one pixel into a picture in place."""
     x0, y0, x1, y1 = (round(v) for v in box)
@@ -105,7 +106,7 @@ def rounded(
     picture.paste(canvas.finish(), (x0, y0))
 
 
-def icon(rng: Rng, picture: Picture, x: float, y: float, side: int, ink: Colour) -> None:
+def icon(rng: Rng, picture: Drawing, x: float, y: float, side: int, ink: Colour) -> None:
     """Draw a small sign of simple shapes into a picture in place, its corner at (x, y)."""
     at = (round(x), round(y), round(x) + side, round(y) + side)
     canvas = Canvas(picture.crop(at), pick(rng, (1, 3, 3, 4)))
@@ -137,7 +138,7 @@ def icon(rng: Rng, picture: Picture, x: float, y: float, side: int, ink: Colour)
     picture.paste(canvas.finish(), at[:2])
 
 
-def _title_bar(rng: Rng, picture: Picture, theme: Theme) -> int:
+def _title_bar(rng: Rng, picture: Drawing, theme: Theme) -> int:
     """Draw a title bar and perhaps a row of menus; return their height."""
     face, height = theme.face, theme.face.size + whole(rng, 12, 30)
     strong = chance(rng, 0.4)
@@ -161,8 +162,8 @@ def _title_bar(rng: Rng, picture: Picture, theme: Theme) -> int:
     return height + face.pitch + 9
 
 
-def _sidebar(rng: Rng, picture: Picture, theme: Theme, top: int) -> int:
-    """Draw a list of places at the left; return its width."""
+def _sidebar(rng: Rng, picture: Drawing, theme: Theme, top: int) -> int:
+    """Draw a navigation list at the left; return its width."""
     face, width = theme.face, whole(rng, 90, 170)
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, top, width, picture.height), theme.panel)
@@ -181,7 +182,7 @@ def _sidebar(rng: Rng, picture: Picture, theme: Theme, top: int) -> int:
     return width
 
 
-def _menu(rng: Rng, picture: Picture, theme: Theme) -> None:
+def _menu(rng: Rng, picture: Drawing, theme: Theme) -> None:
     """Draw an open menu over the rest, with a soft shadow."""
     face, rows = theme.face, whole(rng, 4, 10)
     pitch, width = face.size + whole(rng, 7, 14), whole(rng, 130, 220)
@@ -200,7 +201,7 @@ def _menu(rng: Rng, picture: Picture, theme: Theme) -> None:
         write(picture, (x + 16 + face.size, top + 3), label(rng), face, ink)
 
 
-def _table(rng: Rng, picture: Picture, theme: Theme, box: Box) -> int:
+def _table(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
     """Draw rows of words and numbers; return the height."""
     face, draw = theme.face, ImageDraw.Draw(picture)
     x0, y0, x1, _ = (int(v) for v in box)
@@ -229,7 +230,7 @@ def _table(rng: Rng, picture: Picture, theme: Theme, box: Box) -> int:
     return rows * pitch
 
 
-def _buttons(rng: Rng, picture: Picture, theme: Theme, box: Box) -> int:
+def _buttons(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
     """Draw a row of buttons; return the height."""
     face, height, x = theme.face, theme.face.size + whole(rng, 8, 20), box[0]
     while x < box[2] - 60:
@@ -245,8 +246,8 @@ def _buttons(rng: Rng, picture: Picture, theme: Theme, box: Box) -> int:
     return height
 
 
-def _form(rng: Rng, picture: Picture, theme: Theme, box: Box) -> int:
-    """Draw labelled fields and marks to tick; return the height."""
+def _form(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
+    """Draw labelled fields and check boxes; return the height."""
     face, rows = theme.face, whole(rng, 2, 5)
     pitch, split = face.size + whole(rng, 14, 24), (box[2] - box[0]) * rng.uniform(0.3, 0.45)
     for k in range(rows):
@@ -261,7 +262,7 @@ def _form(rng: Rng, picture: Picture, theme: Theme, box: Box) -> int:
     return rows * pitch
 
 
-def _cards(rng: Rng, picture: Picture, theme: Theme, box: Box) -> int:
+def _cards(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
     """Draw a row of cards with a coloured top and a few words; return the height."""
     face, count, gap = theme.face, whole(rng, 1, 4), whole(rng, 8, 20)
     width, height = (box[2] - box[0] + gap) / count - gap, whole(rng, 70, 170)
@@ -283,7 +284,7 @@ def _cards(rng: Rng, picture: Picture, theme: Theme, box: Box) -> int:
     return height
 
 
-def _words(rng: Rng, picture: Picture, theme: Theme, box: Box) -> int:
+def _words(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
     """Write a heading and a paragraph; return the height."""
     face, big = theme.face, Face(round(theme.face.size * rng.uniform(1.2, 2.6))).bolder()
     write(picture, (box[0], box[1]), label(rng), big, theme.ink)
@@ -294,7 +295,7 @@ def _words(rng: Rng, picture: Picture, theme: Theme, box: Box) -> int:
     return big.pitch + len(lines) * face.pitch
 
 
-BLOCKS: Final[tuple[Callable[[Rng, Picture, Theme, Box], int], ...]] = (
+BLOCKS: Final[tuple[Callable[[Rng, Drawing, Theme, Rect], int], ...]] = (
     _table, _buttons, _form, _cards, _words,
 )  # fmt: skip
-"""What the windows of programs are filled with; each draws within a box and returns a height."""
+"""Contents of windows; each function draws within a box and returns the height."""

@@ -1,4 +1,4 @@
-"""Procedural pictures that hold text and figures: pages, code and charts."""
+"""Procedural pictures of text and charts: pages, code listings and plots."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw
 
-from service.datasets.marks import (
+from service.datasets.primitives import (
     BLACK,
     WHITE,
-    Box,
     Canvas,
     Colour,
-    Picture,
+    Drawing,
+    Rect,
     Rng,
     chance,
     grey,
@@ -29,7 +29,7 @@ from service.datasets.marks import (
 from service.datasets.text import Face, label, lines_of, some_face, words, write
 
 
-def page(rng: Rng, size: int) -> Picture:
+def page(rng: Rng, size: int) -> Drawing:
     """Paragraphs in one to three columns, with headings."""
     paper, ink = paper_and_ink(rng)
     picture = Image.new("RGB", (size, size), paper)
@@ -47,9 +47,9 @@ def page(rng: Rng, size: int) -> Picture:
 
 
 def _paragraph(
-    rng: Rng, picture: Picture, box: Box, face: Face, ink: Colour, heading: Colour
+    rng: Rng, picture: Drawing, box: Rect, face: Face, ink: Colour, heading: Colour
 ) -> float:
-    """Write a heading or not, then a paragraph; return where the next one begins."""
+    """Write a paragraph, perhaps with a heading; return the top of the next one."""
     x0, y, x1, _ = box
     if chance(rng, 0.3):
         big = Face(round(face.size * rng.uniform(1, 2)), zoom=face.zoom).bolder()
@@ -72,7 +72,7 @@ def _paragraph(
     return y + pick(rng, (0.3, 0.6, 1)) * pitch
 
 
-def _justify(picture: Picture, box: Box, line: list[str], face: Face, ink: Colour) -> None:
+def _justify(picture: Drawing, box: Rect, line: list[str], face: Face, ink: Colour) -> None:
     """Write the words of a line from the left to the right edge of a box."""
     lengths = [face.length(word) for word in line]
     gap = (box[2] - box[0] - sum(lengths)) / (len(line) - 1)
@@ -86,7 +86,7 @@ KEYWORDS: Final = ("if", "for", "return", "def", "class", "import", "else", "whi
 SYMBOLS: Final = ("=", "(", ")", "[", "]", "{", "}", ";", ":", "->", "+", "==", ",", ".", "&&", "*")
 
 
-def code(rng: Rng, size: int) -> Picture:
+def code(rng: Rng, size: int) -> Drawing:
     """Indented lines of a program with coloured words, as an editor or a terminal shows them."""
     dark = chance(rng, 0.55)
     paper = grey(whole(rng, 0, 45)) if dark else grey(whole(rng, 238, 255))
@@ -114,7 +114,7 @@ def code(rng: Rng, size: int) -> Picture:
     return picture
 
 
-def _statement(rng: Rng, picture: Picture, box: Box, face: Face, inks: list[Colour]) -> None:
+def _statement(rng: Rng, picture: Drawing, box: Rect, face: Face, inks: list[Colour]) -> None:
     """Write one line of code; inks are of plain words, keywords, strings, numbers, comments."""
     x, y = box[:2]
     if chance(rng, 0.12):
@@ -138,7 +138,7 @@ def _statement(rng: Rng, picture: Picture, box: Box, face: Face, inks: list[Colo
             break
 
 
-def chart(rng: Rng, size: int) -> Picture:
+def chart(rng: Rng, size: int) -> Drawing:
     """Bars, lines, points or slices, with axes, grid lines and a legend."""
     dark = chance(rng, 0.15)
     paper = grey(whole(rng, 10, 49)) if dark else WHITE
@@ -159,7 +159,7 @@ def chart(rng: Rng, size: int) -> Picture:
     return picture
 
 
-def _axes(rng: Rng, picture: Picture, box: Box, face: Face, ink: Colour) -> None:
+def _axes(rng: Rng, picture: Drawing, box: Rect, face: Face, ink: Colour) -> None:
     """Draw axes, ticks and grid lines with numbers around a plot, on whole pixels."""
     draw = ImageDraw.Draw(picture)
     x0, y0, x1, y1 = (round(v) for v in box)
@@ -188,10 +188,10 @@ def _axes(rng: Rng, picture: Picture, box: Box, face: Face, ink: Colour) -> None
 
 
 def _legend(
-    rng: Rng, picture: Picture, corner: tuple[float, float], face: Face, inks: list[Colour],
+    rng: Rng, picture: Drawing, corner: tuple[float, float], face: Face, inks: list[Colour],
     ink: Colour,
 ) -> None:  # fmt: skip
-    """Draw a name beside a sample of each colour, in a frame or not."""
+    """Draw a legend: a sample of each colour and its name, perhaps in a frame."""
     names = [label(rng, 1, 2)[:14] for _ in inks]
     paper: Colour = picture.getpixel((0, 0))  # type: ignore[assignment]
     x, y = (round(v) for v in corner)
@@ -207,8 +207,8 @@ def _legend(
 
 
 def _bars(
-    rng: Rng, picture: Picture, box: Box, face: Face, inks: list[Colour], ink: Colour
-) -> Picture:
+    rng: Rng, picture: Drawing, box: Rect, face: Face, inks: list[Colour], ink: Colour
+) -> Drawing:
     _axes(rng, picture, box, face, ink)
     canvas = Canvas(picture, 1)
     groups, stacked = whole(rng, 3, 14), chance(rng, 0.3)
@@ -229,8 +229,8 @@ def _bars(
 
 
 def _curves(
-    rng: Rng, picture: Picture, box: Box, face: Face, inks: list[Colour], ink: Colour
-) -> Picture:
+    rng: Rng, picture: Drawing, box: Rect, face: Face, inks: list[Colour], ink: Colour
+) -> Drawing:
     _axes(rng, picture, box, face, ink)
     canvas = Canvas(picture, pick(rng, (1, 2, 2)))
     x0, y0, x1, y1 = box
@@ -253,8 +253,8 @@ def _curves(
 
 
 def _points(
-    rng: Rng, picture: Picture, box: Box, face: Face, inks: list[Colour], ink: Colour
-) -> Picture:
+    rng: Rng, picture: Drawing, box: Rect, face: Face, inks: list[Colour], ink: Colour
+) -> Drawing:
     _axes(rng, picture, box, face, ink)
     canvas = Canvas(picture, pick(rng, (1, 2, 2)))
     radius, hollow = rng.uniform(1.5, 5), chance(rng, 0.3)
@@ -270,8 +270,8 @@ def _points(
 
 
 def _slices(
-    rng: Rng, picture: Picture, box: Box, face: Face, inks: list[Colour], ink: Colour
-) -> Picture:
+    rng: Rng, picture: Drawing, box: Rect, face: Face, inks: list[Colour], ink: Colour
+) -> Drawing:
     """Draw a pie or a ring."""
     canvas = Canvas(picture, pick(rng, (1, 2, 3)))
     paper: Colour = picture.getpixel((0, 0))  # type: ignore[assignment]
@@ -290,7 +290,12 @@ def _slices(
     return out
 
 
-PLOTS: Final[
-    tuple[Callable[[Rng, Picture, Box, Face, list[Colour], Colour], Picture], ...]
-] = (_bars, _bars, _curves, _curves, _points, _slices)
-"""Each draws a plot within a box and returns the picture."""
+PLOTS: Final[tuple[Callable[[Rng, Drawing, Rect, Face, list[Colour], Colour], Drawing], ...]] = (
+    _bars,
+    _bars,
+    _curves,
+    _curves,
+    _points,
+    _slices,
+)
+"""Functions that draw a plot within a box and return the picture."""

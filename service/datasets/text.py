@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from service.datasets.marks import Colour, Picture, Point, Rng, chance, pick, whole
+from service.datasets.primitives import Colour, Drawing, Point, Rng, chance, pick, whole
 
 LETTERS: Final = "etaoinshrdlcumwfgypbvkjxqz"
 LETTER_SHARES: Final = np.array(
@@ -41,9 +41,11 @@ class Face:
     """How text is set.
 
     Attributes:
-        size: of the font in pixels. bold: pixels by which strokes are widened on each side.
+        size: of the font in pixels.
+        bold: pixels by which strokes are widened on each side.
         slant: of italics, pixels to the right per pixel upwards.
-        smooth: anti-aliased. fringed: on the red, green and blue thirds of a pixel (LCD screens).
+        smooth: anti-aliased.
+        fringed: drawn on the red, green and blue thirds of a pixel, as on LCD screens.
         zoom: factor by which the bitmap font is enlarged; 0 for Aileron.
     """
 
@@ -71,7 +73,7 @@ class Face:
 
 
 def some_face(rng: Rng, low: int = 8, high: int = 64) -> Face:
-    """A face of a size between two, the smaller ones likelier."""
+    """A random typeface of a size from `low` to `high`; smaller sizes are more likely."""
     size = round(low * (high / low) ** (rng.random() ** 1.5))
     if chance(rng, 0.1):
         zoom = max(1, size // BITMAP_PX)
@@ -106,13 +108,13 @@ def words(rng: Rng, count: int) -> list[str]:
 
 
 def label(rng: Rng, low: int = 1, high: int = 3) -> str:
-    """A few words as buttons and menus have them."""
+    """A few words, as on buttons and in menus."""
     text = " ".join(words(rng, whole(rng, low, high)))
     return text[:1].upper() + text[1:] if chance(rng, 0.85) else text.upper()
 
 
 def number(rng: Rng) -> str:
-    """A number as tables have it."""
+    """A number as it is written in tables."""
     value = float(10 ** rng.uniform(0, 5))
     text = f"{value:,.{pick(rng, (0, 0, 1, 2))}f}"
     return pick(rng, ("", "", "", "$", "-", "+")) + text + pick(rng, ("", "", "", "%", " kB"))
@@ -134,7 +136,7 @@ def prose(rng: Rng, count: int) -> list[str]:
 
 
 def lines_of(rng: Rng, face: Face, width: float, count: int) -> list[list[str]]:
-    """At most `count` lines of prose, each as wide as `width` pixels lets it be."""
+    """At most `count` lines of prose, each with as many words as fit into `width` pixels."""
     mean = face.length("etaoin shrdlu cmwfg ypbvk") / 25 * 5.6
     width = max(width, mean)
     space = face.length(" ")
@@ -152,7 +154,7 @@ def lines_of(rng: Rng, face: Face, width: float, count: int) -> list[list[str]]:
     return out
 
 
-def write(picture: Picture, at: Point, text: str, face: Face, ink: Colour) -> None:
+def write(picture: Drawing, at: Point, text: str, face: Face, ink: Colour) -> None:
     """Write one row of text into a picture in place, its top left corner `at`."""
     if face.zoom or face.slant:
         _paste_text(picture, at, text, face, ink)
@@ -162,9 +164,7 @@ def write(picture: Picture, at: Point, text: str, face: Face, ink: Colour) -> No
         _draw_text(picture, at, text, face, ink)
 
 
-def _draw_text(
-    picture: Picture, at: Point, text: str, face: Face, ink: Colour | int
-) -> None:
+def _draw_text(picture: Drawing, at: Point, text: str, face: Face, ink: Colour | int) -> None:
     draw = ImageDraw.Draw(picture)
     draw.fontmode = "L" if face.smooth else "1"
     font = _aileron(face.size)
@@ -176,8 +176,8 @@ def _draw_text(
         draw.text((x, at[1]), accent, ink, font, stroke_width=face.bold)
 
 
-def _write_thirds(picture: Picture, at: Point, text: str, face: Face, ink: Colour) -> None:
-    """Write each colour a third of a pixel beside the next, as LCD screens show text."""
+def _write_thirds(picture: Drawing, at: Point, text: str, face: Face, ink: Colour) -> None:
+    """Write red, green and blue shifted by a third of a pixel each, as on LCD screens."""
     left, top = int(at[0]) - 4, int(at[1]) - 4
     box = (left, top, left + int(face.length(text)) + 12, top + 2 * face.size + 8)
     bands = picture.crop(box).split()
@@ -186,7 +186,7 @@ def _write_thirds(picture: Picture, at: Point, text: str, face: Face, ink: Colou
     picture.paste(Image.merge("RGB", bands), (left, top))
 
 
-def _paste_text(picture: Picture, at: Point, text: str, face: Face, ink: Colour) -> None:
+def _paste_text(picture: Drawing, at: Point, text: str, face: Face, ink: Colour) -> None:
     """Write through a mask, which is enlarged or slanted."""
     margin = face.size // 2
     width, height = int(face.length(text)) + 3 * margin, face.size + 2 * margin
@@ -206,7 +206,7 @@ def _paste_text(picture: Picture, at: Point, text: str, face: Face, ink: Colour)
 
 
 def _split(text: str) -> tuple[str, list[tuple[int, str]]]:
-    """Take the accents out of a text: the rest, and the letter's position of each accent."""
+    """Split a text into plain letters, and its accents with the positions of their letters."""
     if text.isascii():
         return text, []
     plain, accents = "", []

@@ -1,9 +1,9 @@
-"""Float entropy networks -> the integer layers of codec/entropy_model.py.
+"""Quantisation of float entropy networks to the integer layers of codec/entropy_model.py.
 
-Post-training quantisation: each activation gets a power-of-two scale per channel from the largest
-value seen on calibration pictures, each output channel the largest weight shift whose accumulator
-bound stays below LIMIT, and below RATE_LIMIT at rates that were trained with the base. The bound is
-proved from the integers themselves, not sampled.
+This is post-training quantisation. Each channel of an activation gets a power-of-two scale, from
+the largest value on calibration pictures. Each output channel gets the largest weight shift whose
+accumulator bound stays below LIMIT, and below RATE_LIMIT at rates that were trained with the base.
+The bound is computed from the integer weights, not sampled.
 """
 
 from __future__ import annotations
@@ -29,88 +29,89 @@ from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone, step_masks
 F64 = NDArray[np.float64]
 
 LIMIT = 2**23
-"""Half of what float32 carries exactly: the other half is left to adapters trained later."""
+"""Half of float32's exact range; the other half is room for adapters that are trained later."""
 
 RATE_LIMIT = 0.9 * EXACT_FLOAT32
-"""The same for rates that were trained with the base, whose factors are yet to be rounded."""
+"""Limit of rates that were trained with the base; the rest is room for rounding their factors."""
 
 MARGIN = 1.25
-"""Activations may exceed the largest value seen in calibration by this factor before they clip."""
+"""Activations may exceed their largest value in calibration by this factor before they clip."""
 
 
 @dataclass
 class Ranges:
-    """Largest |activation| per channel at every point where the integer networks round."""
+    """Largest |activation| per channel at each point where the integer networks round."""
 
     largest: dict[str, Tensor] = field(default_factory=lambda: defaultdict(lambda: torch.zeros(1)))
 
-    def see(self, name: str, x: Tensor) -> Tensor:
-        """Record x ([..., C]) and return it."""
+    def record(self, name: str, x: Tensor) -> Tensor:
+        """Record the values x [..., C] at a point, and return x."""
         self.largest[name] = torch.maximum(
             self.largest[name], x.abs().reshape(-1, x.shape[-1]).amax(0)
         )
         return x
 
     def frac(self, name: str) -> NDArray[np.int64]:
-        """Fractional bits per channel, such that MARGIN · largest fits ±ACTIVATION_MAX."""
+        """Return the most fractional bits [C] with which MARGIN · largest fits ±ACTIVATION_MAX."""
         largest = self.largest[name].double().numpy().clip(2.0**-12)
         return np.floor(np.log2(ACTIVATION_MAX / (MARGIN * largest))).astype(np.int64)
 
 
 @torch.inference_mode()
 def calibrate(models: Sequence[Backbone], pictures: Sequence[Tensor]) -> Ranges:
-    """Run float entropy networks on pictures ([B, H, W, 3] in [0, 1]) and record ranges.
+    """Run float entropy networks on pictures with real rounding, and record ranges.
 
     Args:
-        models: with plain Linear layers (folded): a base, and its rates.
-        pictures: rounding of their latents is real.
+        models: a base and its rates, folded.
+        pictures: [B, H, W, 3] each, in [0, 1].
     """
     ranges = Ranges()
     for model, x in product(models, pictures):
         y = model.g_a(x - 0.5)
         symbols = ((model.h_a(y) - model.z_mean) / model.z_step).round()
         z = symbols * model.z_step + model.z_mean
-        p = _see_up_block(model.h_s[0], model.h_s[1], z, ranges, "h_s.0", "h_s.1")
-        p = _see_up_block(model.h_s[2], model.h_s[3], p, ranges, "h_s.2", "h_s.3")
+        p = _record_up_block(model.h_s[0], model.h_s[1], z, ranges, "h_s.0", "h_s.1")
+        p = _record_up_block(model.h_s[2], model.h_s[3], p, ranges, "h_s.2", "h_s.3")
         y_hat = torch.zeros_like(y)
         for t, mask in enumerate(step_masks(y.shape[1], y.shape[2], y.shape[3], y.device)):
             if t == 0:
                 out = model.head0(p)
             else:
                 first, block, head = model.step(t)
-                h = ranges.see(f"step.{t}.first", first(torch.cat([p, y_hat], -1)))
-                out = head(_see_block(block, h, ranges, f"step.{t}.block"))
+                h = ranges.record(f"step.{t}.first", first(torch.cat([p, y_hat], -1)))
+                out = head(_record_block(block, h, ranges, f"step.{t}.block"))
             mu = out.chunk(2, -1)[0]
             symbols = ((y - mu) / model.y_step).round()
             y_hat = y_hat + mask * (symbols * model.y_step + mu)
-        ranges.see("context", y_hat)
+        ranges.record("context", y_hat)
     return ranges
 
 
-def _see_up_block(
+def _record_up_block(
     up: nn.Module, block: nn.Module, x: Tensor, ranges: Ranges, up_name: str, block_name: str
 ) -> Tensor:
-    return _see_block(block, ranges.see(up_name, up(x)), ranges, block_name)
+    return _record_block(block, ranges.record(up_name, up(x)), ranges, block_name)
 
 
-def _see_block(block: nn.Module, x: Tensor, ranges: Ranges, name: str) -> Tensor:
-    """Block.forward with every rounding point recorded; x and both sums share one format."""
+def _record_block(block: nn.Module, x: Tensor, ranges: Ranges, name: str) -> Tensor:
+    """Compute Block.forward, and record each rounding point; x and both sums share a format."""
     assert isinstance(block, Block)
-    t = ranges.see(f"{name}.pw1", F.leaky_relu(block.pw1(x), LEAK))
-    t = ranges.see(f"{name}.dw", block.dw(t))
+    t = ranges.record(f"{name}.pw1", F.leaky_relu(block.pw1(x), LEAK))
+    t = ranges.record(f"{name}.dw", block.dw(t))
     x = x + block.pw2(t)
-    hidden = ranges.see(f"{name}.f1", F.leaky_relu(block.f1(x), LEAK))
-    ranges.see(f"{name}.sum", x)
-    return ranges.see(f"{name}.sum", x + block.f2(hidden))
+    hidden = ranges.record(f"{name}.f1", F.leaky_relu(block.f1(x), LEAK))
+    ranges.record(f"{name}.sum", x)
+    return ranges.record(f"{name}.sum", x + block.f2(hidden))
 
 
 @dataclass(frozen=True, eq=False)
 class FloatLayer:
-    """A layer of the entropy networks and the formats on both sides of it.
+    """A layer of the entropy networks, and the formats of its input and output.
 
     Attributes:
-        weight: [N, K]. bias: [N].
-        in_frac, out_frac: [K] and [N], fractional bits of what it reads and gives.
+        weight: [N, K].
+        bias: [N].
+        in_frac, out_frac: fractional bits of the input [K] and of the output [N].
     """
 
     weight: F64
@@ -122,11 +123,12 @@ class FloatLayer:
 def quantise(
     model: Backbone, ranges: Ranges, rates: Sequence[Backbone] = ()
 ) -> dict[str, NDArray[np.generic]]:
-    """The integer tensors of a folded model, named as EntropyModel expects them.
+    """Quantise a folded model to integer tensors, named as EntropyModel expects them.
 
     Args:
-        model: the base. ranges: of it and its rates.
-        rates: folded models that its adapters will make of it; room is left for their weights.
+        model: the base.
+        ranges: of the base and its rates.
+        rates: folded models of its rates; the shifts leave room for their weights.
     """
     out: dict[str, NDArray[np.generic]] = {}
     s = model.sizes
@@ -149,7 +151,7 @@ def quantise(
 
 
 def _float_layers(model: Backbone, ranges: Ranges) -> dict[str, FloatLayer]:
-    """Every layer of the entropy networks by its stored name."""
+    """Return every layer of the entropy networks by its stored name."""
     out: dict[str, FloatLayer] = {}
     s = model.sizes
     z_frac = np.full(s.Cz, Z_FRAC)
@@ -174,7 +176,11 @@ def _float_layers(model: Backbone, ranges: Ranges) -> dict[str, FloatLayer]:
 
 
 def gaussian_tables() -> NDArray[np.int64]:
-    """[LEVELS, SYMBOL_MAX + 1]: mass of 0, ±1, ±2, ... in 1/2^24, each at least 1, sums exact."""
+    """Return the probabilities of 0, ±1, ±2, ... at each level in units of 2^-24.
+
+    Returns:
+        [LEVELS, SYMBOL_MAX + 1], each at least 1; with both signs, a level sums to 2^24 exactly.
+    """
     symbols = 2 * SYMBOL_MAX + 1
     out = np.ones((LEVELS, SYMBOL_MAX + 1), np.int64)
     for k in range(LEVELS):
@@ -187,17 +193,16 @@ def gaussian_tables() -> NDArray[np.int64]:
     return out
 
 
-def quantise_linear(
-    layer: FloatLayer, name: str, at_rates: Sequence[FloatLayer] = ()
-) -> IntLinear:
-    """Integers whose floor((Wq + b) / 2^shift) best follows a float layer.
+def quantise_linear(layer: FloatLayer, name: str, at_rates: Sequence[FloatLayer] = ()) -> IntLinear:
+    """Return the integer layer whose floor((Wq + b) / 2^shift) is closest to a float layer.
 
     Args:
-        layer: what to follow. name: for the error message.
-        at_rates: what the layer is at rates; with the same shifts these keep the bound too.
+        layer: float layer.
+        name: for the error message.
+        at_rates: the layer at rates; they keep the accumulator bound with the same shifts.
 
     Raises:
-        ValueError: even shift 0 breaks the accumulator bound.
+        ValueError: the accumulator bound does not hold even with shift 0.
     """
     scaled, offset = _in_steps(layer)
     candidates = [(scaled, offset, LIMIT), *((*_in_steps(r), RATE_LIMIT) for r in at_rates)]
@@ -218,7 +223,7 @@ def quantise_linear(
 
 
 def _in_steps(layer: FloatLayer) -> tuple[F64, F64]:
-    """Weight and bias in steps of the formats, the rounding half included."""
+    """Return weight and bias in steps of the formats; 1/2 is added to the bias for rounding."""
     weight = layer.weight * np.exp2(layer.out_frac)[:, None] * np.exp2(-layer.in_frac)[None]
     return weight, layer.bias * np.exp2(layer.out_frac) + 0.5
 
@@ -231,7 +236,7 @@ def _up_block(
     ranges: Ranges,
     bias_input: Tensor | None,
 ) -> NDArray[np.int64]:
-    """h_s[index] (Up 2) and the block after it; returns the block's format."""
+    """Add h_s[index] (Up 2) and the block after it, and return the block's format."""
     up, block = model.h_s[index], model.h_s[index + 1]
     assert isinstance(up, Up)
     frac = _joint_frac(ranges, f"h_s.{index}", f"h_s.{index + 1}.sum")
@@ -253,7 +258,7 @@ def _block(
     assert isinstance(block, Block) and block.dw.bias is not None
     pw1, dw, f1 = (ranges.frac(f"{name}.{part}") for part in ("pw1", "dw", "f1"))
     out[f"{name}.pw1"] = FloatLayer(*_linear(block.pw1), frac, pw1)
-    # A depthwise output channel reads one input channel: fold the input format into the taps.
+    # A depthwise output channel reads one input channel, so its format is folded into the taps.
     taps = _f64(block.dw.weight).reshape(-1, 9) * np.exp2(-pw1)[:, None]
     out[f"{name}.dw"] = FloatLayer(taps, _f64(block.dw.bias), np.zeros(9, np.int64), dw)
     out[f"{name}.pw2"] = FloatLayer(*_linear(block.pw2), dw, frac)

@@ -138,27 +138,6 @@ class RateAdapter(nn.Module):
         ]
 
 
-class FullRank(RateAdapter):
-    """The control of an experiment: an adapter whose every weight is free, not of low rank."""
-
-    def __init__(self, base: Backbone, domains: Mapping[str, Domain], seed: int) -> None:
-        super().__init__(base, domains, seed)
-        shapes = {n: (len(d.rows), len(d.columns)) for n, d in self.domains.items()}
-        self.full = nn.ParameterDict(
-            {_key(n): nn.Parameter(torch.zeros(shape)) for n, shape in shapes.items()}
-        )
-
-    def delta(self, name: str) -> Tensor:
-        """Sum of the low-rank update and the free one, [N, K]."""
-        low_rank = super().delta(name)
-        full: Tensor = self.full[_key(name)]
-        return full if low_rank is None else low_rank + full
-
-    def groups(self, lr: AdapterLearningRates) -> list[dict[str, object]]:
-        """The groups of RateAdapter, and the free weights with the learning rate of B factors."""
-        return [*super().groups(lr), {"params": [*self.full.parameters()], "lr": lr.b}]
-
-
 def _key(name: str) -> str:
     """A layer name as a key of ParameterDict, which forbids dots."""
     return name.replace(".", "/")

@@ -1,39 +1,43 @@
-"""Between the store's integers and the trainer's floats.
+"""Conversions between trained adapters and what is stored of them.
 
-The domains in which adapters of a stored model are trained, trained adapters as 8-bit updates, and
-such updates as adapters again.
+This module sets the units in which adapters of a stored model are trained, quantises a trained
+adapter to an 8-bit update, loads an update into an adapter, and copies adapters into rows of a
+RateLadder and out of them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from service.codec.entropy_model import LEVELS, STEP_FRAC, STEP_MAX, Y_FRAC, Z_FRAC
 from service.codec.lowrank import OFFSET_FRAC, LayerUpdate, Update, scales
+from service.nets.backbone import ScaledLinear
 from service.nets.lora import Domain, RateAdapter
 from service.nets.model import LOG_STEP
 from service.nets.twin import entropy_layers, tap_scale, torch_name, units
 from service.store.model import StoredModel
+from service.train.ladder import RateLadder
 
 F64 = NDArray[np.float64]
 
 TYPICAL_ACTIVATION = 128
-"""Integer activations are of this order; sets the unit of bias deltas."""
+"""Order of magnitude of integer activations; sets the unit of bias deltas."""
 
 
 def domains(stored: StoredModel, ranks: dict[str, int]) -> dict[str, Domain]:
-    """Scales of every layer of a model, by Backbone name.
+    """The scales and ranks in which each layer of a model is adapted, by its name in Backbone.
 
     Args:
         stored: the base.
-        ranks: rank of the updates of "g_a", "g_s", "h_a" and "entropy", and of the "kernels" of
-            g_a and g_s.
+        ranks: rank of the updates of "g_a", "g_s", "h_a" and "entropy", and of the "kernels" (the
+            depthwise layers) of g_a and g_s.
     """
     out = {}
     for name, weight in stored.transforms.items():
@@ -57,8 +61,8 @@ def domains(stored: StoredModel, ranks: dict[str, int]) -> dict[str, Domain]:
 
 
 @torch.no_grad()
-def quantised(stored: StoredModel, adapter: RateAdapter) -> Update:
-    """A trained adapter with 8-bit factors."""
+def quantise_adapter(stored: StoredModel, adapter: RateAdapter) -> Update:
+    """Return a trained adapter of a stored model as an update with 8-bit factors."""
     layers = {}
     for layer in entropy_layers(stored):
         unit = _bias_unit(stored, layer)
@@ -70,7 +74,7 @@ def quantised(stored: StoredModel, adapter: RateAdapter) -> Update:
             unit = (domain.bias / domain.rows).double().numpy()
             layers[name] = _layer(adapter, name, 1.0, unit, 1, None)
     unit_step = adapter.unit_step.double().numpy()
-    # a channel that a rate leaves alone may have gone to steps without bound
+    # the step of a channel that a rate does not use can grow without bound
     largest = STEP_MAX / 2.0 ** (Y_FRAC + STEP_FRAC)
     y_step = np.minimum(unit_step * np.exp(adapter.log_y_step.double().numpy()), largest)
     z_step = adapter.log_z_step.exp().double().numpy()
@@ -88,15 +92,17 @@ def quantised(stored: StoredModel, adapter: RateAdapter) -> Update:
 
 
 @torch.no_grad()
-def take_over(adapter: RateAdapter, stored: StoredModel, update: Update) -> None:
-    """Put what an update of a stored model says into an adapter of the same sizes.
+def load_update(adapter: RateAdapter, stored: StoredModel, update: Update) -> None:
+    """Load an update of a stored model into an adapter of the same sizes.
 
-    In the domain of the adapter's own base: with that model's base it merges to what the update
-    does, with one that was trained on from it to something near. Factors beyond the adapter's ranks
+    If the adapter's base is that model, the adapter then merges to the same weights as the update;
+    if its base was trained on from that model, to similar ones. Factors beyond the adapter's ranks
     are dropped.
 
     Args:
-        adapter: changed in place. stored: whose update it is. update: as `quantised` gives it.
+        adapter: changed in place.
+        stored: the model that the update belongs to.
+        update: as `quantise_adapter` returns it.
     """
     for layer, change in update.layers.items():
         step, groups = 1.0, len(change.bias_e)
@@ -113,27 +119,76 @@ def take_over(adapter: RateAdapter, stored: StoredModel, update: Update) -> None
         adapter.d[key].copy_(_t(bias))
         if key in adapter.a:
             a, b = change.a.astype(np.float64), change.b * np.exp2(change.e.astype(np.float64))
-            scale = np.sqrt(np.square(a).mean(1)).clip(1e-9)  # as A factors begin: of unit variance
+            scale = np.sqrt(np.square(a).mean(1)).clip(1e-9)  # A factors start with unit variance
             rank = min(len(a), len(adapter.a[key]))
             adapter.a[key][:rank] = _t((a / scale[:, None])[:rank])
             adapter.b[key][:, :rank] = _t((b / step * scale)[:, :rank])
-            adapter.d[key].sub_(_t(_of_mean(adapter, name, _mean(stored, layer))))
+            adapter.d[key].sub_(_t(_mean_response(adapter, name, _mean(stored, layer))))
     vectors = update.vectors
     adapter.log_y_step.copy_(_t(np.log(vectors["y.step"] / stored.entropy["y.step"])))
     adapter.log_z_step.copy_(_t(np.log(vectors["z.step"] / 2.0 ** (Z_FRAC + STEP_FRAC))))
     adapter.z_idx.copy_(_t(vectors["z.level"] / 8.0))
 
 
+@torch.no_grad()
+def read_adapter(ladder: RateLadder, at: int, adapter: RateAdapter) -> None:
+    """Copy an adapter of a ladder's base into row `at` of the ladder's changes."""
+    for row, row_unit, factor, unit in _shared_tensors(ladder, at, adapter):
+        row.copy_(factor * unit / row_unit)
+    vectors = adapter.log_y_step, adapter.log_z_step, adapter.z_idx - ladder.base.z_idx
+    ladder.vectors.data[at].copy_(torch.cat(vectors))
+
+
+@torch.no_grad()
+def write_adapter(ladder: RateLadder, at: int, adapter: RateAdapter) -> None:
+    """Copy row `at` of a ladder's changes into an adapter of the ladder's base."""
+    for row, row_unit, factor, unit in _shared_tensors(ladder, at, adapter):
+        factor.copy_(row * row_unit / unit)
+    M, Cz = ladder.base.sizes.M, ladder.base.sizes.Cz
+    log_y_step, log_z_step, z_idx = ladder.vectors.data[at].split([M, Cz, Cz])
+    adapter.log_y_step.copy_(log_y_step)
+    adapter.log_z_step.copy_(log_z_step)
+    adapter.z_idx.copy_(ladder.base.z_idx + z_idx)
+
+
+def _shared_tensors(
+    ladder: RateLadder, at: int, adapter: RateAdapter
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Factors and biases of a ladder's row and of an adapter, in pairs.
+
+    Yields:
+        A view of the row and its unit; the adapter's tensor of the same shape and its unit.
+    """
+    row = ladder.layout.changes(ladder.factors.data[at : at + 1])
+    for name, domain in adapter.domains.items():
+        rows, columns, bias = _row_units(ladder.base.get_submodule(name))
+        key = name.replace(".", "/")
+        if domain.rank:
+            yield row.a[name][0], columns, adapter.a[key], domain.columns
+            yield row.b[name][0], rows[:, None], adapter.b[key], domain.rows[:, None]
+        yield row.d[name][0], bias, adapter.d[key], domain.bias
+
+
+def _row_units(module: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """Units of a ladder's factors of a layer: of its rows [N], columns [K] and biases [N]."""
+    assert isinstance(module, (nn.Linear, nn.Conv2d))
+    rows, columns = len(module.weight), module.weight[0].numel()
+    scale = columns**-0.5
+    if isinstance(module, ScaledLinear):
+        return module.so * scale, module.si, module.so
+    return torch.full((rows,), scale), torch.ones(columns), torch.ones(rows)
+
+
 def _mean(stored: StoredModel, layer: str) -> F64 | None:
-    """What a stored layer's input lacks: z.mean, which is in the bias of the first one."""
+    """The mean that a stored layer's input lacks: z.mean, which the first layer's bias contains."""
     if layer != "h_s.0":
         return None
     mean: F64 = stored.entropy["z.mean"] / 2.0**16
     return mean
 
 
-def _of_mean(adapter: RateAdapter, name: str, mean: F64 | None) -> F64:
-    """What a change of a layer's weight makes of the mean of its input, as a bias delta [N]."""
+def _mean_response(adapter: RateAdapter, name: str, mean: F64 | None) -> F64:
+    """The response of a layer's weight change to the mean of its input, as a bias delta [N]."""
     domain, key = adapter.domains[name], name.replace(".", "/")
     if mean is None or not domain.rank:
         return np.zeros(len(domain.rows))
@@ -152,13 +207,13 @@ def _layer(
     mean: F64 | None,
 ) -> LayerUpdate:
     key = name.replace(".", "/")
-    bias = (adapter.d[key].double().numpy() + _of_mean(adapter, name, mean)) * bias_unit
+    bias = (adapter.d[key].double().numpy() + _mean_response(adapter, name, mean)) * bias_unit
     rank = adapter.domains[name].rank
     rows, columns = len(adapter.domains[name].rows), len(adapter.domains[name].columns)
     a, b = np.zeros((0, columns)), np.zeros((rows, 0))
     if rank:
         a, b = adapter.a[key].double().numpy(), adapter.b[key].double().numpy() * step
-    # only the product counts: give `a` the whole 8-bit range and `b` what it loses
+    # only the product b·a counts: scale `a` to the whole 8-bit range, and `b` inversely
     peak = np.abs(a).max(1, initial=1e-9)
     whole_a = np.round(a * (127 / peak)[:, None])
     b = b * (peak / 127)
@@ -186,7 +241,7 @@ def _step(stored: StoredModel, layer: str) -> float:
 
 
 def _bias_step(stored: StoredModel, layer: str) -> F64:
-    """Accumulator steps that one unit of a bias delta stands for, [N]."""
+    """Accumulator steps in one unit of a bias delta, [N]."""
     weight = stored.entropy[f"{layer}.weight"].astype(np.float64)
     rms = np.sqrt(np.square(weight).mean(1)).clip(1)
     out: F64 = rms * math.sqrt(weight.shape[1]) * TYPICAL_ACTIVATION
@@ -194,7 +249,7 @@ def _bias_step(stored: StoredModel, layer: str) -> F64:
 
 
 def _bias_unit(stored: StoredModel, layer: str) -> F64:
-    """The same in units of the layer's output, 2^shift accumulator steps, as bias deltas are."""
+    """One unit of a bias delta in steps of the layer's output (2^shift accumulator steps), [N]."""
     out: F64 = _bias_step(stored, layer) / np.exp2(stored.entropy[f"{layer}.shift"].astype(float))
     return out
 

@@ -1,4 +1,4 @@
-"""A float model over a folder of pictures, with real rounding: what its exported codec will do."""
+"""Rate and PSNR of a float model with real rounding: an estimate of the codec exported from it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,9 +14,13 @@ from torch import Tensor
 
 from service.errors import BadParameter
 from service.images.folder import read_folder
+from service.nets.model import Estimate
 from service.picture import Picture
 from service.train.ladder import RateLadder
 from service.train.tunes import LADDER
+
+CELL: Final = 64
+"""Sides of the pictures that Backbone takes are multiples of this number of pixels."""
 
 
 @dataclass(frozen=True)
@@ -30,41 +35,60 @@ class Quality:
 
 @torch.inference_mode()
 def evaluate(ladder: RateLadder, folder: Path) -> dict[int, Quality]:
-    """Average each rate over the pictures of a folder, in float32 where the model lies.
+    """Average each rate over the pictures of a folder, in float32 on the model's device.
 
     Raises:
-        BadParameter: no picture of at least 64x64 pixels.
+        BadParameter: the folder has no picture of at least 64x64 pixels.
     """
     device = ladder.base.z_idx.device
-    pictures = [p for _, p in pictures_in(folder)]
+    pictures = list(pictures_in(folder))
     if not pictures:
         raise BadParameter(f"{folder} has no picture of at least 64x64 pixels to measure on")
-    alone = len(ladder.rates) == 1
     out = {}
     for place, rate in enumerate(ladder.rates):
-        index = None if alone else torch.tensor([place], device=device)
+        index = torch.tensor([place], device=device) if len(ladder.rates) > 1 else None
         rows = []
         for picture in pictures:
             x = as_tensor(picture).to(device)
-            e = ladder(x, index, None)
-            bpp = float(e.bits_y + e.bits_z) / (picture.width * picture.height)
-            shown = (e.x_hat.clamp(0, 1) * 255).round() / 255
-            mse = float((shown - x).square().mean())
-            psnr_db = -10 * math.log10(max(mse, 1e-10))
-            rows.append((bpp, psnr_db, bpp + LADDER[rate] * 255**2 * mse))
+            bpp, mse = rate_and_mse(ladder(x, index, None), x)
+            rows.append((bpp, psnr_db(mse), bpp + LADDER[rate] * 255**2 * mse))
         out[rate] = Quality(len(rows), *np.mean(rows, 0).tolist())
     return out
 
 
-def pictures_in(folder: Path) -> Iterator[tuple[Path, Picture]]:
-    """Every picture of a folder, cut to sides that are multiples of 64; see images/folder.py."""
-    for path, whole in read_folder(folder):
-        picture = whole.on_white()
-        height, width = picture.height // 64 * 64, picture.width // 64 * 64
-        if height and width:
-            yield path, Picture(np.ascontiguousarray(picture.rgb[:height, :width]))
+def rate_and_mse(estimate: Estimate, x: Tensor) -> tuple[float, float]:
+    """Return bits per pixel, and the MSE of pixels rounded to 8 bits, of one picture.
+
+    Args:
+        estimate: of a float model for x with real rounding.
+        x: [1, H, W, 3] in [0, 1].
+    """
+    rounded = (estimate.x_hat.clamp(0, 1) * 255).round() / 255
+    bits = float(estimate.bits_y + estimate.bits_z)
+    return bits / x[..., 0].numel(), float((rounded - x).square().mean())
+
+
+def psnr_db(mse: float) -> float:
+    """Return the PSNR in dB of an MSE of pixels in [0, 1], at most 100 dB."""
+    return -10 * math.log10(max(mse, 1e-10))
+
+
+def pictures_in(folder: Path) -> Iterator[Picture]:
+    """Yield the pictures of a folder, opaque and cropped; see images/folder.py and `crop_to_cells`.
+
+    Pictures with a side under 64 pixels are left out.
+    """
+    for _, picture in read_folder(folder):
+        if min(picture.height, picture.width) >= CELL:
+            yield crop_to_cells(picture)
+
+
+def crop_to_cells(picture: Picture) -> Picture:
+    """Return a picture on white, its sides cropped to multiples of 64 as Backbone needs them."""
+    height, width = picture.height // CELL * CELL, picture.width // CELL * CELL
+    return Picture(np.ascontiguousarray(picture.on_white().rgb[:height, :width]))
 
 
 def as_tensor(picture: Picture) -> Tensor:
-    """[1, H, W, 3] float32 in [0, 1]."""
+    """Return the pixels as [1, H, W, 3] float32 in [0, 1]."""
     return torch.from_numpy(picture.rgb).float()[None] / 255

@@ -1,13 +1,13 @@
-"""A backbone and what each rate changes of it, trained together.
+"""A backbone and the changes of its weights at each rate, trained together.
 
 The base is shared. A rate has low-rank factors and bias deltas of every layer, quantiser steps and
-levels of z, in the domain that the store keeps adapters in (codec/lowrank.py), so that training
-leaves both a base and its ladder; export.py writes them. The rate in the middle, BASE, has no
-factors, and what else it changes is put into the base in the end (`rebased`): while it trains it
-needs biases and steps of its own, as the base's follow all rates at once.
+levels of z, in the form in which the store keeps adapters (codec/lowrank.py), so that one training
+run gives both a base and its ladder; export/backbone.py publishes them. The rate in the middle,
+BASE, has no factors. Its biases and steps are its own during training, because the base's are
+trained by all rates; `rebase` moves them into the base at the end.
 
-A batch is of G groups, each of one rate: the layers then hold G sets of merged weights, and the
-products of all groups run in one call (nets/backbone.py).
+A batch consists of G groups of one rate each: the layers then hold G sets of merged weights, and
+one call computes the products of all groups (nets/backbone.py).
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from service.nets.model import LOG_STEP, Backbone, Estimate, Relax
 from service.train.tunes import BASE, LADDER
 
 RANKS: Final[Mapping[str, int]] = {"g_a": 2, "g_s": 2, "h_a": 1, "entropy": 1}
-"""Rank of the updates of each part: with these a rate is under 1 % of the backbone's bytes."""
+"""Rank of the updates of each part; a rate then takes under 1 % of the backbone's bytes."""
 
 
 class RateLadder(nn.Module):
     """The trainable tensors of a backbone at several rates.
 
-    What rates change lies in two matrices, a row for each rate, so that a step takes its rates'
-    rows in a few operations, and not in a few for each layer.
+    The changes are two matrices with a row for each rate, so that a step selects the rows of its
+    rates in a few operations for all layers together.
 
     Attributes:
         base: the backbone, which is the rate BASE.
         rates: numbers of the rates, ascending.
         factors: [R, P], factors and bias deltas of all layers, see `Layout`.
-        vectors: [R, M + 2·Cz], logarithms of the steps of y and of z, and what is added to `z_idx`.
+        vectors: [R, M + 2·Cz], logarithms of the steps of y and of z, and offsets of `z_idx`.
     """
 
     def __init__(self, base: Backbone, rates: Sequence[int]) -> None:
-        """Start every rate as the base with steps that suit its lmbda at high rate.
+        """Start every rate as the base with quantiser steps that fit its lmbda at high rate.
 
         Args:
             base: with scale vectors (ScaledLinear).
@@ -70,7 +70,8 @@ class RateLadder(nn.Module):
 
         Args:
             x: [G·n, H, W, 3] in [0, 1]. relax: see Backbone.forward.
-            index: [G] int64, which of `rates` each group is of; None where BASE is the only one.
+            index: [G] int64, the place of each group's rate in `rates`; None if BASE is the only
+                rate.
         """
         if index is None:
             return self.base.forward(x, relax=relax)
@@ -101,10 +102,10 @@ class RateLadder(nn.Module):
         return {n: t[0] for n, t in out.items()} if len(index) == 1 else out
 
     def groups(self, frozen: bool) -> list[tuple[float, dict[str, nn.Parameter]]]:
-        """What is trained: shares of the learning rate, and the parameters that get it.
+        """Return the trained parameters, with their factor of the learning rate.
 
         Args:
-            frozen: leave out the encoder's own parameters (g_a, h_a).
+            frozen: leave out the encoder's parameters (g_a, h_a).
         """
         base = {f"base.{n}": p for n, p in self.base.named_parameters()}
         if frozen:
@@ -114,10 +115,10 @@ class RateLadder(nn.Module):
         return [(1.0, base), (2.5, {"factors": self.factors}), (5.0, {"vectors": self.vectors})]
 
     def masks(self, frozen: bool) -> dict[str, Tensor]:
-        """For parameters of which a part is not trained: 1 where they are, 0 elsewhere.
+        """Return masks of partly trained parameters: 1 where they are trained, 0 elsewhere.
 
         Args:
-            frozen: leave out what belongs to the encoder.
+            frozen: leave out the encoder's parameters (g_a, h_a).
         """
         if len(self.rates) == 1:
             return {}
@@ -137,9 +138,9 @@ class RateLadder(nn.Module):
 
     @torch.no_grad()
     def rebase(self) -> None:
-        """Put what BASE changes into the base; every rate computes what it did.
+        """Move the changes of BASE into the base; every rate computes what it did.
 
-        Steps of y go into the scales of the layers that write and read latents.
+        Steps of y are moved into the scales of the layers that write and read latents.
         """
         changes, at = self.layout.changes(self.factors.data), self.base_at
         for name, module in layers_of(self.base):
@@ -159,7 +160,7 @@ class RateLadder(nn.Module):
 
 @torch.no_grad()
 def divide_latents(model: Backbone, step: Tensor) -> None:
-    """Divide y [M] by `step`, and have the layers that read it multiply by that; levels stay.
+    """Divide y by `step` [M], and multiply by it in the layers that read y; levels stay the same.
 
     Args:
         model: with scale vectors.
@@ -179,11 +180,12 @@ def divide_latents(model: Backbone, step: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Changes:
-    """What rates change of each layer by name, views of rows of `RateLadder.factors`.
+    """The changes of each layer by name, as views of rows of `RateLadder.factors`.
 
     Attributes:
-        b, a: [R, N, r] and [R, r, K] of the layers that have factors.
-        d: [R, N], bias deltas of all layers, and `biases` all of them together.
+        b, a: [R, N, r] and [R, r, K], of the layers that have factors.
+        d: [R, N], bias deltas of each layer.
+        biases: bias deltas of all layers in one tensor.
     """
 
     b: Mapping[str, Tensor]
@@ -194,7 +196,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the changes of each layer lie in a row of `RateLadder.factors`.
+    """The places of each layer's changes in a row of `RateLadder.factors`.
 
     First the factors of each layer with a rank, B [N, r] and then A [r, K], in units where a row of
     the weight has an rms of 1; then the bias deltas of all layers, in units of the biases.
@@ -215,12 +217,12 @@ class Layout:
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers of each B and A in turn, and of all bias deltas."""
+        """Number of elements of B and of A of each layer in turn, and of all bias deltas."""
         factors = [self.ranks[n] * side for n in self.ranks for side in self.shapes[n]]
         return [*factors, sum(rows for rows, _ in self.shapes.values())]
 
     def changes(self, factors: Tensor) -> Changes:
-        """Views of rows [R, P]. One split: its gradient is one concatenation."""
+        """Return views of rows [R, P]. They come from one split, whose gradient is one `cat`."""
         *parts, biases = factors.split(self.sizes, 1)
         b = zip(self.ranks.items(), parts[::2], strict=True)
         a = zip(self.ranks.items(), parts[1::2], strict=True)
@@ -232,11 +234,11 @@ class Layout:
         )
 
     def by_layer(self, biases: Tensor) -> dict[str, Tensor]:
-        """Biases of all layers, [R, ...], as views by the layers' names."""
+        """Return views of the biases of all layers, [R, ...], by the layers' names."""
         parts = biases.split([rows for rows, _ in self.shapes.values()], 1)
         return dict(zip(self.shapes, parts, strict=True))
 
 
 def layers_of(base: Backbone) -> list[tuple[str, nn.Linear | Depthwise]]:
-    """The layers that rates change, by their names in a backbone."""
+    """Return the layers that rates change, with their names in a backbone."""
     return [(n, m) for n, m in base.named_modules() if isinstance(m, (nn.Linear, Depthwise))]

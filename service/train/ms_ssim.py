@@ -1,8 +1,8 @@
-"""1 - MS-SSIM as a loss: the figure of eval/metrics.py, differentiable, on batches in torch.
+"""MS-SSIM for training: the metric of eval/metrics.py, differentiable, on batches in torch.
 
 Wang, Simoncelli and Bovik 2003: 11x11 Gaussian windows where they fit, five scales of 2x2 means,
-each channel on its own. What differs from the figure is what a gradient needs: a scale whose mean
-is not positive counts as `FLOOR`, because a fractional power has no finite slope at zero.
+and each channel separately. The mean of a scale is at least `FLOOR` here, unlike in the metric,
+because a fractional power has no finite slope at zero.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 from service.eval.metrics import C1, C2, SIGMA, TAPS, WEIGHTS
 
 FLOOR = 1e-3
-"""Least mean of a scale: none of a picture that resembles its original comes near it."""
+"""Least mean of a scale; scales of a picture that resembles its original are far larger."""
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """MS-SSIM of each picture of a batch, mean of its channels.
+    """Return the MS-SSIM of each picture of a batch, averaged over its channels.
 
     Args:
         x: [B, H, W, 3] float32 in [0, 1]; H and W at least eval.metrics.MS_SSIM_SIDE.
-        y: the same, values a little outside [0, 1] allowed.
+        y: of the same shape; values may lie a little outside [0, 1].
 
     Returns:
-        [B] float32, 1 where equal.
+        [B] float32, 1 for equal pictures.
     """
     a, b = (t.float().permute(0, 3, 1, 2).contiguous() - 0.5 for t in (x, y))
     scales = []
@@ -41,7 +41,7 @@ def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """SSIM and its contrast-structure part wherever the window fits; a and b about the middle."""
+    """SSIM and its contrast-structure part wherever the window fits; a and b are less 1/2."""
     blurred = _blurred(torch.cat([a, b, a * a + b * b, a * b]))
     mu_a, mu_b, squares, product = blurred.chunk(4)
     c1, c2 = C1 / 255**2, C2 / 255**2
@@ -60,7 +60,7 @@ def _blurred(x: Tensor) -> Tensor:
 def _band(size: int, device: torch.device) -> Tensor:
     """The window at every place where it fits, [size - TAPS + 1, size].
 
-    As a matrix product it is nine times faster forth and back than depthwise convolution on a CPU.
+    On a CPU the matrix product is nine times faster than depthwise convolution, gradient included.
     """
     taps = torch.arange(TAPS, device=device) - TAPS // 2
     window = torch.exp(-(taps**2) / (2 * SIGMA**2))

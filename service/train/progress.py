@@ -1,30 +1,33 @@
-"""How the training of a backbone goes: what a run reports, and since when."""
+"""Progress reports of a backbone's training."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How training goes: means since the last report, on noise; pixels/s likewise.
+class BackboneProgress:
+    """One report of a training run; its means and its speed are of the steps since the last one.
 
     Attributes:
-        rates: by number of the rate; those that no step trained since are left out.
+        step: steps of the whole run.
+        minutes: of the whole run.
+        rates: by number of the rate, on noise; rates that no step trained are left out.
+        lr: learning rate of the last step.
+        skipped: steps of the whole run whose gradients were not finite.
     """
 
     step: int
     minutes: float
-    rates: dict[int, RateProgress]
+    rates: dict[int, RateFigures]
     pixels_per_s: float
     lr: float
     skipped: int
 
 
 @dataclass(frozen=True)
-class RateProgress:
+class RateFigures:
     """Mean loss, bits per pixel and PSNR of one rate."""
 
     loss: float
@@ -32,21 +35,18 @@ class RateProgress:
     psnr_db: float
 
 
-Report = Callable[[Progress], None]
-
-
 class Meter:
-    """Steps and seconds since the last line of progress."""
+    """Steps and seconds since the last report."""
 
     def __init__(self, step: int) -> None:
         self.step, self._last = step, time.monotonic()
 
     def due(self, seconds: float) -> bool:
-        """Whether the last report was so long ago."""
+        """Whether that many seconds have passed since the last report."""
         return time.monotonic() - self._last >= seconds
 
     def lap(self, step: int) -> tuple[int, float]:
-        """Steps and seconds since the last report, which is now."""
+        """Return the steps and seconds since the last report, and start counting anew."""
         now = time.monotonic()
         out = step - self.step, max(now - self._last, 1e-9)
         self.step, self._last = step, now

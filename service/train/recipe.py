@@ -1,4 +1,4 @@
-"""How a backbone is trained, as data: its sizes by name, the recipe, the learning rate."""
+"""The recipe of a backbone's training: sizes by name, settings, and the learning rate."""
 
 from __future__ import annotations
 
@@ -20,39 +20,45 @@ NAMED_SIZES: Final[Mapping[str, Sizes]] = {
     "light": Sizes(),
     "base": Sizes(M=320, c8=256, c16=320, ne8=6, ne16=3, nd8=8, nd16=3, cp=256, cc=192),
 }
-"""`light` is what ships; `base`, for GPUs, takes 65 kMAC/pixel to decode where light takes 18.
+"""`light` is the shipped model; `base`, for GPUs, decodes with 65 kMAC/pixel, `light` with 18.
 
-Over the first 280 steps afresh (8 crops of 192, 100 steps of warm-up) base at a rate of 2e-4 falls
-as fast as light at 4e-4: Kodak loss 1.414 (288 steps) and 1.413 (272). At 4e-4 base strays to 3.3
-in its warm-up, light at 2e-4 is at 1.53 after 160. Longer runs of base begin at 2e-4.
+In the first 280 steps of new runs (8 crops of 192, 100 steps of warm-up) base with a learning rate
+of 2e-4 learns as fast as light with 4e-4: the Kodak loss is 1.414 (after 288 steps) and 1.413
+(272). With 4e-4 the loss of base rises to 3.3 during warm-up; with 2e-4 light has 1.53 after 160
+steps. So longer runs of base should start with 2e-4.
 """
 
 LR_FLOOR: Final = 0.02
-"""Share of the learning rate that a decay ends with."""
+"""Share of the learning rate that is left at the end of a decay."""
 
 CUDA_BATCH: Final = 64
-"""Crops a step of a new run on CUDA: enough to fill the device."""
+"""Crops per step of a new run on CUDA: enough to fill the device."""
 
 START_CROPS: Final = 192
-"""Crops that a fresh start takes its statistics from."""
+"""Crops whose statistics a new backbone starts with."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BackboneRecipe:
     """How a backbone and its ladder are trained.
 
     Attributes:
         rates: trained together; the one in the middle, BASE, is the backbone itself.
-        groups: rates in each step; where there are more rates, a step draws so many of them.
-        balance: the loss of a rate is weighted by its lmbda, over BASE's, to the power of -balance.
-        lr: after `warmup` steps, until the decay. Over about 5e-4 (light) training turns unstable.
-        batch: crops a step. crop: side in pixels. clip: largest gradient norm.
-        ema: share of the old average kept each step. seed: of every draw.
+        groups: rates in each step, drawn at random if there are more rates.
+        balance: the loss of a rate is weighted by (its lmbda / BASE's lmbda) ** -balance.
+        lr: learning rate after `warmup` steps and before the decay. Training of `light` becomes
+            unstable above about 5e-4.
+        warmup: steps over which the learning rate rises.
+        batch: crops per step.
+        crop: side of the crops in pixels.
+        clip: largest norm of the gradient.
+        ema: share of the old average that each step keeps.
+        seed: of every random draw.
         downscaled: share of the crops that are reduced to 0.5-1 of their size.
-        grain: share of the photographs' crops that grain is added to.
-        procedural: share of the crops that are of generated pictures (procedural.py).
-        mixed: share of the crops that are from each further folder of pictures, by its name.
-        frozen: finish: g_a and h_a stay, the rest is trained on latents that are really rounded.
+        grain: share of the photographs' crops that get grain.
+        procedural: share of the crops that are cut from generated pictures (procedural.py).
+        mixed: share of the crops from each further folder of pictures, by the folder's name.
+        frozen: keep g_a and h_a, and train the rest on rounded latents.
     """
 
     rates: tuple[int, ...] = tuple(LADDER)
@@ -79,33 +85,39 @@ class Recipe:
             )
         if not 1 <= self.groups <= len(self.rates) or self.batch % self.groups:
             raise BadParameter(
-                f"{self.batch} crops a step of {self.groups} rates, expected a multiple and at "
-                f"most the {len(self.rates)} rates that there are"
+                f"a step has {self.batch} crops of {self.groups} rates, expected a multiple of the "
+                f"number of rates, and at most the run's {len(self.rates)} rates"
             )
         if not self.procedural + sum(self.mixed.values()) < 1:
-            raise BadParameter("shares of generated and mixed pictures reach 1: none is left")
+            raise BadParameter(
+                "shares of generated and mixed pictures add up to 1 or more, expected less than 1"
+            )
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """A recipe from the JSON values that a run keeps."""
+    def from_dict(cls, values: Mapping[str, Any]) -> BackboneRecipe:
+        """Read a recipe from the JSON values in a run's record."""
         return cls(**{**values, "rates": tuple(values["rates"])})
 
     @property
     def pixels(self) -> int:
-        """That one step sees."""
+        """Number of pixels in the crops of one step."""
         return self.batch * self.crop**2
 
 
 @dataclass(frozen=True)
 class Decay:
-    """The final decay: from which step, over how many."""
+    """The final decay of a run: its first step and its number of steps."""
 
     start: int
     steps: int
 
 
 def sizes_named(name: str) -> Sizes:
-    """Sizes by their name, or from a JSON file of that path. Raises BadParameter: neither."""
+    """Return the sizes of that name, or those in the JSON file of that path.
+
+    Raises:
+        BadParameter: it is neither a name nor a file of sizes.
+    """
     if name in NAMED_SIZES:
         return NAMED_SIZES[name]
     if not Path(name).is_file():
@@ -113,26 +125,27 @@ def sizes_named(name: str) -> Sizes:
     try:
         return Sizes.from_dict(json.loads(Path(name).read_text()))
     except (ValueError, TypeError, StoreError) as error:
-        raise BadParameter(f"{name} holds no sizes of a backbone: {error}") from error
+        raise BadParameter(f"{name} does not contain the sizes of a backbone: {error}") from error
 
 
-def learning_rate(recipe: Recipe, step: int, decay: Decay | None) -> float:
-    """Of a step: a linear rise, a plateau, and half a cosine once the decay has begun."""
+def learning_rate(recipe: BackboneRecipe, step: int, decay: Decay | None) -> float:
+    """Return a step's learning rate: a linear rise, a plateau, and half a cosine for the decay."""
     lr = recipe.lr * min(1.0, (step + 1) / recipe.warmup)
     if decay is None or step < decay.start:
         return lr
-    done = min(1.0, (step - decay.start) / decay.steps)
-    return lr * (LR_FLOOR + (1 - LR_FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
+    progress = min(1.0, (step - decay.start) / decay.steps)
+    return lr * (LR_FLOOR + (1 - LR_FLOOR) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def recipe_for(folder: Path, device: torch.device, **given: Any) -> Recipe:
-    """The recipe of a folder's run, or that of a new run on a device, with what was given.
+def recipe_for(folder: Path, device: torch.device, **fields: Any) -> BackboneRecipe:
+    """Return the recipe of the run in a folder, or of a new run on a device, with changed fields.
 
-    A run goes on only with its own recipe: `Run` refuses another.
+    Fields that are None are not changed. `TrainingRun` refuses to resume a run with a recipe other
+    than its own.
     """
-    changes = {k: v for k, v in given.items() if v is not None}
+    changes = {k: v for k, v in fields.items() if v is not None}
     if has_state(folder):
-        return replace(Recipe.from_dict(read_about(folder)["recipe"]), **changes)
-    start = Recipe(batch=CUDA_BATCH) if device.type == "cuda" else Recipe()
-    rates = changes.get("rates", start.rates)
-    return replace(start, **{"groups": min(start.groups, len(rates)), **changes})
+        return replace(BackboneRecipe.from_dict(read_about(folder)["recipe"]), **changes)
+    default = BackboneRecipe(batch=CUDA_BATCH) if device.type == "cuda" else BackboneRecipe()
+    rates = changes.get("rates", default.rates)
+    return replace(default, **{"groups": min(default.groups, len(rates)), **changes})

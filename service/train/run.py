@@ -1,19 +1,18 @@
-"""A backbone's training run: by the clock, in as many pieces as you like, resumed exactly.
+"""A backbone's training run: any number of sessions of some minutes each, resumed exactly.
 
     rankpress train base PICTURES --run runs/mine --minutes 480 --decay 60 --measure HELD_OUT
 
-Each piece goes on from the run's folder (checkpoint.py) as if there had been no interruption: the
-weights, Adam's moments, the average and the number of the step, of which every draw is a function.
-The learning rate rises over `warmup` steps and is then constant; the cosine decay that a run ends
-with is begun only when asked for, at the end of a piece's minutes, and is counted in steps, so that
-it too goes on exactly when it is cut off.
+A session resumes from the run's folder (checkpoint.py) as if there had been no interruption: the
+folder holds the weights, the optimisers' state, the averaged weights and the number of the step,
+and every random draw is a function of that number. The learning rate rises over `warmup` steps and
+is then constant. The final cosine decay is requested for the last minutes of a session and counted
+in steps, so that it too resumes exactly.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,28 +28,31 @@ from service.eval.machine import device_name
 from service.nets.compiling import Compile
 from service.nets.model import Backbone
 from service.train.checkpoint import as_type, has_state, read_about, read_tensors, write_state
-from service.train.evaluate import Quality, evaluate
+from service.train.evaluate import Quality, evaluate, psnr_db
 from service.train.ladder import RateLadder
-from service.train.progress import Meter, Progress, RateProgress, Report
-from service.train.recipe import Decay, Recipe, learning_rate
-from service.train.sources import Data
+from service.train.progress import BackboneProgress, Meter, RateFigures
+from service.train.recipe import BackboneRecipe, Decay, learning_rate
+from service.train.sampler import TrainingData
 from service.train.step import TrainingStep
 from service.train.world import World
 
 SYNC_STEPS: Final = 16
-"""The host runs at most so many steps ahead of the device, to keep to the clock."""
+"""Steps that the host queues before it waits for the device and reads the clock."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """How long this piece of a run is and how it is done.
+class TrainingSession:
+    """Settings of one session of a run, which may differ from one session to the next.
 
     Attributes:
-        minutes: of this piece. decay: how many of them, at its end, are the run's final decay.
-        report_s: between progress lines. checkpoint_s: between checkpoints.
-        measure: folder of pictures, measured at the end; None for none.
-        compiled: what to compile. graph: replay CUDA graphs on CUDA.
-        moments: of Adam, as checkpoints keep them; exact only in float32.
+        minutes: length of the session.
+        decay: how many of these minutes, at the end, are the run's final decay.
+        report_s: seconds between progress reports.
+        checkpoint_s: seconds between checkpoints.
+        measure: folder of pictures to measure on at the end; None to measure nothing.
+        compiled: what to compile.
+        graph: replay CUDA graphs on CUDA.
+        moments: type of Adam's moments in checkpoints; only float32 resumes exactly.
         commit: of the code, for the record.
     """
 
@@ -65,36 +67,38 @@ class Piece:
     commit: str = ""
 
 
-class Run:
-    """A run in its folder: its state, and what is known of how it came about."""
+class TrainingRun:
+    """A run in its folder: the state of training, and the record of all sessions."""
 
     def __init__(
         self,
         folder: Path,
-        data: Data,
-        recipe: Recipe,
+        data: TrainingData,
+        recipe: BackboneRecipe,
         start: Callable[[], RateLadder],
-        piece: Piece,
+        session: TrainingSession,
         started_from: str,
         world: World | None = None,
     ) -> None:
-        """Begin a run, or take it up where its folder says.
+        """Begin a run, or resume the one in the folder.
 
         Args:
-            folder: of the run. data: tiles on the device to train on.
-            recipe: must be that of the run, if there is one already.
-            start: gives the model of a run that is new. piece: see Piece.
-            started_from: what `start` gives, for the record.
+            folder: of the run.
+            data: tiles on the device that trains.
+            recipe: of the run; a run that exists must have the same.
+            start: returns the initial model of a new run.
+            session: settings of this session.
+            started_from: name of the initial model, for the record.
             world: the processes that train together.
 
         Raises:
-            BadParameter: the folder's run has another recipe, other tiles, or has decayed already.
+            BadParameter: the run in the folder has another recipe or other tiles, or is finished.
         """
-        self._folder, self._recipe, self._piece = folder, recipe, piece
+        self._folder, self._recipe, self._session = folder, recipe, session
         self._world, self._device = world or World(), data.sources[0].tiles.device
         if has_state(folder):
             self._about = read_about(folder)
-            self._refuse_other(asdict(recipe), dict(data.record))
+            self._check_record(asdict(recipe), dict(data.record))
             sizes = Sizes.from_dict(self._about["sizes"])
             ladder = RateLadder(Backbone(sizes), recipe.rates)
         else:
@@ -113,15 +117,15 @@ class Run:
         self._world.spread(t.data for t in ladder.state_dict().values())
         sampler = data.sampler(recipe, self._world)
         self._work = TrainingStep(
-            ladder, sampler, recipe, piece.compiled, piece.graph, self._world
+            ladder, sampler, recipe, session.compiled, session.graph, self._world
         )
         if has_state(folder):
             self._work.load(as_type(read_tensors(folder), torch.float32))
         self._step: int = self._about["step"]
-        told = self._about["decay"]
-        self._decay = Decay(**told) if told else None
+        decay = self._about["decay"]
+        self._decay = Decay(**decay) if decay else None
         self._first, self._began = self._step, time.monotonic()
-        self._pace = self._first, 0.0
+        self._compiled_at = self._first, 0.0
         if self._world.first:
             folder.mkdir(parents=True, exist_ok=True)
         self.shards = 0
@@ -129,7 +133,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Steps done in all pieces."""
+        """Number of steps done in all sessions."""
         return self._step
 
     @property
@@ -137,12 +141,12 @@ class Run:
         """Whether the final decay is done."""
         return self._decay is not None and self._step >= self._decay.start + self._decay.steps
 
-    def train(self, report: Report) -> dict[int, Quality]:
-        """Do the piece; its state is kept at the end, also when interrupted.
+    def train(self, report: Callable[[BackboneProgress], None]) -> dict[int, Quality]:
+        """Train for one session, and save the state at its end or when it is interrupted.
 
         Returns:
-            What the averaged weights measure with real rounding at each rate; nothing where there
-            is nothing to measure on.
+            Rate and quality of the averaged weights with real rounding, by rate; empty if the
+            session has no folder to measure on.
 
         Raises:
             BadParameter: another process trains in the folder.
@@ -150,25 +154,25 @@ class Run:
         if not self._world.first:
             self._train(lambda _: None)
             return {}
-        with _alone(self._folder):
+        with _locked(self._folder):
             self._train(report)
         return self._measure()
 
-    def _train(self, report: Report) -> None:
+    def _train(self, report: Callable[[BackboneProgress], None]) -> None:
         self._began = saved = time.monotonic()
         meter = Meter(self._step)
         try:
-            while self._goes_on():
-                for _ in range(min(SYNC_STEPS, self._left())):
+            while self._must_continue():
+                for _ in range(self._steps_until_sync()):
                     lr = learning_rate(self._recipe, self._step, self._decay)
                     self._work.run(self._step, lr)
                     self._step += 1
                 self._work.wait()
-                if self._pace[0] == self._first:
-                    self._pace = self._step, self._minutes()
-                if meter.due(self._piece.report_s):
+                if self._compiled_at[0] == self._first:
+                    self._compiled_at = self._step, self._minutes()
+                if meter.due(self._session.report_s):
                     report(self._progress(meter))
-                if time.monotonic() - saved > self._piece.checkpoint_s:
+                if time.monotonic() - saved > self._session.checkpoint_s:
                     self.save()
                     saved = time.monotonic()
         finally:
@@ -176,16 +180,16 @@ class Run:
         if self._step > meter.step:
             report(self._progress(meter))
 
-    def _goes_on(self) -> bool:
-        """Whether another few steps are to be done; all processes do as the first one says."""
+    def _must_continue(self) -> bool:
+        """Whether the session is not over; the first process decides for all."""
         self._begin_decay()
-        goes_on = not self.finished and self._minutes() < self._piece.minutes
-        agreed: tuple[bool, Decay | None] = self._world.agree((goes_on, self._decay))
-        goes_on, self._decay = agreed
-        return goes_on
+        continues = not self.finished and self._minutes() < self._session.minutes
+        agreed: tuple[bool, Decay | None] = self._world.agree((continues, self._decay))
+        continues, self._decay = agreed
+        return continues
 
     def save(self) -> None:
-        """Write the state. Of a finished run only the averaged weights are kept."""
+        """Write the state; of a finished run only the averaged weights."""
         if not self._world.first:
             return
         self._about |= {
@@ -193,45 +197,44 @@ class Run:
             "pixels": self._step * self._recipe.pixels,
             "skipped": self._work.skipped,
             "decay": asdict(self._decay) if self._decay else None,
-            "pieces": [*self._earlier, self._this_piece()],
+            "pieces": [*self._earlier, self._session_record()],
         }
         tensors = self._work.tensors()
         if self.finished:
             tensors = {n: t for n, t in tensors.items() if n.startswith("ema.")}
-        if self._piece.moments != torch.float32:
+        if self._session.moments != torch.float32:
             moments = {n: t for n, t in tensors.items() if n.startswith(("adam.m.", "adam.v."))}
-            tensors |= as_type(moments, self._piece.moments)
+            tensors |= as_type(moments, self._session.moments)
         self.shards = write_state(self._folder, tensors, self._about)
 
     def _minutes(self) -> float:
         return (time.monotonic() - self._began) / 60
 
-    def _left(self) -> int:
-        """Steps until the decay ends; plenty where there is none."""
-        return SYNC_STEPS if self._decay is None else (
-            self._decay.start + self._decay.steps - self._step
-        )
+    def _steps_until_sync(self) -> int:
+        if self._decay is None:
+            return SYNC_STEPS
+        return min(SYNC_STEPS, self._decay.start + self._decay.steps - self._step)
 
     def _begin_decay(self) -> None:
-        """Once the clock says so, count the rest of the piece in steps at the speed so far."""
-        piece, minutes = self._piece, self._minutes()
-        if self._decay is not None or not piece.decay or minutes < piece.minutes - piece.decay:
+        """Begin the decay when it is due, with the steps that fit in the rest of the session."""
+        minutes = self._minutes()
+        left = self._session.minutes - minutes
+        if self._decay is not None or not self._session.decay or left > self._session.decay:
             return
-        # the first steps compile, and say nothing of the speed
-        pace_step, pace_minutes = self._pace
-        if self._step > pace_step > self._first:
-            speed = (self._step - pace_step) / (minutes - pace_minutes)
-            steps = max(1, int(0.98 * speed * (piece.minutes - minutes)))
-            self._decay = Decay(self._step, steps)
+        # the speed is measured without the first steps, which compile
+        step, compiled_minutes = self._compiled_at
+        if self._step > step > self._first:
+            speed = (self._step - step) / (minutes - compiled_minutes)
+            self._decay = Decay(self._step, max(1, int(0.98 * speed * left)))
 
-    def _progress(self, meter: Meter) -> Progress:
+    def _progress(self, meter: Meter) -> BackboneProgress:
         rates = {
-            rate: RateProgress(m.loss, m.bpp, -10 * math.log10(max(m.mse, 1e-10)))
+            rate: RateFigures(m.loss, m.bpp, psnr_db(m.mse))
             for rate, m in self._work.means().items()
             if m.steps
         }
         steps, seconds = meter.lap(self._step)
-        progress = Progress(
+        progress = BackboneProgress(
             step=self._step,
             minutes=self._total_minutes(),
             rates=rates,
@@ -245,28 +248,28 @@ class Run:
         return progress
 
     def _total_minutes(self) -> float:
-        earlier: float = sum(p["minutes"] for p in self._earlier)
+        earlier: float = sum(session["minutes"] for session in self._earlier)
         return earlier + self._minutes()
 
-    def _this_piece(self) -> dict[str, Any]:
+    def _session_record(self) -> dict[str, Any]:
         return {
             "steps": self._step - self._first,
             "minutes": round(self._minutes(), 2),
             "device": device_name(self._device.type),
             "processes": self._world.size,
             "torch": torch.__version__,
-            "commit": self._piece.commit,
+            "commit": self._session.commit,
         }
 
     def _measure(self) -> dict[int, Quality]:
-        if self._piece.measure is None:
+        if self._session.measure is None:
             return {}
         ladder = RateLadder(Backbone(self._work.ladder.base.sizes), self._recipe.rates)
         ladder.load_state_dict(self._work.averaged())
-        measured = evaluate(ladder.to(self._device).eval(), self._piece.measure)
+        measured = evaluate(ladder.to(self._device).eval(), self._session.measure)
         record = {
             "step": self._step,
-            "folder": self._piece.measure.name,
+            "folder": self._session.measure.name,
             "rates": {str(rate): asdict(quality) for rate, quality in measured.items()},
         }
         self._about["measured"] = record
@@ -275,23 +278,24 @@ class Run:
         self.save()
         return measured
 
-    def _refuse_other(self, recipe: dict[str, Any], data: dict[str, Any]) -> None:
-        for name, mine in (("recipe", recipe), ("data", data)):
-            if self._about[name] != json.loads(json.dumps(mine)):
+    def _check_record(self, recipe: dict[str, Any], data: dict[str, Any]) -> None:
+        """Raise BadParameter if the folder's run has another recipe or other data, or has ended."""
+        for name, requested in (("recipe", recipe), ("data", data)):
+            if self._about[name] != json.loads(json.dumps(requested)):
                 raise BadParameter(
-                    f"{self._folder} holds a run with {name} {self._about[name]}, not {mine}; "
-                    "give another --run, and --from this one to go on from its weights"
+                    f"{self._folder} holds a run with {name} {self._about[name]}, not {requested}; "
+                    "give another folder as --run, and this one as --from to start from its weights"
                 )
         decay = self._about["decay"]
         if decay and self._about["step"] >= decay["start"] + decay["steps"]:
             raise BadParameter(
-                f"{self._folder} holds a run that has ended with its decay: export it, or begin "
-                "another --run --from it"
+                f"{self._folder} holds a run that has ended with its decay: export it, or start "
+                "another --run with this folder as --from"
             )
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes from training in a run's folder."""
     with (folder / "lock").open("ab") as file:
         try:
@@ -302,8 +306,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def training_record(about: Mapping[str, Any]) -> dict[str, object]:
-    """What a manifest says of a run: data, pixels seen, minutes, devices, commits, recipe."""
-    pieces = about["pieces"]
+    """Return the part of a run's record that goes into the manifest of an exported model."""
+    sessions = about["pieces"]
     return {
         "data": about["data"],
         "started_from": about["started_from"],
@@ -312,8 +316,8 @@ def training_record(about: Mapping[str, Any]) -> dict[str, object]:
         "pixels": about["pixels"],
         "skipped": about["skipped"],
         "decay": about["decay"],
-        "minutes": round(sum(p["minutes"] for p in pieces), 1),
-        "devices": sorted({p["device"] for p in pieces}),
-        "commits": sorted({p["commit"] for p in pieces if p["commit"]}),
+        "minutes": round(sum(s["minutes"] for s in sessions), 1),
+        "devices": sorted({s["device"] for s in sessions}),
+        "commits": sorted({s["commit"] for s in sessions if s["commit"]}),
         "measured": about["measured"],
     }

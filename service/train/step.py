@@ -1,13 +1,14 @@
 """One training step, the same on the CPU, on CUDA and replayed from a CUDA graph.
 
-Sampling, loss, gradients, clipping, the optimisers and the average of the weights (EMA) all happen
-on the device: SOAP (soap.py) moves the base's matrices, Adam everything else. Nothing in a step
-waits for the host: the learning rate is a tensor, and a step whose gradients are not finite is told
-to the optimisers and to the average, so that it changes nothing but a counter. Every draw of a step
-depends on (seed, step) alone.
+Sampling, loss, gradients, clipping, the optimisers and the average of the weights (EMA) all run on
+the device: SOAP (soap.py) trains the base's matrices, Adam everything else. Nothing in a step waits
+for the host: the learning rate is a tensor, and the optimisers and the average read a flag that is
+false when the gradients are not finite, so that such a step changes nothing but a counter. All
+random draws of a step are functions of (seed, step).
 
-Loss of a rate: R + lmbda · 255² · MSE, R in bits per pixel on additive noise (nets/model.py), or
-on really rounded latents in the finish. A step's loss is the weighted mean over its groups' rates.
+The loss of a rate is R + lmbda · 255² · MSE, with R in bits per pixel on additive noise
+(nets/model.py), or on rounded latents if the recipe is `frozen`. A step's loss is the weighted mean
+over its groups' rates.
 """
 
 from __future__ import annotations
@@ -21,23 +22,24 @@ from torch import Tensor, nn
 from service.nets.compiling import Compile, compile_blocks
 from service.nets.model import ste_round
 from service.train.ladder import RateLadder
-from service.train.recipe import Recipe
-from service.train.sample import Sampler
+from service.train.recipe import BackboneRecipe
+from service.train.sampler import Sampler
 from service.train.soap import Soap, suits
 from service.train.tunes import BASE, LADDER
 from service.train.world import World
 
 BETAS: Final = (0.9, 0.98)
 WARM_UP_STEPS: Final = 3
-"""Steps done eagerly before a graph is captured; they count like any other."""
+"""Steps that run eagerly before a graph is captured; they are ordinary steps of the run."""
 
 
 @dataclass(frozen=True)
 class Means:
-    """Over the steps since the last reading that were finite, and how many there were.
+    """Means of one rate over the finite steps since the last reading.
 
     Attributes:
-        steps: in which a rate was trained. loss, bpp, mse: of one rate.
+        steps: number of finite steps that trained the rate.
+        loss, bpp, mse: means over these steps; the MSE is of pixels in [0, 1].
     """
 
     steps: int
@@ -47,13 +49,13 @@ class Means:
 
 
 class TrainingStep:
-    """A ladder in training with all that a step reads and writes, in tensors that stay in place."""
+    """A ladder in training: all that a step reads and writes, in tensors that stay in place."""
 
     def __init__(
         self,
         ladder: RateLadder,
         sampler: Sampler,
-        recipe: Recipe,
+        recipe: BackboneRecipe,
         compiled: Compile,
         graph: bool,
         world: World | None = None,
@@ -61,9 +63,12 @@ class TrainingStep:
         """Prepare to train.
 
         Args:
-            ladder: on its device; trained in place. sampler: on the same.
-            recipe: see Recipe. compiled: "off", "blocks" or "whole".
-            graph: replay the step from a CUDA graph. world: the processes that share a step.
+            ladder: on its device; trained in place.
+            sampler: on the same device.
+            recipe: of the run.
+            compiled: "off", "blocks" or "whole".
+            graph: replay the step from a CUDA graph.
+            world: the processes that share a step.
         """
         self.ladder, self._sampler, self._recipe = ladder, sampler, recipe
         self._world = world or World()
@@ -73,13 +78,13 @@ class TrainingStep:
         self._share = torch.zeros((), device=device)
         self._rates: list[tuple[float, Tensor]] = []
         options, matrices = [], dict[str, nn.Parameter]()
-        for share, found in ladder.groups(recipe.frozen):
-            self.parameters |= found
+        for share, group in ladder.groups(recipe.frozen):
+            self.parameters |= group
             self._rates.append((share, torch.zeros((), device=device)))
-            # the ladder's own matrices have a row for each rate, and are many layers side by side
-            fit = {n: w for n, w in found.items() if n.startswith("base.") and suits(w)}
+            # the ladder's own matrices have a row for each rate, which holds many layers
+            fit = {n: w for n, w in group.items() if n.startswith("base.") and suits(w)}
             matrices |= fit
-            others = {n: w for n, w in found.items() if n not in fit}
+            others = {n: w for n, w in group.items() if n not in fit}
             options.append({"params": list(others.values()), "lr": self._rates[-1][1]})
         for name, parameter in ladder.named_parameters():
             parameter.requires_grad_(name in self.parameters)
@@ -88,7 +93,7 @@ class TrainingStep:
         self._optimiser = torch.optim.AdamW(
             options, 0.0, BETAS, weight_decay=0.0, fused=True, capturable=device.type == "cuda"
         )
-        # AdamW would warn of steps outside a graph, which are meant
+        # AdamW would warn about steps outside a graph, which are intended
         self._optimiser._warned_capturable_if_run_uncaptured = True
         self._soap = Soap(matrices, BETAS, device)
         self._others = {n: w for n, w in self.parameters.items() if n not in matrices}
@@ -114,10 +119,10 @@ class TrainingStep:
             self._loss = torch.compile(self._plain_loss, dynamic=False)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm_up = WARM_UP_STEPS if graph and device.type == "cuda" else -1
-        self._side = torch.cuda.Stream(device) if self._warm_up > 0 else None
+        self._warm_up_stream = torch.cuda.Stream(device) if self._warm_up > 0 else None
 
     def run(self, step: int, lr: float) -> None:
-        """Do step number `step` (from 0); on CUDA it is only begun."""
+        """Run step number `step`, counted from 0; on CUDA this returns before the step is done."""
         torch.manual_seed(self._recipe.seed * 10**9 + step)
         for share, rate in self._rates:
             rate.fill_(share * lr)
@@ -125,10 +130,10 @@ class TrainingStep:
         self._soap.refresh(step)
         if self._graph is not None:
             self._graph.replay()
-        elif self._side is None:
+        elif self._warm_up_stream is None:
             self._step()
         elif self._warm_up > 0:
-            self._on_side()
+            self._warm_up_step()
         else:
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
@@ -137,14 +142,14 @@ class TrainingStep:
 
     def means(self) -> dict[int, Means]:
         """Read and reset the running sums of each rate; waits for the device."""
-        found = {}
+        means = {}
         for rate, (loss, bpp, mse, steps) in zip(
             self.ladder.rates, self._sums.tolist(), strict=True
         ):
             count = max(steps, 1)
-            found[rate] = Means(int(steps), loss / count, bpp / count, mse / count)
+            means[rate] = Means(int(steps), loss / count, bpp / count, mse / count)
         self._sums.zero_()
-        return found
+        return means
 
     @property
     def skipped(self) -> int:
@@ -152,12 +157,16 @@ class TrainingStep:
         return int(self._skipped)
 
     def wait(self) -> None:
-        """Until the device has done all steps that were begun."""
+        """Wait until the device has finished all steps."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The whole state by name: "model.", "ema." (of a RateLadder), "adam.", "skipped"."""
+        """Return the whole state.
+
+        Names start with "model." and "ema." (state dicts of RateLadder), "soap." and "adam."; one
+        is "skipped".
+        """
         state = self.ladder.state_dict()
         averaged = state | dict(zip(self.parameters, self._average, strict=True))
         out = {f"model.{n}": t for n, t in state.items()}
@@ -172,38 +181,39 @@ class TrainingStep:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take up a state that `tensors` gave, moments of another type included."""
-        mine = self.tensors()
-        for name, tensor in mine.items():
+        """Load a state that `tensors` returned; moments may have another type."""
+        for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         for weight in self._others.values():
             self._optimiser.state[weight]["step"].copy_(tensors["adam.step"])
 
     def averaged(self) -> dict[str, Tensor]:
-        """State dict of the averaged weights, on the CPU."""
-        prefix = "ema."
-        found = {n: t for n, t in self.tensors().items() if n.startswith(prefix)}
-        return {n.removeprefix(prefix): t.detach().cpu().clone() for n, t in found.items()}
+        """Return the state dict of the averaged weights, on the CPU."""
+        return {
+            name.removeprefix("ema."): tensor.detach().cpu().clone()
+            for name, tensor in self.tensors().items()
+            if name.startswith("ema.")
+        }
 
     def update(self, divisor: Tensor, finite: Tensor) -> None:
-        """Move the weights by their gradients over a divisor; not at all where not finite."""
-        # as torch's GradScaler tells the optimiser: divide by the one, do nothing at the other
+        """Update the weights with their gradients over a divisor, unless `finite` is false."""
+        # the attributes that torch's GradScaler sets: a divisor, and a flag to skip the step
         optimiser: Any = self._optimiser
         optimiser.grad_scale, optimiser.found_inf = divisor, (~finite).float()
         optimiser.step()
         self._soap.step(self._rates[0][1], divisor, finite)
 
-    def _on_side(self) -> None:
-        """A step on another stream, as capturing wants it before it."""
-        assert self._side is not None
+    def _warm_up_step(self) -> None:
+        """Run a step on another stream, as torch requires before a graph is captured."""
+        assert self._warm_up_stream is not None
         self._warm_up -= 1
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):
+        self._warm_up_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._warm_up_stream):
             self._step()
-        torch.cuda.current_stream().wait_stream(self._side)
+        torch.cuda.current_stream().wait_stream(self._warm_up_stream)
 
     def _noisy(self, v: Tensor) -> Tensor:
-        """Add uniform noise in ±1/2: this process's part of the whole batch's."""
+        """Add uniform noise in ±1/2: this process's part of the noise of the whole batch."""
         items = len(v) * self._world.size
         noise = torch.rand(items, *v.shape[1:], device=v.device)
         return v + self._world.part(noise, self._recipe.groups) - 0.5
@@ -213,7 +223,7 @@ class TrainingStep:
         return ste_round(v)
 
     def _draw_rates(self) -> Tensor | None:
-        """The rates of this step's groups, as places in the ladder; None where there is one."""
+        """The places in the ladder of this step's rates; None if the ladder has one rate."""
         count = len(self.ladder.rates)
         if count == 1:
             return None
@@ -223,7 +233,7 @@ class TrainingStep:
 
     def _plain_loss(self, x: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
         """Weighted loss of crops, and each group's loss, bits per pixel and MSE [groups, 3]."""
-        # casts of weights must not be kept from one step to the next, as a graph would keep them
+        # without the cache: a graph would keep casts of weights from one step to the next
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
             e = self.ladder(x, index, self._relax)
         groups = self._recipe.groups
@@ -237,14 +247,14 @@ class TrainingStep:
         return (losses * balance).mean(), torch.stack([losses, bpp, mse], 1)
 
     def _step(self) -> None:
-        """Draw, differentiate, update; nothing here may look at a value on the host."""
+        """Draw, differentiate and update; nothing here may read a value on the host."""
         weights: list[Tensor] = list(self.parameters.values())
         index = self._draw_rates()
         loss, figures = self._loss(self._sampler.draw(), index)
         for weight, grad in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-            # fused updates walk both in memory order
-            same = grad.stride() == weight.stride()
-            weight.grad = grad if same else grad.contiguous()
+            # fused updates read both in memory order
+            same_order = grad.stride() == weight.stride()
+            weight.grad = grad if same_order else grad.contiguous()
         with torch.no_grad():
             for name, mask in self._masks.items():
                 part = self.parameters[name].grad

@@ -1,9 +1,9 @@
-"""What a ladder of rates is trained for: squared error (PSNR) or likeness (MS-SSIM).
+"""Losses of the ladders of rates: squared error (tune "psnr") or MS-SSIM (tune "ms-ssim").
 
-The loss of a rate is R + lmbda · E, R in bits per pixel. For "psnr" E = 255² · MSE on [0, 1]. For
-"ms-ssim" E = 1 - MS-SSIM, and lmbda is not given but found: while a rate is trained it is moved
-until the rate costs what the first ladder's costs on the pictures that both are measured on, so
-that rates of equal number have equal size. lmbda is then what the manifest records.
+The loss of a rate is R + lmbda · E, with R in bits per pixel. For "psnr" E = 255² · MSE of pixels
+in [0, 1], and lmbda is given. For "ms-ssim" E = 1 - MS-SSIM, and lmbda is adjusted during training
+until the rate takes as many bits as the same rate of the PSNR ladder, on the pictures that both are
+measured on, so that rates of equal number have equal size. The manifest records that lmbda.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from service.nets.model import Backbone
 from service.train.ms_ssim import ms_ssim
 
 BASE = 4
-"""The rate in the middle of the ladder, at which the backbone is trained."""
+"""The rate in the middle of the ladder, which the backbone itself is trained for."""
 
 LADDER: Mapping[int, float] = {
     1: 0.0018,
@@ -40,73 +40,76 @@ class Tune:
     """One ladder's loss.
 
     Attributes:
-        name: as the store, the command line and the API call it.
-        error: E of (x_hat, x), both [B, H, W, 3] float32 in [0, 1].
-        lmbdas: of each rate; where to start where lmbda is `found`.
-        order: rates in the order in which they are trained, each after its neighbour.
-        head_start: times the steps for the rate that starts from the base: it learns the loss.
+        name: in the store, on the command line and in the API.
+        error: function E of (x_hat, x), both [B, H, W, 3] float32 in [0, 1].
+        lmbdas: of each rate; initial values if `adjusts_lmbda`.
+        order: rates in the order of their training, each after its neighbour.
+        adjusts_lmbda: whether training adjusts lmbda to the bits of the PSNR ladder.
+        head_start: factor of the steps of the rate that starts from the base, which was not trained
+            for this loss.
     """
 
     name: str
     error: Callable[[Tensor, Tensor], Tensor]
     lmbdas: Mapping[int, float]
     order: tuple[int, ...]
-    found: bool
+    adjusts_lmbda: bool
     head_start: int = 1
 
     def neighbour(self, rate: int) -> int | None:
-        """The rate that a rate starts from, None for the base itself."""
+        """Return the rate that a rate starts from; None if it starts from the base."""
         if rate == BASE:
             return None
         near = rate - 1 if rate > BASE else rate + 1
         return near if near in self.order else None
 
     def steps(self, rate: int, steps: int) -> int:
-        """Steps of a rate where one with a neighbour takes `steps`."""
+        """Return the steps of a rate, if a rate with a neighbour takes `steps`."""
         return steps if self.neighbour(rate) else steps * self.head_start
 
 
 def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
-    """255² · MSE."""
+    """Return 255² · MSE."""
     return 255**2 * (x_hat - x).square().mean()
 
 
-def unlikeness(x_hat: Tensor, x: Tensor) -> Tensor:
-    """1 - MS-SSIM, mean of the batch."""
+def ms_ssim_error(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Return 1 - MS-SSIM, mean of the batch."""
     return 1 - ms_ssim(x_hat, x).mean()
 
 
-PSNR = Tune("psnr", squared_error, LADDER, (5, 6, 7, 8, 3, 2, 1), found=False)
+PSNR = Tune("psnr", squared_error, LADDER, (5, 6, 7, 8, 3, 2, 1), adjusts_lmbda=False)
 
 MS_SSIM = Tune(
     "ms-ssim",
-    unlikeness,
+    ms_ssim_error,
     {1: 4.3, 2: 8.2, 3: 15.7, 4: 30.0, 5: 57.0, 6: 109.0, 7: 208.0, 8: 396.0},
     (4, 5, 6, 7, 8, 3, 2, 1),
-    found=True,
+    adjusts_lmbda=True,
     head_start=3,
 )
-"""The lmbdas to start from keep the ratios of those of CompressAI's MS-SSIM models."""
+"""The initial lmbdas have the ratios of those of CompressAI's MS-SSIM models."""
 
 TUNES: Mapping[str, Tune] = {t.name: t for t in (PSNR, MS_SSIM)}
 
-EVERY = 50
+CORRECTION_STEPS = 50
 """Steps between two corrections of lmbda."""
 
-SETTLED = 0.8
-"""Part of a run after which lmbda stays."""
+CORRECTED_PART = 0.8
+"""Part of the steps after which lmbda is not corrected any more."""
 
 GAIN = 1.25
-"""Change of log(lmbda) for a change of log(bpp): bpp goes with lmbda^0.45 or so, in time."""
+"""Change of log(lmbda) per change of log(bpp); in the long run bpp grows as about lmbda^0.45."""
 
 
 @dataclass(frozen=True, eq=False)
-class Aim:
-    """What a rate is to cost.
+class BppTarget:
+    """The bits per pixel that a rate should take.
 
     Attributes:
-        bpp: bits per pixel. pictures: [1, H, W, 3] in [0, 1], on which it is to cost that.
-        base: that adapters are merged into; not compiled, pictures are of many sizes.
+        bpp: mean bits per pixel of the pictures.
+        pictures: [1, H, W, 3] each, in [0, 1].
+        base: the backbone of the rate's adapter; not compiled, because pictures have many sizes.
     """
 
     bpp: float
@@ -114,13 +117,13 @@ class Aim:
     base: Backbone
 
     def correction(self, adapter: RateAdapter, /) -> float:
-        """What to add to log(lmbda)."""
+        """Return the correction that should be added to log(lmbda)."""
         return GAIN * math.log(self.bpp / estimated_bpp(self.base, adapter, self.pictures))
 
 
 @torch.inference_mode()
 def estimated_bpp(base: Backbone, adapter: RateAdapter, pictures: Sequence[Tensor]) -> float:
-    """Mean bits per pixel that an adapter's float model predicts with real rounding."""
+    """Return the mean bits per pixel of an adapter's float model with real rounding."""
     merged, total = adapter.merged(), 0.0
     for x in pictures:
         with torch.autocast(x.device.type, torch.bfloat16):

@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 4 -m service train base PICTURES --run runs/mine --minutes 60
 
-Every process draws what the whole batch needs and takes its own part of each group, so a step does
-the same whatever the number of processes; gradients are averaged before they are used. The first
-process alone writes the run's folder and looks at the clock.
+Every process makes the random draws of the whole batch and takes its own part of each group, so
+that a step does not depend on the number of processes; gradients are averaged before they are used.
+Only the first process writes the run's folder and reads the clock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from service.errors import BadParameter
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run and which of them this is."""
+    """The processes of a run: this one's number, and how many there are."""
 
     rank: int = 0
     size: int = 1
@@ -35,10 +35,10 @@ class World:
         return self.rank == 0
 
     def share(self, items: int) -> int:
-        """How many of a group's items are this process's.
+        """Return how many of a group's items each process takes.
 
         Raises:
-            BadParameter: the processes cannot share them equally.
+            BadParameter: the number of items is not a multiple of the number of processes.
         """
         if items % self.size:
             raise BadParameter(
@@ -48,7 +48,7 @@ class World:
         return items // self.size
 
     def part(self, whole: Tensor, groups: int) -> Tensor:
-        """This process's items of a tensor over the whole batch, [groups · n, ...]."""
+        """Return this process's items of a tensor over the whole batch, [groups · n, ...]."""
         if self.size == 1:
             return whole
         grouped = whole.reshape(groups, -1, *whole.shape[1:])
@@ -66,13 +66,13 @@ class World:
             tensor.copy_(mean.view_as(tensor))
 
     def spread(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors by the first process's, in all of them."""
+        """Replace the tensors of every process by those of the first one."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def agree(self, value: Any) -> Any:
-        """The first process's value, a small Python object, in all of them."""
+        """Return the first process's value, a small Python object, in every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -81,10 +81,13 @@ class World:
 
 
 def join_world(device: torch.device) -> tuple[World, torch.device]:
-    """Join the processes that torchrun started, until this one ends, and take one of the devices.
+    """Join the processes that torchrun started, and choose this process's device.
 
     Args:
         device: kind of device to train on.
+
+    Returns:
+        The processes, one if torchrun did not start this one, and the device.
     """
     if "WORLD_SIZE" not in os.environ:
         return World(), device

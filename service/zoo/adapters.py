@@ -1,8 +1,8 @@
 """CompressAI's models as backbones: low-rank rate adapters for any of their layers, by module path.
 
-An adapter holds two factors for each path: W' = W + b·a, W seen as a matrix of its first dimension
-by all others. A rate is always merged into a copy of the pristine base. Unlike those of our own
-backbone, factors are floats, and so is the entropy model: see zoo/codec.py for what follows.
+An adapter has two factors for each path: W' = W + b·a, where W is a matrix of its first dimension
+by all others. A rate is always merged into a copy of the pristine base. Unlike in our own backbone,
+the factors and the entropy model are floats; zoo/codec.py says what follows from that.
 
 Idea: LoRA (Hu et al. 2021). The models: CompressAI (Bégaint et al. 2020), `pip install
 'rankpress[zoo]'`.
@@ -22,19 +22,20 @@ from torch import Tensor, nn
 from service.errors import BadAdapter, BadParameter, MissingExtra
 
 Factors = Mapping[str, Tensor]
-"""`PATH.b` [rows, r] and `PATH.a` [r, columns] for each layer that is adapted."""
+"""`PATH.b` [rows, r] and `PATH.a` [r, columns] of each adapted layer."""
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-"""Adapted unless paths are given. Not their subclasses: a masked convolution changes its weight."""
+"""Layers adapted by default, not their subclasses: masked convolutions change their weight."""
 
 MAX_RANK = 64
 
 
 def pretrained(name: str, quality: int) -> nn.Module:
-    """A model with the weights that CompressAI's own loader downloads.
+    """Load a model with the weights that CompressAI's own loader downloads.
 
     Raises:
-        MissingExtra: CompressAI is not installed. BadParameter: it has no such model.
+        MissingExtra: CompressAI is not installed.
+        BadParameter: CompressAI has no such model or quality.
     """
     try:
         from compressai.zoo import image_models
@@ -50,21 +51,21 @@ def pretrained(name: str, quality: int) -> nn.Module:
 
 
 def layers(network: nn.Module) -> tuple[str, ...]:
-    """Paths of the layers that are adapted unless others are chosen."""
+    """Return the paths of the layers that are adapted by default."""
     return tuple(n for n, m in network.named_modules() if type(m) in LAYERS)
 
 
 class ZooAdapter(nn.Module):
-    """Trainable factors beside a frozen base."""
+    """Trainable factors of a frozen base."""
 
     def __init__(self, network: nn.Module, paths: Sequence[str], rank: int, seed: int = 0) -> None:
-        """Start from no change: a is Gaussian, b zero.
+        """Start without a change: a is Gaussian, b zero.
 
         Raises:
-            BadParameter: a path that leads to no layer with a weight matrix.
+            BadParameter: a path does not lead to a layer with a weight matrix.
         """
         super().__init__()
-        self._network = [network.requires_grad_(False)]  # in a list: no part of our state
+        self._network = [network.requires_grad_(False)]  # in a list: not part of the state
         generator = torch.Generator().manual_seed(seed)
         self.paths = tuple(paths)
         self.b, self.a = nn.ParameterList(), nn.ParameterList()
@@ -76,21 +77,21 @@ class ZooAdapter(nn.Module):
             self.a.append(nn.Parameter(torch.randn(r, columns, generator=generator) * scale))
 
     def forward(self, x: Tensor) -> Any:
-        """What the merged network gives for x [B, 3, H, W] in [0, 1]."""
+        """Run the merged network on x [B, 3, H, W] in [0, 1]."""
         (network,) = self._network
         return torch.func.functional_call(network, _merged_weights(network, self.factors()), (x,))
 
     def factors(self) -> dict[str, Tensor]:
-        """The factors by name, as they are stored."""
+        """Return the factors by their names in an adapter's file."""
         named = zip(self.paths, self.b, self.a, strict=True)
         return {f"{p}.{n}": t for p, b, a in named for n, t in (("b", b), ("a", a))}
 
 
 def merged(network: nn.Module, factors: Factors) -> nn.Module:
-    """A copy of a network with an adapter put in, ready to code; the network is not changed.
+    """Return a copy of a network with an adapter merged, ready to code.
 
     Raises:
-        BadAdapter: factors that do not fit, or are not finite.
+        BadAdapter: the factors do not fit, or are not finite.
     """
     _check(network, factors)
     out = copy.deepcopy(network)
@@ -98,23 +99,23 @@ def merged(network: nn.Module, factors: Factors) -> nn.Module:
         weights = _merged_weights(network, factors)
         for name, weight in weights.items():
             out.get_parameter(name).copy_(weight)
-    return ready(out)
+    return prepare_coder(out)
 
 
-def ready(network: nn.Module) -> nn.Module:
-    """A network with the coder's tables made from its weights."""
+def prepare_coder(network: nn.Module) -> nn.Module:
+    """Compute the coder's tables from a network's weights, and return the network."""
     network.eval().requires_grad_(False)
     network.update(force=True)  # type: ignore[operator]
     return network
 
 
 def digest(network: nn.Module) -> bytes:
-    """Hash of a network's weights, 32 bytes."""
-    found = hashlib.sha256()
+    """Return the hash of a network's weights, 32 bytes."""
+    out = hashlib.sha256()
     for name, parameter in sorted(network.named_parameters()):
-        found.update(name.encode() + str(tuple(parameter.shape)).encode())
-        found.update(parameter.detach().cpu().float().numpy().tobytes())
-    return found.digest()
+        out.update(name.encode() + str(tuple(parameter.shape)).encode())
+        out.update(parameter.detach().cpu().float().numpy().tobytes())
+    return out.digest()
 
 
 def _merged_weights(network: nn.Module, factors: Factors) -> dict[str, Tensor]:
@@ -134,7 +135,7 @@ def _matrix(network: nn.Module, path: str) -> tuple[int, int]:
     except AttributeError as error:
         raise BadParameter(f"the model has no layer {path[:200]!r} with a weight") from error
     if weight.ndim < 2:
-        raise BadParameter(f"the weight of {path} is no matrix")
+        raise BadParameter(f"the weight of {path} is not a matrix")
     return weight.shape[0], weight[0].numel()
 
 

@@ -1,12 +1,13 @@
-"""A CompressAI model as a codec: its own entropy model, on this machine only.
+"""A CompressAI model as a codec, whose streams are decoded only on the machine that made them.
 
-Its entropy networks run in floating point, so another machine, library or number of threads may see
-other tables than the encoder did; and its range coder is not made for bytes from strangers (an
-empty stream ends the process). So a stream is signed (zoo_signing.py), and bytes that this machine
-did not make, or made otherwise, are refused before the range coder sees them.
+The model's entropy networks run in floating point, so another machine, library or number of threads
+can compute other tables than the encoder did. Its range coder is not safe for bytes of unknown
+origin: an empty stream ends the process. So streams are signed (zoo/signing.py), and a stream that
+this machine did not make with the same software is refused before the range coder reads it.
 
-A rate is an adapter (zoo/adapters.py); the base is rate 4. There are no rates between, no batches,
-no tiles and no regions decoded alone: pictures are limited to MAX_PIXELS.
+A rate is an adapter (zoo/adapters.py); the base is rate 4. There are no rates between, no batches
+and no tiles, and a region is cut out of the whole decoded picture, so pictures are limited to
+MAX_PIXELS.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from service.errors import (
 )
 from service.picture import U8, Picture, Region, squared_error
 from service.runtime.forks import check_process
-from service.zoo.adapters import digest, merged, pretrained, ready
+from service.zoo.adapters import digest, merged, prepare_coder, pretrained
 from service.zoo.signing import machine_key, pack, sign, unpack, verified
 
 BASE_RATE: Final = 4
@@ -64,8 +65,15 @@ CELL: Final = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
-    """A network at one rate, its 32-byte identity, and its adapter's hash and bytes if any."""
+class RateNetwork:
+    """A network at one rate.
+
+    Attributes:
+        network: the model, with the rate's adapter merged.
+        identity: hash of the weights, 32 bytes.
+        sha256: of the adapter's file; None at the base's rate.
+        file_bytes: size of the adapter's file.
+    """
 
     network: nn.Module
     identity: bytes
@@ -74,7 +82,7 @@ class Made:
 
 
 class ZooCodec:
-    """Answers compress and decompress; implements engine.types.Codec."""
+    """A codec with one CompressAI model; implements engine.types.Codec."""
 
     def __init__(
         self,
@@ -84,15 +92,17 @@ class ZooCodec:
         key: bytes,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        """Make every rate ready.
+        """Prepare the network of every rate.
 
         Args:
-            name: shown in /models. base: a CompressAI model, not changed.
-            adapters: safetensors files by whole rate. key: this machine's, see `machine_key`.
+            name: shown in /models.
+            base: a CompressAI model; not changed.
+            adapters: safetensors files by whole rate.
+            key: of this machine, see `machine_key`.
             max_pixels: larger pictures are refused; at most MAX_PIXELS.
 
         Raises:
-            BadAdapter: a file that does not fit the base.
+            BadAdapter: a file does not fit the base.
         """
         self._name, self._key = name, key
         self._max_pixels = min(max_pixels, MAX_PIXELS)
@@ -101,18 +111,18 @@ class ZooCodec:
         self._base_sha256 = weights.hex()
         self._parameters = sum(p.numel() for p in base.parameters())
         own = hashlib.sha256(weights).digest()
-        self._made = {BASE_RATE: Made(ready(copy.deepcopy(base)), own)}
+        self._rates = {BASE_RATE: RateNetwork(prepare_coder(copy.deepcopy(base)), own)}
         for rate, data in adapters.items():
-            found = hashlib.sha256(data)
-            identity = hashlib.sha256(weights + found.digest()).digest()
+            file_hash = hashlib.sha256(data)
+            identity = hashlib.sha256(weights + file_hash.digest()).digest()
             network = merged(base, _factors(data))
-            self._made[rate] = Made(network, identity, found.hexdigest(), len(data))
+            self._rates[rate] = RateNetwork(network, identity, file_hash.hexdigest(), len(data))
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """What is loaded: one model, on this machine only."""
+        """Return the one model, marked as usable on this machine only."""
         rates = tuple(
-            RateInfo(rate, PSNR, None, None, None, None, made.sha256, made.file_bytes)
-            for rate, made in sorted(self._made.items())
+            RateInfo(rate, PSNR, None, None, None, None, entry.sha256, entry.file_bytes)
+            for rate, entry in sorted(self._rates.items())
         )
         size = 4 * self._parameters
         training = {"note": "CompressAI; see its documentation"}
@@ -124,28 +134,29 @@ class ZooCodec:
 
     @torch.inference_mode()
     def compress(self, picture: Picture, rate: float, tune: str = PSNR) -> Compressed:
-        """A picture as a stream, which is decoded and measured before it is returned.
+        """Compress a picture; the stream is decoded and measured before it is returned.
 
         Raises:
-            RateUnavailable, BadParameter: no such rate or tune. TooManyPixels: over the limit.
-            CheckFailed: the fresh stream did not decode.
+            RateUnavailable, BadParameter: there is no such rate or tune.
+            TooManyPixels: the picture is over the limit.
+            CheckFailed: the new stream does not decode.
         """
-        made = self._at(rate, tune)
+        entry = self._at(rate, tune)
         check_pixels(self._max_pixels, picture.width, picture.height, CELL)
         start = perf_counter()
         rgb = picture.rgb
         if picture.alpha is not None:
             rgb = alpha.fill_hidden(rgb, picture.alpha)
-        coded = made.network.compress(_input(rgb))  # type: ignore[operator]
+        coded = entry.network.compress(padded_input(rgb))  # type: ignore[operator]
         net_s = perf_counter() - start
         flags = container.Flags.SAME_MACHINE | container.Flags.GREY * picture.grey
         header = container.Header(
-            made.identity[:4], round(rate * container.RATE_UNIT), flags, picture.width,
+            entry.identity[:4], round(rate * container.RATE_UNIT), flags, picture.width,
             picture.height,
         )  # fmt: skip
         payload = pack(coded["strings"], coded["shape"])
         packed = None if picture.alpha is None else alpha.pack(picture.alpha)
-        signed = sign(self._key, header, made.identity, payload)
+        signed = sign(self._key, header, entry.identity, payload)
         data = container.write_stream(
             container.Stream(header, (signed,), packed, picture.icc, picture.exif)
         )
@@ -153,7 +164,7 @@ class ZooCodec:
         try:
             back = self.decompress(data).picture.rgb
         except RankpressError as error:
-            raise CheckFailed(f"the fresh stream does not decode: {error}") from error
+            raise CheckFailed(f"the new stream does not decode: {error}") from error
         squared = squared_error(back, picture.rgb, picture.alpha)
         psnr_db = picture.psnr_db(squared)
         timings = Timings(net_s=net_s, check_s=perf_counter() - start)
@@ -163,28 +174,30 @@ class ZooCodec:
     def compress_to(self, picture: Picture, target: Target, tune: str = PSNR) -> Compressed:
         """Raises BadParameter: there is no search over a CompressAI model's rates."""
         del picture, target, tune
-        raise BadParameter("a CompressAI model is asked for a rate, not for a size or a PSNR")
+        raise BadParameter("a CompressAI model takes a rate, not a size or a PSNR")
 
     @torch.inference_mode()
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
-        """A stream that this codec made on this machine, or a region of it, as a picture.
+        """Decompress a stream that this codec made on this machine, or a region of its picture.
 
         Raises:
-            BadStream: damaged, or not made here. UnknownModel: made by another model or rate.
-            UnsupportedStream: made here by other software. TooManyPixels: over the limit.
-            BadParameter: the region reaches outside the picture.
+            BadStream: the stream is damaged.
+            UnknownModel: it was made by another model or rate.
+            UnsupportedStream: it was made on another machine or by other software.
+            TooManyPixels: the picture is over the limit.
+            BadParameter: the region is not inside the picture.
         """
         header = container.read_header(data)
         check_pixels(self._max_pixels, header.width, header.height, CELL)
         region = region or Region(0, 0, header.width, header.height)
         region.check_inside(header.width, header.height)
-        made = self._made_by(header)
+        entry = self._rate_of(header)
         stream = container.read_stream(data)
         start = perf_counter()
-        payload = verified(self._key, header, made.identity, stream.tiles[0], self._name)
+        payload = verified(self._key, header, entry.identity, stream.tiles[0], self._name)
         strings, shape = unpack(payload)
-        out = made.network.decompress(strings, shape)  # type: ignore[operator]
-        rgb = _pixels(out["x_hat"], header.height, header.width, header.flags)
+        out = entry.network.decompress(strings, shape)  # type: ignore[operator]
+        rgb = output_pixels(out["x_hat"], header.height, header.width, header.flags)
         rows = slice(region.y, region.y + region.height)
         columns = slice(region.x, region.x + region.width)
         plane = None
@@ -198,58 +211,63 @@ class ZooCodec:
 
     @property
     def max_batch(self) -> int:
-        """One: no batches."""
+        """1, because there are no batches."""
         return 1
 
     def compress_batch(
         self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
     ) -> list[Compressed | RankpressError]:
-        """One after the other."""
+        """Compress pictures one after the other; errors take the place of their results."""
         return [_outcome(self.compress, picture, rate, tune) for picture in pictures]
 
     def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
-        """One after the other."""
+        """Decompress streams one after the other; errors take the place of their results."""
         return [_outcome(self.decompress, data) for data in streams]
 
     def picture_group(
         self, size: tuple[int, int] | None, rate: float, tune: str = PSNR
     ) -> Group | None:
-        """None: every rate is ready, order does not matter."""
+        """None, because the network of every rate is ready and order does not matter."""
         del size, rate, tune
         return None
 
     def stream_group(self, data: bytes, whole: bool) -> Group | None:
-        """None, as `picture_group`."""
+        """None, because the network of every rate is ready and order does not matter."""
         del data, whole
         return None
 
     def stream_shape(self, data: bytes) -> StreamShape:
-        """What a stream's header says of its picture. Raises BadStream, UnsupportedStream."""
+        """Read the shape of a stream's picture. Raises BadStream, UnsupportedStream."""
         return stream_shape(data)
 
     def picture_work(self, width: int, height: int) -> int:
-        """Pixels of a picture with its sides rounded up to whole cells.
+        """Return the pixels of a picture with its sides rounded up to whole cells.
 
         Raises:
-            TooManyPixels: over the limit.
+            TooManyPixels: the picture is over the limit.
         """
         check_pixels(self._max_pixels, width, height, CELL)
         return padded_pixels(width, height, CELL)
 
     def stream_work(self, data: bytes, region: Region | None = None) -> int:
-        """As `picture_work`; a region takes as long as the whole. Raises BadStream too."""
+        """Return the pixels of a stream's picture; a region takes as long as the whole picture.
+
+        Raises:
+            BadStream: the stream has no valid header.
+            TooManyPixels: the picture is over the limit.
+        """
         del region
         header = container.read_header(data)
         return self.picture_work(header.width, header.height)
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
-        """Those that it was opened with."""
+        """Return the adapters that the codec was opened with."""
         return tuple(
             AdapterInfo(
-                made.sha256, self._base_sha256, self._name, rate, PSNR, made.file_bytes, True, True
+                each.sha256, self._base_sha256, self._name, rate, PSNR, each.file_bytes, True, True
             )
-            for rate, made in sorted(self._made.items())
-            if made.sha256 is not None
+            for rate, each in sorted(self._rates.items())
+            if each.sha256 is not None
         )
 
     def add_adapter(
@@ -260,55 +278,58 @@ class ZooCodec:
         raise BadParameter("adapters of a CompressAI model are given when the server starts")
 
     def remove_adapter(self, sha256: str) -> None:
-        """Raises UnknownAdapter: none was loaded while it ran."""
+        """Raises UnknownAdapter: no adapter can be loaded while the server runs."""
         del sha256
-        raise UnknownAdapter("adapters of a CompressAI model stay while the server runs")
+        raise UnknownAdapter("adapters of a CompressAI model stay loaded while the server runs")
 
     def self_test(self) -> None:
         """Compress and decompress at every rate. Raises SelfTestFailed."""
         noise = np.random.default_rng(0).integers(0, 256, (CELL, CELL, 3), np.uint8)
-        for rate in self._made:
+        for rate in self._rates:
             try:
                 self.compress(Picture(noise), rate)
             except CheckFailed as error:
                 raise SelfTestFailed(f"model {self._name}, rate {rate}: {error}") from error
 
-    def _at(self, rate: float, tune: str) -> Made:
+    def _at(self, rate: float, tune: str) -> RateNetwork:
         check_process(self._process)
         if tune != PSNR:
             raise BadParameter(f"model {self._name} has no tune {tune!r}, it has {PSNR}")
-        if rate not in self._made:
-            held = tuple(sorted(float(r) for r in self._made))
+        if rate not in self._rates:
+            held = tuple(sorted(float(r) for r in self._rates))
             listed = ", ".join(f"{r:g}" for r in held)
-            raise RateUnavailable(f"rate {rate:g} is not there; there are {listed}", held)
-        return self._made[int(rate)]
+            raise RateUnavailable(f"model {self._name} has no rate {rate:g}, only {listed}", held)
+        return self._rates[int(rate)]
 
-    def _made_by(self, header: container.Header) -> Made:
+    def _rate_of(self, header: container.Header) -> RateNetwork:
         check_process(self._process)
-        made = self._made.get(header.rate16 // container.RATE_UNIT)
+        entry = self._rates.get(header.rate16 // container.RATE_UNIT)
         exact = header.rate16 % container.RATE_UNIT == 0
         flagged = header.flags & container.Flags.SAME_MACHINE
-        if made is None or not exact or not flagged or made.identity[:4] != header.model:
+        if entry is None or not exact or not flagged or entry.identity[:4] != header.model:
             raise UnknownModel(
                 f"the stream needs weights {header.model.hex()} at rate {header.rate:g}; "
                 f"this server holds only {self._name}"
             )
-        return made
+        return entry
 
 
 def open_zoo(
     chosen: str, adapters: Path | None, key_file: Path, max_pixels: int, threads: int = 0
 ) -> ZooCodec:
-    """A CompressAI model with its published weights, and adapters from a folder.
+    """Open a CompressAI model with its published weights, and adapters from a folder.
 
     Args:
-        chosen: its name and quality, "mbt2018-mean-4".
-        adapters: files `<rate>.safetensors`. key_file: see `machine_key`.
-        max_pixels: see ZooCodec. threads: of torch, 0 leaves its own choice.
+        chosen: name and quality of the model, "mbt2018-mean-4".
+        adapters: folder of files `<rate>.safetensors`; None for no adapters.
+        key_file: see `machine_key`.
+        max_pixels: see ZooCodec.
+        threads: of torch; 0 leaves torch's own choice.
 
     Raises:
-        BadParameter: no such model. MissingExtra: CompressAI is not installed.
-        StoreError: a file that does not belong in the folder, or does not fit.
+        BadParameter: CompressAI has no such model.
+        MissingExtra: CompressAI is not installed.
+        StoreError: a file in the folder has another name, or does not fit the model.
     """
     name, _, quality = chosen.rpartition("-")
     if not name or not quality.isdigit():
@@ -319,7 +340,7 @@ def open_zoo(
     files = {}
     for path in [] if adapters is None else sorted(adapters.glob("*.safetensors")):
         if path.stem not in set("1235678"):
-            raise StoreError(f"{path} is not named by a rate from 1 to 8 other than {BASE_RATE}")
+            raise StoreError(f"{path} is not named after a rate from 1 to 8 other than {BASE_RATE}")
         files[int(path.stem)] = path.read_bytes()
     try:
         return ZooCodec(chosen, network, files, machine_key(key_file), max_pixels)
@@ -334,14 +355,15 @@ def _factors(data: bytes) -> dict[str, Tensor]:
         raise BadAdapter(f"not a safetensors file that can be read: {error}") from error
 
 
-def _input(rgb: U8) -> Tensor:
-    """[1, 3, H, W] in [0, 1], the edge repeated to whole cells."""
+def padded_input(rgb: U8) -> Tensor:
+    """Pixels as [1, 3, H, W] in [0, 1], padded to whole cells with the edge."""
     pad = [(0, -side % CELL) for side in rgb.shape[:2]]
     padded = np.pad(rgb, (*pad, (0, 0)), mode="edge")
     return torch.from_numpy(padded).permute(2, 0, 1).contiguous()[None].float() / 255
 
 
-def _pixels(x_hat: Tensor, height: int, width: int, flags: int) -> U8:
+def output_pixels(x_hat: Tensor, height: int, width: int, flags: int) -> U8:
+    """Pixels [H, W, 3] of a network's output [1, 3, H', W'] in [0, 1]; grey if the flags say so."""
     pixels = x_hat[0, :, :height, :width].mul(255).round().clamp(0, 255).to(torch.uint8)
     rgb: U8 = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
     if flags & container.Flags.GREY:

@@ -1,7 +1,7 @@
-"""Streams that only the machine and the software that made them may decode.
+"""Signatures of streams that only the machine and the software that made them may decode.
 
-A stream's coded bytes stand behind a message authentication code under a key that never leaves the
-machine, over all that decides how they are decoded, the software included.
+A message authentication code precedes a stream's coded bytes. Its key never leaves the machine, and
+it covers everything that affects decoding, the software included.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _FINGERPRINT_BYTES: Final = 8
 
 
 def machine_key(path: Path) -> bytes:
-    """The key that says which streams were made on this machine; made when it is first needed.
+    """Return the key that signs this machine's streams; it is created at the first call.
 
     Args:
         path: of its file, which only its owner may read.
 
     Raises:
-        StoreError: the file cannot be made or read, or is no key.
+        StoreError: the file cannot be created or read, or is not a key.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def machine_key(path: Path) -> bytes:
 
 
 def _make_key(path: Path) -> None:
-    """Write a new key, whole before it has its name; nothing happens if another was quicker."""
+    """Write a new key under its name in one step, unless another process has written one."""
     temporary = path.with_name(f".{secrets.token_hex(8)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -66,45 +66,52 @@ def _make_key(path: Path) -> None:
 
 
 def fingerprint() -> bytes:
-    """Hash of what else decides the entropy model's floats: library, processor, threads."""
-    told = (torch.__version__, torch.__config__.show(), platform.machine(), platform.processor(),
-            torch.get_num_threads())  # fmt: skip
-    return hashlib.sha256(repr(told).encode()).digest()[:_FINGERPRINT_BYTES]
+    """Hash the library, processor and threads, on which the entropy model's floats depend."""
+    facts = (torch.__version__, torch.__config__.show(), platform.machine(), platform.processor(),
+             torch.get_num_threads())  # fmt: skip
+    return hashlib.sha256(repr(facts).encode()).digest()[:_FINGERPRINT_BYTES]
 
 
 def sign(key: bytes, header: Header, identity: bytes, payload: bytes) -> bytes:
-    """The payload behind its code and the software's fingerprint.
+    """Return the payload after its authentication code and the software's fingerprint.
 
     Args:
-        key: of this machine. header: of the stream. identity: of the weights it was coded with.
+        key: of this machine.
+        header: of the stream.
+        identity: of the weights that coded the payload.
+        payload: coded bytes.
     """
     software = fingerprint()
     return _code(key, header, identity, software + payload) + software + payload
 
 
 def verified(key: bytes, header: Header, identity: bytes, signed: bytes, name: str) -> bytes:
-    """The payload of what `sign` signed here with this software.
+    """Check what `sign` returned, and return its payload.
 
     Args:
-        name: of the model, for messages. Others as in `sign`.
+        key: of this machine.
+        header: of the stream.
+        identity: of the weights that coded the payload.
+        signed: code, fingerprint and payload.
+        name: of the model, for messages.
 
     Raises:
-        UnsupportedStream: signed elsewhere, changed since, or made by other software.
+        UnsupportedStream: it was signed on another machine, changed, or made by other software.
     """
-    told, software, payload = (
+    code, software, payload = (
         signed[:_MAC_BYTES],
         signed[_MAC_BYTES:][:_FINGERPRINT_BYTES],
         signed[_MAC_BYTES + _FINGERPRINT_BYTES :],
     )
-    if not hmac.compare_digest(_code(key, header, identity, software + payload), told):
+    if not hmac.compare_digest(_code(key, header, identity, software + payload), code):
         raise UnsupportedStream(
             f"streams of {name} can only be decoded on the machine that made them, and "
-            "this one was not made here or was changed"
+            "this one was made elsewhere or was changed"
         )
     if software != fingerprint():
         raise UnsupportedStream(
             f"streams of {name} can only be decoded by the software that made them; "
-            f"here run now torch {torch.__version__} and {torch.get_num_threads()} threads"
+            f"this server runs torch {torch.__version__} with {torch.get_num_threads()} threads"
         )
     return payload
 
@@ -115,7 +122,7 @@ def _code(key: bytes, header: Header, identity: bytes, rest: bytes) -> bytes:
 
 
 def pack(strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> bytes:
-    """One picture's strings, each after its length, behind the latents' shape."""
+    """Pack the latents' shape and one picture's strings, each with its length."""
     parts = [struct.pack("<HHB", shape[0], shape[1], len(strings))]
     for (string,) in strings:
         parts += [struct.pack("<I", len(string)), string]
@@ -123,7 +130,7 @@ def pack(strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> bytes:
 
 
 def unpack(payload: bytes) -> tuple[list[list[bytes]], tuple[int, int]]:
-    """What `pack` packed; the payload is known to come from it."""
+    """Unpack a payload, which is known to come from `pack`."""
     height, width, count = struct.unpack_from("<HHB", payload)
     strings, at = [], struct.calcsize("<HHB")
     for _ in range(count):

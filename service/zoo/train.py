@@ -1,4 +1,4 @@
-"""Training a rate's adapter for a CompressAI model: the base frozen, L = R + lmbda · 255² · MSE."""
+"""Training of a rate's adapter for a frozen CompressAI model: loss R + lmbda · 255² · MSE."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ class ZooRecipe:
     """How one adapter is trained.
 
     Attributes:
-        lmbda: weight of the squared error of 8-bit samples against bits per pixel.
-        steps: of Adam at `rate`, `batch` crops each. rank: of every layer's factors.
-        paths: layers to adapt; None takes all.
+        lmbda: weight of the squared error of 8-bit samples relative to bits per pixel.
+        steps: optimiser steps.
+        rank: of every layer's factors.
+        rate: learning rate of Adam.
+        batch: crops per step.
+        seed: of crops, noise and initial factors.
+        paths: layers to adapt; None adapts all.
     """
 
     lmbda: float
@@ -40,17 +44,19 @@ def train_adapter(
     recipe: ZooRecipe,
     report: Callable[[int, float], object],
 ) -> bytes:
-    """The safetensors file of an adapter; the network's weights are not changed.
+    """Train an adapter, and return its safetensors file.
 
     Args:
-        network: a CompressAI model. crops: training pictures.
-        report: is told each step and its loss.
+        network: a CompressAI model; its weights are not changed.
+        crops: training pictures.
+        recipe: how to train.
+        report: called with the number and the loss of each step.
     """
     paths = recipe.paths or layers(network)
     adapter = ZooAdapter(network, paths, recipe.rank, recipe.seed)
     optimiser = torch.optim.Adam(adapter.parameters(), recipe.rate)
     torch.manual_seed(recipe.seed)
-    network.train()  # the entropy model adds noise in place of rounding
+    network.train()  # in this mode the entropy model adds noise instead of rounding
     for step in range(recipe.steps):
         # Contiguous: channels last, torch 2.13's oneDNN overruns its memory in the backward pass.
         x = crops.batch(step, recipe.batch).permute(0, 3, 1, 2).contiguous()
@@ -65,7 +71,7 @@ def train_adapter(
 
 
 def loss_of(out: Any, x: Tensor, lmbda: float) -> Tensor:
-    """R + lmbda · 255² · MSE of what a CompressAI model gave for x [B, 3, H, W]."""
+    """Return R + lmbda · 255² · MSE of a CompressAI model's output for x [B, 3, H, W]."""
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     nats = torch.stack([-p.log().sum() for p in out["likelihoods"].values()]).sum()
     mse = (out["x_hat"] - x).square().mean()

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from service.datasets.drawings import product
 from service.datasets.fields import dithered, pixel_art, plain_cells
 from service.datasets.interfaces import interface
-from service.datasets.marks import Picture, Rng
 from service.datasets.pages import chart, code, page
-from service.datasets.procedural import KINDS, LEAST_SIDE, Kind, procedural_tiles
+from service.datasets.primitives import Drawing, Rng
+from service.datasets.procedural import KINDS, LEAST_SIDE, PictureKind, procedural_tiles
 from service.datasets.text import Face, label, lines_of, words
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
-Draw = Callable[[Rng, int], Picture]
+Draw = Callable[[Rng, int], Drawing]
 
 
 def drawn(draw: Draw, number: int, size: int = LEAST_SIDE) -> NDArray[np.uint8]:
@@ -59,7 +59,7 @@ def test_shares_sum_to_one_and_every_kind_has_a_reason() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.draw.__name__)
-def test_every_kind_is_drawn_at_any_size_and_varies(kind: Kind) -> None:
+def test_every_kind_is_drawn_at_any_size_and_varies(kind: PictureKind) -> None:
     for size in (LEAST_SIDE, 397, 512):
         pictures = [kind.draw(np.random.default_rng((3, k)), size) for k in range(12)]
         assert {(p.size, p.mode) for p in pictures} == {((size, size), "RGB")}

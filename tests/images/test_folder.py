@@ -13,7 +13,7 @@ from PIL import Image
 from small_model import photo_like
 
 from service.datasets.crops import Crops
-from service.datasets.cut import cut, read_tiles
+from service.datasets.tile_file import cut_tiles, read_tiles
 from service.errors import BadImage
 from service.eval import pictures as measured
 from service.images.folder import read_folder
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 READERS: dict[str, Callable[[Path], list[int]]] = {
     "eval": lambda folder: [p.rgb[0, 0, 0] for p in measured.read_folder(folder)],
-    "evaluate": lambda folder: [p.rgb[0, 0, 0] for _, p in pictures_in(folder)],
+    "evaluate": lambda folder: [p.rgb[0, 0, 0] for p in pictures_in(folder)],
     "strict": lambda folder: [p.rgb[0, 0, 0] for _, p in read_folder(folder)],
 }
 
@@ -66,14 +66,14 @@ def test_training_counts_what_it_leaves_out(folder: Path, tmp_path: Path) -> Non
     crops = Crops(folder, 64, 0)
     assert (len(crops), crops.left_out) == (3, 3), "bad.png, notes.txt and small.png"
     out = tmp_path / "tiles"
-    made = cut([folder], out, 80, False, lambda _: None)
+    made = cut_tiles([folder], out, 80, False, lambda _: None)
     assert (made.pictures, made.left_out) == (3, 3)
     assert np.unique(read_tiles(out)[1].numpy()).tolist() == [10, 20, 30]
 
 
 @pytest.mark.parametrize("read", [
     measured.read_folder, lambda f: list(pictures_in(f)), lambda f: Crops(f, 64, 0),
-    lambda f: cut([f], f / "tiles", 64, False, lambda _: None),
+    lambda f: cut_tiles([f], f / "tiles", 64, False, lambda _: None),
 ], ids=["eval", "evaluate", "crops", "cut"])  # fmt: skip
 def test_a_folder_below_that_cannot_be_listed_stops_every_reader(
     read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

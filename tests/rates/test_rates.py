@@ -30,19 +30,25 @@ from service.nets.backbone import Block
 from service.nets.lora import AdapterLearningRates, RateAdapter
 from service.nets.twin import float_twin
 from service.picture import Picture
-from service.rates import rates as rates_module
-from service.rates.one_rate import Progress, Recipe, Trained, _loss, train_rate
-from service.rates.rates import publish, train_ladder
+from service.rates.figures import measure_rate
+from service.rates.ladder import publish, train_ladder
+from service.rates.rate_training import (
+    RateProgress,
+    RateRecipe,
+    TrainedRate,
+    batch_loss,
+    train_rate,
+)
 from service.runtime.light import load_light
 from service.runtime.loading import load_models
 from service.store import write as publish_module
 from service.store.model import StoredModel, StoredRate
 from service.store.read import load_model, load_store
 from service.store.write import publish_rate, write_model
-from service.train.adapters import domains, quantised, take_over
+from service.train.adapters import domains, load_update, quantise_adapter
 from service.train.tunes import BASE, LADDER, PSNR
 
-RECIPE = Recipe(steps=6, batch=2, crop=64, warmup=2, ranks=RANKS, checkpoint_s=0.0)
+RECIPE = RateRecipe(steps=6, batch=2, crop=64, warmup=2, ranks=RANKS, checkpoint_s=0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -94,12 +100,12 @@ def train(
     stored: StoredModel,
     crops: Crops,
     checkpoint: Path,
-    recipe: Recipe = RECIPE,
+    recipe: RateRecipe = RECIPE,
     rate: int = 5,
-    start: Trained | None = None,
-) -> tuple[RateAdapter, list[Progress]]:
+    start: TrainedRate | None = None,
+) -> tuple[RateAdapter, list[RateProgress]]:
     # fmt: skip
-    reports: list[Progress] = []
+    reports: list[RateProgress] = []
     done = train_rate(stored, crops, rate, start, recipe, checkpoint, reports.append)
     return done.adapter, reports
 
@@ -197,7 +203,8 @@ def test_training_lowers_the_loss_of_its_lmbda(
     def loss(a: RateAdapter) -> float:
         torch.manual_seed(0)
         with torch.no_grad():
-            return float(_loss(float_twin(small_model), a, crops.batch(999, 8), PSNR, LADDER[1])[0])
+            x = crops.batch(999, 8)
+            return float(batch_loss(float_twin(small_model), a, x, PSNR, LADDER[1])[0])
 
     assert loss(adapter) < 0.99 * loss(fresh)
 
@@ -211,7 +218,7 @@ def test_the_stored_adapter_codes_as_the_float_one_estimates(
 ) -> None:
     """Real bytes of 8-bit factors and integer networks against the float estimate of the bits."""
     adapter = small_adapter(small_model, rate)
-    stored = with_update(small_model, rate, quantised(small_model, adapter))
+    stored = with_update(small_model, rate, quantise_adapter(small_model, adapter))
     engine, base = Engine(load_models((stored,), "cpu", torch.float32)), float_twin(small_model)
     estimated, real, float_psnr, real_psnr = [], [], [], []
     for seed in range(300, 303):
@@ -240,7 +247,7 @@ def test_a_changed_first_layer_of_h_s_sees_the_mean_of_its_input_too(
         adapter.d["h_s/0/l"].zero_()
     base = float_twin(small_model)
     assert float(base.z_mean.abs().max()) > 0.3
-    shares = [Share(quantised(small_model, adapter), PARTS)]
+    shares = [Share(quantise_adapter(small_model, adapter), PARTS)]
     merged = replace(small_model, entropy=merge_entropy(small_model.entropy, shares))
     torch.manual_seed(0)
     z_hat = base.z_mean + torch.randn(1, 3, 4, small_model.sizes.Cz)
@@ -332,10 +339,10 @@ def test_a_rate_whose_measurement_fails_is_not_published(
     folder: Path, small_model: StoredModel, tmp_path: Path
 ) -> None:
     before = load_model(folder)
-    finished = Trained(5, small_adapter(small_model, 5), LADDER[5], 0.0)
+    finished = TrainedRate(5, small_adapter(small_model, 5), LADDER[5], 0.0)
     (tmp_path / "none").mkdir()
     with pytest.raises(BadParameter, match="no pictures to measure on"):
-        publish(folder, small_model, 5, finished, tmp_path / "none", {"tune": "psnr"}, "cpu")
+        publish(folder, small_model, finished, tmp_path / "none", {"tune": "psnr"}, "cpu")
     assert [r.digest for r in load_model(folder).rates] == [r.digest for r in before.rates]
 
 
@@ -403,7 +410,7 @@ def test_a_ladder_is_trained_measured_and_published_and_resumes(
     engine = Engine(load_models((now,), "cpu", None))
     for rate in now.rates:
         if rate.update is not None:
-            found = rates_module.averages(engine, rate.rate, "psnr", measure)
+            found = measure_rate(engine, rate.rate, "psnr", measure)
             assert rate.kodak_bpp == round(found.bpp, 4)
             assert rate.kodak_psnr_db == round(found.psnr_db, 3)
             assert rate.kodak_ms_ssim is None, "70x96 pixels are too few for it"
@@ -431,7 +438,7 @@ def test_a_rate_of_an_earlier_model_is_taken_over_and_trained_on(
     update = small_update(small_model, 8, seed=3)
     earlier = with_update(small_model, 8, update)
     adapter = RateAdapter(float_twin(small_model), domains(small_model, RANKS), 0)
-    take_over(adapter, small_model, update)
+    load_update(adapter, small_model, update)
     mine, theirs = adapter.merged(), small_adapter(small_model, 8, seed=3).merged()
     base = dict(float_twin(small_model).named_parameters())
     for name, tensor in mine.items():

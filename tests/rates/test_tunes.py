@@ -24,14 +24,23 @@ from service.nets.lora import RateAdapter
 from service.nets.model import add_noise
 from service.nets.twin import float_twin
 from service.picture import Picture
-from service.rates.one_rate import RECIPES, Progress, Recipe, train_rate
-from service.rates.rates import averages, measure_again, train_ladder
+from service.rates.figures import measure_model, measure_rate
+from service.rates.ladder import train_ladder
+from service.rates.rate_training import RECIPES, RateProgress, RateRecipe, train_rate
 from service.runtime.loading import load_models
 from service.store.model import StoredModel, StoredRate
 from service.store.read import load_model
 from service.store.write import publish_rate, write_model
-from service.train.adapters import domains, quantised
-from service.train.tunes import EVERY, LADDER, MS_SSIM, PSNR, Aim, Tune, estimated_bpp
+from service.train.adapters import domains, quantise_adapter
+from service.train.tunes import (
+    CORRECTION_STEPS,
+    LADDER,
+    MS_SSIM,
+    PSNR,
+    BppTarget,
+    Tune,
+    estimated_bpp,
+)
 
 RECIPE = replace(RECIPES["ms-ssim"], steps=2, batch=1, crop=192, warmup=1, ranks=RANKS)
 
@@ -91,7 +100,7 @@ def test_training_for_likeness_gains_likeness(
     crops = Crops(pictures, 192, seed=0)
     recipe = replace(RECIPE, steps=10, lr=replace(RECIPE.lr, b=3e-3, a=3e-3))
     done = train_rate(small_model, crops, 4, None, recipe, tmp_path / "c", lambda _: None)
-    assert done.lmbda == pytest.approx(MS_SSIM.lmbdas[4]), "without an aim it stays"
+    assert done.lmbda == pytest.approx(MS_SSIM.lmbdas[4]), "without a target it stays"
     base, x = float_twin(small_model), crops.batch(999, 4)
     fresh = RateAdapter(base, domains(small_model, RANKS), 0)
 
@@ -108,39 +117,39 @@ def test_training_for_likeness_gains_likeness(
 # --- lining up ---------------------------------------------------------------------------------
 
 
-def test_the_estimate_of_an_aim_is_that_of_real_streams(small_model: StoredModel) -> None:
+def test_the_estimate_of_the_bits_is_that_of_real_streams(small_model: StoredModel) -> None:
     adapter = small_adapter(small_model, 5)
     rgb = [photo_like(128, 192, seed) for seed in (1, 2)]
     inputs = [torch.from_numpy(p).float()[None] / 255 for p in rgb]
     estimated = estimated_bpp(float_twin(small_model), adapter, inputs)
-    stored = with_update(small_model, 5, quantised(small_model, adapter))
+    stored = with_update(small_model, 5, quantise_adapter(small_model, adapter))
     engine = Engine(load_models((stored,), "cpu", torch.float32))
     real = np.mean([engine.compress(Picture(p), 5).bpp for p in rgb])
     assert estimated == pytest.approx(real - 8 * 24 / (128 * 192), rel=0.03)
 
 
-class Expensive(Aim):
-    """An aim that finds a rate at twice what it is to cost until lmbda is low enough."""
+class Expensive(BppTarget):
+    """A target that every rate exceeds by a factor of two."""
 
     def correction(self, _: RateAdapter) -> float:
         return math.log(0.5)
 
 
-def test_lmbda_follows_an_aim_and_is_part_of_the_checkpoint(
+def test_lmbda_follows_a_target_and_is_part_of_the_checkpoint(
     small_model: StoredModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.rates.one_rate.EVERY", 2)
+    monkeypatch.setattr("service.rates.rate_training.CORRECTION_STEPS", 2)
     x: list[Tensor] = []
-    aim = Expensive(0.5, x, float_twin(small_model))
+    target = Expensive(0.5, x, float_twin(small_model))
     crops, recipe = Crops(pictures, 192, seed=0), replace(RECIPE, steps=2, checkpoint_s=0.0)
-    seen: list[Progress] = []
+    reports: list[RateProgress] = []
     path = tmp_path / "c"
-    done = train_rate(small_model, crops, 4, None, recipe, path, seen.append, aim)
+    done = train_rate(small_model, crops, 4, None, recipe, path, reports.append, target)
     # six steps; after 2 and 4 it is corrected, after 0.8 of them no more
     assert done.lmbda == pytest.approx(MS_SSIM.lmbdas[4] / 4)
-    again = train_rate(small_model, crops, 4, None, recipe, path, seen.append, aim)
-    assert again.lmbda == done.lmbda and len(seen) == 1
-    above = train_rate(small_model, crops, 5, done, recipe, tmp_path / "d", seen.append)
+    again = train_rate(small_model, crops, 4, None, recipe, path, reports.append, target)
+    assert again.lmbda == done.lmbda and len(reports) == 1
+    above = train_rate(small_model, crops, 5, done, recipe, tmp_path / "d", reports.append)
     ratio = MS_SSIM.lmbdas[5] / MS_SSIM.lmbdas[4]
     assert above.lmbda == pytest.approx(done.lmbda * ratio), "it starts from its neighbour's"
 
@@ -149,9 +158,10 @@ def test_a_correction_lowers_lmbda_where_the_rate_costs_too_much(small_model: St
     adapter = RateAdapter(float_twin(small_model), domains(small_model, RANKS), 0)
     x = torch.from_numpy(photo_like(128, 128)).float()[None] / 255
     bpp = estimated_bpp(float_twin(small_model), adapter, [x])
-    found = [Aim(bpp * f, [x], float_twin(small_model)).correction(adapter) for f in (0.5, 1, 2)]
-    assert found[0] == -found[2] < 0 and found[1] == pytest.approx(0, abs=0.02)
-    assert EVERY > 1
+    targets = [BppTarget(bpp * f, [x], float_twin(small_model)) for f in (0.5, 1, 2)]
+    corrections = [target.correction(adapter) for target in targets]
+    assert corrections[0] == -corrections[2] < 0 and corrections[1] == pytest.approx(0, abs=0.02)
+    assert CORRECTION_STEPS > 1
 
 
 # --- publishing --------------------------------------------------------------------------------
@@ -184,7 +194,7 @@ def test_the_second_ladder_is_trained_measured_and_published_beside_the_first(
 
     with pytest.raises(BadParameter, match="rate 4 must be trained first"):
         run(5)
-    with pytest.raises(BadParameter, match="rate 4 of the first ladder must be .* measured"):
+    with pytest.raises(BadParameter, match="rate 4 of the PSNR ladder must be .* measured"):
         run(4)  # the small base was never measured
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -207,12 +217,12 @@ def test_the_second_ladder_is_trained_measured_and_published_beside_the_first(
 
 def test_measuring_again_replaces_figures_and_nothing_else(folder: Path, pictures: Path) -> None:
     before = json.loads((folder / "manifest.json").read_text())
-    measured = measure_again(folder, pictures, "cpu")
+    measured = measure_model(folder, pictures, "cpu")
     after = json.loads((folder / "manifest.json").read_text())
     assert [r.rate for r in measured] == [4, 5]
     engine = Engine(load_models((load_model(folder),), "cpu", None))
     for entry, old in zip(after["rates"], before["rates"], strict=True):
-        found = averages(engine, entry["rate"], entry["tune"], pictures)
+        found = measure_rate(engine, entry["rate"], entry["tune"], pictures)
         assert found.ms_ssim is not None
         assert entry == old | {
             "kodak_bpp": round(found.bpp, 4),
@@ -239,7 +249,7 @@ def test_kernels_can_have_an_update_and_are_stored_as_they_were_trained(
         for name in kernels:
             b = adapter.b[name.replace(".", "/")]
             b.copy_(0.1 * torch.randn(b.shape, generator=generator))
-    stored = with_update(small_model, 5, quantised(small_model, adapter)).at_rate(80)
+    stored = with_update(small_model, 5, quantise_adapter(small_model, adapter)).at_rate(80)
     merged = adapter.merged()
     for name in kernels:
         want = merged[f"{name}.weight"].detach().numpy()
@@ -250,4 +260,4 @@ def test_kernels_can_have_an_update_and_are_stored_as_they_were_trained(
 
 def test_recipes_are_of_their_tunes() -> None:
     assert {name: r.loss.name for name, r in RECIPES.items()} == {n: n for n in RECIPES}
-    assert RECIPES["psnr"] == Recipe() and RECIPES["ms-ssim"].crop >= 176
+    assert RECIPES["psnr"] == RateRecipe() and RECIPES["ms-ssim"].crop >= 176

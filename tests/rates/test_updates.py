@@ -18,11 +18,11 @@ from service.cli import main
 from service.codec.container import describe
 from service.engine.opening import open_engine
 from service.errors import BadParameter
-from service.rates.updates import Progress, Recipe, train_updates
+from service.rates.updates import UpdateProgress, UpdateRecipe, train_updates
 from service.store.read import load_model
 from service.store.write import StoredUpdate, write_model
 
-RECIPE = Recipe((4,), rank=1, rounds=2, steps=60, batch=2, tile=64, tiles=4, lr=4.0)
+RECIPE = UpdateRecipe((4,), rank=1, rounds=2, steps=60, batch=2, tile=64, tiles=4, lr=4.0)
 
 
 def drawing(seed: int) -> np.ndarray:
@@ -82,9 +82,9 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_updates(
     class Cut(Exception):
         pass
 
-    seen: list[Progress] = []
+    seen: list[UpdateProgress] = []
 
-    def report(p: Progress) -> None:
+    def report(p: UpdateProgress) -> None:
         seen.append(p)
         if p.group == "photos":
             raise Cut
@@ -94,7 +94,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_updates(
         train_updates(other, folders, cut, RECIPE, {"data": "drawn"}, report)
     assert [p.name for p in cut.iterdir()] == ["0-drawings.safetensors"]
     assert not load_model(other).updates
-    resumed: list[Progress] = []
+    resumed: list[UpdateProgress] = []
     again = train_updates(other, folders, cut, RECIPE, {"data": "drawn"}, resumed.append)
     assert [u.data for u in again] == [u.data for u in whole]
     assert resumed[0].group == "photos", "what was done is not done again"
@@ -123,7 +123,7 @@ def test_folders_without_pictures_and_rates_without_weights_are_refused(
         with pytest.raises(BadParameter):
             train(model, wrong, tmp_path / "scratch")
     with pytest.raises(BadParameter, match="rate 6 of model small is missing"):
-        recipe = Recipe((6,))
+        recipe = UpdateRecipe((6,))
         train_updates(model, folders, tmp_path / "scratch", recipe, {}, lambda _: None)
 
 

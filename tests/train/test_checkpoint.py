@@ -69,7 +69,7 @@ def test_a_write_that_is_cut_off_leaves_the_old_state_or_the_new(
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadParameter, match="holds no run"):
+    with pytest.raises(BadParameter, match="contains no run"):
         read_about(tmp_path)
     write_state(tmp_path, tensors(1), {})
     shard = next(tmp_path.glob("state-*"))

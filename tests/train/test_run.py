@@ -1,4 +1,4 @@
-"""A backbone's run is a function of its recipe, however it is cut into pieces.
+"""A backbone's run is a function of its recipe, however it is split into sessions.
 
 The small model is trained eagerly: compiling takes a compiler and minutes, and computes the same.
 """
@@ -18,10 +18,16 @@ from small_model import SIZES, photo_like, random_backbone
 from torch import Tensor
 
 from service.codec.sizes import Sizes
-from service.datasets.cut import Cut
+from service.datasets.tile_file import TileRecord
 from service.engine.engine import Engine
 from service.errors import BadParameter
-from service.export.export import export, folded_backbone, measure, stored_model, trained_weights
+from service.export.agreement import measure_agreement
+from service.export.backbone import (
+    export_backbone,
+    folded_backbone,
+    stored_model,
+    trained_weights,
+)
 from service.images.read import write_image
 from service.nets.backbone import ScaledLinear
 from service.nets.model import add_noise
@@ -33,28 +39,28 @@ from service.train import soap
 from service.train.checkpoint import read_about, read_tensors
 from service.train.evaluate import evaluate
 from service.train.ladder import RateLadder
-from service.train.progress import Progress
+from service.train.progress import BackboneProgress
 from service.train.recipe import (
     LR_FLOOR,
     NAMED_SIZES,
+    BackboneRecipe,
     Decay,
-    Recipe,
     learning_rate,
     recipe_for,
     sizes_named,
 )
-from service.train.run import Piece, Run
-from service.train.sample import Sampler, Source
-from service.train.sources import Data
-from service.train.start import best_step, colour_dct, fresh, from_weights, unfolded
+from service.train.run import TrainingRun, TrainingSession
+from service.train.sampler import Sampler, Source, TrainingData
 from service.train.step import TrainingStep
+from service.train.transform_start import best_step, colour_dct, new_backbone
 from service.train.tunes import BASE, LADDER
+from service.train.weights import from_weights, unfolded
 
-RECIPE = Recipe(
+RECIPE = BackboneRecipe(
     rates=(2, 4, 7), groups=3, lr=2e-3, warmup=4, batch=3, crop=64, procedural=0.0
 )
 TILES = torch.from_numpy(np.stack([photo_like(96, 96, s) for s in range(4)]))
-CUT = Cut(96, True, 4, 0, "tests")
+CUT = TileRecord(96, True, 4, 0, "tests")
 CPU = torch.device("cpu")
 DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -63,12 +69,12 @@ def small_start(rates: tuple[int, ...] = RECIPE.rates) -> RateLadder:
     return RateLadder(unfolded(random_backbone(SIZES)).requires_grad_(True), rates)
 
 
-def data(tiles: Tensor = TILES, device: str = "cpu") -> Data:
-    return Data([Source(tiles.to(device), 1.0, True)], {"tiles": len(tiles), **asdict(CUT)})
+def data(tiles: Tensor = TILES, device: str = "cpu") -> TrainingData:
+    return TrainingData([Source(tiles.to(device), 1.0, True)], {"tiles": len(tiles), **asdict(CUT)})
 
 
 def training_step(
-    device: str = "cpu", *, graph: bool = False, recipe: Recipe = RECIPE
+    device: str = "cpu", *, graph: bool = False, recipe: BackboneRecipe = RECIPE
 ) -> TrainingStep:
     sampler = data(device=device).sampler(recipe)
     return TrainingStep(small_start(recipe.rates).to(device), sampler, recipe, "off", graph)
@@ -116,18 +122,18 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("base", "progress"):
+    for module in ("run", "progress"):
         monkeypatch.setattr(f"service.train.{module}.time", clock)
     return clock
 
 
 def run(
     folder: Path,
-    piece: Piece,
-    recipe: Recipe = RECIPE,
+    session: TrainingSession,
+    recipe: BackboneRecipe = RECIPE,
     start: Callable[[], RateLadder] = small_start,
-) -> Run:
-    return Run(folder, data(), recipe, start, piece, "test")
+) -> TrainingRun:
+    return TrainingRun(folder, data(), recipe, start, session, "test")
 
 
 # --- a step ------------------------------------------------------------------------------------
@@ -276,7 +282,7 @@ class CutOff(Exception):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_steps_in_two_pieces_end_as_those_in_one(
+def test_steps_in_two_sessions_end_as_those_in_one(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(soap, "REFRESH", 2)
@@ -291,11 +297,11 @@ def test_steps_in_two_pieces_end_as_those_in_one(
 
 @pytest.mark.usefixtures("clock")
 def test_a_run_goes_on_from_its_folder_exactly(tmp_path: Path) -> None:
-    piece = Piece(minutes=2, report_s=20)
-    lines: list[Progress] = []
-    one = run(tmp_path / "cut", piece)
+    session = TrainingSession(minutes=2, report_s=20)
+    lines: list[BackboneProgress] = []
+    one = run(tmp_path / "cut", session)
     one.train(lines.append)
-    two = run(tmp_path / "cut", piece)
+    two = run(tmp_path / "cut", session)
     assert two.step == one.step > 0
     two.train(lines.append)
     work = training_step()
@@ -311,40 +317,40 @@ def test_a_run_goes_on_from_its_folder_exactly(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("clock")
 def test_an_interrupted_run_keeps_what_it_did(tmp_path: Path) -> None:
-    def stop(_: Progress) -> None:
+    def stop(_: BackboneProgress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "r", Piece(minutes=600, report_s=0)).train(stop)
+        run(tmp_path / "r", TrainingSession(minutes=600, report_s=0)).train(stop)
     assert read_about(tmp_path / "r")["step"] == 16
 
 
 @pytest.mark.usefixtures("clock")
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
-    other = run(tmp_path / "r", Piece(minutes=1))
+    other = run(tmp_path / "r", TrainingSession(minutes=1))
 
-    def begin_another(_: Progress) -> None:
+    def begin_another(_: BackboneProgress) -> None:
         with pytest.raises(BadParameter, match="another process is training"):
             other.train(print)
 
-    one = run(tmp_path / "r", Piece(minutes=1, report_s=0))
+    one = run(tmp_path / "r", TrainingSession(minutes=1, report_s=0))
     one.train(begin_another)
     assert read_about(tmp_path / "r")["step"] == one.step > 0 and other.step == 0
 
 
 @pytest.mark.usefixtures("clock")
 def test_a_decay_that_is_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
-    one = run(tmp_path / "r", Piece(minutes=4, decay=2, report_s=1e9))
+    one = run(tmp_path / "r", TrainingSession(minutes=4, decay=2, report_s=1e9))
     one.train(print)
     decay = Decay(**read_about(tmp_path / "r")["decay"])
     assert 0 < decay.start < one.step
     if not one.finished:
-        two = run(tmp_path / "r", Piece(minutes=600))
+        two = run(tmp_path / "r", TrainingSession(minutes=600))
         two.train(print)
         assert two.finished and Decay(**read_about(tmp_path / "r")["decay"]) == decay
         assert two.step == decay.start + decay.steps
     with pytest.raises(BadParameter, match="ended with its decay"):
-        run(tmp_path / "r", Piece(minutes=1))
+        run(tmp_path / "r", TrainingSession(minutes=1))
 
 
 def test_the_learning_rate_rises_stays_and_falls_as_half_a_cosine() -> None:
@@ -357,11 +363,12 @@ def test_the_learning_rate_rises_stays_and_falls_as_half_a_cosine() -> None:
 
 @pytest.mark.usefixtures("clock")
 def test_a_run_goes_on_only_with_its_own_recipe_and_tiles(tmp_path: Path) -> None:
-    run(tmp_path / "r", Piece(minutes=0.2)).train(print)
+    run(tmp_path / "r", TrainingSession(minutes=0.2)).train(print)
     with pytest.raises(BadParameter, match="holds a run with recipe"):
-        run(tmp_path / "r", Piece(minutes=1), replace(RECIPE, lr=1e-3))
+        run(tmp_path / "r", TrainingSession(minutes=1), replace(RECIPE, lr=1e-3))
     with pytest.raises(BadParameter, match="holds a run with data"):
-        Run(tmp_path / "r", data(TILES[:3]), RECIPE, small_start, Piece(minutes=1), "test")
+        session, other = TrainingSession(minutes=1), data(TILES[:3])
+        TrainingRun(tmp_path / "r", other, RECIPE, small_start, session, "test")
     assert recipe_for(tmp_path / "r", CPU) == RECIPE
     assert recipe_for(tmp_path / "r", CPU, lr=1e-3, crop=None) == replace(RECIPE, lr=1e-3)
     assert recipe_for(tmp_path / "new", torch.device("cuda")).batch == 64
@@ -369,13 +376,13 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_tiles(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("clock")
 def test_moments_of_half_the_size_are_taken_up_again(tmp_path: Path) -> None:
-    piece = Piece(minutes=1, moments=torch.bfloat16)
-    one = run(tmp_path / "r", piece)
+    session = TrainingSession(minutes=1, moments=torch.bfloat16)
+    one = run(tmp_path / "r", session)
     one.train(print)
     kept = read_tensors(tmp_path / "r")
     assert kept["adam.m.base.z_mean"].dtype == torch.bfloat16
     assert kept["model.base.z_mean"].dtype == kept["ema.base.z_mean"].dtype == torch.float32
-    two = run(tmp_path / "r", piece)
+    two = run(tmp_path / "r", session)
     two.train(print)
     assert two.step > one.step
 
@@ -393,7 +400,7 @@ def test_a_fresh_backbone_is_a_transform_codec(c8: int, M: int, c16: int) -> Non
     sizes = Sizes(M=M, Cz=8, c8=c8, c16=c16, ne8=1, ne16=1, nd8=1, nd16=1, cp=16, cc=16)
     torch.manual_seed(0)
     crops = Sampler([Source(TILES, 1.0, True)], 64, 1, 64).draw()
-    model = fresh(sizes, crops, LADDER[BASE], seed=0)
+    model = new_backbone(sizes, crops, LADDER[BASE], seed=0)
     step = best_step(LADDER[BASE])
     with torch.inference_mode():
         y = model.g_a(crops - 0.5)
@@ -410,7 +417,7 @@ def test_a_fresh_backbone_is_a_transform_codec(c8: int, M: int, c16: int) -> Non
 
 def test_a_fresh_start_needs_room_for_the_transform() -> None:
     with pytest.raises(BadParameter, match="c8 >= 192"):
-        fresh(SIZES, torch.zeros(1, 64, 64, 3), 0.01, 0)
+        new_backbone(SIZES, torch.zeros(1, 64, 64, 3), 0.01, 0)
 
 
 def test_scale_vectors_given_again_change_nothing_that_is_computed() -> None:
@@ -432,7 +439,7 @@ def test_a_run_can_start_from_a_run_a_model_or_a_state_dict(
 ) -> None:
     from safetensors.torch import save_file
 
-    run(tmp_path / "r", Piece(minutes=0.5)).train(print)
+    run(tmp_path / "r", TrainingSession(minutes=0.5)).train(print)
     expected = read_tensors(tmp_path / "r", "ema.")
     rates = RECIPE.rates
     assert not differing(dict(from_weights(tmp_path / "r", None, rates).state_dict()), expected)
@@ -449,7 +456,7 @@ def test_a_run_can_start_from_a_run_a_model_or_a_state_dict(
     mine = evaluate(RateLadder(trained.ladder.base, (BASE,)), pictures)[BASE]
     assert evaluate(twin, pictures)[BASE].loss == pytest.approx(mine.loss, rel=0.02)
     for wrong in (tmp_path / "nowhere", pictures / "0.png"):
-        with pytest.raises(BadParameter, match="no run, no model"):
+        with pytest.raises(BadParameter, match="not a run, a model of a store"):
             from_weights(wrong, SIZES, (BASE,))
 
 
@@ -460,7 +467,7 @@ def test_a_run_can_start_from_a_run_a_model_or_a_state_dict(
 def test_the_export_measures_what_the_run_measured_with_real_rounding(
     tmp_path: Path, pictures: Path
 ) -> None:
-    work = run(tmp_path / "r", Piece(minutes=1, measure=pictures))
+    work = run(tmp_path / "r", TrainingSession(minutes=1, measure=pictures))
     measured = work.train(print)
     assert set(measured) == set(RECIPE.rates)
     found = measured[BASE]
@@ -469,7 +476,8 @@ def test_the_export_measures_what_the_run_measured_with_real_rounding(
     model = folded_backbone(trained.ladder.base)
     calibration = [torch.from_numpy(photo_like(128, 192, s)).float()[None] / 255 for s in range(4)]
     stored, _ = stored_model("m", model, calibration, trained.record)
-    agreement = measure(Engine(load_models((stored,), "cpu", torch.float32)), model, pictures)
+    engine = Engine(load_models((stored,), "cpu", torch.float32))
+    agreement, _ = measure_agreement(engine, model, pictures)
     assert agreement.estimated_bpp == pytest.approx(found.bpp, rel=2e-3)
     assert agreement.float_psnr_db == pytest.approx(found.psnr_db, abs=0.01)
     flush_bpp = 400 / (192 * 256)  # header and last words of these small pictures
@@ -484,20 +492,20 @@ def test_the_export_measures_what_the_run_measured_with_real_rounding(
 def test_a_model_in_the_store_is_never_replaced_by_an_export(
     tmp_path: Path, pictures: Path
 ) -> None:
-    run(tmp_path / "r", Piece(minutes=0.2)).train(print)
+    run(tmp_path / "r", TrainingSession(minutes=0.2)).train(print)
     trained = trained_weights(tmp_path / "r", None, None)
     out = tmp_path / "store" / "m"
     out.mkdir(parents=True)
     (out / "manifest.json").write_text("{}")
     with pytest.raises(BadParameter, match="export under another name"):
-        export(trained, out, pictures, pictures, print)
+        export_backbone(trained, out, pictures, pictures, print)
     assert (out / "manifest.json").read_text() == "{}"
     with pytest.raises(BadParameter, match="give a --record"):
         trained_weights(pictures / "0.png", None, None)
 
 
 def test_the_recipe_is_the_ladders_middle_and_the_shipped_size_is_named() -> None:
-    assert Recipe().rates == tuple(LADDER)
+    assert BackboneRecipe().rates == tuple(LADDER)
     assert sizes_named("light") == Sizes() == load_store()[0].sizes
     assert NAMED_SIZES["base"].c8 == 256
     with pytest.raises(BadParameter, match="expected light, base or a JSON file"):
@@ -510,7 +518,7 @@ def test_sizes_come_from_a_json_file_too(tmp_path: Path) -> None:
     path.write_text(json.dumps(values | {"nd8": 5}))
     assert sizes_named(str(path)) == Sizes(nd8=5)
     path.write_text("[1]")
-    with pytest.raises(BadParameter, match="holds no sizes"):
+    with pytest.raises(BadParameter, match="does not contain the sizes"):
         sizes_named(str(path))
 
 

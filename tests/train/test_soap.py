@@ -1,4 +1,4 @@
-"""SOAP finds the axes of a problem, and is cut into pieces like the rest of a training step."""
+"""SOAP finds the axes of a problem, and is resumed exactly like the rest of a training step."""
 
 from __future__ import annotations
 

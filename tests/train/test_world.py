@@ -21,8 +21,8 @@ import torch
 sys.path[:0] = {paths!r}
 torch.set_num_threads(1)
 from safetensors.torch import save_file
-from test_base import RECIPE, data, small_start
-from service.train.run import Piece, Run
+from test_run import RECIPE, data, small_start
+from service.train.run import TrainingRun, TrainingSession
 from service.train.step import TrainingStep
 from service.train.world import join_world
 world, _ = join_world(torch.device("cpu"))
@@ -41,8 +41,8 @@ class Clock:  # a second passes with every look of the first process at it
         return self.now
 import service.train.run, service.train.progress
 service.train.run.time = service.train.progress.time = Clock()
-piece = Piece(minutes={minutes})
-Run(Path({folder!r}), data(), recipe, small_start, piece, "test", world).train(print)
+session = TrainingSession(minutes={minutes})
+TrainingRun(Path({folder!r}), data(), recipe, small_start, session, "test", world).train(print)
 """
 
 
@@ -74,8 +74,8 @@ def test_two_processes_train_as_one_and_go_on_as_one(tmp_path: Path) -> None:
     for name, tensor in one.items():
         assert float((tensor - two[name]).abs().mean()) < 2e-3, name
     train(tmp_path / "two", 1, 0.1)
-    pieces = read_about(tmp_path / "two")["pieces"]
-    assert [p["processes"] for p in pieces] == [2, 1] and sum(p["steps"] for p in pieces) == 32
+    sessions = read_about(tmp_path / "two")["pieces"]
+    assert [p["processes"] for p in sessions] == [2, 1] and sum(p["steps"] for p in sessions) == 32
 
 
 def test_a_lone_process_is_the_whole_world() -> None:

@@ -13,8 +13,8 @@ from service.codec.sizes import Sizes
 from service.errors import BadParameter
 from service.nets.backbone import in_turn
 from service.train.ladder import RateLadder
-from service.train.start import unfolded
-from service.train.widen import widened
+from service.train.weights import unfolded
+from service.train.widening import widen_ladder
 
 NARROW = replace(SIZES, M=16)
 CROPS = torch.cat([as_input(photo_like(64, 64, s)) for s in range(24)])
@@ -23,14 +23,14 @@ RATES = (2, 4)
 
 @pytest.fixture(scope="module")
 def ladders() -> tuple[RateLadder, RateLadder]:
-    """A ladder without straight latents whose numbers have all moved, and it widened."""
+    """A ladder without straight latents, all its numbers moved, and the same after widening."""
     ladder = RateLadder(unfolded(random_backbone(NARROW)), RATES)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, mask in ladder.masks(frozen=False).items():
             moved = 0.05 * torch.randn(mask.shape, generator=generator)
             getattr(ladder, name).add_(moved * mask)
-    return ladder, widened(ladder, SIZES, CROPS)
+    return ladder, widen_ladder(ladder, SIZES, CROPS)
 
 
 def latents(ladder: RateLadder, x: Tensor) -> Tensor:
@@ -80,6 +80,6 @@ def test_the_new_latents_bring_back_what_was_missed(
 def test_only_latents_may_be_added(ladders: tuple[RateLadder, RateLadder]) -> None:
     old, _ = ladders
     for sizes in (replace(SIZES, cc=20), replace(NARROW, M=12, c16=12), Sizes()):
-        with pytest.raises(BadParameter, match="M alone may grow"):
-            widened(old, sizes, CROPS)
-    assert widened(old, NARROW, CROPS) is old
+        with pytest.raises(BadParameter, match="only M may grow"):
+            widen_ladder(old, sizes, CROPS)
+    assert widen_ladder(old, NARROW, CROPS) is old

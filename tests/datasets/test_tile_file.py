@@ -11,11 +11,11 @@ from image_files import file_of
 from PIL import Image
 from small_model import photo_like
 
-from service.datasets.cut import cut, cut_picture, is_lossy, read_tiles, unchanged
+from service.datasets.tile_file import cut_picture, cut_tiles, is_current, is_lossy, read_tiles
 from service.errors import BadParameter
 from service.images.read import Format, write_image
 from service.picture import Picture
-from service.train.sample import Sampler, Source
+from service.train.sampler import Sampler, Source
 
 
 def folder_of(root: Path, **files: bytes) -> Path:
@@ -52,13 +52,13 @@ def test_lossy_files_are_halved_and_others_are_not(tmp_path: Path) -> None:
     for extra in ({}, {"icc_profile": b"profile" * 99}):
         assert not is_lossy(file_of(Image.fromarray(rgb), "WEBP", lossless=True, **extra))
     folder = folder_of(tmp_path / "in", **{"a.png": images["png"], "b.jpg": images["jpeg"]})
-    made = cut([folder], tmp_path / "t.safetensors", 64, True, print)
+    made = cut_tiles([folder], tmp_path / "t.safetensors", 64, True, print)
     _, tiles = read_tiles(tmp_path / "t.safetensors")
     assert (made.pictures, made.left_out, len(tiles)) == (2, 0, 6 + 2)
     assert np.array_equal(tiles[0].numpy(), rgb[:64, :64])
     halved = rgb.reshape(64, 2, 96, 2, 3).mean((1, 3))
     assert np.abs(tiles[6].numpy() - halved[:, :64]).mean() < 6, "coded with loss, then halved"
-    cut([folder], tmp_path / "whole.safetensors", 64, False, print)
+    cut_tiles([folder], tmp_path / "whole.safetensors", 64, False, print)
     assert len(read_tiles(tmp_path / "whole.safetensors")[1]) == 12
 
 
@@ -68,19 +68,19 @@ def test_what_is_no_picture_is_left_out_and_counted(tmp_path: Path) -> None:
     small = write_image(Picture(photo_like(63, 64)), "png")
     (folder / "sub").mkdir()
     (folder / "sub" / "small.png").write_bytes(small)
-    made = cut([folder], tmp_path / "t.safetensors", 64, True, print)
+    made = cut_tiles([folder], tmp_path / "t.safetensors", 64, True, print)
     assert (made.pictures, made.left_out) == (1, 3)
-    assert unchanged(made, [folder], 64, True) and not unchanged(made, [folder], 64, False)
+    assert is_current(made, [folder], 64, True) and not is_current(made, [folder], 64, False)
     (folder / "more.png").write_bytes(png)
-    assert not unchanged(made, [folder], 64, True)
+    assert not is_current(made, [folder], 64, True)
 
 
 def test_a_folder_without_pictures_leaves_no_file(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", **{"notes.txt": b"no"})
-    with pytest.raises(BadParameter, match="no picture of at least 64x64"):
-        cut([folder], tmp_path / "t.safetensors", 64, True, print)
+    with pytest.raises(BadParameter, match="no picture is at least 64x64"):
+        cut_tiles([folder], tmp_path / "t.safetensors", 64, True, print)
     with pytest.raises(BadParameter, match="is not a folder"):
-        cut([tmp_path / "nowhere"], tmp_path / "t.safetensors", 64, True, print)
+        cut_tiles([tmp_path / "nowhere"], tmp_path / "t.safetensors", 64, True, print)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
     for wrong in (folder / "notes.txt", tmp_path / "nowhere"):
         with pytest.raises(BadParameter, match="not a file of tiles"):
@@ -114,6 +114,6 @@ def test_pictures_with_alpha_are_cut_as_they_look_on_white(tmp_path: Path) -> No
     alpha = np.where(np.arange(64) < 32, 255, 0).astype(np.uint8) * np.ones((64, 1), np.uint8)
     png = file_of(Image.fromarray(np.dstack([rgb, alpha])), "PNG")
     folder = folder_of(tmp_path / "in", **{"a.png": png})
-    cut([folder], tmp_path / "t.safetensors", 64, True, print)
+    cut_tiles([folder], tmp_path / "t.safetensors", 64, True, print)
     _, tiles = read_tiles(tmp_path / "t.safetensors")
     assert np.array_equal(tiles[0].numpy(), np.where(alpha[..., None] > 0, rgb, 255))

@@ -1,12 +1,12 @@
-"""Tiles of training pictures as the plain codec leaves them: pixels, decoded latents, losses.
+"""Training tiles of ready updates: pixels, and the latents and losses of the codec without updates.
 
-What fits a ready update (updates.py) never moves latents, so they are made once.
+Fitting an update of the decoder (updates.py) does not change latents, so each tile is coded once.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +28,14 @@ from service.store.model import StoredModel, Tensors
 
 
 @dataclass(frozen=True, eq=False)
-class RateNet:
-    """g_s of one rate, to differentiate.
+class RateSynthesis:
+    """The synthesis network of one rate, in a form that can be differentiated.
 
     Attributes:
-        rate: whole, of tune PSNR. lmbda: of its loss. transforms: merged for it. g_s: the network.
+        rate: whole rate of the PSNR ladder.
+        lmbda: of its loss.
+        transforms: the model's weights merged for the rate.
+        g_s: the network.
     """
 
     rate: int
@@ -42,13 +45,14 @@ class RateNet:
 
 
 @dataclass(frozen=True, eq=False)
-class Tile:
-    """A square piece of a picture.
+class CodedTile:
+    """A square part of a picture, coded at several rates.
 
     Attributes:
-        picture: number of the picture, of all folders. rgb: [S, S, 3].
-        y_hat: by rate, [S/16, S/16, M] int16 in units of 2^-Y_FRAC.
-        plain: by rate, R + lmbda·D of the piece, bits per pixel.
+        picture: number of the picture, counted over all folders.
+        rgb: pixels [S, S, 3].
+        y_hat: decoded latents by rate, [S/16, S/16, M] int16 in units of 2^-Y_FRAC.
+        plain: loss without an update by rate, R + lmbda·D in bits per pixel.
     """
 
     picture: int
@@ -58,18 +62,18 @@ class Tile:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """The tiles of one folder of pictures, by its name."""
+class TileGroup:
+    """The tiles of one folder of pictures, and the folder's name."""
 
     name: str
-    tiles: tuple[Tile, ...]
+    tiles: tuple[CodedTile, ...]
 
 
-def rate_nets(stored: StoredModel, rates: Sequence[int]) -> dict[int, RateNet]:
-    """The rates of the PSNR ladder to train for.
+def rate_networks(stored: StoredModel, rates: Sequence[int]) -> dict[int, RateSynthesis]:
+    """Return the synthesis networks of rates of the PSNR ladder.
 
     Raises:
-        BadParameter: a rate that the model does not hold, or one that does not say its lmbda.
+        BadParameter: the model does not have a rate, or not its lmbda.
     """
     out = {}
     for rate in rates:
@@ -78,52 +82,56 @@ def rate_nets(stored: StoredModel, rates: Sequence[int]) -> dict[int, RateNet]:
             raise BadParameter(f"rate {rate} of model {stored.name} is missing or has no lmbda")
         merged = stored.at_rate(PARTS * rate)
         g_s = updatable(merged.sizes, float_twin(merged).g_s, torch.float32)
-        out[rate] = RateNet(rate, lmbda, merged.transforms, g_s)
+        out[rate] = RateSynthesis(rate, lmbda, merged.transforms, g_s)
     return out
 
 
 def read_groups(
     folders: Sequence[Path],
     stored: StoredModel,
-    nets: Mapping[int, RateNet],
+    networks: Mapping[int, RateSynthesis],
     size: int,
     count: int,
     seed: int,
-) -> tuple[Group, ...]:
-    """Cut tiles from pictures and code each as a picture of its own.
+) -> tuple[TileGroup, ...]:
+    """Cut random tiles from the pictures of folders, and code each tile as a picture of its own.
 
     Args:
-        folders: of pictures, a group each. stored: the model. nets: rates to code at.
-        size: side in pixels, a multiple of 16. count: tiles of a folder, its pictures in turn.
-        seed: of where tiles are cut.
+        folders: of pictures; the tiles of each are a group.
+        stored: the model.
+        networks: of the rates to code at.
+        size: side of a tile in pixels, a multiple of 16.
+        count: tiles per folder, cut from its pictures in turn.
+        seed: of the places of the tiles.
 
     Raises:
-        BadParameter: a folder without a picture of at least that size, or two of one name.
-        BadImage, OSError: a picture that cannot be read.
+        BadParameter: a folder has no picture of at least that size, or two folders have one name.
+        BadImage, OSError: a picture cannot be read.
     """
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         raise BadParameter(f"folders are {', '.join(names)}, expected different names")
     (base,) = load_models((stored,), "cpu", torch.float32)
     assert base.build is not None
-    models = {rate: base.build(stored.at_rate(PARTS * rate)) for rate in nets}
+    models = {rate: base.build(stored.at_rate(PARTS * rate)) for rate in networks}
     groups, first = [], 0
     for number, folder in enumerate(folders):
-        pictures = list(_pictures(folder, size))
+        read = [picture.on_white().rgb for _, picture in read_folder(folder)]
+        pictures = [rgb for rgb in read if min(rgb.shape[:2]) >= size]
         if not pictures:
             raise BadParameter(f"{folder} has no picture of at least {size}x{size} pixels")
         rng = np.random.default_rng((seed, number))
         tiles = []
         for k in range(count):
             rgb = _cut(pictures[k % len(pictures)], size, rng)
-            tiles.append(_tile(first + k % len(pictures), rgb, models, nets))
-        groups.append(Group(folder.name, tuple(tiles)))
+            tiles.append(_code(first + k % len(pictures), rgb, models, networks))
+        groups.append(TileGroup(folder.name, tuple(tiles)))
         first += len(pictures)
     return tuple(groups)
 
 
-def digest_of(groups: Sequence[Group]) -> str:
-    """Hash of every tile's pixels and of which picture it is of."""
+def digest_of(groups: Sequence[TileGroup]) -> str:
+    """Return a hash of the pixels of all tiles and of the numbers of their pictures."""
     data = hashlib.sha256()
     for group in groups:
         data.update(group.name.encode())
@@ -132,26 +140,20 @@ def digest_of(groups: Sequence[Group]) -> str:
     return data.hexdigest()
 
 
-def _pictures(folder: Path, size: int) -> Iterator[U8]:
-    for _, picture in read_folder(folder):
-        if min(picture.width, picture.height) >= size:
-            yield picture.on_white().rgb
-
-
 def _cut(rgb: U8, size: int, rng: np.random.Generator) -> U8:
     top, left = (int(rng.integers(side - size + 1)) for side in rgb.shape[:2])
     return np.ascontiguousarray(rgb[top : top + size, left : left + size])
 
 
-def _tile(
-    picture: int, rgb: U8, models: Mapping[int, LoadedModel], nets: Mapping[int, RateNet]
-) -> Tile:
+def _code(
+    picture: int, rgb: U8, models: Mapping[int, LoadedModel], networks: Mapping[int, RateSynthesis]
+) -> CodedTile:
     y_hat, plain = {}, {}
-    everything = Box(0, 0, *rgb.shape[:2])
+    whole = Box(0, 0, *rgb.shape[:2])
     for rate, model in models.items():
         data, latents = encode(model, Picture(rgb), PARTS * rate)
-        error = paint(model, latents, everything, False).astype(np.float64) - rgb
+        error = paint(model, latents, whole, False).astype(np.float64) - rgb
         y_hat[rate] = latents.y_hat
         bpp = 8 * len(data) / (rgb.shape[0] * rgb.shape[1])
-        plain[rate] = bpp + nets[rate].lmbda * float(np.square(error).mean())
-    return Tile(picture, rgb, y_hat, plain)
+        plain[rate] = bpp + networks[rate].lmbda * float(np.square(error).mean())
+    return CodedTile(picture, rgb, y_hat, plain)

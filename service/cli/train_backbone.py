@@ -1,6 +1,6 @@
-"""`rankpress train base | export | default`: backbones and their ladders.
+"""`rankpress train base`, `export` and `default`: backbones with their ladders of rates.
 
-Everything heavy is imported inside the commands.
+Large modules are imported inside the commands.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from service.datasets.cut import Cut
+    from service.datasets.tile_file import TileRecord
     from service.nets.compiling import Compile
     from service.train.ladder import RateLadder
-    from service.train.progress import Progress
+    from service.train.progress import BackboneProgress
 
 DataArgument = Annotated[
-    list[Path], typer.Argument(metavar="DATA...", help="Folders of pictures, or a file of tiles.")
+    list[Path], typer.Argument(metavar="DATA...", help="Folders of pictures, or one file of tiles.")
 ]
-TileOption = Annotated[int, typer.Option(min=64, help="Side of the tiles pictures are cut to.")]
+TileOption = Annotated[
+    int, typer.Option(min=64, help="Side in pixels of the tiles that pictures are cut into.")
+]
 HalveOption = Annotated[
-    bool, typer.Option(help="Halve pictures from lossy files, unless they were made smaller.")
+    bool,
+    typer.Option(help="Halve pictures from lossy files; needless if they were reduced before."),
 ]
 SizeOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="light, base, or a JSON file of sizes.")
+    str | None, typer.Option(metavar="NAME", help="Size: light, base, or a JSON file of sizes.")
 ]
-TrainDeviceOption = Annotated[Device | None, typer.Option(help="Where to train.")]
+TrainDeviceOption = Annotated[Device | None, typer.Option(help="Device to train on.")]
 MeasureOption = Annotated[
     Path, typer.Option(help="Folder of pictures for the figures in the manifest.")
 ]
@@ -49,7 +52,7 @@ def register(app: typer.Typer) -> None:
 def training_device(threads: int | None, device: Device | None = None) -> torch.device:
     """Set torch's threads and return the device to train on.
 
-    RANKPRESS_THREADS and RANKPRESS_DEVICE say what was not given.
+    Arguments that are None are read from RANKPRESS_THREADS and RANKPRESS_DEVICE.
     """
     import torch
 
@@ -64,7 +67,7 @@ def training_device(threads: int | None, device: Device | None = None) -> torch.
 def prepare(
     threads: int | None, device: Device | None, compiled: Compile
 ) -> tuple[torch.device, Compile]:
-    """Set torch's threads; the device to train on, and what to compile there."""
+    """Set torch's threads; return the device to train on, and what to compile on it."""
     from service.nets.compiling import choose_compile
 
     where = training_device(threads, device)
@@ -76,13 +79,13 @@ def prepare(
 
 def base(
     data: DataArgument,
-    run: Annotated[Path, typer.Option(help="Folder of the run; one that is there goes on.")],
-    minutes: Annotated[float, typer.Option(min=0, help="Of this piece of the run.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run; a run in it is resumed.")],
+    minutes: Annotated[float, typer.Option(min=0, help="Length of this session of the run.")],
     decay: Annotated[
-        float, typer.Option(min=0, help="Minutes at its end that are the run's final decay.")
+        float, typer.Option(min=0, help="Last minutes of the session; they are the final decay.")
     ] = 0.0,
     start: Annotated[
-        Path | None, typer.Option("--from", help="Run, model or state dict; else afresh.")
+        Path | None, typer.Option("--from", help="Start from this run, model or state dict.")
     ] = None,
     size: SizeOption = None,
     measure: Annotated[
@@ -90,34 +93,41 @@ def base(
     ] = None,
     rates: Annotated[
         str | None,
-        typer.Option(metavar="1,4,8", help="Trained together, 4 among them; all of a new run."),
+        typer.Option(metavar="1,4,8", help="Rates to train, with 4; all in a new run."),
     ] = None,
     groups: Annotated[
-        int | None, typer.Option(min=1, help="Rates in each step; all of a new run.")
+        int | None, typer.Option(min=1, help="Rates in each step; all in a new run.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate; 4e-4 of a new run.")] = None,
-    warmup: Annotated[int | None, typer.Option(min=1, help="Steps; 500 of a new run.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; 4e-4 in a new run.")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(min=1, help="Warm-up steps; 500 in a new run.")
+    ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Crops a step; 8 of a new run, on CUDA 64.")
+        int | None, typer.Option(min=1, help="Crops per step; 8 in a new run, 64 on CUDA.")
     ] = None,
-    crop: Annotated[int | None, typer.Option(help="Side in pixels; 192 of a new run.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of a new run; 0.")] = None,
+    crop: Annotated[
+        int | None, typer.Option(help="Side of the crops in pixels; 192 in a new run.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new run; 0.")] = None,
     downscaled: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of crops reduced in size; 0.4.")
+        float | None,
+        typer.Option(min=0, max=1, help="Share of crops that are reduced; 0.4 in a new run."),
     ] = None,
     grain: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of photographs given grain; 0.3.")
+        float | None,
+        typer.Option(min=0, max=1, help="Share of photographs with grain; 0.3 in a new run."),
     ] = None,
     procedural: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of generated pictures; 0.15.")
+        float | None,
+        typer.Option(min=0, max=1, help="Share of generated pictures; 0.15 in a new run."),
     ] = None,
     mix: Annotated[
         list[str],
-        typer.Option(metavar="FOLDER=SHARE", help="Mix in other pictures; may be repeated."),
+        typer.Option(metavar="FOLDER=SHARE", help="Mix in a share of other pictures; repeatable."),
     ] = [],  # noqa: B006
     finish: Annotated[
         bool,
-        typer.Option("--finish", help="Keep g_a and h_a, train the rest on rounded latents."),
+        typer.Option("--finish", help="Keep g_a and h_a; train the rest on rounded latents."),
     ] = False,
     tile: TileOption = 512,
     halve: HalveOption = True,
@@ -126,23 +136,26 @@ def base(
     graph: Annotated[bool, typer.Option(help="Replay steps from a CUDA graph.")] = True,
     moments: Annotated[
         Literal["float32", "bfloat16"],
-        typer.Option(help="Of Adam, in checkpoints; bfloat16 is smaller and resumes inexactly."),
+        typer.Option(
+            help="Adam's moments in checkpoints; bfloat16 is smaller, but resumes inexactly."
+        ),
     ] = "float32",
-    checkpoint: Annotated[float, typer.Option(min=0.1, help="Minutes between two.")] = 5.0,
+    checkpoint: Annotated[float, typer.Option(min=0.1, help="Minutes between checkpoints.")] = 5.0,
     threads: ThreadsOption = None,
 ) -> None:
-    """Train a backbone and its rates for some minutes; `train export` makes them a model.
+    """Train a backbone and its rates for some minutes.
 
-    Under torchrun, every process trains on a device of its own.
+    `train export` then makes a model of them. Under torchrun, every process uses its own device.
     """
     import torch
 
     from service.eval.machine import code_commit
-    from service.train import run as training
     from service.train.recipe import recipe_for
-    from service.train.sources import gather_data
-    from service.train.start import draw_crops, fresh_on, from_weights
-    from service.train.widen import widened
+    from service.train.run import TrainingRun, TrainingSession
+    from service.train.sampler import gather_data
+    from service.train.transform_start import draw_crops, new_ladder
+    from service.train.weights import from_weights
+    from service.train.widening import widen_ladder
     from service.train.world import join_world
 
     where, mode = prepare(threads, device, compiled)
@@ -169,36 +182,36 @@ def base(
     sources += [([path], run / f"tiles-{path.name}.safetensors") for path in folders]
     if world.first:
         for pictures, path in sources:
-            cut, tiles = _tiles(pictures, path, tile, halve)
+            record, tiles = _tiles(pictures, path, tile, halve)
             _say(
-                f"{len(tiles)} tiles of {cut.size}x{cut.size} from {cut.pictures} pictures, "
-                f"{cut.left_out} files left out"
+                f"{len(tiles)} tiles of {record.size}x{record.size} from {record.pictures} "
+                f"pictures, {record.left_out} files left out"
             )
-    world.agree("cut")
+    world.agree("the first process has cut the tiles")
     photographs, *others = (_tiles(pictures, path, tile, halve) for pictures, path in sources)
     mixed = dict(zip((path.name for path in folders), others, strict=True))
-    gathered = gather_data(photographs, mixed, recipe, where)
+    training_data = gather_data(photographs, mixed, recipe, where)
 
-    def begin() -> RateLadder:
-        sampler = gathered.sampler(recipe)
+    def initial_ladder() -> RateLadder:
+        sampler = training_data.sampler(recipe)
         if start is None:
-            return fresh_on(sampler, sizes or Sizes(), recipe)
+            return new_ladder(sampler, sizes or Sizes(), recipe)
         ladder = from_weights(start, sizes, recipe.rates)
         if sizes is None or sizes == ladder.base.sizes:
             return ladder
-        return widened(ladder, sizes, draw_crops(sampler, recipe).cpu())
+        return widen_ladder(ladder, sizes, draw_crops(sampler, recipe).cpu())
 
-    piece = training.Piece(
+    session = TrainingSession(
         minutes=minutes, decay=decay, checkpoint_s=60 * checkpoint, measure=measure, compiled=mode,
         graph=graph, moments=getattr(torch, moments), commit=code_commit(),
     )  # fmt: skip
     source = "afresh" if start is None else start.name
-    work = training.Run(run, gathered, recipe, begin, piece, source, world)
-    measured = work.train(_print_base)
+    work = TrainingRun(run, training_data, recipe, initial_ladder, session, source, world)
+    measured = work.train(_print_progress)
     if world.first:
         _say(
             f"{run} holds step {work.step} in {work.shards} shards"
-            + (", decayed: export it" if work.finished else "")
+            + (", and is finished: export it" if work.finished else "")
         )
     for rate, quality in measured.items():
         typer.echo(
@@ -212,25 +225,27 @@ def export(
         Path, typer.Argument(metavar="RUN", help="Folder of a run, or a state dict.")
     ],
     out: Annotated[Path, typer.Argument(help="The model's folder in a store.")],
-    calibrate: Annotated[Path, typer.Option(help="Folder of pictures that set integer ranges.")],
+    calibrate: Annotated[
+        Path, typer.Option(help="Folder of pictures that set the integer ranges.")
+    ],
     measure: MeasureOption,
     record: Annotated[
-        Path | None, typer.Option(help="JSON file: how a state dict was trained.")
+        Path | None, typer.Option(help="JSON record of a state dict's training.")
     ] = None,
     size: SizeOption = None,
     default: Annotated[
-        bool, typer.Option("--default", help="Have the store compress with it from now on.")
+        bool, typer.Option("--default", help="Make it the store's default model.")
     ] = False,
 ) -> None:
     """Fold, quantise, verify and write a trained backbone as a model of the store.
 
-    Models that are there stay: streams made with them need them.
+    A model that exists is never replaced, because its streams need it.
     """
-    from service.export.export import export as run
-    from service.export.export import trained_weights
+    from service.export.backbone import export_backbone, trained_weights
     from service.store.write import set_default
 
-    agreement = run(trained_weights(weights, _sizes(size), record), out, calibrate, measure, _say)
+    trained = trained_weights(weights, _sizes(size), record)
+    agreement = export_backbone(trained, out, calibrate, measure, _say)
     typer.echo(
         f"{agreement.pictures} pictures: {agreement.real_bpp:.4f} bpp, "
         f"{agreement.real_psnr_db:.3f} dB; the float model estimates "
@@ -243,21 +258,21 @@ def export(
 def default(
     model: Annotated[Path, typer.Argument(help="The model's folder in a store.")],
 ) -> None:
-    """Have a store compress with this model from now on; the others go on decoding."""
+    """Make this the model that its store compresses with; the others still decode."""
     from service.store.write import set_default
 
     set_default(model)
 
 
 def _sizes(text: str | None) -> Sizes | None:
-    """Sizes by their name or file; None where none were asked for."""
+    """Sizes by their name or file; None for None."""
     from service.train.recipe import sizes_named
 
     return None if text is None else sizes_named(text)
 
 
 def _rates_of(text: str) -> tuple[int, ...]:
-    """Rates that are trained together, ascending."""
+    """Parse a list of rates; they are returned in ascending order."""
     try:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
@@ -265,7 +280,7 @@ def _rates_of(text: str) -> tuple[int, ...]:
 
 
 def _share_of(text: str) -> tuple[Path, float]:
-    """A folder and the share of the crops that are from it."""
+    """Parse a folder and the share of the crops from it."""
     folder, _, share = text.rpartition("=")
     try:
         return Path(folder), float(share)
@@ -273,23 +288,23 @@ def _share_of(text: str) -> tuple[Path, float]:
         raise BadParameter(f"--mix is {text!r}, expected FOLDER=SHARE") from None
 
 
-def _tiles(data: list[Path], path: Path, size: int, halve: bool) -> tuple[Cut, Tensor]:
-    """The tiles of a file, or of folders, cut into `path` unless they are there."""
-    from service.datasets.cut import cut, read_tiles, unchanged
+def _tiles(data: list[Path], path: Path, size: int, halve: bool) -> tuple[TileRecord, Tensor]:
+    """Read a file of tiles, or cut folders into the file `path` if it is not up to date."""
+    from service.datasets.tile_file import cut_tiles, is_current, read_tiles
 
     if len(data) == 1 and data[0].is_file():
         return read_tiles(data[0])
-    if not path.is_file() or not unchanged(read_tiles(path)[0], data, size, halve):
-        cut(data, path, size, halve, _say)
+    if not path.is_file() or not is_current(read_tiles(path)[0], data, size, halve):
+        cut_tiles(data, path, size, halve, _say)
     return read_tiles(path)
 
 
 def _say(text: str) -> None:
-    """Tell a person what goes on, on standard error."""
+    """Write a line about progress to standard error."""
     typer.echo(text, err=True)
 
 
-def _print_base(p: Progress) -> None:
+def _print_progress(p: BackboneProgress) -> None:
     skipped = f"  skipped {p.skipped}" if p.skipped else ""
     typer.echo(
         f"{p.minutes:.1f} min  step {p.step}  {p.pixels_per_s / 1e6:.2f} Mpixel/s  "

@@ -10,7 +10,7 @@ from small_model import photo_like
 from torch import Tensor
 
 from service.errors import BadParameter
-from service.train.sample import Sampler, Source
+from service.train.sampler import Sampler, Source
 from service.train.world import World
 
 SIDE = 160

@@ -1,9 +1,9 @@
-"""A trained ladder given straight latents: it goes on from what it has learnt.
+"""More straight latents for a trained ladder, which keeps what it has learnt.
 
-The new latents carry what the old ones leave of the picture: pixels that the synthesis misses even
-without quantisation are regressed on the features that they go straight from, and the strongest
-directions of that become the new latents, in quantiser steps (reduced-rank regression). Nothing
-that the ladder computed before changes, but for what the new latents add to the picture.
+The new latents carry the part of the picture that the old ones lose: the error of the synthesis
+without quantisation is regressed on the features at 1/8 that straight latents are computed from,
+and the strongest directions of the regression become the new latents, in quantiser steps
+(reduced-rank regression). The ladder computes what it did before, plus what the new latents add.
 """
 
 from __future__ import annotations
@@ -22,66 +22,68 @@ from service.errors import BadParameter
 from service.nets.backbone import Down, Unshuffle, Up, in_turn
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.train.ladder import RateLadder
-from service.train.start import best_step, layer_of, scaled_linear
+from service.train.transform_start import best_step, layer_of, scaled_linear
 from service.train.tunes import BASE, LADDER
 
 HEAD: Final = re.compile(r"(head0|ctx\.\d\.2)(\.|$)")
-"""Names of the layers that give means and levels."""
+"""Names of the layers that predict means and levels."""
 
 
 @torch.no_grad()
-def widened(ladder: RateLadder, sizes: Sizes, crops: Tensor) -> RateLadder:
-    """Give a ladder more straight latents.
+def widen_ladder(ladder: RateLadder, sizes: Sizes, crops: Tensor) -> RateLadder:
+    """Return a copy of a ladder with more straight latents; the ladder itself if sizes are equal.
 
     Args:
-        ladder: trained. sizes: as the ladder's, but for a larger M.
-        crops: [N, H, W, 3] in [0, 1], H and W multiples of 64, to find the new latents on.
+        ladder: trained.
+        sizes: the ladder's, except for a larger M.
+        crops: [N, H, W, 3] in [0, 1], sides multiples of 64; the regression is computed on them.
 
     Raises:
-        BadParameter: sizes that differ in more than M.
+        BadParameter: the sizes differ in more than M, or M is smaller.
     """
     old = ladder.base.sizes
     if sizes == old:
         return ladder
     if replace(sizes, M=old.M) != old or sizes.M < old.M:
-        raise BadParameter(f"a model of sizes {old} cannot go on with {sizes}: M alone may grow")
+        raise BadParameter(f"a model of sizes {old} cannot take sizes {sizes}: only M may grow")
     wide = RateLadder(Backbone(sizes), ladder.rates)
     state = wide.base.state_dict()
     for name, tensor in ladder.base.state_dict().items():
-        state[name] = _corner(name, state[name], tensor)
+        state[name] = _enlarged(name, state[name], tensor)
     wide.base.load_state_dict(state)
     _add_latents(wide.base, ladder.base, crops)
-    _widen_changes(wide, ladder)
+    _copy_changes(wide, ladder)
     return wide
 
 
-def _corner(name: str, wide: Tensor, tensor: Tensor) -> Tensor:
-    """A tensor of the old sizes in the place that it has in one of the new sizes."""
+def _enlarged(name: str, wide: Tensor, tensor: Tensor) -> Tensor:
+    """Return an initialised tensor of the new sizes with a tensor of the old sizes in its place."""
     if wide.shape == tensor.shape:
         return tensor
     out = wide.clone()
     if name.endswith("weight"):
         out.mul_(0.1)
-        out[:, tensor.shape[1] :] = 0  # nothing reads the new latents yet
+        out[:, tensor.shape[1] :] = 0  # no layer reads the new latents yet
     _place(out, tensor, HEAD.match(name) is not None)
     return out
 
 
 def _place(out: Tensor, tensor: Tensor, head: bool) -> None:
-    """Put a tensor into the corner of a larger one; means and levels of a head each into theirs."""
+    """Copy a tensor to the start of a larger one; means and levels of a head separately."""
     pairs = zip(out.chunk(2), tensor.chunk(2), strict=True) if head else [(out, tensor)]
-    for mine, theirs in pairs:
-        mine[tuple(slice(0, n) for n in theirs.shape)] = theirs
+    for larger, part in pairs:
+        larger[tuple(slice(0, n) for n in part.shape)] = part
 
 
-def _widen_changes(wide: RateLadder, ladder: RateLadder) -> None:
-    """Carry over what rates change; the new latents' rows and columns are not changed."""
+def _copy_changes(wide: RateLadder, ladder: RateLadder) -> None:
+    """Copy what rates change; no rate changes the rows and columns of the new latents."""
     new = wide.layout.changes(wide.factors.data.zero_())
     old = ladder.layout.changes(ladder.factors.data)
-    for mine, theirs, rows in ((new.d, old.d, True), (new.b, old.b, True), (new.a, old.a, False)):
-        for name, part in theirs.items():
+    pairs = ((new.d, old.d, True), (new.b, old.b, True), (new.a, old.a, False))
+    for targets, sources, has_rows in pairs:
+        for name, part in sources.items():
             for at, of_rate in enumerate(part):
-                _place(mine[name][at], of_rate, rows and HEAD.match(name) is not None)
+                _place(targets[name][at], of_rate, has_rows and HEAD.match(name) is not None)
     M, first = wide.base.sizes.M, ladder.base.sizes.M
     wide.vectors.data[:, :first] = ladder.vectors.data[:, :first]
     wide.vectors.data[:, M:] = ladder.vectors.data[:, first:]
@@ -90,7 +92,7 @@ def _widen_changes(wide: RateLadder, ladder: RateLadder) -> None:
 def _add_latents(wide: Backbone, old: Backbone, crops: Tensor) -> None:
     """Set the weights of the new latents."""
     s, first = wide.sizes, old.sizes.M
-    features, error = _missed(old, crops)
+    features, error = _features_and_errors(old, crops)
     last = scaled_linear(old.g_s[-1]).effective_weight()
     mean = features.mean(0)
     centred = (features - mean).double()
@@ -127,11 +129,11 @@ def _add_latents(wide: Backbone, old: Backbone, crops: Tensor) -> None:
         head.bias[mu], head.bias[idx] = 0, level.clamp(0, (LEVELS - 1) / 8)
 
 
-def _missed(model: Backbone, crops: Tensor) -> tuple[Tensor, Tensor]:
-    """What new latents can go straight from, and the pixels that the old ones miss.
+def _features_and_errors(model: Backbone, crops: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the inputs of straight latents and the errors of a model without quantisation.
 
     Returns:
-        Features [n, 4·c8] and errors [n, 4·192], of 16×16 pixels each, in the order of Unshuffle.
+        Features [n, 4·c8] and errors [n, 4·192], each of 16×16 pixels, in the order of Unshuffle.
     """
     layers = list(model.g_a)
     before = [i for i, m in enumerate(layers) if isinstance(m, Down)][1]

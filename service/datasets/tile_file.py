@@ -1,9 +1,9 @@
-"""A folder of pictures -> one file of uint8 tiles, cut once.
+"""A file of uint8 tiles, cut once from folders of pictures.
 
-Pictures from lossy files are halved in size first, which takes their artefacts away. Each picture
-is covered by square tiles on an even grid, overlapping where its sides are no multiples; smaller
-pictures are left out and counted. The file is safetensors with one tensor, "tiles" [N, S, S, 3],
-that training maps into memory or loads to the GPU whole.
+Pictures from lossy files can be halved in size first, which removes their artefacts. Each picture
+is covered by square tiles on an even grid, which overlap if its sides are not multiples of theirs;
+smaller pictures are left out and counted. The file is safetensors with one tensor, "tiles"
+[N, S, S, 3], which training maps into memory or copies to the GPU.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ from service.picture import U8
 
 MAX_PIXELS: Final = 4 * 10**8
 HEADER_BYTES: Final = 4096
-"""Room kept for the safetensors header, whose numbers are known only at the end."""
+"""Bytes reserved for the safetensors header, whose numbers are known only at the end."""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How a file of tiles was made.
+class TileRecord:
+    """The record of how a file of tiles was cut.
 
     Attributes:
-        size: side of a tile in pixels. halved: whether lossy sources were.
-        pictures: that tiles came from. left_out: files that are no pictures, or too small.
-        source: sha256 over names and sizes of the files, to see whether a folder has changed.
+        size: side of a tile in pixels.
+        halved: whether pictures from lossy files were halved.
+        pictures: number of pictures that were cut.
+        left_out: number of files that are too small or not pictures.
+        source: sha256 of the names and sizes of the files, which shows whether a folder changed.
     """
 
     size: int
@@ -51,19 +53,21 @@ class Cut:
     source: str
 
 
-Say = Callable[[str], None]
-
-
-def cut(folders: Sequence[Path], out: Path, size: int, halve: bool, say: Say) -> Cut:
-    """Cut every picture of some folders, subfolders too, and write the tiles.
+def cut_tiles(
+    folders: Sequence[Path], out: Path, size: int, halve: bool, report: Callable[[str], None]
+) -> TileRecord:
+    """Cut the pictures of folders and their subfolders, and write the tiles to a file.
 
     Args:
-        folders: of pictures. out: the file; replaced as a whole at the end.
-        size: side of a tile. halve: whether lossy sources are halved first.
-        say: is told how far it is.
+        folders: of pictures.
+        out: the file; replaced as a whole at the end.
+        size: side of a tile in pixels.
+        halve: whether pictures from lossy files are halved first.
+        report: called with lines about progress.
 
     Raises:
-        BadParameter: not one tile came of it. OSError: a folder or file cannot be read.
+        BadParameter: no picture is large enough for a tile.
+        OSError: a folder or file cannot be read.
     """
     files = _files(folders)
     pictures = tiles = 0
@@ -73,49 +77,53 @@ def cut(folders: Sequence[Path], out: Path, size: int, halve: bool, say: Say) ->
             file.write(cuts.tobytes())
             pictures, tiles = pictures + bool(len(cuts)), tiles + len(cuts)
             if done % 200 == 0:
-                say(f"cut {done} of {len(files)} files into {tiles} tiles")
+                report(f"cut {done} of {len(files)} files into {tiles} tiles")
         if not tiles:
             where = ", ".join(map(str, folders))
             raise BadParameter(
-                f"{where}: no picture of at least {size}x{size} pixels, halved ones so"
+                f"{where}: no picture is at least {size}x{size} pixels"
+                + (" (after lossy pictures are halved)" if halve else "")
             )
-        made = Cut(size, halve, pictures, len(files) - pictures, _digest(files))
+        record = TileRecord(size, halve, pictures, len(files) - pictures, _digest(files))
         file.seek(0)
-        file.write(_header(made, tiles))
-    return made
+        file.write(_header(record, tiles))
+    return record
 
 
-def read_tiles(path: Path) -> tuple[Cut, Tensor]:
-    """How a file of tiles was cut, and the tiles [N, S, S, 3] uint8, mapped from the file.
+def read_tiles(path: Path) -> tuple[TileRecord, Tensor]:
+    """Read the record and the tiles of a file of tiles.
+
+    Returns:
+        The record, and the tiles [N, S, S, 3] uint8, mapped from the file.
 
     Raises:
-        BadParameter: no such file, or another kind of file.
+        BadParameter: the file cannot be read or is of another kind.
     """
     try:
         with safe_open(path, "pt") as file:
-            told = json.loads((file.metadata() or {})["cut"])
-            return Cut(**told), file.get_tensor("tiles")
+            record = TileRecord(**json.loads((file.metadata() or {})["cut"]))
+            return record, file.get_tensor("tiles")
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise BadParameter(f"{path} is not a file of tiles made by rankpress train") from error
 
 
-def unchanged(made: Cut, folders: Sequence[Path], size: int, halve: bool) -> bool:
-    """Whether cutting again would give the same tiles."""
-    same = (made.size, made.halved) == (size, halve)
-    return same and made.source == _digest(_files(folders))
+def is_current(record: TileRecord, folders: Sequence[Path], size: int, halve: bool) -> bool:
+    """Whether cutting the folders again would give the same tiles."""
+    same_settings = (record.size, record.halved) == (size, halve)
+    return same_settings and record.source == _digest(_files(folders))
 
 
 def cut_picture(rgb: U8, size: int) -> U8:
-    """Tiles [n, size, size, 3] that cover a picture [H, W, 3]; none if a side is smaller."""
+    """Cut a picture [H, W, 3] into tiles [n, size, size, 3]; none if a side is smaller."""
     tops, lefts = _starts(rgb.shape[0], size), _starts(rgb.shape[1], size)
     tiles = [rgb[top : top + size, left : left + size] for top in tops for left in lefts]
     return np.stack(tiles) if tiles else np.zeros((0, size, size, 3), np.uint8)
 
 
 def is_lossy(data: bytes) -> bool:
-    """Whether a file's pixels were coded with loss: JPEG, AVIF, and WebP but for its lossless kind.
+    """Whether a file is lossy: JPEG, AVIF, and WebP except its lossless kind.
 
-    AVIF can be lossless, which only a decoder could tell; it is taken as lossy.
+    AVIF can be lossless, which only a decoder can tell; it counts as lossy.
     """
     kind = recognise(data).name
     return kind in ("JPEG", "AVIF") or (kind == "WebP" and not _has_chunk(data, b"VP8L"))
@@ -133,7 +141,7 @@ def _has_chunk(data: bytes, name: bytes) -> bool:
 
 
 def _starts(length: int, size: int) -> list[int]:
-    """Evenly spread starts of the fewest tiles that cover a side."""
+    """Evenly spaced starts of the fewest tiles that cover a side."""
     if length < size:
         return []
     count = -(-length // size)
@@ -141,7 +149,7 @@ def _starts(length: int, size: int) -> list[int]:
 
 
 def _cut_all(files: Sequence[Path], size: int, halve: bool) -> Iterator[U8]:
-    """The tiles of every file, in order; files are read on all cores, a few ahead."""
+    """Yield the tiles of each file in order; files are read ahead on all cores."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(files), 4 * workers):
@@ -170,14 +178,15 @@ def _files(folders: Sequence[Path]) -> list[Path]:
 
 
 def _digest(files: Sequence[Path]) -> str:
-    told = [f"{path.name} {path.stat().st_size}" for path in files]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+    lines = [f"{path.name} {path.stat().st_size}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _header(made: Cut, tiles: int) -> bytes:
-    """The safetensors header for tiles that follow it, padded with spaces as the format allows."""
-    shape = [tiles, made.size, made.size, 3]
+def _header(record: TileRecord, tiles: int) -> bytes:
+    """The safetensors header of the tiles, padded with spaces as the format allows."""
+    shape = [tiles, record.size, record.size, 3]
     entry = {"dtype": "U8", "shape": shape, "data_offsets": [0, int(np.prod(shape))]}
-    text = json.dumps({"__metadata__": {"cut": json.dumps(asdict(made))}, "tiles": entry}).encode()
-    room = HEADER_BYTES - 8
-    return room.to_bytes(8, "little") + text.ljust(room)
+    metadata = {"cut": json.dumps(asdict(record))}
+    text = json.dumps({"__metadata__": metadata, "tiles": entry}).encode()
+    length = HEADER_BYTES - 8
+    return length.to_bytes(8, "little") + text.ljust(length)

@@ -1,8 +1,8 @@
-"""The training of one rate: recipe, steps, checkpoints.
+"""The training of one rate's adapter: recipe, steps, checkpoints.
 
-Draws depend on (seed, rate, step) alone and a checkpoint holds all that a step depends on, so a
-resumed run equals an uninterrupted one. Which rates there are, and what becomes of them, is
-rates.py.
+Random draws are functions of (seed, rate, step), and a checkpoint contains everything else that a
+step depends on, so a resumed run gives the same result as an uninterrupted one. The order of rates
+and their publication are in ladder.py.
 """
 
 from __future__ import annotations
@@ -28,20 +28,34 @@ from service.nets.model import Backbone, add_noise
 from service.nets.twin import float_twin
 from service.store.model import StoredModel
 from service.train.adapters import domains
-from service.train.tunes import BASE, EVERY, MS_SSIM, PSNR, SETTLED, TUNES, Aim, Tune
+from service.train.progress import Meter
+from service.train.tunes import (
+    BASE,
+    CORRECTED_PART,
+    CORRECTION_STEPS,
+    MS_SSIM,
+    PSNR,
+    TUNES,
+    BppTarget,
+    Tune,
+)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RateRecipe:
     """How a rate is trained.
 
     Attributes:
-        tune: name of the loss, see tunes.py.
-        steps: optimiser steps. batch: crops a step. crop: side in pixels.
-        lr: peak learning rates, cosine to a twentieth after `warmup` steps.
-        ranks: of the updates, by part of the model; "kernels" are the depthwise of g_a and g_s.
-        seed: of draws and initial factors. checkpoint_s: seconds between checkpoints.
-        start: sha256 of the model whose rate of the same number this starts from; empty where it
+        tune: name of the loss, see train/tunes.py.
+        steps: optimiser steps.
+        batch: crops per step.
+        crop: side of the crops in pixels.
+        lr: peak learning rates; after `warmup` steps they fall to a twentieth, along a cosine.
+        warmup: steps over which the learning rates rise.
+        ranks: of the updates, by part of the model; "kernels" are depthwise layers of g_a and g_s.
+        seed: of random draws and initial factors.
+        checkpoint_s: seconds between checkpoints.
+        start: sha256 of the model whose rate of the same number this rate starts from; empty if it
             starts from its neighbour.
     """
 
@@ -60,17 +74,17 @@ class Recipe:
 
     @property
     def loss(self) -> Tune:
-        """What is trained for."""
+        """The ladder's loss."""
         return TUNES[self.tune]
 
     def steps_of(self, rate: int) -> int:
-        """Steps of a rate; what starts from a rate of its own number needs no head start."""
+        """Return the steps of a rate; one that starts from the same rate needs no head start."""
         return self.steps if self.start else self.loss.steps(rate, self.steps)
 
 
-RECIPES: Mapping[str, Recipe] = {
-    PSNR.name: Recipe(),
-    MS_SSIM.name: Recipe(
+RECIPES: Mapping[str, RateRecipe] = {
+    PSNR.name: RateRecipe(),
+    MS_SSIM.name: RateRecipe(
         tune=MS_SSIM.name,
         batch=4,
         crop=256,
@@ -78,13 +92,16 @@ RECIPES: Mapping[str, Recipe] = {
         ranks={"g_a": 5, "g_s": 5, "h_a": 1, "entropy": 2, "kernels": 9},
     ),
 }
-"""How the shipped ladders were trained. MS-SSIM needs room for its coarsest windows, and a loss
-that the base was not trained for needs more than the next lmbda does."""
+"""How the shipped ladders were trained.
+
+MS-SSIM needs larger crops for its coarsest windows, and higher ranks and learning rates, because
+the base was trained for another loss.
+"""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """One line of progress; loss, bpp and error (E of tunes.py) are running means."""
+class RateProgress:
+    """One progress report; loss, bpp and error (E of train/tunes.py) are running means."""
 
     rate: int
     step: int
@@ -98,12 +115,13 @@ class Progress:
 
 CPU = torch.device("cpu")
 
-Report = Callable[[Progress], None]
+StepFigures = tuple[float, float, float]
+"""Loss, bits per pixel and error of a step, or means of them."""
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
-    """A finished rate: its number, its adapter, the lmbda it ended with, and processor minutes."""
+class TrainedRate:
+    """A trained rate: its number, its adapter, its final lmbda, and the minutes of CPU time."""
 
     rate: int
     adapter: RateAdapter
@@ -115,40 +133,52 @@ def train_rate(
     stored: StoredModel,
     crops: Crops,
     rate: int,
-    start: Trained | None,
-    recipe: Recipe,
+    start: TrainedRate | None,
+    recipe: RateRecipe,
     checkpoint: Path,
-    report: Report,
-    aim: Aim | None = None,
-    kind: type[RateAdapter] = RateAdapter,
+    report: Callable[[RateProgress], None],
+    target: BppTarget | None = None,
     device: torch.device = CPU,
-) -> Trained:
-    """Train one rate, or take it up from its checkpoint.
+) -> TrainedRate:
+    """Train one rate, or resume it from its checkpoint.
 
     Args:
-        stored: the base. crops: training pictures.
+        stored: the base.
+        crops: training pictures.
+        rate: its number.
         start: the neighbour, or the same rate of another base; None starts from the base itself.
+        recipe: how to train.
         checkpoint: file to save to and resume from.
         report: called about every ten seconds.
-        aim: what the rate is to cost; None leaves lmbda alone.
-        kind: RateAdapter, or FullRank for the control that it is compared with.
-        device: where to train; what is returned lies on the CPU.
+        target: the bits that the rate should take; None does not adjust lmbda.
+        device: that trains.
+
+    Returns:
+        The rate, its adapter on the CPU.
+
+    Raises:
+        BadParameter: the checkpoint is of another base, rate or recipe.
     """
     base = float_twin(stored).to(device)
     if choose_compile("auto", device)[0] != "off":
         compile_blocks(base)
-    run = _Run(stored, base, rate, start, recipe, kind)
+    run = _RateTraining(stored, base, rate, start, recipe)
     run.resume(checkpoint)
     steps = recipe.steps_of(rate)
     if run.step == steps:
         return run.trained()
-    meter = _Meter(rate, recipe)
-    saved = time.monotonic()
+    meter, saved = Meter(run.step), time.monotonic()
+    means: StepFigures | None = None
     while run.step < steps:
-        if aim and 0 < run.step < SETTLED * steps and run.step % EVERY == 0:
-            run.log_lmbda += aim.correction(run.adapter)
-        loss, bpp, error = run.advance(crops, steps)
-        meter.see(run.step, steps, run.lmbda, (loss, bpp, error), report)
+        corrects = 0 < run.step < CORRECTED_PART * steps and run.step % CORRECTION_STEPS == 0
+        if target is not None and corrects:
+            run.log_lmbda += target.correction(run.adapter)
+        figures = run.advance(crops, steps)
+        means = figures if means is None else _running_means(means, figures)
+        if meter.due(10) or run.step == steps:
+            count, seconds = meter.lap(run.step)
+            speed = count * recipe.batch * recipe.crop**2 / seconds
+            report(RateProgress(rate, run.step, steps, run.lmbda, *means, speed))
         if time.monotonic() - saved > recipe.checkpoint_s:
             run.save(checkpoint)
             saved = time.monotonic()
@@ -156,63 +186,66 @@ def train_rate(
     return run.trained()
 
 
-def trained(stored: StoredModel, rate: int, recipe: Recipe, checkpoint: Path) -> Trained:
-    """A rate as its finished checkpoint holds it.
+def read_trained(
+    stored: StoredModel, rate: int, recipe: RateRecipe, checkpoint: Path
+) -> TrainedRate:
+    """Read a trained rate from its finished checkpoint.
 
     Raises:
-        BadParameter: there is no such checkpoint.
+        BadParameter: the checkpoint is missing, not finished, or of another base, rate or recipe.
     """
-    run = _Run(stored, float_twin(stored), rate, None, recipe)
+    run = _RateTraining(stored, float_twin(stored), rate, None, recipe)
     run.resume(checkpoint)
     if run.step < recipe.steps_of(rate):
-        words = f"rate {rate} must be trained first: {checkpoint} is missing or not finished"
-        raise BadParameter(words)
+        raise BadParameter(
+            f"rate {rate} must be trained first: {checkpoint} is missing or not finished"
+        )
     return run.trained()
 
 
-class _Run:
-    """The training of one rate at one step: everything that its checkpoint holds."""
+class _RateTraining:
+    """The state of one rate's training: everything that its checkpoint contains."""
 
     def __init__(
         self,
         stored: StoredModel,
         base: Backbone,
         rate: int,
-        start: Trained | None,
-        recipe: Recipe,
-        kind: type[RateAdapter] = RateAdapter,
+        start: TrainedRate | None,
+        recipe: RateRecipe,
     ) -> None:
-        """As it is before the first step."""
+        """Prepare the state before the first step."""
         self.base, self.rate, self.recipe = base, rate, recipe
         self.step, self.cpu_s = 0, 0.0
-        adapter = kind(float_twin(stored), domains(stored, recipe.ranks), recipe.seed + rate)
+        adapter = RateAdapter(float_twin(stored), domains(stored, recipe.ranks), recipe.seed + rate)
         self.device = base.z_idx.device
         self.adapter = adapter.to(self.device)
         lmbdas, origin = recipe.loss.lmbdas, start.rate if start else BASE
         ratio = lmbdas[rate] / lmbdas[origin]
         self.adapter.start_from(start.adapter if start else self.adapter, ratio)
-        found = start.lmbda if start and recipe.loss.found else lmbdas[origin]
-        self.log_lmbda = math.log(found * ratio)
+        start_lmbda = start.lmbda if start and recipe.loss.adjusts_lmbda else lmbdas[origin]
+        self.log_lmbda = math.log(start_lmbda * ratio)
         self.since_s = time.process_time()
         groups = self.adapter.groups(recipe.lr)
         self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
         self.peaks = [float(g["lr"]) for g in self.optimiser.param_groups]
-        # what a checkpoint may be resumed for
-        how = {k: v for k, v in asdict(recipe).items() if k != "checkpoint_s"}
-        self.key = json.dumps({"base": stored.sha256, "rate": rate, "recipe": how}, sort_keys=True)
+        # a checkpoint is resumed only if its key is the same
+        fields = {k: v for k, v in asdict(recipe).items() if k != "checkpoint_s"}
+        key = {"base": stored.sha256, "rate": rate, "recipe": fields}
+        self.key = json.dumps(key, sort_keys=True)
 
     @property
     def lmbda(self) -> float:
-        """Weight of the error, at present."""
+        """Present weight of the error."""
         return math.exp(self.log_lmbda)
 
-    def advance(self, crops: Crops, steps: int) -> tuple[float, float, float]:
-        """One step of `steps`; returns its loss, bits per pixel and error."""
+    def advance(self, crops: Crops, steps: int) -> StepFigures:
+        """Do one of `steps` steps, and return its loss, bits per pixel and error."""
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
             group["lr"] = peak * _schedule(self.step, steps, self.recipe.warmup)
         torch.manual_seed((self.recipe.seed * 8 + self.rate) * 10**6 + self.step)
         x = crops.batch(self.step, self.recipe.batch).to(self.device)
-        loss, bpp, error = _loss(self.base, self.adapter, x, self.recipe.loss, self.lmbda)
+        loss, bpp, error = batch_loss(self.base, self.adapter, x, self.recipe.loss, self.lmbda)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), 1.0)
         if torch.isfinite(norm):
@@ -221,12 +254,12 @@ class _Run:
         self.step += 1
         return float(loss.detach()), bpp, error
 
-    def trained(self) -> Trained:
-        """What there is to use of it, on the CPU."""
-        return Trained(self.rate, self.adapter.cpu(), self.lmbda, self.cpu_s / 60)
+    def trained(self) -> TrainedRate:
+        """Return the rate with its adapter on the CPU."""
+        return TrainedRate(self.rate, self.adapter.cpu(), self.lmbda, self.cpu_s / 60)
 
     def save(self, path: Path) -> None:
-        """Adapter, Adam moments and counters in one file, written whole or not at all."""
+        """Write adapter, Adam moments and counters to one file, whole or not at all."""
         now_s = time.process_time()
         self.cpu_s, self.since_s = self.cpu_s + now_s - self.since_s, now_s
         tensors = {f"adapter.{n}": t.detach().clone() for n, t in self.adapter.state_dict().items()}
@@ -237,7 +270,7 @@ class _Run:
         write_whole(path, save(tensors, {"run": self.key}))
 
     def resume(self, path: Path) -> None:
-        """Load a checkpoint where there is one.
+        """Load the checkpoint if there is one.
 
         Raises:
             BadParameter: it is of another base, rate or recipe.
@@ -245,9 +278,9 @@ class _Run:
         if not path.exists():
             return
         with safe_open(path, "pt") as file:
-            made_for = (file.metadata() or {}).get("run")
-        if made_for != self.key:
-            raise BadParameter(f"{path} is the checkpoint of {made_for}, this run is {self.key}")
+            key = (file.metadata() or {}).get("run")
+        if key != self.key:
+            raise BadParameter(f"{path} is the checkpoint of {key}, this run is {self.key}")
         tensors = load_file(path)
         prefix = "adapter."
         self.adapter.load_state_dict(
@@ -265,10 +298,10 @@ class _Run:
         self.step = int(step)
 
 
-def _loss(
+def batch_loss(
     base: Backbone, adapter: RateAdapter, x: Tensor, tune: Tune, lmbda: float
 ) -> tuple[Tensor, float, float]:
-    """Loss, bits per pixel and error of one batch."""
+    """Return the loss, bits per pixel and error of one batch."""
     with torch.autocast(x.device.type, torch.bfloat16):
         e = torch.func.functional_call(base, adapter.merged(), (x,), {"relax": add_noise})
     bpp = (e.bits_y + e.bits_z).sum() / x[..., 0].numel()
@@ -277,28 +310,11 @@ def _loss(
 
 
 def _schedule(step: int, steps: int, warmup: int) -> float:
-    warm = min(1.0, (step + 1) / warmup)
-    return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    """Factor of the learning rates: a linear rise times half a cosine that ends at 0.05."""
+    rise = min(1.0, (step + 1) / warmup)
+    return rise * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-class _Meter:
-    """Running means and when to report them."""
-
-    def __init__(self, rate: int, recipe: Recipe) -> None:
-        self.rate, self.recipe = rate, recipe
-        self.means: tuple[float, ...] | None = None
-        self.last, self.seen = time.monotonic(), 0
-
-    def see(
-        self, step: int, steps: int, lmbda: float, now: tuple[float, ...], report: Report
-    ) -> None:
-        """Take note of the loss, bits per pixel and error of a step."""
-        old = self.means or now
-        self.means = tuple(0.98 * m + 0.02 * v for m, v in zip(old, now, strict=True))
-        self.seen += self.recipe.batch * self.recipe.crop**2
-        elapsed = time.monotonic() - self.last
-        if elapsed > 10 or step == steps:
-            loss, bpp, error = self.means
-            speed = self.seen / elapsed
-            report(Progress(self.rate, step, steps, lmbda, loss, bpp, error, speed))
-            self.last, self.seen = time.monotonic(), 0
+def _running_means(means: StepFigures, figures: StepFigures) -> StepFigures:
+    loss, bpp, error = (0.98 * m + 0.02 * f for m, f in zip(means, figures, strict=True))
+    return loss, bpp, error

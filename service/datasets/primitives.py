@@ -1,4 +1,4 @@
-"""Means of drawing procedural pictures: random choices, colours, gradients, smooth shapes.
+"""Primitives of procedural pictures: random choices, colours, gradients, smooth shapes.
 
 Pillow draws shapes without anti-aliasing, so `Canvas` draws them larger and reduces them.
 """
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-Picture = Image.Image
+Drawing = Image.Image
 Rng = np.random.Generator
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
-Box = tuple[float, float, float, float]
+Rect = tuple[float, float, float, float]
 Floats = NDArray[np.floating]
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ CORNERS: Final[tuple[Colour, ...]] = (
 
 
 def chance(rng: Rng, probability: float) -> bool:
-    """True with that probability."""
+    """Return True with that probability."""
     return bool(rng.random() < probability)
 
 
@@ -142,19 +142,19 @@ def graded(t: Floats, a: Colour, b: Colour) -> Floats:
     return rgb
 
 
-def as_picture(rgb: Floats) -> Picture:
+def as_picture(rgb: Floats) -> Drawing:
     """An array [H, W, 3] of 0 to 255 as a picture, rounded."""
     return Image.fromarray(np.clip(rgb + 0.5, 0, 255).astype(np.uint8))
 
 
-def ground(rng: Rng, size: int) -> Picture:
-    """What shapes are drawn on: a plain colour or a gradient."""
+def ground(rng: Rng, size: int) -> Drawing:
+    """A background for shapes: a plain colour or a gradient."""
     if chance(rng, 0.7):
         return Image.new("RGB", (size, size), any_colour(rng))
     return as_picture(graded(ramp(rng, size), any_colour(rng), any_colour(rng)))
 
 
-def shadow(picture: Picture, box: Box, radius: float, blur: float, strength: float) -> None:
+def shadow(picture: Drawing, box: Rect, radius: float, blur: float, strength: float) -> None:
     """Darken a picture in place as a blurred black box would."""
     margin = int(3 * blur)
     x0, y0, x1, y1 = (round(v) for v in box)
@@ -192,7 +192,7 @@ class Canvas:
     All coordinates and widths are in pixels of the reduced picture.
     """
 
-    def __init__(self, base: Picture, scale: int) -> None:
+    def __init__(self, base: Drawing, scale: int) -> None:
         """Draw over `base`, `scale` times larger; 1 leaves edges jagged."""
         self.scale = scale
         larger = (base.width * scale, base.height * scale)
@@ -200,7 +200,7 @@ class Canvas:
         self._draw = ImageDraw.Draw(self._picture)
 
     def box(
-        self, box: Box, fill: Colour | None, edge: Colour | None = None, width: float = 1,
+        self, box: Rect, fill: Colour | None, edge: Colour | None = None, width: float = 1,
         radius: float = 0,
     ) -> None:  # fmt: skip
         """Draw a rectangle, its corners rounded by `radius`."""
@@ -209,16 +209,16 @@ class Canvas:
         )
 
     def ellipse(
-        self, box: Box, fill: Colour | None, edge: Colour | None = None, width: float = 1
+        self, box: Rect, fill: Colour | None, edge: Colour | None = None, width: float = 1
     ) -> None:
         """Draw the ellipse within a box."""
         self._draw.ellipse(self._order(box), fill, edge, self._width(width))
 
-    def pie(self, box: Box, start: float, end: float, fill: Colour, edge: Colour | None) -> None:
+    def pie(self, box: Rect, start: float, end: float, fill: Colour, edge: Colour | None) -> None:
         """Draw a slice of the ellipse within a box; angles are in degrees."""
         self._draw.pieslice(self._order(box), start, end, fill, edge, self._width(1))
 
-    def arc(self, box: Box, start: float, end: float, fill: Colour, width: float) -> None:
+    def arc(self, box: Rect, start: float, end: float, fill: Colour, width: float) -> None:
         """Draw a part of the edge of the ellipse within a box; angles are in degrees."""
         self._draw.arc(self._order(box), start, end, fill, self._width(width))
 
@@ -238,14 +238,14 @@ class Canvas:
         scaled = [(x * self.scale, y * self.scale) for x, y in points]
         self._draw.line(scaled, fill, self._width(width), "curve" if len(points) > 2 else None)
 
-    def finish(self) -> Picture:
+    def finish(self) -> Drawing:
         """Return the reduced picture."""
         return self._picture.reduce(self.scale) if self.scale > 1 else self._picture
 
     def _width(self, width: float) -> int:
         return max(1, round(width * self.scale))
 
-    def _order(self, box: Box) -> Box:
+    def _order(self, box: Rect) -> Rect:
         x0, x1 = sorted((box[0], box[2]))
         y0, y1 = sorted((box[1], box[3]))
         last = 1 - 1 / self.scale  # Pillow's boxes include their last pixel.

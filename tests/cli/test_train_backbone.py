@@ -15,7 +15,7 @@ from small_model import SIZES, photo_like
 from cli.test_commands import rankpress
 from service.codec.sizes import Sizes
 from service.engine.opening import open_engine
-from service.export.export import Agreement
+from service.export.agreement import CodecAgreement
 from service.images.read import write_image
 from service.picture import Picture
 from service.store.write import write_model
@@ -36,7 +36,7 @@ def test_from_pictures_to_checkpoint_to_a_model_that_compresses(
 ) -> None:
     """Two pieces from a stored model, the second with the decay, then an export beside it."""
     # the small model's few bits a picture are mostly header: the limits are tested elsewhere
-    monkeypatch.setattr(Agreement, "check", lambda _: None)
+    monkeypatch.setattr(CodecAgreement, "check", lambda _: None)
     store = tmp_path / "store"
     write_model(store / "small", small.stored, small.base)
     options = ["--run", str(tmp_path / "run"), "--device", "cpu", "--compile", "off"]
@@ -76,11 +76,11 @@ def test_what_cannot_be_trained_is_said_in_a_line(tmp_path: Path, pictures: Path
         ([str(pictures), "--size", "huge"], "expected light, base or a JSON file"),
         ([str(pictures), "--rates", "1,2"], "with 4 among them"),
         ([str(pictures), "--groups", "3"], "expected a multiple"),
-        ([str(pictures), "--procedural", "1"], "none is left"),
+        ([str(pictures), "--procedural", "1"], "expected less than 1"),
         ([str(pictures), "--mix", "nowhere"], "expected FOLDER=SHARE"),
-        ([str(pictures), "--tile", "500"], "no picture of at least 500x500"),
+        ([str(pictures), "--tile", "500"], "no picture is at least 500x500"),
         ([str(pictures), "--crop", "100", "--tile", "128"], "multiple of 64"),
-        ([str(pictures), "--tile", "64", "--crop", "64", "--from", "nowhere"], "no run, no model"),
+        ([str(pictures), "--tile", "64", "--crop", "64", "--from", "nowhere"], "not a run, a"),
     ):
         result = rankpress("train", "base", *arguments, *run)
         assert result.exit_code == 2 and said in result.output, result.output
@@ -113,7 +113,6 @@ def test_training_takes_its_settings_from_the_environment(
     for arguments in (
         ("base", str(pictures), "--run", str(tmp_path / "run"), "--minutes", "1"),
         ("rates", str(pictures), *measure, *run),
-        ("control", "5", str(pictures), *measure, *run),
         ("measure", str(pictures), "--model", str(model)),
         ("updates", str(pictures), *run),
     ):

@@ -1,0 +1,99 @@
+"""Size and quality of a model's rates on pictures: the figures in its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from service.engine.engine import Engine
+from service.engine.types import Compressed
+from service.errors import BadParameter
+from service.eval.metrics import ms_ssim
+from service.eval.pictures import decode_on_white
+from service.images.folder import read_folder
+from service.picture import Picture
+from service.runtime.loading import load_models
+from service.store.model import StoredRate
+from service.store.read import load_model
+from service.store.write import record_figures
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures of one picture, or means over pictures.
+
+    Attributes:
+        bpp: bits per pixel of the real stream.
+        psnr_db: PSNR in dB.
+        ms_ssim: MS-SSIM; None if a picture is too small for it.
+    """
+
+    bpp: float
+    psnr_db: float
+    ms_ssim: float | None
+
+    def entered_in(self, rate: StoredRate) -> StoredRate:
+        """Return a rate's entry in a manifest with these figures."""
+        return replace(
+            rate,
+            kodak_bpp=round(self.bpp, 4),
+            kodak_psnr_db=round(self.psnr_db, 3),
+            kodak_ms_ssim=None if self.ms_ssim is None else round(self.ms_ssim, 5),
+        )
+
+
+def measure_picture(engine: Engine, picture: Picture, compressed: Compressed) -> Figures:
+    """Return the figures of a picture that an engine has compressed and checked."""
+    assert compressed.psnr_db is not None
+    decoded = decode_on_white(engine, compressed.data)
+    similarity = ms_ssim(picture.on_white().rgb, decoded)
+    return Figures(compressed.bpp, compressed.psnr_db, similarity)
+
+
+def mean_figures(figures: Sequence[Figures]) -> Figures:
+    """Return the means of the figures of at least one picture."""
+    similarities = [f.ms_ssim for f in figures if f.ms_ssim is not None]
+    complete = len(similarities) == len(figures)
+    return Figures(
+        _mean([f.bpp for f in figures]),
+        _mean([f.psnr_db for f in figures]),
+        _mean(similarities) if complete else None,
+    )
+
+
+def measure_rate(engine: Engine, rate: float, tune: str, folder: Path) -> Figures:
+    """Compress the pictures of a folder at a rate, and return the mean figures.
+
+    Raises:
+        BadParameter: the folder has no pictures.
+    """
+    figures = [
+        measure_picture(engine, picture, engine.compress(picture, rate, tune))
+        for _, picture in read_folder(folder)
+    ]
+    if not figures:
+        raise BadParameter(f"{folder} has no pictures to measure on")
+    return mean_figures(figures)
+
+
+def measure_model(folder: Path, pictures: Path, device: str) -> tuple[StoredRate, ...]:
+    """Measure every rate of a stored model, and replace the figures in its manifest.
+
+    Args:
+        folder: of the model.
+        pictures: folder of pictures to measure on.
+        device: that compresses, "cpu" or "cuda".
+    """
+    stored = load_model(folder)
+    engine = Engine(load_models((stored,), device, None))
+    measured = tuple(
+        measure_rate(engine, rate.rate, rate.tune, pictures).entered_in(rate)
+        for rate in stored.rates
+    )
+    record_figures(folder, measured)
+    return measured
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
