@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from small_model import decode_only, photo_like
 
-from service.adapt.plan import Plan
+from service.adapt.plan import AdaptationPlan
 from service.codec import alpha, container
 from service.codec.tiles import Box
 from service.engine.engine import Engine
@@ -65,7 +65,9 @@ def main() -> None:
     (loaded,) = load_models((stored,), "cpu", torch.float32)
     engine = Engine((loaded,))
     streams = {n: engine.compress(p, rate, tune).data for n, (p, rate, tune) in pictures().items()}
-    adaptation = engine.adapt_by(Picture(drawing()), 6, Plan(decoder_steps=400, latent_steps=60))
+    adaptation = engine.adapt(
+        Picture(drawing()), 6, effort=AdaptationPlan(decoder_steps=400, latent_steps=60)
+    )
     adaptation.advance(math.inf)
     streams["drawing-adapted-r6"] = adaptation.best()
     for path in V1.glob("*"):

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nets": {"codec"},
     "runtime": COMMON | {"codec", "nets", "store"},
     "adapt": COMMON | {"codec", "nets", "store", "runtime"},
-    "engine": COMMON | {"codec", "store", "runtime", "adapt"},
+    "engine": COMMON | {"codec", "store", "runtime", "adapt", "settings"},
     "jobs": COMMON | {"engine", "adapt", "images", "blobs", "settings"},
     "http": {"engine", "images", "settings", "logs"},
     "api": COMMON
@@ -180,8 +180,9 @@ for module in pkgutil.iter_modules(service.codec.__path__, "service.codec."):
     __import__(module.name)
 import numpy as np
 from service.engine.opening import open_engine
+from service.settings import Settings
 folder = Path(sys.argv[1])
-engine = open_engine(store=folder / "store")
+engine = open_engine(Settings(store=folder / "store"))
 engine.self_test()
 picture = engine.decompress((folder / "photo.rkp").read_bytes()).picture
 np.savez(folder / "out.npz", rgb=picture.rgb, alpha=picture.alpha)

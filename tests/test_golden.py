@@ -20,9 +20,10 @@ from small_model import decode_only
 from service.codec import alpha, container
 from service.codec.tiles import Box
 from service.engine.engine import Engine
-from service.engine.golden import GOLDEN_TOLERANCE
 from service.engine.opening import open_engine
+from service.engine.self_test import GOLDEN_TOLERANCE
 from service.runtime.pipeline import decode_latents
+from service.settings import Settings
 from service.store.read import load_store
 
 V1 = Path(__file__).parent / "golden" / "v1"
@@ -32,7 +33,7 @@ NAMES = sorted(p.stem for p in V1.glob("*.rkp"))
 @pytest.fixture(scope="module")
 def shipped() -> Engine:
     """The store as it ships, with torch."""
-    return open_engine(device="cpu")
+    return open_engine(Settings(device="cpu"))
 
 
 def test_there_are_golden_streams() -> None:
@@ -63,7 +64,7 @@ def test_latents_are_bit_exact_and_alpha_too(name: str) -> None:
 @pytest.fixture(scope="module")
 def light() -> Engine:
     """The store as it ships, as the base install opens it."""
-    return open_engine(decode_only=True)
+    return open_engine(Settings(decode_only=True))
 
 
 @pytest.mark.parametrize("name", NAMES)

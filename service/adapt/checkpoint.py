@@ -1,7 +1,7 @@
-"""Where an adaptation is, as safetensors: its state, variables, moments and best stream.
+"""Checkpoints of an adaptation as safetensors: its state, variables, moments and best stream.
 
-A checkpoint is of one job and one set of weights, whose hash it carries. It may come back from
-anywhere, so it is checked before anything of it is used.
+A checkpoint belongs to one task and one set of weights, whose hash it carries. It may come back
+from untrusted storage, so it is checked before any of it is used.
 """
 
 from __future__ import annotations
@@ -20,15 +20,25 @@ from torch import Tensor
 from service.errors import BadParameter
 
 DAMAGED = (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError)
-"""What reading a checkpoint that was tampered with can raise."""
+"""Errors that reading a damaged checkpoint can raise."""
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam keeps of every variable."""
+"""Tensors that Adam keeps for every variable."""
 
 
 @dataclass
-class State:
-    """Where the run is; all of it goes into a checkpoint."""
+class AdaptationState:
+    """Where an adaptation is; all of it goes into a checkpoint. Losses are in bits per pixel.
+
+    Attributes:
+        step: steps done. elapsed_s: seconds of work on them. done: whether none is left.
+        bytes_before, psnr_before: of the plain stream, PSNR in dB.
+        psnr_best, loss_best: of the best stream.
+        trend: running mean of lmbda·D while the update is fitted.
+        first_loss: of the plain stream. last_loss: as last measured.
+        ready: hex name of the ready update that streams without a fitted one name, or "".
+        slow: measurements in a row that hardly lowered the loss. spared: steps that were skipped.
+    """
 
     step: int = 0
     elapsed_s: float = 0.0
@@ -40,24 +50,22 @@ class State:
     trend: float = math.inf
     first_loss: float = 0.0
     ready: str = ""
-    """Name of the ready update that the stream has without one of its own, in hex; or none."""
     last_loss: float = math.inf
     slow: int = 0
     spared: int = 0
-    """The loss last measured, how often running it gained little, and steps left out."""
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What was read.
+    """A checkpoint that was read.
 
     Attributes:
-        state: see State. with_update: whether an update of g_s is still being fitted.
-        tensors: as they were given to `write_checkpoint`, on the CPU.
-        moments: of the optimiser, by variable and by MOMENTS.
+        state: see AdaptationState. with_update: whether an update of g_s is among the variables.
+        tensors: as they were given to `write_checkpoint`, on the CPU, by name.
+        moments: of Adam, by variable and by the names in MOMENTS.
     """
 
-    state: State
+    state: AdaptationState
     with_update: bool
     tensors: Mapping[str, Tensor]
     moments: Mapping[str, Mapping[str, Tensor]]
@@ -70,16 +78,16 @@ class Checkpoint:
 
 def write_checkpoint(
     digest: str,
-    state: State,
+    state: AdaptationState,
     best: bytes,
     tensors: Mapping[str, Tensor],
     optimiser: torch.optim.Optimizer,
     with_update: bool,
 ) -> bytes:
-    """Everything needed to go on.
+    """A checkpoint as safetensors.
 
     Args:
-        digest: hash of the job and the weights. state: where it is. best: stream so far.
+        digest: hash of the task and the weights. state: of the adaptation. best: stream so far.
         tensors: to keep, by name, among them all that the optimiser moves.
         optimiser: whose moments are kept. with_update: see Checkpoint.
     """
@@ -94,24 +102,27 @@ def write_checkpoint(
 
 
 def read_checkpoint(data: bytes, digest: str) -> Checkpoint:
-    """What `write_checkpoint` wrote.
+    """Read a checkpoint and check it.
+
+    Args:
+        data: from `write_checkpoint`. digest: that it must carry.
 
     Raises:
-        BadParameter: it is damaged, or of another job.
+        BadParameter: it is damaged, or of another task.
     """
     try:
-        found = load_tensors(data)  # checks the whole of it
+        stored = load_tensors(data)  # checks all of the file
         meta = _metadata(data)
-        told = {"ready": ""} | json.loads(meta["state"])  # what was before ready updates
+        values = json.loads(meta["state"])
         if meta["digest"] != digest:
             raise BadParameter("the checkpoint is of another picture, rate, plan or model")
-        state = State(**{f.name: told[f.name] for f in fields(State)})
+        state = AdaptationState(**{f.name: values[f.name] for f in fields(AdaptationState)})
         with_update = meta["update"] == "True"
     except DAMAGED as error:
         raise damaged(error) from error
-    tensors = {n: t for n, t in found.items() if not n.startswith("adam.")}
+    tensors = {n: t for n, t in stored.items() if not n.startswith("adam.")}
     moments: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in found.items():
+    for name, tensor in stored.items():
         if name.startswith("adam."):
             _, part, variable = name.split(".", 2)
             moments.setdefault(variable, {})[part] = tensor
@@ -119,14 +130,14 @@ def read_checkpoint(data: bytes, digest: str) -> Checkpoint:
 
 
 def damaged(error: Exception) -> BadParameter:
-    """The error for a checkpoint that does not hold what it should."""
+    """The error for a damaged checkpoint."""
     return BadParameter(f"the checkpoint is damaged: {error}")
 
 
 def _metadata(data: bytes) -> dict[str, str]:
     """The metadata of a safetensors file in memory."""
     length = int.from_bytes(data[:8], "little")
-    found = json.loads(data[8 : 8 + length])["__metadata__"]
-    if not isinstance(found, dict):
-        raise ValueError("no metadata")
-    return found
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    if not isinstance(metadata, dict):
+        raise ValueError("the file has no metadata")
+    return metadata

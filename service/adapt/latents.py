@@ -1,12 +1,13 @@
-"""Latents of one tile as variables, and the bits they would cost, differentiable.
+"""The bits that the latents of one tile cost, differentiable by the latents.
 
 Stochastic Gumbel annealing (Yang, Bamler & Mandt 2020, "Improving Inference for Neural Image
 Compression"): every latent is a mixture of the two whole numbers of quantiser steps around it,
-drawn with the Gumbel-softmax trick at a temperature that falls during the run. What differs here:
-means come from the step networks, so a choice made in one step moves the means of the next and
-gradients flow through that; and latents whose scale is level 0 are not coded, as in the codec.
+drawn with the Gumbel-softmax trick at a temperature that falls as the adaptation goes on. We differ
+in two points. Means come from the step networks, so the values of one step move the means of the
+next, and gradients flow through that. And latents whose scale is level 0 are not coded, as in the
+codec.
 
-The exact coder has the last word: it rounds what comes out of here (codec/latents.py).
+The stream does not depend on these floats: the exact coder rounds the latents (codec/latents.py).
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from service.nets.steps import by_step, cells
 from service.nets.twin import ModelTensors, float_twin, quantiser_steps
 
 ODDS_MIN = 1e-5
-"""How close to a whole number a latent counts as; keeps atanh finite."""
+"""Smallest distance to a whole number that a latent counts as; keeps atanh finite."""
 
 Relax = Callable[[Tensor], Tensor]
-"""Values in quantiser steps -> what to code in their place."""
+"""Values in quantiser steps -> the values to code in their place."""
 
 
 @dataclass(frozen=True, eq=False)
-class Coded:
-    """What a tile's variables stand for.
+class RelaxedLatents:
+    """A tile's relaxed latents and their bits.
 
     Attributes:
-        y_hat: [h, w, M]. bits: of y and z, a scalar.
+        y_hat: [h, w, M]. bits: of y and z together, a scalar.
     """
 
     y_hat: Tensor
@@ -44,7 +45,7 @@ class Coded:
 
 
 class RateModel:
-    """The entropy model of a merged rate, in floats, to differentiate."""
+    """The entropy model of a merged rate in differentiable floats."""
 
     def __init__(self, stored: ModelTensors, device: torch.device, dtype: torch.dtype) -> None:
         """Build the float twin.
@@ -65,12 +66,12 @@ class RateModel:
             self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16
         )
 
-    def code(self, y: Tensor, z: Tensor, relax: Relax) -> Coded:
-        """Walk through the steps of a tile.
+    def code(self, y: Tensor, z: Tensor, relax: Relax) -> RelaxedLatents:
+        """The relaxed latents of a tile and their bits.
 
         Args:
             y: [h, w, M] latents. z: [ceil(h/4), ceil(w/4), Cz] hyper-latents.
-            relax: how values are brought near whole steps.
+            relax: brings values near whole steps.
         """
         z_symbols = relax((z - self.net.z_mean) / self.z_step)
         bits = gaussian_bits(z_symbols, sigma(self.net.z_idx)).sum()
@@ -88,11 +89,11 @@ class RateModel:
         z_hat = z_symbols * self.z_step + self.net.z_mean
         with self.autocast():
             y_hat = self.net.run(z_hat[None], choose)
-        return Coded(y_hat[0, :height, :width], bits + torch.stack(costs).sum())
+        return RelaxedLatents(y_hat[0, :height, :width], bits + torch.stack(costs).sum())
 
 
 def _code_step(v: Tensor, level8: Tensor, relax: Relax) -> tuple[Tensor, Tensor]:
-    """Symbols of one step and the bits of each."""
+    """Relaxed symbols of one step, and the bits of each."""
     coded = (level8.detach() * 8).clamp(0, LEVELS - 1).round() > 0
     symbols = torch.where(coded, relax(v), torch.zeros_like(v))
     bits = gaussian_bits(symbols, sigma(level8))
@@ -100,7 +101,11 @@ def _code_step(v: Tensor, level8: Tensor, relax: Relax) -> tuple[Tensor, Tensor]
 
 
 def annealed(tau: float, generator: torch.Generator) -> Relax:
-    """Draw between the two neighbours of every value, softly at temperature tau."""
+    """Draw between the two whole neighbours of every value, with the softness of a temperature.
+
+    Args:
+        tau: temperature. generator: of the random numbers.
+    """
 
     def relax(v: Tensor) -> Tensor:
         low = v.detach().floor()

@@ -1,7 +1,7 @@
-"""What adapting to one picture minimises, in floats that gradients flow through: R + lmbda·D.
+"""The loss of an adaptation, R + lmbda·D, in floats that gradients flow through.
 
-The picture is seen tile by tile. A tile's window reaches into its neighbours, whose latents are
-taken as they were last coded: `canvas` holds them.
+It is computed tile by tile. A tile's window reaches into its neighbours, whose latents are taken
+from `canvas`, as they were last coded.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from service.adapt.decoder import DecoderUpdate
+from service.adapt.decoder_update import DecoderUpdate
 from service.adapt.latents import RateModel, annealed
 from service.adapt.synthesis import updatable
 from service.codec.tiles import PATCH, Box, latent_box, tiles
 from service.picture import Picture
-from service.runtime.pipeline import Analysis, LoadedModel, pixels_under
-from service.runtime.synthesis_torch import place_of
+from service.runtime.pipeline import AnalysisTransform, LoadedModel, pixels_under
+from service.runtime.synthesis_torch import device_and_dtype
 
 PRUNE_TILES = 2
-"""Tiles that gates are decided on."""
+"""Tiles that pruning measures the distortion on, at most."""
 
 
 @dataclass(frozen=True, eq=False)
-class Tile:
-    """One tile's place, the window that g_s needs for it, and its variables.
+class LatentTile:
+    """One tile: its box, the window of latents that g_s needs for it, and its variables.
 
     Attributes:
-        y: [h, w, M], z: [h', w', Cz]: latents in `units`, [M] and [Cz].
+        y: [h, w, M] latents in units of units[0], [M].
+        z: [ceil(h/4), ceil(w/4), Cz] hyper-latents in units of units[1], [Cz].
     """
 
     box: Box
@@ -40,7 +41,7 @@ class Tile:
 
     @property
     def latents(self) -> tuple[Tensor, Tensor]:
-        """y and z as the coder takes them."""
+        """y and z in the coder's unit."""
         return self.y * self.units[0], self.z * self.units[1]
 
 
@@ -48,19 +49,22 @@ class Objective:
     """The picture's tiles, and the loss of each.
 
     Attributes:
-        tiles: in storing order. canvas: [h, w, M], what windows see of other tiles.
-        weights: of g_s by their names inside it, where there is no update; others are the model's.
+        tiles: in storing order.
+        canvas: [h, w, M] latents of the whole picture, from which windows take other tiles.
+        weights: of g_s, by their names inside it, that are used without an update in place of the
+            model's.
     """
 
     def __init__(self, model: LoadedModel, picture: Picture, lmbda: float) -> None:
-        """Analyse the picture; the canvas is zero until someone fills it.
+        """Analyse the picture; the canvas is zero until the caller fills it.
 
         Args:
-            model: merged for the rate, with analysis. lmbda: of the rate.
+            model: merged for the rate, with analysis. picture: to adapt to.
+            lmbda: weight of the error in the rate's loss.
         """
         assert model.analysis is not None
         self._picture, self._lmbda = picture, lmbda
-        self._device, self._dtype = place_of(model.analysis)
+        self._device, self._dtype = device_and_dtype(model.analysis)
         self._rate = RateModel(model.stored, self._device, self._dtype)
         self._g_s = updatable(model.stored.sizes, self._rate.net.g_s, self._dtype)
         box = latent_box(picture.width, picture.height)
@@ -73,16 +77,18 @@ class Objective:
 
     def loss(
         self,
-        tile: Tile,
+        tile: LatentTile,
         update: DecoderUpdate | None,
         tau: float | None,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
-        """R and lmbda·D per pixel: of a tile, and of the whole update.
+        """R and lmbda·D in bits per pixel, both scalars.
 
         Args:
-            update: of g_s, None without one. tau: of the annealing; None leaves latents alone.
-            generator: of what is drawn.
+            tile: whose pixels and latents count.
+            update: of g_s, all of whose bits count; None without one.
+            tau: temperature of the annealing; None takes the latents from the canvas, at no bits.
+            generator: of the random numbers.
         """
         pixels = self._pixels([tile])
         rate = torch.zeros((), device=self._device)
@@ -100,7 +106,7 @@ class Objective:
 
     @torch.no_grad()
     def distortion(self, update: DecoderUpdate | None) -> float:
-        """lmbda·D in bits of the whole picture, from a tile or two."""
+        """lmbda·D in bits of the whole picture, estimated from PRUNE_TILES tiles."""
         chosen = self.tiles[:: max(1, len(self.tiles) // PRUNE_TILES)][:PRUNE_TILES]
         error = sum(
             float(self._squared_error(t, self.canvas[t.window.slices], update)) for t in chosen
@@ -108,23 +114,24 @@ class Objective:
         whole = self._picture.width * self._picture.height
         return self._lmbda * error / (3 * self._pixels(chosen)) * whole
 
-    def _inside(self, tile: Tile) -> Box:
-        """The tile's pixels that the picture has."""
+    def _inside(self, tile: LatentTile) -> Box:
+        """The tile's pixels that lie in the picture."""
         return tile.box.scaled(PATCH).cut(Box(0, 0, self._picture.height, self._picture.width))
 
-    def _pixels(self, chosen: list[Tile]) -> int:
+    def _pixels(self, chosen: list[LatentTile]) -> int:
         return sum(self._inside(t).height * self._inside(t).width for t in chosen)
 
-    def _squared_error(self, tile: Tile, y_hat: Tensor, update: DecoderUpdate | None) -> Tensor:
-        """Sum of squared errors over a tile's samples, in 8-bit steps, weighted as they are seen.
-        """
+    def _squared_error(
+        self, tile: LatentTile, y_hat: Tensor, update: DecoderUpdate | None
+    ) -> Tensor:
+        """Sum of squared errors of a tile's samples in 8-bit steps, weighted by alpha."""
         weights = self.weights if update is None else update.parameters()
         changed = {name: tensor.to(self._dtype) for name, tensor in weights.items()}
         y_hat = y_hat[None].to(self._dtype)
         x_hat: Tensor = torch.func.functional_call(self._g_s, changed, (y_hat,))[0]
         inside = self._inside(tile)
         x_hat = x_hat[inside.relative(tile.window.scaled(PATCH)).slices].float() + 0.5
-        x_hat = x_hat.clamp(0, 1)  # as decoders do: what is beyond white is no error
+        x_hat = x_hat.clamp(0, 1)  # as decoders do: values beyond white are no error
         if self._picture.grey:
             x_hat = x_hat.mean(-1, keepdim=True)
         rgb = torch.from_numpy(self._picture.rgb[inside.slices].copy()).to(self._device)
@@ -136,19 +143,23 @@ class Objective:
 
 
 def _powers(steps: Tensor) -> Tensor:
-    """The nearest powers of two: units that Adam's steps suit at every rate, and exact."""
+    """The nearest powers of two: exact units, in which one learning rate suits all rates."""
     return steps.log2().round().exp2()
 
 
 def _tile(
-    analysis: Analysis, picture: Picture, units: tuple[Tensor, Tensor], box: Box, window: Box
-) -> Tile:
-    """A tile with its plain latents."""
-    seen = analysis.analyse(pixels_under(picture, window))
-    y = seen[box.relative(window).slices]
+    analysis: AnalysisTransform,
+    picture: Picture,
+    units: tuple[Tensor, Tensor],
+    box: Box,
+    window: Box,
+) -> LatentTile:
+    """A tile with the latents that analysis gives."""
+    analysed = analysis.analyse(pixels_under(picture, window))
+    y = analysed[box.relative(window).slices]
     z = analysis.hyper_analyse(y[None])[0]
     y_t, z_t = (
         torch.from_numpy(v.copy()).to(unit.device) / unit
         for v, unit in zip((y, z), units, strict=True)
     )
-    return Tile(box, window, y_t.requires_grad_(), z_t.requires_grad_(), units)
+    return LatentTile(box, window, y_t.requires_grad_(), z_t.requires_grad_(), units)

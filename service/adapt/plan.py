@@ -1,4 +1,4 @@
-"""How much an effort level does, and how it anneals: numbers only."""
+"""Plans of an adaptation: how many steps an effort level takes, and how they anneal."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from service.errors import BadParameter
 STEPS = (0, 100, 500, 1000, 2000)
 """Steps of each phase by effort, as published for "Dynamic Low-Rank Instance Adaptation".
 
-Effort 0 optimises nothing: it picks one of the store's ready updates, if one pays."""
+Effort 0 optimises nothing: it names the best ready update of the store, if one lowers the loss."""
 
 RANK = 8
-"""Rank-1 pieces of a layer that are tried; gates close those that do not pay. Eight take
-12.5 % off a screenshot's loss at rate 4 in 100 steps of fitting and 21.6 off pixel art's, four 9.7
-and 21.3 %; 2 are published."""
+"""Rank-1 terms of a layer that are tried; gates close those that do not pay. At rate 4, in 100
+steps of fitting, eight lower the loss of a screenshot by 12.5 % and of pixel art by 21.6 %, four by
+9.7 % and 21.3 %. The paper has two."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is done for one picture.
+class AdaptationPlan:
+    """The steps for one tile of a picture, and their constants.
 
     Attributes:
-        decoder_steps: of fitting the update of g_s to the plain latents.
-        latent_steps: of refining the latents, and the update with them.
+        decoder_steps: steps that fit the update of g_s to the plain latents.
+        latent_steps: steps that refine the latents, and the update with them.
         rank: of the update.
-        latent_lr: of latents, in Adam steps of that much of about a quantiser step.
-        update_lr: factor of the update's learning rates (decoder.LearningRates).
+        latent_lr: learning rate of the latents, in about a quantiser step for each step of Adam.
+        update_lr: factor of the update's learning rates (decoder_update.UpdateLearningRates).
         tau, tau_end: temperature of the annealing at its start and end.
-        hold: share of the steps at the first temperature.
+        hold: share of the annealing's steps at the first temperature.
     """
 
     decoder_steps: int
@@ -47,12 +47,16 @@ class Plan:
         return self.decoder_steps + self.latent_steps
 
     def temperature(self, done: float) -> float:
-        """Of the annealing, after that share (0–1) of the latents' steps."""
+        """Temperature of the annealing.
+
+        Args:
+            done: share of the latents' steps that are done, 0–1.
+        """
         late = max(0.0, done - self.hold) / (1 - self.hold)
         return self.tau * math.exp(late * math.log(self.tau_end / self.tau))
 
 
-def plan_of(effort: int) -> Plan:
+def plan_of(effort: int) -> AdaptationPlan:
     """The plan of an effort level.
 
     Raises:
@@ -62,10 +66,14 @@ def plan_of(effort: int) -> Plan:
         raise BadParameter(f"effort is {effort!r}, expected a whole number from 0 to 4")
     steps = STEPS[effort]
     if steps <= STEPS[1]:  # few steps need large ones
-        return Plan(steps, steps, latent_lr=2e-2, update_lr=2.0)
-    return Plan(steps, steps, latent_lr=1.4e-2 if steps <= STEPS[2] else 1e-2)
+        return AdaptationPlan(steps, steps, latent_lr=2e-2, update_lr=2.0)
+    return AdaptationPlan(steps, steps, latent_lr=1.4e-2 if steps <= STEPS[2] else 1e-2)
 
 
 def decayed(done: float) -> float:
-    """Factor of the learning rates after that share (0–1) of a phase: half a cosine."""
+    """Factor of the learning rates, 1 to 0: half a cosine.
+
+    Args:
+        done: share of a phase that is done, 0–1.
+    """
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

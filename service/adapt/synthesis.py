@@ -1,8 +1,8 @@
-"""g_s of one rate, to differentiate by its latents and by a low-rank update of its weights.
+"""g_s of one rate, differentiable by its latents and by a low-rank update of its weights.
 
-The gradient of a whole weight is never made: those of the factors come from what goes into a layer
-and what comes back to it (as LoRA's do, Hu et al. 2021), though the layer multiplies by its merged
-weight, as the decoder will. Without an update only latents have gradients.
+The gradient of a whole weight is never computed: the gradients of the factors come from a layer's
+inputs and the gradients of its outputs (as in LoRA, Hu et al. 2021), though the layer multiplies by
+its merged weight, as the decoder will. Without an update only latents have gradients.
 """
 
 from __future__ import annotations
@@ -52,18 +52,19 @@ class _Updated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b = ctx.saved_tensors
         rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
-        seen = torch.cat([inputs @ a.T, inputs.new_ones(len(inputs), 1)], 1)
-        grad_b = rows.T @ seen  # and the bias beside it, which sees ones
+        inner = torch.cat([inputs @ a.T, inputs.new_ones(len(inputs), 1)], 1)
+        grad_b = rows.T @ inner  # its last column is the gradient of the bias
         grad_a = (rows @ b).T @ inputs
         grad_x = grad @ weight if ctx.needs_input_grad[0] else None
         return grad_x, None, grad_b[:, -1], grad_a, grad_b[:, :-1]
 
 
 def updatable(sizes: Sizes, g_s: nn.Module, dtype: torch.dtype) -> nn.Sequential:
-    """A frozen g_s with the weights of another, in a working type, that takes updates.
+    """A frozen g_s that takes updates, with the weights of a given one.
 
     Args:
-        g_s: from backbone.synthesis. dtype: of weights, and what it is to be called with.
+        sizes: of the backbone. g_s: from backbone.synthesis.
+        dtype: of its weights and of the latents that it will be called with.
     """
     out = synthesis(sizes, UpdatedLinear, UpdatedLinear)
     out.load_state_dict(g_s.state_dict())

@@ -1,4 +1,4 @@
-"""What the adaptation of one picture looks like from outside: its progress and its steps."""
+"""The adaptation of one picture as its callers see it: its steps and its progress."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class AdaptProgress:
 
     Attributes:
         phase: "decoder", "latents" or "done", in that order.
-        step: steps done. total: steps planned; fewer may be run (early stop).
-        bytes: of the best stream so far, real bytes. bpp: the same in bits per pixel.
-        psnr_db: its real 8-bit PSNR. first_bytes, first_bpp, first_psnr_db: of the plain stream,
-            without adaptation.
+        step: steps done. total: steps planned; fewer may be done.
+        bytes: size of the best stream so far. bpp: its bits per pixel.
+        psnr_db: PSNR in dB of its 8-bit picture.
+        first_bytes, first_bpp, first_psnr_db: of the plain stream, without adaptation.
     """
 
     phase: str
@@ -30,11 +30,11 @@ class AdaptProgress:
 
 
 class Adaptation(Protocol):
-    """One picture being adapted to; deterministic by its seed on one machine."""
+    """An adaptation in progress. With one seed on one machine, its results are always the same."""
 
     @property
     def progress(self) -> AdaptProgress:
-        """How far it is."""
+        """How far the adaptation is."""
         ...
 
     @property
@@ -51,5 +51,5 @@ class Adaptation(Protocol):
         ...
 
     def checkpoint(self) -> bytes:
-        """Everything needed to go on, as safetensors."""
+        """Everything that is needed to go on, as safetensors."""
         ...

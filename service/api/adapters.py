@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from service.api import openapi
 from service.api.routes import ServiceArg, refuse_query, refuse_repeats, run_work
 from service.api.schemas import Adapter, AdapterQuery, Adapters
-from service.engine.shelf import MAX_ADAPTER_BYTES
+from service.engine.registry import MAX_ADAPTER_BYTES
 from service.http.bodies import read_body
 from service.http.record import record_of
 

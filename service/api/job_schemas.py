@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import Field
 
 from service.adapt.types import AdaptProgress
-from service.api.schemas import DEFAULT_RATE, Query
+from service.api.schemas import Query
+from service.engine.target import DEFAULT_RATE
 from service.http.documents import Document
 from service.jobs.job import DEFAULT_PRIORITY, ENDED, Job, State, StepRecord
 

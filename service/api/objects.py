@@ -28,9 +28,10 @@ from service.api.routes import (
     view_of,
 )
 from service.api.schemas import LOSSLESS_ONLY, ObjectQuery, StoredObject
-from service.api.work import DecompressFile, ImageFile, Load, View
+from service.api.work import DecompressFile, ImageFile, View
 from service.blobs import Objects, digest_of, shared_key
-from service.engine.admission import Done
+from service.engine.admission import WorkResult
+from service.engine.types import Load
 from service.errors import (
     BadParameter,
     BadStream,
@@ -123,7 +124,7 @@ async def _keep(request: Request, service: Service, expected: str | None) -> Res
     digest = digest_of(data)
     if expected is not None and digest != expected:
         raise BadParameter(f"the body has the SHA-256 {digest}, the path says {expected}")
-    load = Load(service.codec.stream_work(data))
+    load = Load(service.codec.preview_stream(data).load.pixels)
     done = await run_work(request, service, partial(service.codec.decompress, data), load)
     decoded = done.value
     record.rate, record.model = decoded.rate, decoded.model
@@ -172,7 +173,7 @@ async def _stored(service: Service, call: Callable[[], T]) -> T:
 
 async def _decoded(
     request: Request, service: Service, sha256: str, work: DecompressFile
-) -> Done[ImageFile]:
+) -> WorkResult[ImageFile]:
     """A stored stream as an image file; one that is no stream is the store's fault."""
     try:
         return await run_work(request, service, work, work.load())

@@ -28,10 +28,11 @@ from service.api.schemas import (
     Rates,
     Readiness,
 )
-from service.api.work import CompressFile, DecompressFile, ImageFile, Load, Stream, View
+from service.api.work import CompressFile, DecompressFile, ImageFile, Stream, View
 from service.blobs import Objects
-from service.engine.admission import Admission, Done, Phase
-from service.engine.types import Codec, ModelInfo, Target, Timings
+from service.engine.admission import Admission, Phase, WorkResult
+from service.engine.target import Target
+from service.engine.types import Codec, Load, ModelInfo, Timings
 from service.errors import BadParameter, Saturated
 from service.http.answers import answer
 from service.http.bodies import read_body
@@ -240,7 +241,7 @@ def view_of(query: DecompressQuery, accept: str) -> View:
 
 async def run_work(
     request: Request, service: Service, work: Callable[[], T], load: Load = SMALL_LOAD
-) -> Done[T]:
+) -> WorkResult[T]:
     """Wait for the work, but not longer than the client does.
 
     Args:
@@ -280,7 +281,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _stream_headers(done: Done[Stream]) -> dict[str, str]:
+def _stream_headers(done: WorkResult[Stream]) -> dict[str, str]:
     stream = done.value
     compressed = stream.compressed
     timing = _server_timing(
@@ -308,7 +309,7 @@ def notes_header(notes: tuple[str, ...]) -> dict[str, str]:
     return {"X-Rankpress-Notes": text} if notes else {}
 
 
-def image_headers(done: Done[ImageFile], **others_s: float) -> dict[str, str]:
+def image_headers(done: WorkResult[ImageFile], **others_s: float) -> dict[str, str]:
     """Headers that say how a picture was made."""
     image = done.value
     return {

@@ -6,8 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.engine.types import Target
-from service.errors import BadParameter
+from service.engine.target import DEFAULT_RATE, Target, rate_or_target
 from service.http.documents import Document
 from service.images.read import Format, Metadata
 from service.picture import Region
@@ -15,7 +14,6 @@ from service.picture import Region
 Tune = Literal["psnr", "ms-ssim"]
 TUNES: tuple[Tune, ...] = get_args(Tune)
 """In the order in which they are listed."""
-DEFAULT_RATE = 4.0
 LOSSLESS_ONLY: frozenset[Format] = frozenset({"png"})
 """Formats that have no quality."""
 
@@ -58,13 +56,7 @@ class CompressQuery(Query):
 
     def rate_or_target(self) -> float | Target:
         """What was asked for. Raises BadParameter for more than one of rate and targets."""
-        names = ("rate", "target_bpp", "max_bytes", "target_psnr")
-        given = [name for name in names if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise BadParameter(f"{' and '.join(given)} were given, expected only one of them")
-        if not given or self.rate is not None:
-            return DEFAULT_RATE if self.rate is None else self.rate
-        return Target(self.target_bpp, self.max_bytes, self.target_psnr)
+        return rate_or_target(self.rate, self.target_bpp, self.max_bytes, self.target_psnr)
 
 
 class DecompressQuery(Query):

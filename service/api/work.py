@@ -10,18 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final, TypeVar
 
-from service.engine.line import Group
-from service.engine.target import USUAL_ENCODES
+from service.engine.target import Target
 from service.engine.types import (
-    LEAST_WORK,
     Codec,
     Compressed,
     Decompressed,
+    Load,
+    StreamPreview,
     StreamShape,
-    Target,
     Timings,
 )
 from service.errors import NotAcceptable
@@ -44,24 +43,12 @@ from service.runtime.interruption import allow_interruption
 T = TypeVar("T")
 
 PIXELS_PER_SECOND: Final = 5e6
-"""Pixels, as `Codec.stream_work` counts them, that a machine decodes in the time in which it writes
+"""Pixels, as `Load` counts them, that a machine decodes in the time in which it writes
 an image file for one second of `image_cost`: about what two cores of a Zen 4 do."""
 
 SMALL_WORK: Final = 8 * 10**6
 """Largest work, in those pixels, that takes the lane for small work: a picture of about three
 megapixels compressed and checked, or one to three seconds of two cores."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """How much a piece of work is and what it may run beside, known before it is done.
-
-    Attributes:
-        pixels: see `Codec.picture_work`.
-    """
-
-    pixels: int = LEAST_WORK
-    group: Group | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +110,7 @@ class CompressFile:
     def __call__(self) -> Stream:
         """Read the file and compress it."""
         picture, read_s = self.read()
-        if isinstance(self.wanted, Target):
-            compressed = self.codec.compress_to(picture, self.wanted, self.tune)
-        else:
-            compressed = self.codec.compress(picture, self.wanted, self.tune)
+        compressed = self.codec.compress(picture, self.wanted, self.tune)
         return self.stream(compressed, picture, read_s)
 
     def stream(self, compressed: Compressed, picture: Picture, read_s: float) -> Stream:
@@ -152,10 +136,7 @@ class CompressFile:
             TooManyPixels: as `Codec.compress` does.
         """
         size = None if self.frame else image_size(self.data)
-        pixels = LEAST_WORK if size is None else self.codec.picture_work(*size)
-        if isinstance(self.wanted, Target):
-            return Load(USUAL_ENCODES * pixels)
-        return Load(pixels, self.codec.picture_group(size, self.wanted, self.tune))
+        return self.codec.picture_load(size, self.wanted, self.tune)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +165,14 @@ class DecompressFile:
     def _forms_of(self, shape: StreamShape) -> tuple[Form, ...]:
         return choose_forms(self.view.forms, shape, self.limits)
 
+    @cached_property
+    def _preview(self) -> StreamPreview:
+        """What the stream's header tells, read once."""
+        return self.codec.preview_stream(self.data, self.view.region)
+
     def _shape(self) -> StreamShape:
         """What will be written, by the stream's header. Raises BadStream, BadParameter."""
-        shape, view = self.codec.stream_shape(self.data), self.view
+        shape, view = self._preview.shape, self.view
         width, height = shape.width, shape.height
         if view.region is not None:
             view.region.check_inside(width, height)
@@ -224,13 +210,10 @@ class DecompressFile:
             BadStream, TooManyPixels, BadParameter: as `Codec.decompress` does.
             NotAcceptable: the picture can be written in no form that is asked for.
         """
-        region = self.view.region
-        pixels = self.codec.stream_work(self.data, region)
-        shape = self._shape()
+        load, shape = self._preview.load, self._shape()
         form, area = self._forms_of(shape)[0], shape.width * shape.height
         seconds = effort_for(form.format, form.quality, area).seconds(area)
-        group = self.codec.stream_group(self.data, whole=region is None)
-        return Load(pixels + round(seconds * PIXELS_PER_SECOND), group)
+        return Load(load.pixels + round(seconds * PIXELS_PER_SECOND), load.group)
 
 
 def _written(picture: Picture, forms: Sequence[Form]) -> tuple[Form, WrittenImage]:

@@ -53,11 +53,12 @@ def measure(wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
         wanted: what to measure. say: is told the next step.
     """
     from service.engine.opening import open_engine
+    from service.settings import Settings
 
     before = this_machine("cpu")
     if before.busy:
         say(f"load is {before.load}: the timings below say little")
-    full = open_engine(store=wanted.store, device="cpu", check=False)
+    full = open_engine(Settings(store=wanted.store, device="cpu", check=False))
     times = []
     with TemporaryDirectory() as folder:
         for number, size in enumerate(SIZES):
@@ -118,12 +119,13 @@ def agreement(
     from service.engine.engine import Engine
     from service.engine.opening import open_engine
     from service.runtime.loading import load_models
+    from service.settings import Settings
     from service.store.read import load_store
 
     stored = load_store(store)
     exact = Engine(load_models(stored, "cpu", torch.float32), check=False)
-    server = open_engine(store=store, device="cpu", check=False)
-    light = open_engine(store=store, decode_only=True)
+    server = open_engine(Settings(store=store, device="cpu", check=False))
+    light = open_engine(Settings(store=store, decode_only=True))
     found = []
     for tune, rate in [(t, r) for t in stored[0].tunes for r in RATES[t]]:
         if not stored[0].offers(round(16 * rate), tune):

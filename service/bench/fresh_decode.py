@@ -21,17 +21,15 @@ BUDGET_S = 5.0
 def main(stream: str, store: str, threads: str) -> None:
     """Decode a file and print what it took."""
     begun = time.perf_counter()
-    import service.engine.opening
-    import service.runtime.entropy_onnx  # (open_engine would import these two)
+    import service.runtime.entropy_onnx  # (loading would import these two)
     import service.runtime.synthesis_onnx  # noqa: F401
+    from service.engine.engine import Engine
+    from service.runtime.decode_only import load_decode_only
+    from service.store.read import load_store
 
     import_s = time.perf_counter() - begun
-    engine = service.engine.opening.open_engine(
-        store=Path(store) if store else None,
-        decode_only=True,
-        threads=int(threads),
-        max_pixels=10**9,
-    )
+    stored = load_store(Path(store) if store else None)
+    engine = Engine(load_decode_only(stored, int(threads)), max_pixels=10**9)
     data = Path(stream).read_bytes()
     engine.decompress(data)
     first_at = time.time()

@@ -22,6 +22,7 @@ from service.engine.opening import open_engine
 from service.eval.pictures import generate
 from service.images.read import read_image, write_image
 from service.picture import U8
+from service.settings import Settings
 
 MAX_PIXELS = 10**9
 MIB = 1 << 20
@@ -76,7 +77,8 @@ def _run(what: str, source: Path, target: Path, arguments: list[str]) -> dict[st
 
 def main(what: str, source: str, target: str, rate: str, device: str, store: str) -> None:
     """Work through one file and print the peaks."""
-    engine = open_engine(store=Path(store) if store else None, device=device, max_pixels=MAX_PIXELS)
+    values = {"store": store or None, "device": device, "max_pixels": MAX_PIXELS}
+    engine = open_engine(Settings.model_validate(values))
     peaks = {"loaded": peak_mib()}
     data = Path(source).read_bytes()
     if what == "compress":

@@ -22,7 +22,7 @@ from service.codec.tiles import Box
 from service.engine.engine import Engine
 from service.images.read import read_image, write_image
 from service.picture import U8, Picture
-from service.runtime.pipeline import Analysis, LoadedModel, Synthesis
+from service.runtime.pipeline import AnalysisTransform, LoadedModel, SynthesisTransform
 from service.store.model import StoredModel
 
 ROUNDS = 9
@@ -46,21 +46,23 @@ class Stopwatch:
 class TimedTransforms:
     """g_a, h_a and g_s of a model, timed."""
 
-    def __init__(self, analysis: Analysis, synthesis: Synthesis, watch: Stopwatch) -> None:
+    def __init__(
+        self, analysis: AnalysisTransform, synthesis: SynthesisTransform, watch: Stopwatch
+    ) -> None:
         self._analysis, self._synthesis, self._watch = analysis, synthesis, watch
 
     def analyse(self, pixels: U8) -> NDArray[np.float32]:
-        """See pipeline.Analysis."""
+        """See pipeline.AnalysisTransform."""
         with self._watch.timing("g_a"):
             return self._analysis.analyse(pixels)
 
     def hyper_analyse(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See pipeline.Analysis."""
+        """See pipeline.AnalysisTransform."""
         with self._watch.timing("h_a"):
             return self._analysis.hyper_analyse(y)
 
     def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> U8:
-        """See pipeline.Synthesis."""
+        """See pipeline.SynthesisTransform."""
         with self._watch.timing("g_s"):
             return self._synthesis.synthesise(y_hat, inner)
 
@@ -112,9 +114,7 @@ def breakdown(
     return _medians([c for c, _ in warm]), _medians([d for _, d in warm])
 
 
-def swap_ms(
-    models: Sequence[LoadedModel], load: Callable[[], object]
-) -> dict[str, float]:
+def swap_ms(models: Sequence[LoadedModel], load: Callable[[], object]) -> dict[str, float]:
     """Milliseconds to make a rate's weights live: merged anew, cached, and a whole model loaded.
 
     Medians over the rates of the first model but its own, which needs no merging; empty where there

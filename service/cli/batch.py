@@ -15,14 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 from service.errors import BadParameter, MissingExtra, RankpressError, RateUnavailable
 from service.files import check_target, descriptor_of, list_folder, write_whole
 from service.picture import larger_note
-
-if TYPE_CHECKING:
-    from service.engine.types import Target
 
 STANDARD: Final = "-"
 """Standard input or output, in place of a path."""
@@ -116,22 +113,6 @@ def check_output(out: str, json: bool) -> None:
         raise BadParameter("--json and OUT are both standard output, expected a file for OUT")
     if sys.stdout.isatty():
         raise BadParameter("standard output is a terminal, expected a file or a pipe")
-
-
-def rate_or_target(
-    rate: float | None, bpp: float | None, max_bytes: int | None, psnr_db: float | None
-) -> float | Target:
-    """Return what was asked for. Raises BadParameter for more than one."""
-    from service.engine.types import Target
-
-    options = {"--rate": rate, "--target-bpp": bpp, "--max-bytes": max_bytes,
-               "--target-psnr": psnr_db}  # fmt: skip
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) > 1:
-        raise BadParameter(f"{' and '.join(given)} were given, expected only one of them")
-    if not given or rate is not None:
-        return 4.0 if rate is None else rate
-    return Target(bpp, max_bytes, psnr_db)
 
 
 def plan(sources: Sequence[str], out: str, suffixes: frozenset[str], suffix: str) -> Plan:

@@ -143,7 +143,7 @@ def _measure_adaptation(
 
     What it holds of other efforts is told too.
     """
-    from service.cli.opening import open_store
+    from service.engine.opening import open_engine
     from service.eval import adapted
     from service.eval.machine import this_machine
     from service.eval.pictures import read_folder
@@ -153,7 +153,7 @@ def _measure_adaptation(
     kinds = (adapted.BOTH, adapted.LATENTS) if latents else (adapted.BOTH,)
     plan = adapted.Plan(parse_rates(rates), adapted.parse_efforts(efforts), kinds)
     pictures = read_folder(folder)
-    engine = open_store(settings)
+    engine = open_engine(settings)
     out.mkdir(parents=True, exist_ok=True)
     table = out / "adapted.csv"
     known = adapted.read_rows(table) if table.is_file() else ()

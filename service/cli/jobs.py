@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from service.cli.errors import logged_end
-from service.cli.opening import open_store
 from service.cli.options import DeviceOption, JsonOption, StoreOption
 from service.cli.settings import settings_of
 from service.errors import MissingExtra
@@ -56,6 +55,7 @@ def worker(
     with logged_end("worker failed", log_format=None) as places:
         settings = settings_of(store=store, device=device, state=state, job_threads=threads)
         with _needs_extra():
+            from service.engine.opening import open_engine
             from service.jobs.database import place_of
             from service.jobs.worker import run_worker
             from service.logs import configure_logs
@@ -63,7 +63,7 @@ def worker(
         places |= {"database": place_of(settings), "objects": settings.objects_place}
 
         own = settings.model_copy(update={"threads": settings.job_threads, "decode_only": False})
-        run_worker(lambda: open_store(own), settings, parent)
+        run_worker(lambda: open_engine(own), settings, parent)
 
 
 @jobs_app.command("list")

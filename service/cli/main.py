@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from service.cli.errors import is_typers, reason_and_code
 from service.cli.eval import register as register_eval
 from service.cli.jobs import register as register_jobs
-from service.cli.opening import open_codec, open_store
+from service.cli.opening import open_codec
 from service.cli.options import (
     CheckOption,
     DeviceOption,
@@ -65,6 +65,11 @@ OutArgument = Annotated[
 TuneOption = Annotated[
     Literal["psnr", "ms-ssim"], typer.Option(help="What the rate was trained for.")
 ]
+
+
+def _option(name: str) -> str:
+    """An option as it is typed: --max-bytes for max_bytes."""
+    return "--" + name.replace("_", "-")
 
 
 class _Group(TyperGroup):
@@ -172,19 +177,17 @@ def compress(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Compress pictures, and all pictures in folders, to .rkp streams."""
-    from service.cli.batch import Made, check_output, plan, rate_or_target
+    from service.cli.batch import Made, check_output, plan
+    from service.engine.target import rate_or_target
 
     check_output(out, json)
-    wanted = rate_or_target(rate, target_bpp, max_bytes, target_psnr)
+    wanted = rate_or_target(rate, target_bpp, max_bytes, target_psnr, spelling=_option)
     planned = plan(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
     settings = settings_of(store=store, model=model, device=device, check=check)
     codec = open_codec(settings)
 
     def make(picture: Picture) -> Made:
-        if isinstance(wanted, float):
-            c = codec.compress(picture, wanted, tune)
-        else:
-            c = codec.compress_to(picture, wanted, tune)
+        c = codec.compress(picture, wanted, tune)
         return Made(c.data, c.width, c.height, c.rate, c.bpp, c.psnr_db, picture.notes, True)
 
     read = _reader(settings.max_pixels, metadata, frame)
@@ -263,11 +266,12 @@ def adapt(
     """Compress pictures with minutes of optimisation for each; any decoder reads the streams."""
     from service.cli.adapt import run_adaptation
     from service.cli.batch import check_output, plan
+    from service.engine.opening import open_engine
 
     check_output(out, json)
     planned = plan(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
     settings = settings_of(store=store, device=device)
-    codec = open_store(settings)
+    codec = open_engine(settings)
 
     def make(picture: Picture) -> Made:
         begun = codec.adapt(picture, rate, effort=effort, seed=seed, max_seconds=max_seconds)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from service.engine.engine import Engine
     from service.engine.types import Codec
     from service.settings import Settings
 
 
-def open_codec(settings: Settings, **serving: Any) -> Codec:
+def open_codec(settings: Settings, *, warm: bool = False) -> Codec:
     """Load the models: those of the store, or the one of CompressAI that is set.
 
     Args:
-        settings: of the command. serving: what else `open_engine` takes.
+        settings: of the command. warm: see `open_engine`; a CompressAI model is always ready.
     """
     if settings.zoo is None:
-        return open_store(settings, **serving)
+        from service.engine.opening import open_engine
+
+        return open_engine(settings, warm=warm)
     from service.zoo.codec import open_zoo
 
     return open_zoo(
@@ -26,22 +27,4 @@ def open_codec(settings: Settings, **serving: Any) -> Codec:
         settings.machine_key or settings.state_folder / "machine.key",
         settings.max_pixels,
         settings.threads,
-    )
-
-
-def open_store(settings: Settings, **serving: Any) -> Engine:
-    """Load the models of the store."""
-    from service.engine.opening import open_engine
-
-    return open_engine(
-        store=settings.store,
-        device=settings.device,
-        check=settings.check,
-        max_pixels=settings.max_pixels,
-        threads=settings.threads,
-        cache_bytes=settings.cache_bytes,
-        adapters=settings.adapters,
-        decode_only=settings.decode_only,
-        model=settings.model,
-        **serving,
     )

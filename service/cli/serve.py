@@ -92,7 +92,5 @@ def _serve(settings: Settings) -> None:
     # A thread that loads leaves an OpenMP team behind; with the worker's there would be more
     # threads than cores, and all would wait slowly (186 ms a photo, not 146). This one ends first.
     with ThreadPoolExecutor(1) as loader:
-        codec = loader.submit(
-            lambda: open_codec(settings, max_batch=settings.max_batch, warm=settings.warm)
-        ).result()
+        codec = loader.submit(open_codec, settings, warm=settings.warm).result()
     run_server(codec, settings)

@@ -18,7 +18,7 @@ This module does not decode payloads: see coder.py, alpha.py and model_stream.py
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from itertools import accumulate, pairwise
@@ -252,14 +252,19 @@ def write_stream(stream: Stream) -> bytes:
     return body + int(google_crc32c.value(body)).to_bytes(4, "little")
 
 
-def read_stream(data: bytes) -> Stream:
+def read_stream(data: bytes, check_header: Callable[[Header], object] | None = None) -> Stream:
     """Parse and check a whole stream; payloads stay coded, metadata are inflated.
+
+    Args:
+        data: the stream.
+        check_header: is called with the header before anything else is read; what it raises ends
+            the reading.
 
     Raises:
         BadStream: the bytes are damaged or no stream.
         UnsupportedStream: the stream needs a newer decoder.
     """
-    header, sections = _read_sections(data)
+    header, sections = _read_sections(data, check_header)
     coded = sections[Section.LATENTS]
     count = tile_count(latent_box(header.width, header.height))
     return Stream(
@@ -273,14 +278,17 @@ def read_stream(data: bytes) -> Stream:
     )
 
 
-def describe(data: bytes) -> StreamInfo:
+def describe(data: bytes, check_header: Callable[[Header], object] | None = None) -> StreamInfo:
     """Describe a stream without inflating or decoding any of it.
+
+    Args:
+        data, check_header: see `read_stream`.
 
     Raises:
         BadStream: the bytes are damaged or no stream.
         UnsupportedStream: the stream needs a newer decoder.
     """
-    header, sections = _read_sections(data)
+    header, sections = _read_sections(data, check_header)
     ready = sections.get(Section.READY)
     return StreamInfo(
         version=VERSION,
@@ -298,10 +306,14 @@ def describe(data: bytes) -> StreamInfo:
     )
 
 
-def _read_sections(data: bytes) -> tuple[Header, dict[int, bytes]]:
+def _read_sections(
+    data: bytes, check_header: Callable[[Header], object] | None
+) -> tuple[Header, dict[int, bytes]]:
     """The header and the payload of each section by type, once the checksum holds."""
     reader = _Reader(data)
     header = _read_header(reader)
+    if check_header is not None:
+        check_header(header)
     if len(data) - reader.at < 4:
         raise BadStream(f"the stream ends at {len(data)} bytes, before its checksum")
     body = data[:-4]

@@ -1,12 +1,12 @@
-"""Admission in front of the codec: who may wait, how many bytes are held, and who is next.
+"""Admission in front of the codec: which requests may wait, and how many bytes they may hold.
 
-A fixed number of worker threads runs whole units of work (read the file, code it, write the file);
-everyone else waits in one of two lanes, for small work and for large work (lane.py), up to a number
-of requests and a sum of bytes, and is refused beyond that with an honest guess at when to come
-back: the size of the work that is here, at the time that work of that size has taken. All state
-belongs to the event loop's thread, so there are no locks.
+A fixed number of worker threads runs whole units of work (read the file, code it, write the file).
+Other requests wait for one of two pools of threads, for small work and for large work
+(worker_pool.py), up to a number of requests and a sum of bytes. Beyond that a request is refused,
+with an estimate of when to come back: the size of the work that is here, times the measured seconds
+for that size. All state belongs to the event loop's thread, so there are no locks.
 
-Knows nothing of HTTP, of image files or of what the work is.
+This module knows nothing of HTTP, of image files or of what the work is.
 """
 
 from __future__ import annotations
@@ -17,33 +17,34 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from service.engine.lane import Done as Done  # for the callers of `Admission.run`
-from service.engine.lane import Lane, Speed, Together
-from service.engine.line import Entry, Group, Line
+from service.engine.admission_queue import AdmissionQueue, QueuedWork, RequestGroup
+from service.engine.worker_pool import RunTogether, Speed, WorkerPool
+from service.engine.worker_pool import WorkResult as WorkResult  # for callers of `Admission.run`
 from service.errors import RankpressError, Saturated, SelfTestFailed
 
 T = TypeVar("T")
 
-LONGEST_RETRY_S = 300
-"""Largest `retry_after_s` ever given."""
+LONGEST_RETRY_S: Final = 300
+"""Largest `retry_after_s` that is given."""
 
-ALWAYS_WAITING = 4
-"""Requests of each worker that may wait however long: one large picture must not turn away all."""
+ALWAYS_WAITING: Final = 4
+"""Requests of each worker that may wait however long it takes: one large picture must not make the
+server refuse all others."""
 
 
 class Phase(Enum):
-    """What becomes of work that arrives now."""
+    """What happens to work that arrives now."""
 
     STARTING = "starting"
-    """Waits until the self-test has passed."""
+    """It waits until the self-test has passed."""
     OPEN = "open"
-    """Runs in its turn."""
+    """It runs in its turn."""
     DRAINING = "draining"
-    """Is refused; what was admitted before still runs."""
+    """It is refused; work that was admitted before still runs."""
     FAILED = "failed"
-    """Is refused for good: this machine does not reproduce the golden stream."""
+    """It is refused for good: this machine does not reproduce the golden stream."""
 
 
 @dataclass(frozen=True)
@@ -51,28 +52,29 @@ class Batching:
     """How requests of a group share calls.
 
     Attributes:
-        together: does the work of several. max_batch: requests in one call.
+        run_together: does the work of several. max_batch: requests in one call.
         window_s: seconds that a request may wait for others.
     """
 
-    together: Together
+    run_together: RunTogether
     max_batch: int
     window_s: float
 
 
 class Admission:
-    """A bounded waiting room with worker threads behind it.
+    """Bounded queues with worker threads behind them.
 
     Call everything from the event loop's thread: `start`, `open_after`, any number of `run`, then
     `begin_drain` and `close`.
 
     Args:
-        workers: threads of each lane, and so units of its work that run at the same time.
-        max_waiting: requests that may wait. max_wait_s: seconds that one may have to, by the
-            measured service time, once `ALWAYS_WAITING` of each worker of its lane wait.
-        max_waiting_bytes: sum of the bytes that all `Hold`s may grow to.
-        small_size: work of at most that size takes the lane for small work.
-        batching: None works on one request at a time in each thread.
+        workers: threads of each pool: units of its work that run at the same time.
+        max_waiting: requests that may wait.
+        max_wait_s: seconds that a request may have to wait, by the measured times, once
+            `ALWAYS_WAITING` requests of each worker of its pool wait.
+        max_waiting_bytes: sum of the bytes that all `HeldBytes` may grow to.
+        small_size: work of at most that size goes to the pool for small work.
+        batching: None runs one request at a time in each thread.
 
     Attributes:
         speed: how long work has taken.
@@ -94,15 +96,19 @@ class Admission:
         self._held_bytes = 0
         self._phase = Phase.STARTING
         self.speed = Speed()
-        together = batching.together if batching else None
-        line = Line(batching.max_batch, batching.window_s) if batching else Line()
-        self._small = Lane("small", workers, line, self.speed, together)
-        # Large pictures have several tiles, and only those of one tile share a call.
-        self._large = Lane("large", workers, Line(), self.speed, gives_way_to=self._small)
+        queue, run_together = AdmissionQueue(), None
+        if batching is not None:
+            queue = AdmissionQueue(batching.max_batch, batching.window_s)
+            run_together = batching.run_together
+        self._small = WorkerPool("small", workers, queue, self.speed, run_together)
+        # Large pictures have several tiles, and only pictures of one tile share a call.
+        self._large = WorkerPool(
+            "large", workers, AdmissionQueue(), self.speed, gives_way_to=self._small
+        )
 
     @property
     def phase(self) -> Phase:
-        """What becomes of work that arrives now."""
+        """What happens to work that arrives now."""
         return self._phase
 
     @property
@@ -122,21 +128,21 @@ class Admission:
 
     @property
     def retry_after_s(self) -> int:
-        """When the work now here will be through, from the times measured; at least 1."""
-        return max(_retry_after_s(lane) for lane in self._lanes)
+        """Seconds until the work that is here now will be done, as measured; at least 1."""
+        return max(_retry_after_s(pool) for pool in self._pools)
 
     @property
-    def _lanes(self) -> tuple[Lane, Lane]:
+    def _pools(self) -> tuple[WorkerPool, WorkerPool]:
         return self._small, self._large
 
     def start(self) -> None:
-        """Make the worker threads; work waits until `open_after` is through."""
-        for lane in self._lanes:
-            lane.start()
+        """Make the worker threads; work waits until `open_after` has returned."""
+        for pool in self._pools:
+            pool.start()
         self._phase = Phase.STARTING
 
     async def open_after(self, test: Callable[[], None]) -> None:
-        """Run the self-test in a worker thread, then run work; if it raises, refuse all for good.
+        """Run the self-test in a worker thread, then open; if it raises, refuse all work for good.
 
         Raises:
             Exception: whatever `test` raises.
@@ -144,18 +150,18 @@ class Admission:
         entry = _entry(test, None, 0.0)
         self._small.launch([entry])
         try:
-            await entry.done
+            await entry.result
         except Exception:
             self._phase = Phase.FAILED
             self._refuse_waiting()
             raise
         if self._phase is Phase.STARTING:
             self._phase = Phase.OPEN
-            for lane in self._lanes:
-                lane.open()
+            for pool in self._pools:
+                pool.open()
 
     def begin_drain(self) -> None:
-        """Refuse new work. What waits still runs, unless the self-test has not passed yet."""
+        """Refuse new work. Work that waits still runs, unless the self-test has not passed yet."""
         if self._phase is Phase.OPEN:
             self._phase = Phase.DRAINING
         elif self._phase is Phase.STARTING:
@@ -163,37 +169,38 @@ class Admission:
             self._refuse_waiting()
 
     def close(self) -> None:
-        """Refuse what still waits and let the threads go when their present work ends."""
+        """Refuse the work that still waits; the threads end with their present work."""
         self.begin_drain()
         self._refuse_waiting()
-        for lane in self._lanes:
-            lane.close()
+        for pool in self._pools:
+            pool.close()
 
     def check(self, more_bytes: int = 0) -> None:
-        """Refuse early, before it is known how large work is, what would be refused as small work.
+        """Refuse a request before the size of its work is known, if even small work is refused.
 
         Args:
-            more_bytes: how much a body is about to add.
+            more_bytes: that the request's body is about to add.
 
         Raises:
-            Saturated: too many requests wait, or too long, too many bytes are held, or the server
-                drains.
+            Saturated: too many requests wait, or for too long, too many bytes are held, or the
+                server drains.
             SelfTestFailed: this machine must not work.
         """
         self._check_bytes(more_bytes)
-        self._check_lane(self._small)
+        self._check_pool(self._small)
 
-    def hold(self) -> Hold:
+    def hold(self) -> HeldBytes:
         """A count of the bytes one request keeps in memory, zero at first."""
-        return Hold(self)
+        return HeldBytes(self)
 
     async def run(
-        self, work: Callable[[], T], group: Group | None = None, size: float = 1.0
-    ) -> Done[T]:
+        self, work: Callable[[], T], group: RequestGroup | None = None, size: float = 1.0
+    ) -> WorkResult[T]:
         """Wait for a worker and run `work` in its thread, with others of its group if it has one.
 
         Args:
-            size: how much work it is, in a unit that is one for all that is run; above 0.
+            work: to run. group: which other requests it may run with.
+            size: how much work it is, above 0, in a unit that is the same for all work.
 
         A caller cancelled while it waits costs no work. One cancelled later stops the work at its
         next interruption point (interruption.py); its result is dropped.
@@ -202,20 +209,20 @@ class Admission:
             Saturated, SelfTestFailed: as `check` does.
             Exception: whatever `work` raises.
         """
-        lane = self._small if size <= self._small_size else self._large
+        pool = self._small if size <= self._small_size else self._large
         self._check_bytes(0)
-        self._check_lane(lane)
-        return await lane.run(_entry(work, group, size))
+        self._check_pool(pool)
+        return await pool.run(_entry(work, group, size))
 
-    def _check_lane(self, lane: Lane) -> None:
-        """Refuse a request that would find too many before it in this lane. Raises Saturated."""
+    def _check_pool(self, pool: WorkerPool) -> None:
+        """Refuse a request that would have too many before it in a pool. Raises Saturated."""
         if self.waiting >= self._max_waiting:
-            raise Saturated(f"{self.waiting} requests wait already", _retry_after_s(lane))
-        through_s = lane.through_s
+            raise Saturated(f"{self.waiting} requests wait already", _retry_after_s(pool))
+        through_s = pool.through_s
         long = self.speed.is_known and through_s > self._max_wait_s
-        if long and lane.waiting >= ALWAYS_WAITING * lane.workers:
-            message = f"{lane.waiting} requests wait already, for about {through_s:.0f} s"
-            raise Saturated(message, _retry_after_s(lane))
+        if long and pool.waiting >= ALWAYS_WAITING * pool.workers:
+            message = f"{pool.waiting} requests wait already, for about {through_s:.0f} s"
+            raise Saturated(message, _retry_after_s(pool))
 
     def _check_bytes(self, more_bytes: int) -> None:
         refusal = self._refusal()
@@ -232,25 +239,25 @@ class Admission:
         return None
 
     def _refuse_waiting(self) -> None:
-        for lane in self._lanes:
-            for entry in lane.entries():
+        for pool in self._pools:
+            for entry in pool.remove_waiting():
                 refusal = self._refusal()
-                if refusal is not None and not entry.done.done():
-                    entry.done.set_exception(refusal)
+                if refusal is not None and not entry.result.done():
+                    entry.result.set_exception(refusal)
 
 
-def _entry(work: Callable[[], Any], group: Group | None, size: float) -> Entry:
-    done = asyncio.get_running_loop().create_future()
-    return Entry(work, done, time.monotonic(), group, size)
+def _entry(work: Callable[[], Any], group: RequestGroup | None, size: float) -> QueuedWork:
+    result = asyncio.get_running_loop().create_future()
+    return QueuedWork(work, result, time.monotonic(), group, size)
 
 
-def _retry_after_s(lane: Lane) -> int:
-    """When a lane's work will be through, in whole seconds."""
-    return max(1, min(LONGEST_RETRY_S, math.ceil(lane.through_s)))
+def _retry_after_s(pool: WorkerPool) -> int:
+    """Whole seconds until a pool's work will be done."""
+    return max(1, min(LONGEST_RETRY_S, math.ceil(pool.through_s)))
 
 
-class Hold:
-    """The bytes that one request keeps in memory, counted against everyone's limit."""
+class HeldBytes:
+    """The bytes that one request keeps in memory, counted against the limit for all requests."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -260,17 +267,21 @@ class Hold:
         """Count bytes that arrive.
 
         Raises:
-            Saturated, SelfTestFailed: the limit is reached or the server stops; none is counted.
+            Saturated, SelfTestFailed: the limit is reached or the server stops; no byte is counted.
         """
         self._admission._check_bytes(more_bytes)
         self.add(more_bytes)
 
     def add(self, more_bytes: int) -> None:
-        """Count bytes that exist already (an answer), beyond the limit if need be; or no longer."""
+        """Count bytes of an answer that exists already, even beyond the limit.
+
+        Args:
+            more_bytes: below zero where the request holds that many fewer than before.
+        """
         self._bytes += more_bytes
         self._admission._held_bytes += more_bytes
 
     def release(self) -> None:
-        """Give all of it back; calling it again does nothing."""
+        """Count none of the bytes any more; calling it again does nothing."""
         self._admission._held_bytes -= self._bytes
         self._bytes = 0

@@ -1,67 +1,60 @@
-"""Engine: pictures <-> streams, with every model of the store resident.
+"""The engine turns pictures into streams and back, with every model of the store resident.
 
 A model is loaded once and never changes; a request names its rate. Rate adapters can be loaded and
-unloaded while it runs (shelf.py): a request sees what it found when it began. Pictures are worked
-through tile by tile, so memory beyond the picture itself is bounded by a tile's window. Without
-torch the engine still decompresses (light.py), and `compress` says what to install.
+unloaded while the engine runs (registry.py): a request keeps the adapters that were there when it
+began. Pictures are worked on tile by tile, so memory beyond the picture itself is bounded by a
+tile's window. Without torch the engine still decompresses (runtime/decode_only.py), and `compress`
+says what to install.
 """
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 
-from service.adapt.plan import Plan as AdaptPlan
-from service.adapt.plan import plan_of
+from service.adapt.plan import AdaptationPlan, plan_of
 from service.adapt.types import Adaptation
 from service.codec import container
 from service.codec.container import PSNR
 from service.codec.lowrank import PARTS
 from service.codec.tiles import Box, latent_box, latents_under, work_pixels
-from service.engine.golden import decode_golden
-from service.engine.line import Group
+from service.engine.admission_queue import RequestGroup
+from service.engine.coding import PictureCoder, by_group
+from service.engine.registry import ModelRegistry, RegisteredModel
 from service.engine.requests import (
-    Order,
+    DecodeRequest,
     batch_of,
     check_pixels,
     check_tune,
-    rate16_of,
-    stream_shape,
+    rate_key,
+    requested_pixels,
 )
-from service.engine.shelf import Shelves
-from service.engine.target import QualityGoal, goal_of, search
+from service.engine.self_test import check_golden_stream
+from service.engine.target import Target
+from service.engine.target_search import USUAL_ENCODES, goal_of, search
 from service.engine.types import (
+    LEAST_WORK,
     AdapterInfo,
     Compressed,
     Decompressed,
+    Load,
     ModelInfo,
-    RateInfo,
+    StreamPreview,
     StreamShape,
-    Target,
-    Timings,
 )
-from service.engine.weights import Weights
+from service.engine.weight_cache import RateKey, WeightCache
 from service.errors import (
     BadParameter,
-    BadStream,
-    CheckFailed,
     MissingExtra,
     RankpressError,
-    SelfTestFailed,
-    TooManyPixels,
-    UnknownModel,
     UnsupportedStream,
 )
 from service.picture import Picture, Region
-from service.runtime.check import verify
-from service.runtime.forks import check_process
-from service.runtime.loading import load_models as load_models  # the engine's users want both
-from service.runtime.pipeline import LoadedModel, decode_all, encode_all, paint, with_update
+from service.runtime.fork_safety import check_process
+from service.runtime.pipeline import LoadedModel
 from service.store.adapters import AdapterFiles, StoredAdapter
-from service.store.model import StoredModel
 
 
 class Engine:
@@ -83,192 +76,150 @@ class Engine:
             models: at least one; the first compresses.
             check: decode every fresh stream, compare its latents and measure its PSNR.
             max_pixels: larger pictures are refused, in both directions; see `check_pixels`.
-            cache_bytes: merged weights to keep besides the bases.
-            max_batch: pictures or streams that are worth working on together here.
+            cache_bytes: bytes of merged weights that are kept besides the bases.
+            max_batch: see `max_batch`.
             adapters: folder that keeps the adapters loaded at run time; None forgets them.
 
         Raises:
             StoreError: a kept adapter is damaged or does not fit.
         """
-        self._shelves = Shelves(models, None if adapters is None else AdapterFiles(adapters))
+        files = None if adapters is None else AdapterFiles(adapters)
+        self._registry = ModelRegistry(models, files)
         self._check, self._max_pixels, self._max_batch = check, max_pixels, max_batch
-        self._weights = Weights(cache_bytes)
+        self._weights = WeightCache(cache_bytes)
+        self._coder = PictureCoder(self._weights, check)
         self._process = os.getpid()
 
     @property
-    def _models(self) -> tuple[LoadedModel, ...]:
-        """What new requests get, the first compresses. Read it once in a request.
+    def _entries(self) -> tuple[RegisteredModel, ...]:
+        """The models that new requests get, the one that compresses first. A request reads it once.
 
         Raises:
             ForkedProcess: this process was forked from the one that loaded them.
         """
         check_process(self._process)
-        return tuple(shelf.served for shelf in self._shelves.now)
+        return self._registry.entries
+
+    @property
+    def _base(self) -> LoadedModel:
+        """The model that compresses, as `_entries` has it."""
+        return self._entries[0].current
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """What is loaded."""
-        return tuple(_model_info(m.stored) for m in self._models)
+        """The models that are loaded; the first compresses."""
+        return tuple(entry.info() for entry in self._entries)
 
     @property
     def max_batch(self) -> int:
-        """Pictures or streams that are worth working on together here."""
+        """Pictures or streams to work on in one call: as many as make the device faster."""
         return self._max_batch
 
     def warm(self) -> int:
-        """Merge the whole rates of the first model ahead of requests, as far as the cache holds.
+        """Merge the whole rates of the first model before requests ask for them.
 
-        One ladder after the other.
+        One ladder after the other, until the cache is full.
 
         Returns:
-            How many were merged and kept.
+            How many rates were merged and kept.
         """
-        base, before = self._models[0], self._weights.size_bytes
+        base, before = self._base, self._weights.size_bytes
         rates = [r for tune in base.stored.tunes for r in base.stored.ladder(tune)]
         merged = [r for r in rates if r.update is not None]
-        for kept, rate in enumerate(merged):
-            with self._weights.lease(base, round(PARTS * rate.rate), rate.tune):
+        for count, rate in enumerate(merged):
+            key = RateKey.of(base.stored, round(PARTS * rate.rate), rate.tune)
+            with self._weights.lease(base, key):
                 pass
-            if self._weights.size_bytes <= before:  # it made another go, or was not kept
-                return kept
+            if self._weights.size_bytes <= before:  # it evicted another, or was too large to keep
+                return count
             before = self._weights.size_bytes
         return len(merged)
 
-    def compress(self, picture: Picture, rate: float, tune: str = PSNR) -> Compressed:
+    def compress(self, picture: Picture, rate: float | Target, tune: str = PSNR) -> Compressed:
         """A picture as a stream.
 
         Args:
-            picture: to compress. rate: 1–8. tune: whose rate, one of container.TUNES.
+            picture: to compress.
+            rate: 1–8; or a target, and the stream is the one that meets it best, see
+                target_search.py. A search leaves streams unchecked that are too large, and
+                measures each PSNR where that is the target.
+            tune: the ladder that the rate belongs to, one of container.TUNES.
 
         Raises:
             RateUnavailable: no weights for that rate. BadParameter: no rate or tune at all.
+            TargetUnreachable: no rate of the tune meets the target.
             TooManyPixels: over the limit. MissingExtra: torch is not installed.
             CheckFailed: the fresh stream did not decode to what was encoded.
         """
-        return _only(self.compress_batch([picture], rate, tune))
+        base = self._base
+        if isinstance(rate, Target):
+            return self._compress_to(base, picture, rate, tune)
+        key = rate_key(rate, tune, base.stored)
+        check_pixels(self._max_pixels, picture.width, picture.height)
+        return self._coder.compress(base, key, picture)
 
-    def compress_batch(
-        self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
-    ) -> list[Compressed | RankpressError]:
-        """What `compress` gives or raises for each picture; the bytes are the same.
-
-        Those of one padded size share the calls of the entropy networks.
-
-        Raises:
-            RateUnavailable, BadParameter, MissingExtra: as `compress` does, for all of them.
-        """
-        base = self._models[0]
-        rate16 = rate16_of(rate, tune, base.stored)
-        out: list[Compressed | RankpressError | None] = [None] * len(pictures)
-        groups: dict[Box, list[int]] = defaultdict(list)
-        for i, picture in enumerate(pictures):
-            try:
-                check_pixels(self._max_pixels, picture.width, picture.height)
-            except TooManyPixels as error:
-                out[i] = error
-            else:
-                groups[latent_box(picture.width, picture.height)].append(i)
-        for places in groups.values():
-            chosen = [pictures[i] for i in places]
-            made = self._attempt(base, chosen, tune, rate16, lambda _: self._check)
-            for i, one in zip(places, made, strict=True):
-                out[i] = one
-        return [one for one in out if one is not None]
-
-    def compress_to(self, picture: Picture, target: Target, tune: str = PSNR) -> Compressed:
-        """A picture as the stream that meets a target best, see target.py.
-
-        Streams that are too big are dropped unchecked; a PSNR is measured whatever `check` says.
-
-        Raises:
-            TargetUnreachable: no rate of the tune meets it. Others as `compress`.
-        """
-        base = self._models[0]
+    def _compress_to(
+        self, base: LoadedModel, picture: Picture, target: Target, tune: str
+    ) -> Compressed:
         check_tune(tune, base.stored)
         check_pixels(self._max_pixels, picture.width, picture.height)
         goal = goal_of(target, picture.width * picture.height)
 
-        def needs_check(data: bytes) -> bool:
-            if isinstance(goal, QualityGoal):
-                return True
-            return self._check and goal.fits(len(data))
-
         def attempt(rate16: int) -> Compressed:
-            keep = rate16 % PARTS == 0
-            return _only(self._attempt(base, [picture], tune, rate16, needs_check, keep))
+            key = RateKey.of(base.stored, rate16, tune)
+            return self._coder.compress(base, key, picture, goal)
 
         return search(goal, base.stored, attempt, tune)
 
-    def _attempt(
-        self,
-        base: LoadedModel,
-        pictures: Sequence[Picture],
-        tune: str,
-        rate16: int,
-        needs_check: Callable[[bytes], bool],
-        keep: bool = True,
+    def compress_batch(
+        self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
     ) -> list[Compressed | RankpressError]:
-        """Pictures of one padded size at a rate, decoded again where `needs_check` of the stream.
+        """What `compress` returns or raises for each picture; the bytes are the same.
 
-        Timings are those of all of them together: each has waited for the others.
+        Pictures of one padded size share the calls of the entropy networks.
+
+        Raises:
+            RateUnavailable, BadParameter, MissingExtra: as `compress` does, for all of them.
         """
-        start = perf_counter()
-        with self._weights.lease(base, rate16, tune, keep=keep) as model:
-            live = perf_counter()
-            encoded = encode_all(model, pictures, rate16, tune)
-            done = perf_counter()
-            wanted = [i for i, (data, _) in enumerate(encoded) if needs_check(data)]
-            checked = verify(model, [(pictures[i], *encoded[i]) for i in wanted])
-        found = dict(zip(wanted, checked, strict=True))
-        code_s = encoded[0][1].code_s
-        timings = Timings(live - start, done - live - code_s, code_s, perf_counter() - done)
-        return [
-            _compressed(data, picture, (rate16, tune), found.get(i), timings)
-            for i, (picture, (data, _)) in enumerate(zip(pictures, encoded, strict=True))
-        ]
+        base = self._base
+        key = rate_key(rate, tune, base.stored)
+
+        def prepare(picture: Picture) -> tuple[Box, Picture]:
+            check_pixels(self._max_pixels, picture.width, picture.height)
+            return latent_box(picture.width, picture.height), picture
+
+        return by_group(pictures, prepare, partial(self._coder.compress_group, base, key))
 
     def adapt(
         self,
         picture: Picture,
         rate: float,
         *,
-        effort: int,
+        effort: int | AdaptationPlan,
         seed: int = 0,
         max_seconds: float | None = None,
         checkpoint: bytes | None = None,
     ) -> Adaptation:
-        """Begin to adapt to a picture, or go on; see adaptation.py and types.Adapter."""
-        plan = plan_of(effort)
-        return self.adapt_by(
-            picture, rate, plan, seed=seed, max_seconds=max_seconds, checkpoint=checkpoint
-        )
+        """Begin to adapt to a picture, or go on; see `types.AdaptationEngine`.
 
-    def adapt_by(
-        self,
-        picture: Picture,
-        rate: float,
-        plan: AdaptPlan,
-        *,
-        seed: int = 0,
-        max_seconds: float | None = None,
-        checkpoint: bytes | None = None,
-    ) -> Adaptation:
-        """The same by a plan of one's own."""
-        base = self._models[0]
+        Besides a level, `effort` may be a plan.
+        """
+        base = self._base
         if not (max_seconds is None or max_seconds > 0):
             raise BadParameter(f"max_seconds is {max_seconds:g}, expected more than 0")
-        rate16 = rate16_of(rate, PSNR, base.stored)
+        rate16 = rate_key(rate, PSNR, base.stored).rate16
         check_pixels(self._max_pixels, picture.width, picture.height)
         if base.analysis is None or base.build is None:
             raise MissingExtra("adapting needs torch: pip install 'rankpress[server]'")
-        from service.adapt.run import Job, PictureAdaptation
+        from service.adapt.adaptation import AdaptationTask, PictureAdaptation
 
         lmbda = base.stored.lmbda_at(rate16)
         if lmbda is None:
             raise BadParameter(f"the adapter of rate {rate:g} does not say its lmbda")
         at_rate = base.stored.at_rate(rate16)
         model = base if at_rate is base.stored else base.build(at_rate)
-        job = Job(picture, rate16, lmbda, plan, seed, max_seconds)
-        return PictureAdaptation(model, job, checkpoint)
+        plan = effort if isinstance(effort, AdaptationPlan) else plan_of(effort)
+        task = AdaptationTask(picture, rate16, lmbda, plan, seed, max_seconds)
+        return PictureAdaptation(model, task, checkpoint)
 
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
         """A stream, or a region of it, as a picture.
@@ -278,140 +229,103 @@ class Engine:
             UnknownModel: its weights are not in the store. TooManyPixels: over the limit.
             BadParameter: the region reaches outside the picture.
         """
-        return self._decoded([self._ordered(data, region)])[0]
+        return self._coder.decompress(self._request(data, region))
 
     def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
-        """What `decompress` gives or raises for each stream; the pixels are the same.
+        """What `decompress` returns or raises for each stream; the pixels are the same.
 
-        Those of one rate and padded size share the calls of the entropy networks.
+        Streams of one rate and padded size share the calls of the entropy networks.
         """
-        out: list[Decompressed | RankpressError | None] = [None] * len(streams)
-        groups: dict[object, list[tuple[int, Order]]] = defaultdict(list)
-        for i, data in enumerate(streams):
-            try:
-                order = self._ordered(data, None)
-            except RankpressError as error:
-                out[i] = error
-            else:
-                groups[order.group].append((i, order))
-        for group in groups.values():
-            for (i, _), made in zip(group, self._decoded_each([o for _, o in group]), strict=True):
-                out[i] = made
-        return [one for one in out if one is not None]
 
-    def _decoded_each(self, orders: Sequence[Order]) -> list[Decompressed | RankpressError]:
-        """Together; one at a time where a damaged stream among them makes that fail."""
-        try:
-            return [*self._decoded(orders)]
-        except RankpressError as error:
-            if len(orders) == 1:
-                return [error]
-        return [made for order in orders for made in self._decoded_each([order])]
+        def prepare(data: bytes) -> tuple[Hashable, DecodeRequest]:
+            request = self._request(data)
+            return request.group, request
 
-    def _decoded(self, orders: Sequence[Order]) -> list[Decompressed]:
-        """Streams of one group as pictures. Timings are those of all of them together."""
-        start = perf_counter()
-        base, header = orders[0].base, orders[0].stream.header
-        with self._weights.lease(base, header.rate16, header.tune) as model:
-            live = perf_counter()
-            latents = decode_all(model, [o.stream for o in orders], orders[0].want)
-            rgbs = [
-                paint(with_update(model, o.stream), one, o.want, o.grey)
-                for one, o in zip(latents, orders, strict=True)
-            ]
-        code_s = latents[0].code_s
-        timings = Timings(live - start, perf_counter() - live - code_s, code_s)
-        return [o.decompressed(rgb, timings) for o, rgb in zip(orders, rgbs, strict=True)]
+        return by_group(streams, prepare, self._coder.decompress_group)
 
-    def _ordered(self, data: bytes, region: Region | None) -> Order:
-        """A stream that was read and found fit to be decoded."""
-        header, want = self._wanted(data, region)
-        stream = container.read_stream(data)
-        return Order(self._base_of(header), stream, want)
+    def _request(self, data: bytes, region: Region | None = None) -> DecodeRequest:
+        """A stream that has been read and checked, with the model that made it."""
+        check_process(self._process)
+        stream = container.read_stream(data, partial(self._check_header, region=region))
+        header = stream.header
+        base, key = self._registry.model_of(header)
+        pixels = requested_pixels(header.width, header.height, region)
+        return DecodeRequest(base, key, stream, pixels)
 
-    def _wanted(self, data: bytes, region: Region | None) -> tuple[container.Header, Box]:
-        """The header of a stream that this decoder takes, and the pixels that are wanted of it."""
-        header = container.read_header(data)
+    def _check_header(self, header: container.Header, region: Region | None) -> None:
+        """Refuse a stream that this decoder does not take, before more of it is read."""
         if header.flags & container.Flags.SAME_MACHINE:
             raise UnsupportedStream(
                 "the stream was made by a CompressAI model: only the machine that made it, serving "
                 "that model, can decode it"
             )
         check_pixels(self._max_pixels, header.width, header.height)
-        region = region or Region(0, 0, header.width, header.height)
-        region.check_inside(header.width, header.height)
-        want = Box(region.y, region.x, region.y + region.height, region.x + region.width)
-        return header, want
+        if region is not None:
+            region.check_inside(header.width, header.height)
 
-    def picture_work(self, width: int, height: int) -> int:
-        """How much compressing a picture once, and checking that, is: see codec.tiles.work_pixels.
+    def picture_load(
+        self, size: tuple[int, int] | None, rate: float | Target, tune: str = PSNR
+    ) -> Load:
+        """How much work compressing a picture is, the check included: see `Codec.picture_load`.
+
+        Args:
+            size: width and height where they are known; otherwise it counts as the smallest
+                picture and is worked on alone.
+            rate, tune: as of `compress`.
 
         Raises:
             TooManyPixels: over the limit.
         """
-        check_pixels(self._max_pixels, width, height)
-        box = latent_box(width, height)
-        once = work_pixels(box, box, self._models[0].stored.sizes.halo)
-        return 2 * once if self._check else once
+        base, pixels = self._base, LEAST_WORK
+        if size is not None:
+            check_pixels(self._max_pixels, *size)
+            box = latent_box(*size)
+            pixels = work_pixels(box, box, base.stored.sizes.halo) * (2 if self._check else 1)
+        if isinstance(rate, Target):
+            return Load(USUAL_ENCODES * pixels)
+        try:
+            key = rate_key(rate, tune, base.stored)
+        except BadParameter:  # compressing will tell
+            return Load(pixels)
+        batch = None if size is None else batch_of("compress", *size)
+        return Load(pixels, RequestGroup((key.identity[:4].hex(), key.rate16), batch))
 
-    def stream_work(self, data: bytes, region: Region | None = None) -> int:
-        """How much decompressing a stream, or a region of it, is, as `picture_work`.
+    def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
+        """What a stream's header says of its picture and of the work to decompress it.
+
+        Args:
+            data: the stream. region: that will be decompressed, None is all of it.
 
         Raises:
             BadStream, UnsupportedStream, TooManyPixels, BadParameter: as `decompress`.
         """
-        header, want = self._wanted(data, region)
-        box = latent_box(header.width, header.height)
-        return work_pixels(box, latents_under(want), self._models[0].stored.sizes.halo)
-
-    def picture_group(
-        self, size: tuple[int, int] | None, rate: float, tune: str = PSNR
-    ) -> Group | None:
-        """What compressing a picture may run beside; None for a rate that there is not.
-
-        Args:
-            size: width and height if they are known; without, the picture is worked on alone.
-        """
-        stored = self._models[0].stored
-        try:
-            rate16 = rate16_of(rate, tune, stored)
-        except BadParameter:
-            return None
-        weights = stored.identity_at(rate16, tune)[:4], rate16
-        return Group(weights, size and batch_of("compress", *size))
-
-    def stream_group(self, data: bytes, whole: bool) -> Group | None:
-        """What decompressing a stream may run beside; None where that cannot be told.
-
-        Args:
-            data: the stream, which need not be sound. whole: no region is asked for.
-        """
-        try:
-            header = container.read_header(data)
-        except BadStream:
-            return None
-        batch = batch_of("decompress", header.width, header.height) if whole else None
-        return Group((header.model, header.rate16), batch)
-
-    def stream_shape(self, data: bytes) -> StreamShape:
-        """What a stream's header says of its picture. Raises BadStream, UnsupportedStream."""
-        return stream_shape(data)
+        info = container.describe(data, partial(self._check_header, region=region))
+        box = latent_box(info.width, info.height)
+        need = latents_under(requested_pixels(info.width, info.height, region))
+        batch = None if region else batch_of("decompress", info.width, info.height)
+        return StreamPreview(
+            StreamShape(info.width, info.height, info.has_alpha),
+            Load(
+                work_pixels(box, need, self._base.stored.sizes.halo),
+                RequestGroup((info.model, round(PARTS * info.rate)), batch),
+            ),
+        )
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """Every rate adapter that is loaded."""
-        return self._shelves.infos()
+        return self._registry.adapters()
 
     def add_adapter(
         self, data: bytes, base_sha256: str, rate: int, tune: str = PSNR
     ) -> AdapterInfo:
-        """Load a rate adapter: from now on, requests of its rate get it.
+        """Load a rate adapter: from now on, requests for its rate use it.
 
-        It is checked, merged and kept in the folder first. One that is there already stays so.
+        It is checked, merged and kept in the folder first. Loading one again changes nothing.
 
         Args:
-            data: a safetensors file, see codec/lowrank.py. base_sha256: of the base weights that
-                it is for, hex. rate: a whole rate; rates between mix it with the next.
-            tune: the ladder that it belongs to.
+            data: a safetensors file, see codec/lowrank.py.
+            base_sha256: SHA-256 of the base weights that it is for, hex.
+            rate: a whole rate; rates between mix it with the next. tune: the rate's ladder.
 
         Raises:
             BadAdapter: it does not fit. TooManyBytes: larger than any that fits.
@@ -419,90 +333,30 @@ class Engine:
         """
 
         def prove(model: LoadedModel) -> None:
-            """It runs here; and the first request is spared the merge."""
-            with self._weights.lease(model, PARTS * rate, tune):
+            """Merge it, which fails where it does not fit and saves the first request the merge."""
+            with self._weights.lease(model, RateKey.of(model.stored, PARTS * rate, tune)):
                 pass
 
-        return self._shelves.add(StoredAdapter(data, base_sha256, rate, tune), prove)
+        return self._registry.add(StoredAdapter(data, base_sha256, rate, tune), prove)
 
     def remove_adapter(self, sha256: str) -> None:
-        """Unload an adapter; the one before it serves its rate again, or none does.
+        """Unload an adapter; the one loaded before it serves its rate again, or none does.
 
-        Requests that run keep it until they end. Its streams cannot be decoded any more.
+        Requests that run keep it until they end. Afterwards its streams cannot be decoded.
 
         Args:
-            sha256: of its file, hex.
+            sha256: SHA-256 of its file, hex.
 
         Raises:
             UnknownAdapter: it is not loaded. BadParameter: it belongs to the store.
         """
-        self._shelves.remove(sha256)
+        self._registry.remove(sha256)
 
     def self_test(self) -> None:
-        """Decode every model's golden stream: latents bit for bit, pixels within rounding.
+        """Decode every model's golden stream: equal latents, and pixels equal but for rounding.
 
         Raises:
             SelfTestFailed: this machine does not reproduce them.
         """
-        for model in self._models:
-            try:
-                decode_golden(model)
-            except BadStream as error:
-                raise SelfTestFailed(
-                    f"model {model.stored.name}: the golden stream does not decode: {error}"
-                ) from error
-
-    def _base_of(self, header: container.Header) -> LoadedModel:
-        """The model that made a stream."""
-        check_process(self._process)
-        known = []
-        for shelf in self._shelves.now:
-            made = shelf.made(header)
-            if made is not None:
-                return made
-            stored = shelf.served.stored
-            if stored.offers(header.rate16, header.tune):
-                known.append(stored.identity_at(header.rate16, header.tune)[:4].hex())
-        raise UnknownModel(
-            f"the stream needs weights {header.model.hex()} at rate {header.rate:g}, tune "
-            f"{header.tune}; there the store holds {', '.join(sorted(known)) or 'none'}"
-        )
-
-
-def _only(made: Sequence[Compressed | RankpressError]) -> Compressed:
-    """The one result. Raises the error that it may be."""
-    (one,) = made
-    if isinstance(one, RankpressError):
-        raise one
-    return one
-
-
-def _compressed(
-    data: bytes,
-    picture: Picture,
-    place: tuple[int, str],
-    checked: float | CheckFailed | None,
-    timings: Timings,
-) -> Compressed | RankpressError:
-    if isinstance(checked, CheckFailed):
-        return checked
-    bpp = 8 * len(data) / (picture.width * picture.height)
-    size, rate = (picture.width, picture.height), place[0] / container.RATE_UNIT
-    return Compressed(data, *size, rate, bpp, checked, timings, tune=place[1])
-
-
-def _model_info(m: StoredModel) -> ModelInfo:
-    rates = tuple(
-        RateInfo(
-            r.rate,
-            r.tune,
-            r.lmbda,
-            r.kodak_bpp,
-            r.kodak_psnr_db,
-            r.kodak_ms_ssim,
-            r.digest.hex() or None,
-            r.file_bytes,
-        )
-        for r in m.rates
-    )
-    return ModelInfo(m.name, m.sha256, m.parameters, m.file_bytes, rates, dict(m.training))
+        for entry in self._entries:
+            check_golden_stream(entry.current)

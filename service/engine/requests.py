@@ -2,74 +2,82 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from service.codec import container
 from service.codec.tiles import PATCH, Box, latent_box, padded_pixels, tile_count
-from service.engine.types import Decompressed, StreamShape, Timings
-from service.errors import BadParameter, RateUnavailable, TooManyPixels
-from service.picture import U8, Picture
-from service.runtime.pipeline import LoadedModel, alpha_plane
+from service.engine.target import rate16_of, rate_unavailable
+from service.engine.types import Decompressed, Timings
+from service.engine.weight_cache import RateKey
+from service.errors import BadParameter, TooManyPixels
+from service.picture import U8, Picture, Region
+from service.runtime.pipeline import Latents, LoadedModel, alpha_plane, paint, with_update
 from service.store.model import StoredModel
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
-    """A stream to decode, with the model that made it and the pixels that are wanted."""
+class DecodeRequest:
+    """A stream to decode.
+
+    Attributes:
+        base: the model that made it, resident at its own rate. key: of the stream's rate.
+        stream: read and checked. pixels: that are asked for.
+    """
 
     base: LoadedModel
+    key: RateKey
     stream: container.Stream
-    want: Box
+    pixels: Box
 
     @property
     def group(self) -> object:
         """Equal for streams that can be decoded together."""
         header = self.stream.header
-        return header.model, header.rate16, latent_box(header.width, header.height)
+        return self.key, latent_box(header.width, header.height)
 
     @property
     def grey(self) -> bool:
         """Whether the picture is grey."""
         return bool(self.stream.header.flags & container.Flags.GREY)
 
-    def decompressed(self, rgb: U8, timings: Timings) -> Decompressed:
-        """The answer, given its pixels."""
+    def paint(self, model: LoadedModel, latents: Latents) -> U8:
+        """The pixels, given the stream's latents and the model at its rate."""
+        return paint(with_update(model, self.stream), latents, self.pixels, self.grey)
+
+    def answer(self, rgb: U8, timings: Timings) -> Decompressed:
+        """The decoded picture, given its pixels."""
         stream = self.stream
-        alpha = alpha_plane(stream, self.want)
+        alpha = alpha_plane(stream, self.pixels)
         picture = Picture(rgb, alpha, self.grey, stream.icc, stream.exif)
         return Decompressed(picture, stream.header.rate, self.base.stored.name, timings)
 
 
-def stream_shape(data: bytes) -> StreamShape:
-    """What a stream's header says of its picture.
+def requested_pixels(width: int, height: int, region: Region | None) -> Box:
+    """The pixels of a region, or all of the picture's."""
+    if region is None:
+        return Box(0, 0, height, width)
+    return Box(region.y, region.x, region.y + region.height, region.x + region.width)
+
+
+def rate_key(rate: float, tune: str, model: StoredModel) -> RateKey:
+    """The key of a rate that was asked for.
 
     Raises:
-        BadStream: damaged. UnsupportedStream: needs a newer decoder.
+        BadParameter: no rate at all, or no such tune. RateUnavailable: no weights for that rate.
     """
-    told = container.describe(data)
-    return StreamShape(told.width, told.height, told.has_alpha)
+    rate16 = rate16_of(rate)
+    try:
+        return RateKey.of(model, rate16, tune)
+    except KeyError:
+        check_tune(tune, model)
+        raise rate_unavailable(rate, [r.rate for r in model.ladder(tune)]) from None
 
 
 def check_tune(tune: str, model: StoredModel) -> None:
     """Raise BadParameter unless the model has a ladder of that name."""
     if tune not in model.tunes:
-        held = ", ".join(model.tunes)
-        raise BadParameter(f"model {model.name} has no tune {tune!r}, it has {held}")
-
-
-def rate16_of(rate: float, tune: str, model: StoredModel) -> int:
-    """A rate in sixteenths. Raises BadParameter or RateUnavailable."""
-    check_tune(tune, model)
-    if not (math.isfinite(rate) and 1 <= rate <= 8):
-        raise BadParameter(f"rate is {rate:g}, expected a number from 1 to 8")
-    available = tuple(r.rate for r in model.ladder(tune))
-    rounded = round(rate * container.RATE_UNIT)
-    if not model.offers(rounded, tune):
-        listed = ", ".join(f"{r:g}" for r in available)
-        held = f"{listed} and what lies between neighbours"
-        raise RateUnavailable(f"rate {rate:g} is not in the store; it holds {held}", available)
-    return rounded
+        available = ", ".join(model.tunes)
+        raise BadParameter(f"model {model.name} has no tune {tune!r}, it has {available}")
 
 
 def check_pixels(limit: int, width: int, height: int, cell: int = PATCH) -> None:
@@ -88,7 +96,7 @@ def check_pixels(limit: int, width: int, height: int, cell: int = PATCH) -> None
         )
 
 
-def batch_of(way: str, width: int, height: int) -> tuple[str, int, int] | None:
+def batch_of(direction: str, width: int, height: int) -> tuple[str, int, int] | None:
     """Equal for pictures of one padded size; None for those of several tiles, worked on alone."""
     box = latent_box(width, height)
-    return (way, box.height, box.width) if tile_count(box) == 1 else None
+    return (direction, box.height, box.width) if tile_count(box) == 1 else None

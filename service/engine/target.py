@@ -1,275 +1,90 @@
-"""Which rate meets a size or a quality: a search over the ladder of rates in sixteenths.
-
-The log of the size and the PSNR are close to linear in the rate, so the curves measured on Kodak,
-moved to where the first stream lies, say where to look next. Whole rates are tried until two
-neighbours enclose the goal (their weights are cached), then sixteenths between the two. The answer
-is a stream that was made, not a prediction: it meets the goal by its own bytes or its own decoded
-pixels, and, where size and PSNR grow with the rate, no other rate of the ladder meets it better.
-"""
+"""What a compression is asked for: a rate, or one target of size or quality. The rules of both."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
 
-from service.codec.container import PSNR
-from service.codec.lowrank import PARTS
-from service.engine.types import Compressed, Target, Timings
-from service.errors import TargetUnreachable
-from service.store.model import StoredModel, StoredRate
+from service.codec.container import RATE_UNIT as RATE_UNIT  # also for those who may not import it
+from service.errors import BadParameter, RateUnavailable
 
-TYPICAL_LOG_BPP = -0.9, 0.4
-"""log(bpp) at rate 4 and its growth a rate, where the store has not measured them."""
-
-TYPICAL_PSNR_DB = 33.0, 1.6
-"""The same of the PSNR in dB."""
-
-MAX_PSNR_DB = 120.0
-"""Stands for an exact reconstruction in interpolations."""
-
-USUAL_ENCODES = 5
-"""Times that a search usually compresses the picture (on average 4.6 for 25 photographs)."""
-
-GUESSES = 4
-"""Interpolations between two enclosing rates before the search only halves."""
-
-Attempt = Callable[[int], Compressed]
-"""A rate in sixteenths -> the picture compressed at that rate."""
-
-
-class Goal(Protocol):
-    """What a search is after. Both goals look for the place where the curve crosses `level`."""
-
-    @property
-    def level(self) -> float:
-        """The value to meet, on the scale of `value`."""
-        ...
-
-    @property
-    def from_below(self) -> bool:
-        """Whether the answer is the last rate up to the level; else the first from it on."""
-        ...
-
-    def value(self, made: Compressed) -> float:
-        """Where a stream lies on a scale that is close to linear in the rate."""
-        ...
-
-    def meets(self, made: Compressed) -> bool:
-        """Whether a stream may be the answer."""
-        ...
-
-    def curve(self, rates: Sequence[StoredRate]) -> list[float]:
-        """The expected value of each stored rate, ascending."""
-        ...
-
-    def unreachable(self, nearest: Compressed) -> TargetUnreachable:
-        """The error that tells how far the nearest stream is from the target."""
-        ...
+DEFAULT_RATE: Final = 4.0
+"""The rate of a request that names neither a rate nor a target."""
 
 
 @dataclass(frozen=True)
-class SizeGoal:
-    """The largest stream within the bits per pixel or the bytes of a target."""
+class Target:
+    """The size or quality that a stream must meet: exactly one of these.
 
-    target: Target
-    pixels: int
-    from_below: bool = True
-
-    @property
-    def level(self) -> float:
-        """log of the bits per pixel that a stream may have."""
-        if self.target.bpp is not None:
-            return math.log(self.target.bpp)
-        assert self.target.max_bytes is not None
-        return math.log(self.target.max_bytes * 8 / self.pixels)
-
-    def value(self, made: Compressed) -> float:
-        """log of the bits per pixel."""
-        return math.log(made.bpp)
-
-    def fits(self, size_bytes: int) -> bool:
-        """Whether a stream of so many bytes is small enough."""
-        if self.target.bpp is not None:
-            return size_bytes * 8 / self.pixels <= self.target.bpp
-        return size_bytes <= (self.target.max_bytes or 0)
-
-    def meets(self, made: Compressed) -> bool:
-        """Whether the stream is small enough."""
-        return self.fits(len(made.data))
-
-    def curve(self, rates: Sequence[StoredRate]) -> list[float]:
-        """log of Kodak's bits per pixel."""
-        known = [math.log(r.kodak_bpp) for r in rates if r.kodak_bpp]
-        return _rising(known, rates, TYPICAL_LOG_BPP)
-
-    def unreachable(self, nearest: Compressed) -> TargetUnreachable:
-        """Says how small the smallest stream is."""
-        smallest = f"the smallest stream, at rate {nearest.rate:g}, has {len(nearest.data)} bytes"
-        if self.target.max_bytes is not None:
-            found: float = len(nearest.data)
-            asked: float = self.target.max_bytes
-            words = f"{smallest}, {found - asked:g} more than max_bytes {asked}"
-        else:
-            found, asked = nearest.bpp, self.target.bpp or 0.0
-            words = f"{smallest} or {found:.4f} bits per pixel, target_bpp is {asked:g}"
-        return TargetUnreachable(words, found, asked)
-
-
-@dataclass(frozen=True)
-class QualityGoal:
-    """The smallest stream whose PSNR is at least `psnr_db`."""
-
-    psnr_db: float
-    from_below: bool = False
-
-    @property
-    def level(self) -> float:
-        """PSNR in dB."""
-        return self.psnr_db
-
-    def value(self, made: Compressed) -> float:
-        """PSNR in dB."""
-        assert made.psnr_db is not None
-        return min(made.psnr_db, MAX_PSNR_DB)
-
-    def meets(self, made: Compressed) -> bool:
-        """Whether the stream is good enough."""
-        assert made.psnr_db is not None
-        return made.psnr_db >= self.psnr_db
-
-    def curve(self, rates: Sequence[StoredRate]) -> list[float]:
-        """Kodak's PSNR in dB."""
-        known = [r.kodak_psnr_db for r in rates if r.kodak_psnr_db is not None]
-        return _rising(known, rates, TYPICAL_PSNR_DB)
-
-    def unreachable(self, nearest: Compressed) -> TargetUnreachable:
-        """Says which PSNR there is at best."""
-        best = self.value(nearest)
-        words = f"the best stream, at rate {nearest.rate:g}, has {best:.3f} dB"
-        return TargetUnreachable(f"{words}, target_psnr is {self.psnr_db:g}", best, self.psnr_db)
-
-
-def goal_of(target: Target, pixels: int) -> SizeGoal | QualityGoal:
-    """The goal that a target stands for, for a picture of so many pixels."""
-    if target.psnr_db is not None:
-        return QualityGoal(target.psnr_db)
-    return SizeGoal(target, pixels)
-
-
-def search(goal: Goal, model: StoredModel, attempt: Attempt, tune: str = PSNR) -> Compressed:
-    """The stream that meets a goal best; its `encodes` and `timings` are those of the search.
-
-    Args:
-        goal: to meet. model: that compresses. attempt: makes streams at rates of the ladder.
-        tune: the ladder, one of model.tunes.
-
-    Raises:
-        TargetUnreachable: no rate of the ladder meets the goal.
+    Attributes:
+        bpp: bits of the whole stream per pixel, at most.
+        max_bytes: bytes of the whole stream, at most.
+        psnr_db: PSNR of the 8-bit RGB reconstruction in dB, at least; errors are weighted by alpha
+            (picture.squared_error).
     """
-    state = _Search(goal, model, tune)
-    while (rate16 := state.next()) is not None:
-        state.add(rate16, attempt(rate16))
-    return state.answer()
 
-
-@dataclass(eq=False)
-class _Search:
-    """What has been tried; positions are indices into the ascending list of rates offered."""
-
-    goal: Goal
-    model: StoredModel
-    tune: str
-    made: dict[int, Compressed] = field(default_factory=dict)
+    bpp: float | None = None
+    max_bytes: int | None = None
+    psnr_db: float | None = None
 
     def __post_init__(self) -> None:
-        """Nothing is known yet: the goal lies between the ends, or beyond one of them."""
-        self.grid = [r for r in range(PARTS, 8 * PARTS + 1) if self.model.offers(r, self.tune)]
-        stored = self.model.ladder(self.tune)
-        self.rates16 = [round(PARTS * r.rate) for r in stored]
-        self.curve = self.goal.curve(stored)
-        self.low, self.high = -1, len(self.grid)
-
-    def next(self) -> int | None:
-        """The rate to try next, None when the goal is enclosed by two neighbours."""
-        inside = range(self.low + 1, self.high)
-        if not inside:
-            return None
-        whole = [i for i in inside if self.grid[i] in self.rates16]
-        place = self._place()
-        if whole:
-            return self.grid[self._enclosing(whole, place)]
-        if len(self.made) > GUESSES + len(self.rates16) // 2:
-            return self.grid[inside[len(inside) // 2]]
-        last = math.floor(place) if self.goal.from_below else math.ceil(place)
-        index = sum(rate16 < last for rate16 in self.grid)
-        return self.grid[min(max(index, inside[0]), inside[-1])]
-
-    def add(self, rate16: int, made: Compressed) -> None:
-        """Take note of a stream."""
-        index = self.grid.index(rate16)
-        self.made[index] = made
-        if self.goal.meets(made) == self.goal.from_below:
-            self.low = index
-        else:
-            self.high = index
-
-    def answer(self) -> Compressed:
-        """The best of the streams that meet the goal."""
-        made = self.made.values()
-        met = [m for m in made if self.goal.meets(m)]
-        if not met:
-            raise self.goal.unreachable((min if self.goal.from_below else max)(
-                made, key=self.goal.value))  # fmt: skip
-        best = (max if self.goal.from_below else min)(met, key=lambda m: len(m.data))
-        timings = [m.timings for m in made]
-        names = ("swap_s", "net_s", "code_s", "check_s")
-        sums = Timings(*(sum(getattr(t, name) for t in timings) for name in names))
-        return replace(best, encodes=len(timings), timings=sums)
-
-    def _enclosing(self, whole: list[int], place: float) -> int:
-        """The whole rate, of those left, most likely to enclose the goal with one tried before."""
-        if not self.made:
-            return min(whole, key=lambda i: abs(self.grid[i] - place))
-        below = [i for i in whole if self.grid[i] <= place]
-        above = [i for i in whole if self.grid[i] > place]
-        if self.low >= 0 and above and (self.high == len(self.grid) or not below):
-            return above[0]
-        return below[-1] if below else above[0]
-
-    def _place(self) -> float:
-        """Where the curve is expected to cross the level, in sixteenths of a rate."""
-        known = [i for i in (self.low, self.high) if i in self.made]
-        if not known:
-            return self._rate16_at(self.goal.level)
-        expected = [self._expected(self.grid[i]) for i in known]
-        found = [self.goal.value(self.made[i]) for i in known]
-        step = self.goal.level - found[0]
-        if len(known) == 2 and found[1] > found[0]:
-            step *= (expected[1] - expected[0]) / (found[1] - found[0])
-        return self._rate16_at(expected[0] + step)
-
-    def _expected(self, rate16: int) -> float:
-        """The curve at a rate that is offered."""
-        mixed = self.model.mix(rate16, self.tune)
-        mix = [(self.rates16.index(round(PARTS * r.rate)), n) for r, n in mixed]
-        return sum(self.curve[i] * parts for i, parts in mix) / PARTS
-
-    def _rate16_at(self, value: float) -> float:
-        """The inverse of the curve, its ends continued."""
-        if len(self.curve) == 1:
-            return float(self.rates16[0])
-        k = sum(c <= value for c in self.curve[1:-1])
-        part = (value - self.curve[k]) / (self.curve[k + 1] - self.curve[k])
-        return self.rates16[k] + part * (self.rates16[k + 1] - self.rates16[k])
+        """Raise BadParameter unless exactly one is set, to a positive number."""
+        given = [v for v in (self.bpp, self.max_bytes, self.psnr_db) if v is not None]
+        if len(given) != 1 or not (math.isfinite(given[0]) and given[0] > 0):
+            raise BadParameter(f"a target is one positive number, found {given}")
 
 
-def _rising(
-    known: list[float], rates: Sequence[StoredRate], typical: tuple[float, float]
-) -> list[float]:
-    """A measured curve where it is whole and rises, else a typical one."""
-    if len(known) == len(rates) and all(a < b for a, b in zip(known, known[1:], strict=False)):
-        return known
-    at_4, slope = typical
-    return [at_4 + slope * (r.rate - 4) for r in rates]
+def rate_or_target(
+    rate: float | None = None,
+    target_bpp: float | None = None,
+    max_bytes: int | None = None,
+    target_psnr: float | None = None,
+    *,
+    spelling: Callable[[str], str] = str,
+) -> float | Target:
+    """What was asked for: a rate, or a target; DEFAULT_RATE where nothing was.
+
+    Args:
+        rate, target_bpp, max_bytes, target_psnr: at most one of them.
+        spelling: gives the name that the user knows an option by, from the name used here.
+
+    Raises:
+        BadParameter: more than one was given, or a target that is no positive number.
+    """
+    options = {"rate": rate, "target_bpp": target_bpp, "max_bytes": max_bytes,
+               "target_psnr": target_psnr}  # fmt: skip
+    given = [spelling(name) for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise BadParameter(f"{' and '.join(given)} were given, expected only one of them")
+    if rate is not None or not given:
+        return DEFAULT_RATE if rate is None else float(rate)
+    return Target(target_bpp, max_bytes, target_psnr)
+
+
+def rate16_of(rate: float) -> int:
+    """A rate in sixteenths. Raises BadParameter: it is no number from 1 to 8."""
+    if not (math.isfinite(rate) and 1 <= rate <= 8):
+        raise BadParameter(f"rate is {rate:g}, expected a number from 1 to 8")
+    return round(rate * RATE_UNIT)
+
+
+def whole_rates(rate16: int) -> tuple[int, ...]:
+    """The whole rates that a rate is made of: itself, or the two neighbours that it lies between.
+
+    Args:
+        rate16: in sixteenths.
+    """
+    whole, parts = divmod(rate16, RATE_UNIT)
+    return (whole, whole + 1) if parts else (whole,)
+
+
+def rate_unavailable(rate: float, available: Iterable[float]) -> RateUnavailable:
+    """The error for a rate that the stored rates do not make."""
+    rates = tuple(sorted(available))
+    listed = ", ".join(f"{r:g}" for r in rates)
+    return RateUnavailable(
+        f"rate {rate:g} is not in the store; it holds {listed} and what lies between neighbours",
+        rates,
+    )

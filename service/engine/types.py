@@ -1,11 +1,11 @@
-"""What the engine returns, and the interface that the API and the command line use.
+"""What the engine returns, and the interfaces that the API, the jobs and the command line use.
 
-Engine (engine.py) implements `Codec`; a decode-only engine raises on `compress`.
+Engine (engine.py) implements `Codec` and `AdaptationEngine`; without torch, `compress` and `adapt`
+raise MissingExtra.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -13,48 +13,27 @@ from typing import Final, Protocol
 from service.adapt.types import Adaptation
 from service.codec.container import PSNR
 from service.codec.tiles import TILE_PIXELS
-from service.engine.line import Group
-from service.errors import BadParameter, RankpressError
+from service.engine.admission_queue import RequestGroup
+from service.engine.target import Target
+from service.errors import RankpressError
 from service.picture import Picture, Region
 
 LEAST_WORK: Final = TILE_PIXELS
-"""How much the smallest picture is, in the pixels of `Codec.picture_work`."""
+"""How much work the smallest picture is, in the pixels of `Load`."""
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time went, in seconds; of all that were worked on together."""
+    """Seconds of each part of the work; of a batch, those of all its requests together."""
 
     swap_s: float = 0.0
-    """Making the rate's weights live."""
+    """Merging the rate's weights, or waiting for them."""
     net_s: float = 0.0
     """Analysis, synthesis and entropy networks."""
     code_s: float = 0.0
     """Symbols to bits and back."""
     check_s: float = 0.0
     """Decoding the fresh stream again and comparing."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """The size or quality that a stream must meet: exactly one of these.
-
-    Attributes:
-        bpp: bits of the whole stream per pixel, at most.
-        max_bytes: bytes of the whole stream, at most.
-        psnr_db: PSNR of the 8-bit RGB reconstruction in dB, at least; errors count as alpha shows
-            them (picture.squared_error).
-    """
-
-    bpp: float | None = None
-    max_bytes: int | None = None
-    psnr_db: float | None = None
-
-    def __post_init__(self) -> None:
-        """Raise BadParameter unless exactly one is set, to a positive number."""
-        given = [v for v in (self.bpp, self.max_bytes, self.psnr_db) if v is not None]
-        if len(given) != 1 or not (math.isfinite(given[0]) and given[0] > 0):
-            raise BadParameter(f"a target is one positive number, found {given}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +45,8 @@ class Compressed:
         rate: the rate that was used, 1–8.
         bpp: bits of the whole stream per pixel.
         psnr_db: PSNR of the 8-bit RGB reconstruction, inf when exact, None when not measured;
-            errors count as alpha shows them (picture.squared_error).
-        timings: of all that was done for it.
+            errors are weighted by alpha (picture.squared_error).
+        timings: of all work for it.
         encodes: times that the picture was compressed; more than one where a target was searched.
         tune: the ladder that the rate belongs to, one of container.TUNES.
     """
@@ -85,7 +64,11 @@ class Compressed:
 
 @dataclass(frozen=True, eq=False)
 class Decompressed:
-    """A decoded picture (or the region that was asked for) and how it was made."""
+    """A decoded picture, or the region that was asked for.
+
+    Attributes:
+        rate: of the stream, 1–8. model: name of the one that made the stream.
+    """
 
     picture: Picture
     rate: float
@@ -103,12 +86,35 @@ class StreamShape:
 
 
 @dataclass(frozen=True)
+class Load:
+    """How much work a request is and what it may share a call with, known before it is done.
+
+    Attributes:
+        pixels: see codec.tiles.work_pixels. group: None where it is worked on alone, in any order.
+    """
+
+    pixels: int = LEAST_WORK
+    group: RequestGroup | None = None
+
+
+@dataclass(frozen=True)
+class StreamPreview:
+    """What a stream's header tells: its picture, and the work to decompress it."""
+
+    shape: StreamShape
+    load: Load
+
+
+@dataclass(frozen=True)
 class RateInfo:
     """One rate of a model, with the averages over Kodak recorded when it was published.
 
     Attributes:
-        tune: its ladder, one of container.TUNES. lmbda: of that ladder's loss.
-        sha256: of its adapter's file, hex; None for the base's own rate. file_bytes: of that file.
+        rate: 1–8. tune: its ladder, one of container.TUNES.
+        lmbda: weight of the error in that ladder's loss; None for an adapter that does not say.
+        kodak_bpp: bits per pixel. kodak_psnr_db: PSNR in dB. kodak_ms_ssim: 1 for equal pictures.
+        sha256: of its adapter's file, hex; None for the base's own rate.
+        file_bytes: size of that file.
     """
 
     rate: float
@@ -126,10 +132,11 @@ class AdapterInfo:
     """A rate adapter that is loaded.
 
     Attributes:
-        sha256: of its file, hex. base: sha256 of the base weights it is for. model: their name.
-        rate, tune: what it makes.
-        served: new requests of its rate get it; otherwise a newer one took its place.
-        stored: it belongs to the store and cannot be removed.
+        sha256: of its file, hex. base: sha256 of the base weights that it is for, hex.
+        model: name of the model with that base. rate, tune: that it makes.
+        file_bytes: size of its file.
+        served: whether new requests for its rate use it; otherwise a newer adapter replaces it.
+        stored: whether it belongs to the store, and so cannot be removed.
     """
 
     sha256: str
@@ -151,9 +158,9 @@ class ModelInfo:
         sha256: of its base weights, hex.
         parameters: number of weights.
         file_bytes: size of its files.
-        rates: what it can be asked for.
-        training: how it was trained, from the manifest, as plain JSON values.
-        same_machine: its streams decode only on the machine that made them.
+        rates: that it offers.
+        training: record of its training from the manifest, as plain JSON values.
+        same_machine: whether its streams decode only on the machine that made them.
     """
 
     name: str
@@ -165,11 +172,11 @@ class ModelInfo:
     same_machine: bool = False
 
 
-class Adapter(Protocol):
+class AdaptationEngine(Protocol):
     """Adapts streams to pictures."""
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """What is loaded; the first adapts."""
+        """The models that are loaded; the first adapts."""
         ...
 
     def adapt(
@@ -186,10 +193,10 @@ class Adapter(Protocol):
 
         Args:
             picture: to adapt to. rate: 1–8, of tune PSNR. effort: 0–4, see adapt/plan.py.
-            seed: of everything drawn.
-            max_seconds: end about then, with the annealing compressed; results then depend on
-                the machine's speed.
-            checkpoint: from an adaptation begun with the same arguments.
+            seed: of the random numbers.
+            max_seconds: end after about that long, with a shorter annealing; results then depend
+                on the machine's speed. None sets no limit.
+            checkpoint: of an adaptation that was begun with the same arguments; None begins.
 
         Raises:
             RateUnavailable, BadParameter, TooManyPixels: as `Codec.compress`.
@@ -202,56 +209,49 @@ class Codec(Protocol):
     """Compress and decompress pictures. Thread-safe; each call is one whole unit of work."""
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """What is loaded."""
+        """The models that are loaded; the first compresses."""
         ...
 
-    def compress(self, picture: Picture, rate: float, tune: str = PSNR) -> Compressed:
-        """Raises RateUnavailable (a BadParameter)."""
-        ...
+    def compress(self, picture: Picture, rate: float | Target, tune: str = PSNR) -> Compressed:
+        """At a rate, or at the rate that meets a target best.
 
-    def compress_to(self, picture: Picture, target: Target, tune: str = PSNR) -> Compressed:
-        """Raises TargetUnreachable (a BadParameter)."""
+        Raises RateUnavailable or TargetUnreachable (both BadParameter).
+        """
         ...
 
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
-        """Raises BadStream, UnknownModel, UnsupportedStream, TooManyPixels, BadParameter."""
+        """A stream, or a region of it, as a picture.
+
+        Raises BadStream, UnknownModel, UnsupportedStream, TooManyPixels, BadParameter.
+        """
         ...
 
     @property
     def max_batch(self) -> int:
-        """Pictures or streams that are worth working on together; 1 where batches do not pay."""
+        """Pictures or streams to work on in one call; 1 where batches are no faster."""
         ...
 
     def compress_batch(
         self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
     ) -> list[Compressed | RankpressError]:
-        """What `compress` gives or raises for each."""
+        """What `compress` returns or raises for each."""
         ...
 
     def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
-        """What `decompress` gives or raises for each."""
+        """What `decompress` returns or raises for each."""
         ...
 
-    def picture_group(
-        self, size: tuple[int, int] | None, rate: float, tune: str = PSNR
-    ) -> Group | None:
-        """What compressing a picture of that width and height may run beside."""
+    def picture_load(
+        self, size: tuple[int, int] | None, rate: float | Target, tune: str = PSNR
+    ) -> Load:
+        """How much work compressing a picture of that width and height is. Raises TooManyPixels."""
         ...
 
-    def stream_group(self, data: bytes, whole: bool) -> Group | None:
-        """What decompressing a stream, or a region of it, may run beside."""
-        ...
+    def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
+        """What a stream's header tells of its picture and of the work to decompress it.
 
-    def stream_shape(self, data: bytes) -> StreamShape:
-        """What a stream's header says of its picture. Raises BadStream, UnsupportedStream."""
-        ...
-
-    def picture_work(self, width: int, height: int) -> int:
-        """How much compressing a picture once is, in pixels. Raises TooManyPixels."""
-        ...
-
-    def stream_work(self, data: bytes, region: Region | None = None) -> int:
-        """How much decompressing is, in pixels. Raises what `decompress` does of headers."""
+        Raises BadStream, UnsupportedStream, TooManyPixels, BadParameter, as `decompress`.
+        """
         ...
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
@@ -261,11 +261,11 @@ class Codec(Protocol):
     def add_adapter(
         self, data: bytes, base_sha256: str, rate: int, tune: str = PSNR
     ) -> AdapterInfo:
-        """Raises BadAdapter, BadParameter, TooManyBytes; then nothing has changed."""
+        """Load one. Raises BadAdapter, BadParameter, TooManyBytes; then nothing has changed."""
         ...
 
     def remove_adapter(self, sha256: str) -> None:
-        """Raises UnknownAdapter, BadParameter; then nothing has changed."""
+        """Unload one. Raises UnknownAdapter, BadParameter; then nothing has changed."""
         ...
 
     def self_test(self) -> None:

@@ -180,7 +180,7 @@ def _adapted(
     if kind == LATENTS:
         plan = replace(plan, decoder_steps=0)
     start = perf_counter()
-    adaptation = engine.adapt_by(named.picture, rate, plan)
+    adaptation = engine.adapt(named.picture, rate, effort=plan)
     while not adaptation.done:
         adaptation.advance(60)
     seconds = perf_counter() - start

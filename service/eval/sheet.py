@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from service.codec.container import TUNES
-from service.engine.types import Codec, Target
+from service.engine.target import Target
+from service.engine.types import Codec
 from service.eval.metrics import psnr_db
 from service.eval.peers import decompress, fit_bytes, named
 from service.eval.pictures import Named, decode_on_white
@@ -98,7 +99,7 @@ def _row(picture: Named, codec: Codec, rate: float) -> Image.Image:
 def _tunes_row(picture: Named, codec: Codec, rate: float) -> Image.Image:
     """A picture's crops side by side, one for each tune."""
     most = max(len(codec.compress(picture.picture, rate, tune).data) for tune in TUNES)
-    found = [codec.compress_to(picture.picture, Target(max_bytes=most), tune) for tune in TUNES]
+    found = [codec.compress(picture.picture, Target(max_bytes=most), tune) for tune in TUNES]
     cells = [
         (f"{made.tune} {made.rate:g}", made.data, decode_on_white(codec, made.data))
         for made in found

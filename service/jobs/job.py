@@ -14,19 +14,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
+from service.adapt.plan import plan_of
 from service.adapt.types import AdaptProgress
+from service.engine.target import RATE_UNIT, rate16_of, rate_unavailable, whole_rates
 from service.engine.types import ModelInfo
-from service.errors import BadParameter, RateUnavailable
 from service.picture import larger_note
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
-EFFORTS: Final = range(5)
 PRIORITIES: Final = range(1, 10)
 DEFAULT_PRIORITY: Final = 5
-PARTS: Final = 16
-"""Rates are counted in sixteenths."""
-
 TUNE: Final = "psnr"
 """The ladder that adaptation takes its rates of."""
 
@@ -61,7 +58,7 @@ class JobSpec:
     @property
     def rate(self) -> float:
         """The rate, 1 to 8."""
-        return self.rate16 / PARTS
+        return self.rate16 / RATE_UNIT
 
     @property
     def id(self) -> str:
@@ -189,8 +186,7 @@ def spec_of(
         BadParameter: an effort or rate that does not exist.
         RateUnavailable: the model has no weights for the rate.
     """
-    if effort not in EFFORTS:
-        raise BadParameter(f"effort is {effort}, expected 0 to {EFFORTS[-1]}")
+    plan_of(effort)  # raises for an effort that does not exist
     rate16 = check_rate(rate, models)
     return JobSpec(
         image=hashlib.sha256(image).hexdigest(),
@@ -210,9 +206,7 @@ def check_rate(rate: float, models: tuple[ModelInfo, ...]) -> int:
     Raises:
         BadParameter: no rate at all. RateUnavailable: the first model has no weights for it.
     """
-    if not (math.isfinite(rate) and 1 <= rate <= 8):
-        raise BadParameter(f"rate is {rate:g}, expected a number from 1 to 8")
-    rate16 = round(rate * PARTS)
+    rate16 = rate16_of(rate)
     model_identity(models[0], rate16)
     return rate16
 
@@ -223,15 +217,9 @@ def model_identity(model: ModelInfo, rate16: int) -> str:
     Raises:
         RateUnavailable: it has none for it.
     """
-    held = {round(info.rate * PARTS): info for info in model.rates if info.tune == TUNE}
-    below, above = rate16 // PARTS * PARTS, -(-rate16 // PARTS) * PARTS
-    if below not in held or above not in held:
-        available = tuple(sorted(rate / PARTS for rate in held))
-        listed = ", ".join(f"{rate:g}" for rate in available)
-        raise RateUnavailable(
-            f"rate {rate16 / PARTS:g} is not in the store; it holds {listed} and what lies "
-            "between neighbours",
-            available,
-        )
-    digests = (model.sha256, *(held[rate].sha256 or "base" for rate in sorted({below, above})))
+    ladder = {info.rate: info for info in model.rates if info.tune == TUNE}
+    needed = whole_rates(rate16)
+    if not ladder.keys() >= set(needed):
+        raise rate_unavailable(rate16 / RATE_UNIT, ladder)
+    digests = (model.sha256, *(ladder[rate].sha256 or "base" for rate in needed))
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()

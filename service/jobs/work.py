@@ -20,7 +20,7 @@ import structlog
 
 from service.adapt.types import Adaptation
 from service.blobs import Objects, digest_of
-from service.engine.types import Adapter
+from service.engine.types import AdaptationEngine
 from service.errors import (
     BadImage,
     DamagedObject,
@@ -79,7 +79,11 @@ class JobWork:
     """Does steps of jobs with one adapter."""
 
     def __init__(
-        self, adapter: Adapter, objects: Objects, limits: WorkLimits, pauses: Pauses | None = None
+        self,
+        adapter: AdaptationEngine,
+        objects: Objects,
+        limits: WorkLimits,
+        pauses: Pauses | None = None,
     ) -> None:
         self._adapter, self._objects, self._limits = adapter, objects, limits
         self._pauses = pauses or Pauses()

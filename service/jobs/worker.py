@@ -21,7 +21,7 @@ from typing import Any, Final
 import structlog
 
 from service.blobs import Objects, open_objects
-from service.engine.types import Adapter
+from service.engine.types import AdaptationEngine
 from service.errors import JobsUnavailable, RankpressError
 from service.jobs import database, heartbeat
 from service.jobs.dbos_logs import DBOS_LOG, Cancelled, Repeated
@@ -46,7 +46,7 @@ log = structlog.get_logger("rankpress.worker")
 
 
 def run_worker(
-    open_adapter: Callable[[], Adapter], settings: Settings, parent: int | None = None
+    open_adapter: Callable[[], AdaptationEngine], settings: Settings, parent: int | None = None
 ) -> None:
     """Work on jobs until SIGTERM or SIGINT, or until the parent process is gone.
 
@@ -101,7 +101,7 @@ class Worker(Pauses):
 
     def __init__(
         self,
-        adapter: Adapter,
+        adapter: AdaptationEngine,
         limits: WorkLimits,
         objects: Objects,
         settings: Settings,

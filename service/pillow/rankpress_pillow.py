@@ -30,12 +30,11 @@ from service.picture import Picture
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
-    from service.engine.types import Target
+    from service.engine.target import Target
 
 FORMAT: Final = "RKP"
 SUFFIX: Final = ".rkp"
 MIME: Final = "application/vnd.rankpress"
-DEFAULT_RATE: Final = 4.0
 
 _ANY_SIZE: Final = (container.MAX_SIDE + 1) ** 2
 """Pillow's own limit, Image.MAX_IMAGE_PIXELS, is checked as for every format."""
@@ -140,23 +139,15 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
 
 def _compressed(picture: Picture, wanted: float | Target, tune: str) -> bytes:
     with _SAVING:
-        encoder = _encoder()
-        if isinstance(wanted, float):
-            return encoder.compress(picture, wanted, tune).data
-        return encoder.compress_to(picture, wanted, tune).data
+        return _encoder().compress(picture, wanted, tune).data
 
 
 def _rate_or_target(options: dict[str, Any]) -> float | Target:
     """A rate as a float, or the Target that was asked for. Raises BadParameter."""
-    from service.engine.types import Target
+    from service.engine.target import rate_or_target
 
     names = ("rate", "target_bpp", "max_bytes", "target_psnr")
-    given = {name: options[name] for name in names if options.get(name) is not None}
-    if len(given) > 1:
-        raise BadParameter(f"{' and '.join(given)} were given, expected only one of them")
-    if "rate" in given or not given:
-        return float(given.get("rate", DEFAULT_RATE))
-    return Target(given.get("target_bpp"), given.get("max_bytes"), given.get("target_psnr"))
+    return rate_or_target(*(options.get(name) for name in names))
 
 
 def _picture(image: Image.Image, options: dict[str, Any]) -> Picture:
@@ -225,20 +216,19 @@ def _encoder() -> Engine:
 
 @cache
 def _engine_of(process: int, *, decode_only: bool) -> Engine:
-    """The engine of a process, opened when it is first needed there; see runtime/forks.py."""
+    """The engine of a process, opened when it is first needed there; see runtime/fork_safety.py."""
     del process
     from service.engine.opening import open_engine
     from service.settings import Settings
 
-    settings = Settings()
-    return open_engine(
-        store=settings.store,
-        device="cpu" if decode_only else settings.device,
-        check=settings.check,
-        max_pixels=_ANY_SIZE,
-        threads=settings.threads,
-        decode_only=decode_only,
-    )
+    changes: dict[str, object] = {
+        "max_pixels": _ANY_SIZE,
+        "decode_only": decode_only,
+        "adapters": None,
+    }
+    if decode_only:
+        changes["device"] = "cpu"
+    return open_engine(Settings().model_copy(update=changes))
 
 
 # No fork while that thread is at work: it may hold locks of libraries, which a child waits for.

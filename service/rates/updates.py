@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from service.adapt.decoder import DecoderUpdate, LearningRates
+from service.adapt.decoder_update import DecoderUpdate, UpdateLearningRates
 from service.adapt.plan import decayed
 from service.codec.coder import Tables
 from service.codec.entropy_model import Y_FRAC
@@ -210,7 +210,7 @@ class _Fitting:
         recipe, tiles = self._recipe, self._members[name]
         steps, place = recipe.steps_of(number), self._names.index(name)
         at_rates = {rate: update.on(net.transforms) for rate, net in self._networks.items()}
-        groups = update.groups(LearningRates())
+        groups = update.groups(UpdateLearningRates())
         peaks = [recipe.lr * group["lr"] for group in groups]
         optimiser = torch.optim.Adam(groups, betas=BETAS)
         noise_seed = np.random.default_rng((recipe.seed, number, place)).integers(2**62)

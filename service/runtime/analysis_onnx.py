@@ -1,6 +1,6 @@
-"""g_a and h_a through ONNX Runtime in float32, beside g_s: what a server runs where it is faster.
+"""g_a, h_a and g_s through ONNX Runtime in float32, for servers on which it is faster than torch.
 
-See loading.py for when that is.
+loading.py has the rule for when that is.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Fresh streams decoded again: is what comes out what went in, and how far is it from the picture.
-"""
+"""Fresh streams decoded again: do they hold the latents that went in, and how good are they."""
 
 from __future__ import annotations
 
@@ -11,44 +10,91 @@ from service.codec import container
 from service.codec.tiles import Box
 from service.errors import CheckFailed, RankpressError
 from service.picture import Picture, squared_error
-from service.runtime.pipeline import Latents, LoadedModel, decode_all, painted_windows
+from service.runtime.pipeline import (
+    Latents,
+    LoadedModel,
+    decode_all,
+    decode_latents,
+    painted_windows,
+)
 
 
-def verify(
-    model: LoadedModel, made: Sequence[tuple[Picture, bytes, Latents]]
-) -> list[float | CheckFailed]:
-    """Decode fresh streams of one padded size; their PSNR in dB, or why one failed.
+def check_stream(model: LoadedModel, picture: Picture, data: bytes, latents: Latents) -> float:
+    """PSNR in dB of the 8-bit picture that a fresh stream decodes to.
 
-    Streams are decoded together, and one by one where that fails, so that only the one fails that
-    is at fault.
+    Args:
+        model: merged for the rate. picture: that was compressed.
+        data: the stream. latents: that were encoded into it.
+
+    Raises:
+        CheckFailed: it does not decode to those latents.
     """
-    if not made:
-        return []
+    check_latents(model, data, latents, "the fresh stream")
+    return picture.psnr_db(visible_error(model, picture, latents))
+
+
+def check_group(
+    model: LoadedModel, pictures: Sequence[Picture], encoded: Sequence[tuple[bytes, Latents]]
+) -> list[float | CheckFailed]:
+    """What `check_stream` returns or raises for each of several streams of one padded size.
+
+    They are decoded together, and one by one where that fails, to find which of them is at fault.
+    """
     try:
-        decoded = _decode([data for _, data, _ in made], model)
-    except RankpressError as error:
-        if len(made) > 1:
-            return [result for one in made for result in verify(model, [one])]
-        return [CheckFailed(f"the fresh stream does not decode: {error}")]
+        streams = [container.read_stream(data) for data, _ in encoded]
+        decoded = decode_all(model, streams, _whole(streams[0].header))
+    except RankpressError:
+        decoded = []
+    if not _are_equal(decoded, [latents for _, latents in encoded]):
+        return [_check_one(model, p, *one) for p, one in zip(pictures, encoded, strict=True)]
     return [
-        picture.psnr_db(seen_error(model, picture, latents))
-        if np.array_equal(latents.y_hat, expected.y_hat)
-        else CheckFailed("the fresh stream decodes to other latents than were encoded")
-        for (picture, _, expected), latents in zip(made, decoded, strict=True)
+        picture.psnr_db(visible_error(model, picture, latents))
+        for picture, latents in zip(pictures, decoded, strict=True)
     ]
 
 
-def _decode(fresh: Sequence[bytes], model: LoadedModel) -> list[Latents]:
-    """The latents of whole streams of one padded size. Raises RankpressError."""
-    streams = [container.read_stream(data) for data in fresh]
-    header = streams[0].header
-    return decode_all(model, streams, Box(0, 0, header.height, header.width))
+def check_latents(model: LoadedModel, data: bytes, latents: Latents, name: str) -> None:
+    """Decode a stream from its bytes and compare its latents.
+
+    Args:
+        model: merged for the rate. data: the stream. latents: expected. name: of it in messages.
+
+    Raises:
+        CheckFailed: it does not decode, or to other latents.
+    """
+    try:
+        stream = container.read_stream(data)
+        decoded = decode_latents(model, stream, _whole(stream.header))
+    except RankpressError as error:
+        raise CheckFailed(f"{name} does not decode: {error}") from error
+    if not np.array_equal(decoded.y_hat, latents.y_hat):
+        raise CheckFailed(f"{name} decodes to other latents than were encoded")
 
 
-def seen_error(model: LoadedModel, picture: Picture, latents: Latents) -> float:
-    """Sum of squared errors of what latents decode to, see `picture.squared_error`."""
+def visible_error(model: LoadedModel, picture: Picture, latents: Latents) -> float:
+    """Sum of squared errors of the picture that latents decode to, see `picture.squared_error`."""
     everything, squared = Box(0, 0, picture.height, picture.width), 0.0
     for box, rgb in painted_windows(model, latents, everything, picture.grey):
         alpha = None if picture.alpha is None else picture.alpha[box.slices]
         squared += squared_error(rgb, picture.rgb[box.slices], alpha)
     return squared
+
+
+def _check_one(
+    model: LoadedModel, picture: Picture, data: bytes, latents: Latents
+) -> float | CheckFailed:
+    try:
+        return check_stream(model, picture, data, latents)
+    except CheckFailed as error:
+        return error
+
+
+def _are_equal(decoded: Sequence[Latents], expected: Sequence[Latents]) -> bool:
+    return len(decoded) == len(expected) and all(
+        np.array_equal(a.y_hat, b.y_hat) for a, b in zip(decoded, expected, strict=True)
+    )
+
+
+def _whole(header: container.Header) -> Box:
+    """All pixels of a stream's picture."""
+    return Box(0, 0, header.height, header.width)

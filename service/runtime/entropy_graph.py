@@ -121,7 +121,7 @@ class _Networks(Graph):
         """MU and LEVEL from a step's head, class by class."""
         batch = self.add("Slice", [shape, self.integers(0), self.integers(1)])
         flat = self.add("Concat", [batch, self.integers(-1)], axis=0)
-        found: dict[str, list[str]] = {MU: [], LEVEL: []}
+        halves: dict[str, list[str]] = {MU: [], LEVEL: []}
         for p in range(STEPS):
             corner = self.integers(*divmod(p, 2))
             places = [corner, self.integers(_ALL, _ALL), self.integers(1, 2), self.integers(2, 2)]
@@ -131,8 +131,8 @@ class _Networks(Graph):
                 ends = (begin * self._quarter, (begin + 1) * self._quarter)
                 half = self.add("Slice", [out, *map(self.integers, (*ends, 1))])
                 half = self.add("Clip", [half, self.number(low), self.number(high)])
-                found[output].append(self.add("Reshape", [half, flat]))
-        for output, parts in found.items():
+                halves[output].append(self.add("Reshape", [half, flat]))
+        for output, parts in halves.items():
             whole = self.add("Concat", parts, axis=1)
             self.add("Cast", [whole], to=_PARAMETERS[output][0], output=output)
 

@@ -1,8 +1,8 @@
 """The entropy networks through ONNX Runtime: the integers of codec/entropy_model.py, bit for bit.
 
-What numpy does one operation at a time on one core, sessions do fused and on all of them. The
-model's own layers are built first: they check what is stored and prove their bounds, and their
-arrays are what the sessions read.
+Where numpy runs one operation at a time on one core, sessions fuse them and use all cores. The
+model's own layers are built first: they check the stored tensors and prove their bounds, and the
+sessions read the layers' arrays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from service.codec.entropy_model import STEPS, EntropyModel, Step, StepNetworks,
 from service.codec.fixed_point import IntBlock, IntLayer
 from service.codec.sizes import Sizes
 from service.runtime import entropy_graph as graph
-from service.runtime.forks import Session
+from service.runtime.fork_safety import ForkSafeSession
 from service.runtime.onnx_session import open_session
 
 F32 = NDArray[np.float32]
@@ -26,9 +26,7 @@ F32 = NDArray[np.float32]
 class OnnxEntropyModel(EntropyModel):
     """An EntropyModel whose networks run in sessions. Immutable; safe to share between threads."""
 
-    def __init__(
-        self, sizes: Sizes, tensors: Mapping[str, NDArray[Any]], threads: int = 0
-    ) -> None:
+    def __init__(self, sizes: Sizes, tensors: Mapping[str, NDArray[Any]], threads: int = 0) -> None:
         """Open the sessions.
 
         Args:
@@ -43,9 +41,7 @@ class OnnxEntropyModel(EntropyModel):
         graphs = [graph.features_graph(sizes, shapes[0])]
         graphs += [graph.step_graph(sizes, t, shapes[t]) for t in range(1, STEPS)]
         self._weights = weights  # the sessions read some of them where they are
-        self._sessions = [
-            open_session(g, w, threads) for g, w in zip(graphs, weights, strict=True)
-        ]
+        self._sessions = [open_session(g, w, threads) for g, w in zip(graphs, weights, strict=True)]
 
     def begin(self, z_hat: NDArray[np.int32], height: int, width: int) -> StepNetworks:
         """See EntropyModel."""
@@ -58,7 +54,7 @@ class _SessionStepNetworks:
     def __init__(
         self,
         model: EntropyModel,
-        sessions: Sequence[Session],
+        sessions: Sequence[ForkSafeSession],
         z_hat: NDArray[np.int32],
         size: tuple[int, int],
     ) -> None:

@@ -1,8 +1,8 @@
-"""Where long work can be stopped or paused: between tiles and windows, and before writing a file.
+"""Points where long work can stop or pause: between tiles and windows, and before writing a file.
 
 Work runs in a thread, which nothing can interrupt from outside. So code that may take long calls
-`allow_interruption` at points where it could stop, and whoever runs the work says with
-`interruptible` what happens there. Without one, as on the command line, nothing does.
+`allow_interruption` where it can stop, and the code that runs the work sets with `interruptible`
+what happens there. Where nothing is set, as on the command line, nothing happens.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _hook: ContextVar[Callable[[], None] | None] = ContextVar("interruption hook", d
 
 
 class WorkAbandoned(Exception):
-    """Nobody waits for the result of this work any more; it never reaches a caller."""
+    """Nobody waits for the result of this work any more; no client sees this error."""
 
 
 def allow_interruption() -> None:
-    """Let whoever runs this work pause it here, or stop it.
+    """Let the code that runs this work pause it here, or stop it.
 
     Raises:
-        WorkAbandoned: the result is not wanted any more.
+        WorkAbandoned: nobody waits for the result any more.
     """
     hook = _hook.get()
     if hook is not None:

@@ -1,10 +1,10 @@
-"""Stored models made resident to compress and decompress; light.py does it without torch.
+"""Loading of models to compress and decompress; decode_only.py loads them without torch.
 
-What runs the networks is a fixed rule of what the machine has, not a measurement, so that a machine
-always writes the same bytes. A GPU and a CPU with instructions for bfloat16 run them in torch. Any
-other CPU runs them in float32 through ONNX Runtime, where that can be imported: 768×512 on one core
-of a Zen 4 takes g_a 122 ms, h_a 10 and g_s 124, and torch 146, 13 and 148 in float32, but 82, 7 and
-87 in bfloat16. So only one library's threads have work, and neither waits for the other's to rest.
+A fixed rule, and no measurement, decides which library runs the networks, so that a machine always
+writes the same bytes. GPUs, and CPUs with instructions for bfloat16, run them in torch. Any other
+CPU runs them in float32 through ONNX Runtime, where that can be imported: for 768×512 pixels on one
+core of a Zen 4, g_a takes 122 ms, h_a 10 and g_s 124, while torch takes 146, 13 and 148 in float32,
+but 82, 7 and 87 in bfloat16. Only one library has work, so its threads never wait for the other's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from service.codec.entropy_model import EntropyModel
 from service.codec.fixed_point import ArrayBackend
 from service.errors import BadParameter
-from service.runtime.light import coder_of
+from service.runtime.decode_only import coder_of
 from service.runtime.pipeline import LoadedModel
 from service.store.model import StoredModel
 
@@ -60,7 +60,7 @@ def load_models(
 def _torch_builder(
     device: torch.device, dtype: torch.dtype
 ) -> Callable[[StoredModel], LoadedModel]:
-    """Makes models ready with torch."""
+    """What makes models ready with torch."""
     import torch
 
     from service.runtime.synthesis_torch import TorchSynthesis, TorchTransforms
@@ -82,7 +82,7 @@ def _torch_builder(
 
 
 def _onnx_builder(threads: int) -> Callable[[StoredModel], LoadedModel] | None:
-    """Makes models ready with ONNX Runtime; None where it cannot be imported."""
+    """What makes models ready with ONNX Runtime; None where it cannot be imported."""
     try:
         from service.runtime.analysis_onnx import OnnxTransforms
         from service.runtime.entropy_onnx import OnnxEntropyModel
@@ -100,14 +100,14 @@ def _onnx_builder(threads: int) -> Callable[[StoredModel], LoadedModel] | None:
 
 
 def transforms_of(model: LoadedModel) -> str:
-    """What runs a model's transforms, for records: torch.bfloat16, onnxruntime.float32, ..."""
+    """The library and type of a model's transforms, for records: torch.bfloat16, ..."""
     return str(getattr(model.synthesis, "dtype", "onnxruntime.float32"))
 
 
 def batch_for(model: LoadedModel) -> int:
-    """What suits the device that a model runs on."""
+    """Requests to work on in one call on the device that a model runs on."""
     if model.analysis is None:
         return 1
-    from service.runtime.synthesis_torch import best_batch, place_of
+    from service.runtime.synthesis_torch import best_batch, device_and_dtype
 
-    return best_batch(place_of(model.analysis)[0])
+    return best_batch(device_and_dtype(model.analysis)[0])

@@ -30,7 +30,7 @@ SAMPLES = 3 * CELL * CELL
 Shapes = dict[str, tuple[int, ...]]
 
 
-class Layer(Protocol):
+class GraphLayer(Protocol):
     """A layer of a network."""
 
     def shapes(self, name: str) -> Shapes:
@@ -43,10 +43,10 @@ class Layer(Protocol):
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A Linear, or one over the channels of cells of side² positions: a Conv that moves by cells.
+class GraphLinear:
+    """A Linear over the channels of cells of side² positions, as a Conv that moves by cells.
 
-    `part` follows its place in the names of its tensors.
+    `part` comes after its place in the names of its tensors.
     """
 
     inputs: int
@@ -55,66 +55,68 @@ class Linear:
     part: str = ""
 
     def shapes(self, name: str) -> Shapes:
-        """See Layer."""
+        """See GraphLayer."""
         kernel = (self.outputs, self.inputs, self.side, self.side)
         return {f"{name}{self.part}.weight": kernel, f"{name}{self.part}.bias": (self.outputs,)}
 
     def add(self, g: Graph, x: str, name: str) -> str:
-        """See Layer."""
+        """See GraphLayer."""
         kernel, weights = (self.side, self.side), list(self.shapes(name))
         return g.add("Conv", [x, *weights], kernel_shape=kernel, strides=kernel)
 
 
 @dataclass(frozen=True)
-class Up:
-    """A Linear, then its channels into 2×2 cells; of these, what is kept."""
+class GraphUp:
+    """A Linear, its channels moved into 2×2 cells, and of these the positions that are kept."""
 
     inputs: int
     outputs: int
 
     def shapes(self, name: str) -> Shapes:
-        """See Layer."""
-        return Linear(self.inputs, 4 * self.outputs, part=".l").shapes(name)
+        """See GraphLayer."""
+        return GraphLinear(self.inputs, 4 * self.outputs, part=".l").shapes(name)
 
     def add(self, g: Graph, x: str, name: str) -> str:
-        """See Layer."""
-        x = Linear(self.inputs, 4 * self.outputs, part=".l").add(g, x, name)
+        """See GraphLayer."""
+        x = GraphLinear(self.inputs, 4 * self.outputs, part=".l").add(g, x, name)
         x = g.add("DepthToSpace", [x], blocksize=2, mode="DCR")
         return _blocked(g, g.add("Slice", [x, BEGIN, END, g.integers(2, 3)]))
 
 
 @dataclass(frozen=True)
-class Block:
+class GraphBlock:
     """x + pw2(dw(leaky(pw1 x))), then x + f2(leaky(f1 x)); dw repeats the edges of its input."""
 
     channels: int
 
     def shapes(self, name: str) -> Shapes:
-        """See Layer."""
+        """See GraphLayer."""
         c = self.channels
-        shapes = Linear(c, c).shapes(f"{name}.pw1") | Linear(c, c).shapes(f"{name}.pw2")
-        shapes |= Linear(c, 2 * c).shapes(f"{name}.f1") | Linear(2 * c, c).shapes(f"{name}.f2")
+        sides = {"pw1": (c, c), "pw2": (c, c), "f1": (c, 2 * c), "f2": (2 * c, c)}
+        shapes: Shapes = {}
+        for part, (inputs, outputs) in sides.items():
+            shapes |= GraphLinear(inputs, outputs).shapes(f"{name}.{part}")
         return shapes | {f"{name}.dw.weight": (c, 1, 3, 3), f"{name}.dw.bias": (c,)}
 
     def add(self, g: Graph, x: str, name: str) -> str:
-        """See Layer."""
+        """See GraphLayer."""
         c = self.channels
-        t = _leaky(g, Linear(c, c).add(g, x, f"{name}.pw1"))
+        t = _leaky(g, GraphLinear(c, c).add(g, x, f"{name}.pw1"))
         t = g.add("Pad", [t, g.integers(0, 0, 1, 1, 0, 0, 1, 1)], mode="edge")
         dw = [t, f"{name}.dw.weight", f"{name}.dw.bias"]
         t = g.add("Conv", dw, kernel_shape=(3, 3), group=c)
-        x = g.add("Add", [Linear(c, c).add(g, t, f"{name}.pw2"), x])
-        t = _leaky(g, Linear(c, 2 * c).add(g, x, f"{name}.f1"))
-        return g.add("Add", [Linear(2 * c, c).add(g, t, f"{name}.f2"), x])
+        x = g.add("Add", [GraphLinear(c, c).add(g, t, f"{name}.pw2"), x])
+        t = _leaky(g, GraphLinear(c, 2 * c).add(g, x, f"{name}.f1"))
+        return g.add("Add", [GraphLinear(2 * c, c).add(g, t, f"{name}.f2"), x])
 
 
 @dataclass(frozen=True)
 class Deep:
-    """Layers that see the first channels alone; the others pass by and follow theirs again.
+    """Layers that take only the first channels; the others skip them and are appended again.
 
     Attributes:
         places: of these layers in their network.
-        channels: that they see. width: all channels before and after them.
+        channels: that they take. width: all channels before and after them.
     """
 
     places: range
@@ -122,34 +124,35 @@ class Deep:
     width: int
 
     def split(self, g: Graph, x: str) -> tuple[str, str]:
-        """NCHW in two: what the layers see, and what passes by."""
+        """Split NCHW: the channels that the layers take, and those that skip them."""
         begin, middle, end = (g.integers(n) for n in (0, self.channels, self.width))
         axis = g.integers(1)
-        seen = g.add("Slice", [x, begin, middle, axis])
-        return _blocked(g, seen), g.add("Slice", [x, middle, end, axis])
+        visible = g.add("Slice", [x, begin, middle, axis])
+        return _blocked(g, visible), g.add("Slice", [x, middle, end, axis])
 
 
-def analysis(s: Sizes) -> list[Layer]:
+def analysis(s: Sizes) -> list[GraphLayer]:
     """The layers of g_a, from cells of pixels to y."""
-    first, down = Linear(SAMPLES, s.c8, part=".l"), Linear(s.c8, s.M, side=2, part=".l")
-    last = Linear(s.c16, s.c16)
-    return [first, *[Block(s.c8)] * s.ne8, down, *[Block(s.c16)] * s.ne16, last]
+    first, down = GraphLinear(SAMPLES, s.c8, part=".l"), GraphLinear(s.c8, s.M, side=2, part=".l")
+    last = GraphLinear(s.c16, s.c16)
+    return [first, *[GraphBlock(s.c8)] * s.ne8, down, *[GraphBlock(s.c16)] * s.ne16, last]
 
 
-def synthesis(s: Sizes) -> list[Layer]:
+def synthesis(s: Sizes) -> list[GraphLayer]:
     """The layers of g_s, from y_hat to cells of pixels."""
-    first, last = Linear(s.c16, s.c16), Linear(s.c8, SAMPLES, part=".l")
-    return [first, *[Block(s.c16)] * s.nd16, Up(s.M, s.c8), *[Block(s.c8)] * s.nd8, last]
+    first, last = GraphLinear(s.c16, s.c16), GraphLinear(s.c8, SAMPLES, part=".l")
+    deep, fine = [GraphBlock(s.c16)] * s.nd16, [GraphBlock(s.c8)] * s.nd8
+    return [first, *deep, GraphUp(s.M, s.c8), *fine, last]
 
 
-def hyper_analysis(s: Sizes) -> list[Layer]:
+def hyper_analysis(s: Sizes) -> list[GraphLayer]:
     """The layers of h_a, from y to z."""
-    downs = [Linear(c, s.Cz, side=2, part=".l") for c in (s.cp, s.Cz)]
-    first, last = Linear(s.M, s.cp), Linear(s.Cz, s.Cz)
-    return [first, Block(s.cp), downs[0], Block(s.Cz), downs[1], last]
+    downs = [GraphLinear(c, s.Cz, side=2, part=".l") for c in (s.cp, s.Cz)]
+    first, last = GraphLinear(s.M, s.cp), GraphLinear(s.Cz, s.Cz)
+    return [first, GraphBlock(s.cp), downs[0], GraphBlock(s.Cz), downs[1], last]
 
 
-def weight_shapes(net: str, layers: Sequence[Layer]) -> Shapes:
+def weight_shapes(net: str, layers: Sequence[GraphLayer]) -> Shapes:
     """Name and shape of every tensor of a network, as its graph declares them.
 
     Args:
@@ -195,21 +198,19 @@ def hyper_analysis_graph(s: Sizes) -> bytes:
     return _model(g, "h_a", layers, (FLOAT, s.M), (FLOAT, s.Cz))
 
 
-def _run(
-    g: Graph, net: str, layers: Sequence[Layer], x: str, deep: Deep | None = None
-) -> str:
+def _run(g: Graph, net: str, layers: Sequence[GraphLayer], x: str, deep: Deep | None = None) -> str:
     """Append a network; x is NHWC, the answer NCHW."""
     x = g.add("Transpose", [x], perm=(0, 3, 1, 2))
     named = [(layer, f"{net}.{i}") for i, layer in enumerate(layers)]
     if deep is not None and deep.channels < deep.width:
         begin, end = deep.places.start, deep.places.stop
-        seen, straight = deep.split(g, _in_turn(g, named[:begin], x))
-        x = g.add("Concat", [_in_turn(g, named[begin:end], seen), straight], axis=1)
+        visible, straight = deep.split(g, _in_turn(g, named[:begin], x))
+        x = g.add("Concat", [_in_turn(g, named[begin:end], visible), straight], axis=1)
         named = named[end:]
     return _in_turn(g, named, x)
 
 
-def _in_turn(g: Graph, layers: Iterable[tuple[Layer, str]], x: str) -> str:
+def _in_turn(g: Graph, layers: Iterable[tuple[GraphLayer, str]], x: str) -> str:
     """Append layers, each with its name, one after another."""
     for layer, name in layers:
         x = layer.add(g, x, name)
@@ -219,24 +220,25 @@ def _in_turn(g: Graph, layers: Iterable[tuple[Layer, str]], x: str) -> str:
 def _model(
     g: Graph,
     net: str,
-    layers: Sequence[Layer],
-    told: tuple[int, int],
-    gives: tuple[int, int],
+    layers: Sequence[GraphLayer],
+    input_spec: tuple[int, int],
+    output_spec: tuple[int, int],
     more: Mapping[str, tuple[int, Shape]] | None = None,
 ) -> bytes:
-    """The graph of a network, with the type and the channels of its input and output.
+    """The graph of a network.
 
-    `more` are further inputs, their types and shapes.
+    Args:
+        input_spec, output_spec: type and channels. more: types and shapes of further inputs.
     """
-    inputs = {INPUT: (told[0], ("B", "h", "w", told[1])), **(more or {})}
-    outputs = {OUTPUT: (gives[0], ("B", "h2", "w2", gives[1]))}
+    inputs = {INPUT: (input_spec[0], ("B", "h", "w", input_spec[1])), **(more or {})}
+    outputs = {OUTPUT: (output_spec[0], ("B", "h2", "w2", output_spec[1]))}
     return g.model(net, inputs, outputs, weight_shapes(net, layers))
 
 
 def _blocked(g: Graph, x: str) -> str:
-    """x in ONNX Runtime's blocked layout, so that sums that it goes into are fused into a Conv.
+    """x in ONNX Runtime's blocked layout, so that a sum with it is fused into a Conv.
 
-    A maximum over one sample changes nothing, but it is a layer that there is in that layout.
+    A maximum over one sample changes nothing, but that layer exists in the blocked layout.
     """
     return g.add("MaxPool", [x], kernel_shape=(1, 1))
 

@@ -1,7 +1,7 @@
 """ONNX models written without the onnx package: a graph's nodes and constants to bytes.
 
-A graph holds no weights. It declares them as external data, and whoever opens a session hands them
-over as arrays (onnx_session.py), so one graph serves every rate.
+A graph holds no weights. It declares them as external data, and they are passed as arrays when a
+session is opened (onnx_session.py), so one graph serves every rate.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EXTERNAL: Final = 1
 """TensorProto.DataLocation."""
 
 Shape = tuple[int | str, ...]
-"""Sizes of a tensor; those in letters may be any."""
+"""Sizes of a tensor; letters stand for any size."""
 
 
 class Graph:
@@ -78,15 +78,15 @@ class Graph:
 
         Args:
             name: of the graph. inputs, outputs: type and shape by name.
-            weights: shapes of the float32 tensors that are handed over when a session is opened.
+            weights: shapes of the float32 tensors that are passed when a session is opened.
         """
         tensors = (*self._constants.values(), *(_external(n, s) for n, s in weights.items()))
         graph = _message(
             *(_field(1, node) for node in self._nodes),
             _field(2, name.encode()),
             *(_field(5, tensor) for tensor in tensors),
-            *(_field(11, _value(n, *told)) for n, told in inputs.items()),
-            *(_field(12, _value(n, *told)) for n, told in outputs.items()),
+            *(_field(11, _value(n, *spec)) for n, spec in inputs.items()),
+            *(_field(12, _value(n, *spec)) for n, spec in outputs.items()),
         )
         opset = _message(_field(1, b""), _field(2, OPSET))
         return _message(_field(1, IR_VERSION), _field(8, opset), _field(7, graph))
@@ -114,7 +114,7 @@ def _attribute(name: str, value: int | float | str | tuple[int, ...]) -> bytes:
 
 
 def _external(name: str, shape: tuple[int, ...]) -> bytes:
-    """TensorProto of float32 whose data are handed over when a session is opened."""
+    """TensorProto of float32 whose data are passed when a session is opened."""
     location = _message(_field(1, b"location"), _field(2, b"in memory"))
     return _message(
         *(_field(1, size) for size in shape),

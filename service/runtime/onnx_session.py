@@ -1,8 +1,8 @@
-"""ONNX Runtime sessions: a graph and its weights, opened the same way wherever one is wanted.
+"""ONNX Runtime sessions: a graph and its weights, always opened with the same options.
 
-Nothing else imports ONNX Runtime. Since version 1.29 its official builds send events about sessions
-and machines to their maker; it is told not to before it is loaded. The thread that sends them would
-also keep a forked child from ending.
+Only this module imports ONNX Runtime. Since version 1.29 its official builds send events about
+sessions and machines to their maker; the environment variable below, set before the import, stops
+that. The thread that sends them would also keep a forked child from ending.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from service.runtime.forks import Session
+from service.runtime.fork_safety import ForkSafeSession
 
 _QUIET = 3
 """Severity: errors only."""
@@ -24,7 +24,7 @@ _QUIET = 3
 
 def open_session(
     graph: bytes, weights: Mapping[str, NDArray[np.float32]], threads: int
-) -> Session:
+) -> ForkSafeSession:
     """A session on the CPU, safe to run from several threads.
 
     Args:
@@ -44,4 +44,4 @@ def open_session(
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
     options.add_external_initializers(list(weights), values)
     providers = ["CPUExecutionProvider"]
-    return Session(onnxruntime.InferenceSession(graph, options, providers=providers))
+    return ForkSafeSession(onnxruntime.InferenceSession(graph, options, providers=providers))

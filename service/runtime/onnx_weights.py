@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import StoreError
-from service.runtime.onnx_graph import Layer, weight_shapes
+from service.runtime.onnx_graph import GraphLayer, weight_shapes
 from service.store.model import Tensors
 
 F32 = NDArray[np.float32]
 
 
-def weights_of(transforms: Tensors, net: str, layers: Sequence[Layer]) -> dict[str, F32]:
+def weights_of(transforms: Tensors, net: str, layers: Sequence[GraphLayer]) -> dict[str, F32]:
     """Every tensor of a network in float32, those of Linear layers [N, K, side, side].
 
     The store has these [N, side · side · K], cells row by row.
@@ -23,15 +23,19 @@ def weights_of(transforms: Tensors, net: str, layers: Sequence[Layer]) -> dict[s
         StoreError: a tensor is missing, unknown or of the wrong shape.
     """
     shapes = weight_shapes(net, layers)
-    found = {n: t for n, t in transforms.items() if n.startswith(f"{net}.")}
-    wrong = found.keys() ^ shapes.keys()
-    wrong |= {n for n in found.keys() & shapes.keys() if found[n].shape != _stored(shapes[n])}
+    stored = {n: t for n, t in transforms.items() if n.startswith(f"{net}.")}
+    wrong = stored.keys() ^ shapes.keys()
+    wrong |= {
+        n for n in stored.keys() & shapes.keys() if stored[n].shape != _stored_shape(shapes[n])
+    }
     if wrong:
         raise StoreError(f"the stored tensors {', '.join(sorted(wrong))} do not fit the sizes")
-    return {n: _as_kernel(np.ascontiguousarray(t, np.float32), shapes[n]) for n, t in found.items()}
+    return {
+        n: _as_kernel(np.ascontiguousarray(t, np.float32), shapes[n]) for n, t in stored.items()
+    }
 
 
-def _stored(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape in the store of a tensor that is declared with `shape`."""
     if len(shape) == 1 or _depthwise(shape):
         return shape

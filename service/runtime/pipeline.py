@@ -1,11 +1,12 @@
-"""Pictures <-> streams with one loaded model, tile by tile.
+"""Pictures to streams and back with one loaded model, tile by tile.
 
-Memory beyond the pictures, their latents (int16) and streams is bounded by one window's, and
-by one tile of each picture where several are worked on together. The entropy networks take such
+Memory beyond the pictures, their latents (int16) and streams is bounded by that of one window, and
+by one tile of each picture where several are coded together. The entropy networks take such
 pictures as a batch: they are exact, so no picture's stream depends on the others. The transforms
 take one picture at a time: their sums are rounded, a product of another size may be summed in
-another order, and a latent next to a rounding edge would then become another symbol. (Measured in
-bfloat16 and float32 on a CPU: batches of 2 and 4 change latents of many sizes, and so bytes.)
+another order, and a latent close to a rounding threshold would then become another symbol.
+(Measured in bfloat16 and float32 on a CPU: batches of 2 and 4 change latents of pictures of many
+sizes, and so their bytes.)
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from service.runtime.interruption import allow_interruption
 from service.store.model import StoredModel, Tensors, layer_shapes
 
 
-class Synthesis(Protocol):
+class SynthesisTransform(Protocol):
     """g_s of one model."""
 
     def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> U8:
@@ -45,7 +46,7 @@ class Synthesis(Protocol):
 
         Args:
             y_hat: [h, w, M] in units of 2^-Y_FRAC.
-            inner: the part of the window whose pixels are wanted, None for all of it.
+            inner: the part of the window whose pixels are returned, None for all of it.
 
         Returns:
             [16 inner.height, 16 inner.width, 3].
@@ -53,7 +54,7 @@ class Synthesis(Protocol):
         ...
 
 
-class Analysis(Protocol):
+class AnalysisTransform(Protocol):
     """g_a and h_a of one model."""
 
     def analyse(self, pixels: U8) -> NDArray[np.float32]:
@@ -67,16 +68,16 @@ class Analysis(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model ready to run; `analysis` is None where only decoding is installed."""
+    """A model ready to run; `analysis` is None where it can only decode."""
 
     stored: StoredModel
     coder: LatentCoder
-    synthesis: Synthesis
-    analysis: Analysis | None
+    synthesis: SynthesisTransform
+    analysis: AnalysisTransform | None
     build: Callable[[StoredModel], LoadedModel] | None = None
-    """Makes the same model ready at another rate; None when only this one is wanted."""
-    build_synthesis: Callable[[StoredModel], Synthesis] | None = None
-    """Makes g_s alone ready, for a stream that brings an update of it."""
+    """Makes the same model ready at another rate; None where it has only this one."""
+    build_synthesis: Callable[[StoredModel], SynthesisTransform] | None = None
+    """Makes g_s alone ready, for a stream with an update of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +85,8 @@ class Latents:
     """Decoded latents of part of a picture.
 
     Attributes:
-        box: which latents. y_hat: [box.height, box.width, M] int16.
-        code_s: seconds of coding, for all that were worked on together.
+        box: of the latents. y_hat: [box.height, box.width, M] int16, in units of 2^-Y_FRAC.
+        code_s: seconds of entropy coding, for all pictures of a batch together.
     """
 
     box: Box
@@ -96,11 +97,14 @@ class Latents:
 def encode(
     model: LoadedModel, picture: Picture, rate16: int, tune: str = container.PSNR
 ) -> tuple[bytes, Latents]:
-    """Analyse and code tile by tile; returns the stream and the latents it holds.
+    """Analyse and code a picture tile by tile; returns the stream and the latents that it holds.
 
     Args:
         model: merged for the rate. picture: to encode.
-        rate16: rate in sixteenths, and tune: its ladder, for the header.
+        rate16: rate in sixteenths, for the header. tune: its ladder, for the header.
+
+    Raises:
+        MissingExtra: the model has no analysis.
     """
     return encode_all(model, [picture], rate16, tune)[0]
 
@@ -108,7 +112,7 @@ def encode(
 def encode_all(
     model: LoadedModel, pictures: Sequence[Picture], rate16: int, tune: str = container.PSNR
 ) -> list[tuple[bytes, Latents]]:
-    """The same for pictures of one `latent_box`, their entropy networks run together."""
+    """What `encode` returns for each of several pictures of one `latent_box`, coded as a batch."""
     if model.analysis is None:
         raise MissingExtra("compressing needs torch: pip install 'rankpress[server]'")
     box = latent_box(pictures[0].width, pictures[0].height)
@@ -138,7 +142,7 @@ def encode_all(
 def assemble(
     model: LoadedModel, picture: Picture, rate16: int, tune: str, coded: tuple[bytes, ...]
 ) -> container.Stream:
-    """A stream of coded tiles, with what else the picture brings."""
+    """A stream of coded tiles with the picture's alpha plane and metadata."""
     flags = container.Flags.GREY * picture.grey
     flags |= container.Flags.MS_SSIM * (tune == container.MS_SSIM)
     allow_interruption()
@@ -152,7 +156,7 @@ def assemble(
 
 
 def pixels_under(picture: Picture, window: Box) -> U8:
-    """The pixels under a window of latents, as they are analysed.
+    """The pixels under a window of latents, for analysis: [16 window.height, 16 window.width, 3].
 
     Colours under alpha 0 are replaced (`alpha.fill_hidden`), and edge pixels are repeated beyond
     the picture.
@@ -164,25 +168,25 @@ def pixels_under(picture: Picture, window: Box) -> U8:
         inside = alpha.fill_hidden(inside, picture.alpha[place])
     pad = (px.height - inside.shape[0], px.width - inside.shape[1])
     if pad == (0, 0):
-        return inside.copy()  # torch wants arrays that it could write to
+        return inside.copy()  # torch accepts only writable arrays
     return np.pad(inside, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
 
 
 def whole_cells(y: NDArray[np.float32]) -> NDArray[np.float32]:
-    """y [B, h, w, M] grown to whole hyper-latents; the last row and column are repeated."""
+    """y [B, h, w, M] padded to whole hyper-latents by repeating its last row and column."""
     pad = [(0, 0), (0, -y.shape[1] % Z_CELL), (0, -y.shape[2] % Z_CELL), (0, 0)]
     return np.pad(y, pad, mode="edge") if any(after for _, after in pad) else y
 
 
 def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:
-    """The model with the updates of g_s that a stream brings and names put in afresh.
+    """The model with the updates of g_s that a stream names and carries merged in afresh.
 
     `model` is not changed.
 
     Raises:
         BadStream: the update does not fit the model.
         UnknownUpdate: the stream names one that is not in the store.
-        UnsupportedStream: the model was made ready without what updates need.
+        UnsupportedStream: the model was loaded without support for updates.
     """
     updates = _updates_of(model, stream)
     if not updates:
@@ -196,7 +200,7 @@ def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:
 
 
 def ready_weights(model: LoadedModel, reference: bytes) -> Tensors:
-    """The weights of g_s with a ready update put in afresh.
+    """The weights of g_s with a ready update merged in afresh.
 
     Raises:
         UnknownUpdate: it is not in the store.
@@ -205,7 +209,7 @@ def ready_weights(model: LoadedModel, reference: bytes) -> Tensors:
 
 
 def _updates_of(model: LoadedModel, stream: container.Stream) -> list[Update]:
-    """The updates that a stream names and brings, if any."""
+    """The updates that a stream names and carries, if any."""
     updates = []
     if stream.ready is not None:
         updates.append(model.stored.ready_update(stream.ready, model.coder.tables))
@@ -216,24 +220,26 @@ def _updates_of(model: LoadedModel, stream: container.Stream) -> list[Update]:
 
 
 def _merged(model: LoadedModel, updates: Sequence[Update]) -> Tensors:
-    """The weights of g_s with updates put in, all in units of its weights without any."""
+    """The weights of g_s with updates merged in, all in units of the weights without updates."""
     return merge_transforms(model.stored.synthesis, [Share(u, PARTS) for u in updates])
 
 
-def decode_latents(model: LoadedModel, stream: container.Stream, want: Box) -> Latents:
-    """Decode the tiles that the pixels of `want` depend on."""
-    return decode_all(model, [stream], want)[0]
+def decode_latents(model: LoadedModel, stream: container.Stream, pixels: Box) -> Latents:
+    """Decode the tiles that the pixels in a box depend on."""
+    return decode_all(model, [stream], pixels)[0]
 
 
-def decode_all(model: LoadedModel, streams: Sequence[container.Stream], want: Box) -> list[Latents]:
-    """The same for streams of one `latent_box`, their entropy networks run together.
+def decode_all(
+    model: LoadedModel, streams: Sequence[container.Stream], pixels: Box
+) -> list[Latents]:
+    """What `decode_latents` returns for each of several streams of one `latent_box`, as a batch.
 
     Raises:
-        BadStream: one of them is damaged, it is not said which.
+        BadStream: one of them is damaged; the error does not say which.
     """
     header, sizes = streams[0].header, model.stored.sizes
     box = latent_box(header.width, header.height)
-    need = latents_under(want).grown(sizes.halo, box)
+    need = latents_under(pixels).grown(sizes.halo, box)
     chosen = [
         (tile, data)
         for tile, *data in zip(tiles(box), *(s.tiles for s in streams), strict=True)
@@ -253,25 +259,25 @@ def decode_all(model: LoadedModel, streams: Sequence[container.Stream], want: Bo
     return [Latents(cover, one, code_s) for one in y_hat]
 
 
-def paint(model: LoadedModel, latents: Latents, want: Box, grey: bool) -> U8:
-    """The pixels of `want`, [want.height, want.width, 3]."""
-    out = np.empty((want.height, want.width, 3), np.uint8)
-    for box, rgb in painted_windows(model, latents, want, grey):
-        out[box.relative(want).slices] = rgb
+def paint(model: LoadedModel, latents: Latents, pixels: Box, grey: bool) -> U8:
+    """The pixels in a box, [pixels.height, pixels.width, 3]; grey where the picture is."""
+    out = np.empty((pixels.height, pixels.width, 3), np.uint8)
+    for box, rgb in painted_windows(model, latents, pixels, grey):
+        out[box.relative(pixels).slices] = rgb
     return out
 
 
 def painted_windows(
-    model: LoadedModel, latents: Latents, want: Box, grey: bool
+    model: LoadedModel, latents: Latents, pixels: Box, grey: bool
 ) -> Iterator[tuple[Box, U8]]:
-    """Synthesise window by window; yields the part of `want` in each window and its pixels."""
+    """Synthesise window by window; yields the part of the box in each window, and its pixels."""
     halo = model.stored.sizes.halo
-    for inner in windows(latents_under(want)):
+    for inner in windows(latents_under(pixels)):
         allow_interruption()
         window = inner.grown(halo, latents.box)
         y_hat = latents.y_hat[window.relative(latents.box).slices]
         rgb = model.synthesis.synthesise(y_hat, inner.relative(window))
-        box = inner.scaled(PATCH).cut(want)
+        box = inner.scaled(PATCH).cut(pixels)
         rgb = rgb[box.relative(inner.scaled(PATCH)).slices]
         if grey:
             mean = (rgb.sum(-1, dtype=np.uint16, keepdims=True) + 1) // 3
@@ -279,8 +285,9 @@ def painted_windows(
         yield box, rgb
 
 
-def alpha_plane(stream: container.Stream, want: Box) -> U8 | None:
+def alpha_plane(stream: container.Stream, pixels: Box) -> U8 | None:
+    """Alpha of the pixels in a box, [pixels.height, pixels.width]; None where all are opaque."""
     if stream.alpha is None:
         return None
     plane = alpha.unpack(stream.alpha, stream.header.height, stream.header.width)
-    return plane[want.slices]
+    return plane[pixels.slices]

@@ -1,6 +1,6 @@
-"""g_s in numpy: the witness of the other two, and the decoder where there is no ONNX Runtime.
+"""g_s in numpy: the reference for the other two, and the decoder where there is no ONNX Runtime.
 
-float32 throughout. Rows are processed in one piece; the caller bounds memory by its windows.
+All of it is in float32. A window is processed as a whole: the caller bounds memory by its size.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class NumpySynthesis:
         Raises:
             StoreError: a tensor of g_s is missing, unknown or of the wrong shape.
         """
-        found = {n: t.shape for n, t in model.transforms.items() if n.startswith("g_s.")}
-        wrong = sorted(dict(found.items() ^ _shapes(model.sizes).items()))
+        stored = {n: t.shape for n, t in model.transforms.items() if n.startswith("g_s.")}
+        wrong = sorted(dict(stored.items() ^ _shapes(model.sizes).items()))
         if wrong:
             raise StoreError(f"the stored tensors {', '.join(wrong)} do not fit the sizes")
         self._tensors = {
@@ -40,24 +40,22 @@ class NumpySynthesis:
         }
         self._sizes = model.sizes
 
-    @np.errstate(over="ignore", invalid="ignore")  # what a hostile update of the weights can do
-    def synthesise(
-        self, y_hat: NDArray[np.int16], inner: Box | None = None
-    ) -> NDArray[np.uint8]:
-        """See pipeline.Synthesis."""
+    @np.errstate(over="ignore", invalid="ignore")  # a hostile update of the weights can cause both
+    def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> NDArray[np.uint8]:
+        """See pipeline.SynthesisTransform."""
         s, window = self._sizes, Box(0, 0, *y_hat.shape[:2])
         inner = inner or window
-        seen = visible_at_eighth(inner, window, s.nd8)
+        visible = visible_at_eighth(inner, window, s.nd8)
         y = y_hat.astype(np.float32) * np.float32(2.0**-Y_FRAC)
         x = self._linear("0", y[..., : s.c16])
         for i in range(s.nd16):
             x = self._block(f"{1 + i}", x)
         x = np.concatenate([x, y[..., s.c16 :]], -1)
         x = _shuffle(self._linear(f"{1 + s.nd16}.l", x), 2)
-        x = x[seen.slices]
+        x = x[visible.slices]
         for i in range(s.nd8):
             x = self._block(f"{2 + s.nd16 + i}", x)
-        x = x[inner.scaled(2).relative(seen).slices]
+        x = x[inner.scaled(2).relative(visible).slices]
         x = _shuffle(self._linear(f"{2 + s.nd16 + s.nd8}.l", x), 8)
         x += np.float32(0.5)
         x *= np.float32(255)

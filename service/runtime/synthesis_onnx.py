@@ -1,7 +1,7 @@
-"""g_s through ONNX Runtime: what the base install decodes with, in float32.
+"""g_s through ONNX Runtime in float32, which the base install decodes with.
 
 The graph is the same for every rate (onnx_graph.py); a session is that graph with one set of
-weights, opened in about 20 ms. Why this and not OpenVINO is told in README ("The light decoder").
+weights, opened in about 20 ms.
 """
 
 from __future__ import annotations
@@ -36,33 +36,31 @@ class OnnxSynthesis:
         self._weights = _weights(model)  # the session reads some of them where they are
         self._session = open_session(synthesis_graph(model.sizes), self._weights, threads)
 
-    def synthesise(
-        self, y_hat: NDArray[np.int16], inner: Box | None = None
-    ) -> NDArray[np.uint8]:
-        """See pipeline.Synthesis."""
+    def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> NDArray[np.uint8]:
+        """See pipeline.SynthesisTransform."""
         window = Box(0, 0, *y_hat.shape[:2])
         inner = inner or window
-        seen = visible_at_eighth(inner, window, self._blocks)
+        visible = visible_at_eighth(inner, window, self._blocks)
         feed = {
             INPUT: np.ascontiguousarray(y_hat)[None],
-            BEGIN: np.array([seen.top, seen.left]),
-            END: np.array([seen.bottom, seen.right]),
+            BEGIN: np.array([visible.top, visible.left]),
+            END: np.array([visible.bottom, visible.right]),
         }
         cells: NDArray[np.uint8] = self._session.run([OUTPUT], feed)[0]
-        kept = cells[0][inner.scaled(2).relative(seen).slices]
+        kept = cells[0][inner.scaled(2).relative(visible).slices]
         rows = kept.reshape(*kept.shape[:2], CELL, CELL * 3).swapaxes(1, 2)
         out: NDArray[np.uint8] = rows.reshape(inner.height * PATCH, inner.width * PATCH, 3)
         return out
 
 
 def _weights(model: StoredModel) -> dict[str, F32]:
-    """The tensors of g_s as the graph wants them: input and output scales folded in."""
+    """The tensors of g_s as the graph takes them, with the scales of input and output folded in."""
     s = model.sizes
     layers = synthesis(s)
     out = weights_of(model.transforms, "g_s", layers)
     up, last = f"g_s.{1 + s.nd16}.l", f"g_s.{len(layers) - 1}.l"
     out["g_s.0.weight"] = out["g_s.0.weight"] * np.float32(2.0**-Y_FRAC)
-    if s.M > s.c16:  # latents that go straight there
+    if s.M > s.c16:  # these latents skip the blocks at 1/16
         unit = np.where(np.arange(s.M) < s.c16, 1, 2.0**-Y_FRAC).astype(np.float32)
         out[f"{up}.weight"] = out[f"{up}.weight"] * unit[:, None, None]
     out[f"{last}.weight"] = out[f"{last}.weight"] * np.float32(255)

@@ -1,8 +1,9 @@
-"""g_a, h_a and g_s in torch, at the precision that is fastest where it runs.
+"""g_a, h_a and g_s in torch, at the precision that is fastest on the device.
 
 Only the products inside blocks, g_a's first layer and h_a run in the working type (bfloat16 where
-it pays). Sums, and the layers that carry latents of up to ±512 or change resolution, stay in
-float32: in bfloat16 throughout, Kodak loses 0.03 dB at rate 4, like this less than 0.005 dB.
+the device has instructions for it). Sums, and the layers that carry latents of up to ±512 or change
+resolution, stay in float32: so Kodak loses less than 0.005 dB at rate 4, and 0.03 dB with bfloat16
+everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from service.codec.fixed_point import LEAK
 from service.codec.tiles import PATCH, Box, visible_at_eighth
 from service.errors import StoreError
 from service.nets.backbone import Block, Down, Unshuffle, analysis, hyper_analysis, synthesis
-from service.runtime.pipeline import Analysis, whole_cells
+from service.runtime.pipeline import AnalysisTransform, whole_cells
 from service.store.model import StoredModel
 
 
@@ -38,26 +39,27 @@ class TorchSynthesis:
         _fill(g_s, model.transforms, "g_s", device)
         s = model.sizes
         layers, self._blocks, up = _float32_sums(g_s, dtype), s.nd8, s.nd16 + 1
-        self._widths = [s.c16, s.M - s.c16]  # what blocks at 1/16 see, and what passes by
+        self._widths = [
+            s.c16,
+            s.M - s.c16,
+        ]  # channels of the blocks at 1/16, and those that skip them
         self._deep, self._up = layers[:up], layers[up]
         self._fine, self._last = layers[up + 1 : -1], layers[-1]
 
     @torch.inference_mode()
-    def synthesise(
-        self, y_hat: NDArray[np.int16], inner: Box | None = None
-    ) -> NDArray[np.uint8]:
-        """See pipeline.Synthesis.
+    def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> NDArray[np.uint8]:
+        """See pipeline.SynthesisTransform.
 
-        Samples that are not a number, which only a hostile update of the weights can give, are 0.
+        Samples that are not a number become 0; only a hostile update of the weights causes them.
         """
         y = torch.from_numpy(y_hat).to(self.device)[None].to(torch.float32) * 2.0**-Y_FRAC
         window = Box(0, 0, *y_hat.shape[:2])
         inner = inner or window
-        seen = visible_at_eighth(inner, window, self._blocks)
+        visible = visible_at_eighth(inner, window, self._blocks)
         deep, straight = y.split(self._widths, -1)
         x = self._up(torch.cat([self._deep(deep), straight], -1))
-        x = self._fine(_cut(x, seen))
-        x = self._last(_cut(x, inner.scaled(2).relative(seen)))[0].add_(0.5).mul_(255).round_()
+        x = self._fine(_cut(x, visible))
+        x = self._last(_cut(x, inner.scaled(2).relative(visible)))[0].add_(0.5).mul_(255).round_()
         # fmax, not clamp: it takes the number where the other is none
         pixels = torch.fmax(x, x.new_zeros(())).clamp_(max=255).to(torch.uint8)
         out: NDArray[np.uint8] = pixels.cpu().numpy()
@@ -132,8 +134,8 @@ def pick_device(name: str) -> torch.device:
 def best_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device has instructions for it, otherwise float32.
 
-    A fixed rule, not a measurement, so that a machine always writes the same bytes. Releases of
-    torch that cannot tell what a CPU has get float32.
+    This is a fixed rule and no measurement, so that a machine always writes the same bytes. With
+    releases of torch that do not report a CPU's instructions it is float32.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
@@ -142,10 +144,10 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def place_of(analysis: Analysis) -> tuple[torch.device, torch.dtype]:
-    """The device and working type to differentiate a loaded model on and in.
+def device_and_dtype(analysis: AnalysisTransform) -> tuple[torch.device, torch.dtype]:
+    """The device and working type for gradients of a loaded model.
 
-    Those that it runs on and in; the CPU in float32 where it does not run in torch.
+    They are those that it runs with, or the CPU and float32 where it does not run in torch.
     """
     if isinstance(analysis, TorchTransforms):
         return analysis.device, analysis.dtype
@@ -153,12 +155,12 @@ def place_of(analysis: Analysis) -> tuple[torch.device, torch.dtype]:
 
 
 def best_batch(device: torch.device) -> int:
-    """Requests to work on together: see engine/line.py.
+    """Requests to work on in one call: see engine/admission_queue.py.
 
-    On a CPU one. Measured with the shipped model, milliseconds of one core to compress a picture
-    alone, in batches of two and of four: 177, 174, 182 at 768x512; 38, 34, 32 at 256x256. A service
-    of thumbnails may gain by setting more. On a GPU the entropy networks of one picture leave most
-    of it idle; eight is a guess that was not measured.
+    It is one on a CPU. Measured with the shipped model, a picture takes these milliseconds of one
+    core alone, in batches of two and of four: 177, 174, 182 at 768x512; 38, 34, 32 at 256x256. A
+    service of thumbnails may gain by setting more. On a GPU the entropy networks of one picture
+    leave most of it idle; eight is a guess that was not measured.
     """
     return 8 if device.type == "cuda" else 1
 

@@ -30,16 +30,17 @@ from torch import Tensor, nn
 from service.codec import alpha, container
 from service.codec.container import PSNR
 from service.codec.tiles import padded_pixels
-from service.engine.line import Group
-from service.engine.requests import check_pixels, stream_shape
+from service.engine.requests import check_pixels
+from service.engine.target import Target
 from service.engine.types import (
     AdapterInfo,
     Compressed,
     Decompressed,
+    Load,
     ModelInfo,
     RateInfo,
+    StreamPreview,
     StreamShape,
-    Target,
     Timings,
 )
 from service.errors import (
@@ -54,7 +55,7 @@ from service.errors import (
     UnknownModel,
 )
 from service.picture import U8, Picture, Region, squared_error
-from service.runtime.forks import check_process
+from service.runtime.fork_safety import check_process
 from service.zoo.adapters import digest, merged, prepare_coder, pretrained
 from service.zoo.signing import machine_key, pack, sign, unpack, verified
 
@@ -133,14 +134,17 @@ class ZooCodec:
         )
 
     @torch.inference_mode()
-    def compress(self, picture: Picture, rate: float, tune: str = PSNR) -> Compressed:
+    def compress(self, picture: Picture, rate: float | Target, tune: str = PSNR) -> Compressed:
         """Compress a picture; the stream is decoded and measured before it is returned.
 
         Raises:
-            RateUnavailable, BadParameter: there is no such rate or tune.
+            RateUnavailable: there is no such rate or tune.
+            BadParameter: a target was given; there is no search over these models' rates.
             TooManyPixels: the picture is over the limit.
             CheckFailed: the new stream does not decode.
         """
+        if isinstance(rate, Target):
+            raise BadParameter("a CompressAI model takes a rate, not a size or a PSNR")
         entry = self._at(rate, tune)
         check_pixels(self._max_pixels, picture.width, picture.height, CELL)
         start = perf_counter()
@@ -170,11 +174,6 @@ class ZooCodec:
         timings = Timings(net_s=net_s, check_s=perf_counter() - start)
         bpp = 8 * len(data) / (picture.width * picture.height)
         return Compressed(data, picture.width, picture.height, rate, bpp, psnr_db, timings)
-
-    def compress_to(self, picture: Picture, target: Target, tune: str = PSNR) -> Compressed:
-        """Raises BadParameter: there is no search over a CompressAI model's rates."""
-        del picture, target, tune
-        raise BadParameter("a CompressAI model takes a rate, not a size or a PSNR")
 
     @torch.inference_mode()
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
@@ -224,41 +223,32 @@ class ZooCodec:
         """Decompress streams one after the other; errors take the place of their results."""
         return [_outcome(self.decompress, data) for data in streams]
 
-    def picture_group(
-        self, size: tuple[int, int] | None, rate: float, tune: str = PSNR
-    ) -> Group | None:
-        """None, because the network of every rate is ready and order does not matter."""
-        del size, rate, tune
-        return None
-
-    def stream_group(self, data: bytes, whole: bool) -> Group | None:
-        """None, because the network of every rate is ready and order does not matter."""
-        del data, whole
-        return None
-
-    def stream_shape(self, data: bytes) -> StreamShape:
-        """Read the shape of a stream's picture. Raises BadStream, UnsupportedStream."""
-        return stream_shape(data)
-
-    def picture_work(self, width: int, height: int) -> int:
-        """Return the pixels of a picture with its sides rounded up to whole cells.
+    def picture_load(
+        self, size: tuple[int, int] | None, rate: float | Target, tune: str = PSNR
+    ) -> Load:
+        """Pixels of a picture with its sides rounded up to whole cells, worked on alone.
 
         Raises:
             TooManyPixels: the picture is over the limit.
         """
-        check_pixels(self._max_pixels, width, height, CELL)
-        return padded_pixels(width, height, CELL)
+        del rate, tune  # every rate is ready: the order of requests does not matter
+        if size is None:
+            return Load()
+        check_pixels(self._max_pixels, *size, CELL)
+        return Load(padded_pixels(*size, CELL))
 
-    def stream_work(self, data: bytes, region: Region | None = None) -> int:
-        """Return the pixels of a stream's picture; a region takes as long as the whole picture.
+    def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
+        """What a stream's header tells; decompressing a region takes as long as the whole.
 
         Raises:
-            BadStream: the stream has no valid header.
-            TooManyPixels: the picture is over the limit.
+            BadStream, UnsupportedStream: it cannot be read. TooManyPixels: over the limit.
         """
         del region
-        header = container.read_header(data)
-        return self.picture_work(header.width, header.height)
+        info = container.describe(
+            data, lambda header: check_pixels(self._max_pixels, header.width, header.height, CELL)
+        )
+        shape = StreamShape(info.width, info.height, info.has_alpha)
+        return StreamPreview(shape, Load(padded_pixels(info.width, info.height, CELL)))
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """Return the adapters that the codec was opened with."""

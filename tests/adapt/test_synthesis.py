@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.func import functional_call
 
-from service.adapt.decoder import DecoderUpdate
+from service.adapt.decoder_update import DecoderUpdate
 from service.adapt.synthesis import UpdatedLinear, updatable
 from service.nets.twin import float_twin
 from service.store.model import StoredModel

@@ -12,15 +12,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.engine.line import Group
+from service.engine.admission_queue import RequestGroup
+from service.engine.target import Target
+from service.engine.target_search import USUAL_ENCODES
 from service.engine.types import (
+    LEAST_WORK,
     AdapterInfo,
     Compressed,
     Decompressed,
+    Load,
     ModelInfo,
     RateInfo,
+    StreamPreview,
     StreamShape,
-    Target,
     Timings,
 )
 from service.errors import (
@@ -84,7 +88,11 @@ class FakeCodec:
         )
         return (ModelInfo("fake", "ab" * 32, 10, 40, rates, {"steps": 3}),)
 
-    def compress(self, picture: Picture, rate: float, tune: str = "psnr") -> Compressed:
+    def compress(
+        self, picture: Picture, rate: float | Target, tune: str = "psnr"
+    ) -> Compressed:
+        if isinstance(rate, Target):
+            return self._compress_to(picture, rate, tune)
         self._work()
         self.tunes.append(tune)
         if rate not in (2.0, 4.0):
@@ -96,7 +104,7 @@ class FakeCodec:
             data, picture.width, picture.height, rate, bpp, float("inf"), TIMINGS, tune=tune
         )
 
-    def compress_to(self, picture: Picture, target: Target, tune: str = "psnr") -> Compressed:
+    def _compress_to(self, picture: Picture, target: Target, tune: str) -> Compressed:
         made = self.compress(picture, 2.0, tune)
         if target.max_bytes is not None and len(made.data) > target.max_bytes:
             found = len(made.data)
@@ -141,29 +149,28 @@ class FakeCodec:
         self.batches.append(len(streams))
         return [_outcome(lambda data=data: self.decompress(data)) for data in streams]  # type: ignore[misc]
 
-    def picture_group(
-        self, size: tuple[int, int] | None, rate: float, tune: str = "psnr"
-    ) -> Group | None:
-        return Group((rate, tune), size and ("compress", size))
+    def picture_load(
+        self, size: tuple[int, int] | None, rate: float | Target, tune: str = "psnr"
+    ) -> Load:
+        pixels = LEAST_WORK if size is None else size[0] * size[1]
+        if isinstance(rate, Target):
+            return Load(USUAL_ENCODES * pixels)
+        return Load(pixels, RequestGroup((rate, tune), size and ("compress", size)))
 
-    def stream_group(self, data: bytes, whole: bool) -> Group | None:
-        return Group(data[4:5], ("decompress", data[5:13]) if whole else None)
+    def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
+        shape = self._shape(data)
+        if shape.width * shape.height > self.max_pixels:
+            raise TooManyPixels(f"{shape.width}x{shape.height}, at most {self.max_pixels} pixels")
+        group = RequestGroup(data[4:5], ("decompress", data[5:13]) if region is None else None)
+        pixels = region.width * region.height if region else len(data)
+        return StreamPreview(shape, Load(pixels, group))
 
-    def stream_shape(self, data: bytes) -> StreamShape:
+    def _shape(self, data: bytes) -> StreamShape:
         if data[:4] in (b"newr", b"othr"):  # what decoding them raises is of interest
             return StreamShape(1, 1, False)
         if len(data) < 13 or data[:4] != MAGIC:
             raise BadStream("the first four bytes are not those of a stream")
         return StreamShape(*struct.unpack("<II", data[5:13]), self.alpha is not None)
-
-    def picture_work(self, width: int, height: int) -> int:
-        return width * height
-
-    def stream_work(self, data: bytes, region: Region | None = None) -> int:
-        shape = self.stream_shape(data)
-        if shape.width * shape.height > self.max_pixels:
-            raise TooManyPixels(f"{shape.width}x{shape.height}, at most {self.max_pixels} pixels")
-        return region.width * region.height if region else len(data)
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         return tuple(self.loaded.values())

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from service.codec.lowrank import pack
 from service.engine.engine import Engine
-from service.engine.shelf import MAX_ADAPTER_BYTES
+from service.engine.registry import MAX_ADAPTER_BYTES
 from service.runtime.loading import load_models
 from service.settings import Settings
 from service.store.model import StoredModel, layer_shapes

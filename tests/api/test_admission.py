@@ -15,9 +15,9 @@ import pytest
 from starlette.responses import StreamingResponse
 from starlette.types import Message
 
-from service.engine.admission import LONGEST_RETRY_S, Admission, Batching, Done, Phase
-from service.engine.lane import NICENESS, PATIENCE
-from service.engine.line import Group
+from service.engine.admission import LONGEST_RETRY_S, Admission, Batching, Phase, WorkResult
+from service.engine.admission_queue import RequestGroup
+from service.engine.worker_pool import NICENESS, PATIENCE
 from service.errors import Saturated, SelfTestFailed
 from service.http.holds import Spool
 from service.http.metrics import Metrics
@@ -50,7 +50,7 @@ async def opened(
         admission.close()
 
 
-def submit(admission: Admission, work: Callable[[], object]) -> asyncio.Task[Done[object]]:
+def submit(admission: Admission, work: Callable[[], object]) -> asyncio.Task[WorkResult[object]]:
     return asyncio.ensure_future(admission.run(work))
 
 
@@ -179,7 +179,7 @@ def test_an_error_of_the_work_reaches_its_caller_and_no_other() -> None:
             tasks = [submit(admission, w) for w in (lambda: 1, lambda: 1 // 0, lambda: 3)]
             results = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(results[1], ZeroDivisionError)
-        assert [r.value for r in (results[0], results[2]) if isinstance(r, Done)] == [1, 3]
+        assert [r.value for r in (results[0], results[2]) if isinstance(r, WorkResult)] == [1, 3]
 
     asyncio.run(law())
 
@@ -366,10 +366,16 @@ def test_what_is_launched_together_gets_each_its_own_outcome() -> None:
         await admission.open_after(lambda: None)
         first = submit(admission, gate.work(0))
         await until(lambda: gate.begun == [0])
-        group = Group(4, "small")
+        group = RequestGroup(4, "small")
         tasks = [
             asyncio.ensure_future(admission.run(gate.work(n), g))
-            for n, g in ((1, group), (2, Group(6, "small")), (3, group), (4, group), (5, group))
+            for n, g in (
+                (1, group),
+                (2, RequestGroup(6, "small")),
+                (3, group),
+                (4, group),
+                (5, group),
+            )
         ]
         await asyncio.sleep(0)
         tasks[2].cancel()  # number 3 leaves
@@ -378,7 +384,7 @@ def test_what_is_launched_together_gets_each_its_own_outcome() -> None:
         await first
         done = await asyncio.gather(*tasks, return_exceptions=True)
         assert sizes == [3], "1, 4 and 5; 2 is of another rate"
-        assert [d.value for d in done if isinstance(d, Done)] == [1, 2, 5]
+        assert [d.value for d in done if isinstance(d, WorkResult)] == [1, 2, 5]
         assert isinstance(done[3], ValueError) and 3 not in gate.begun
         admission.close()
 
@@ -391,9 +397,9 @@ def test_a_request_that_nobody_joins_runs_when_its_window_ends() -> None:
         admission = Admission(workers=1, max_waiting=8, max_waiting_bytes=100, batching=batching)
         admission.start()
         await admission.open_after(lambda: None)
-        done = await admission.run(lambda: 7, Group(4, "small"))
+        done = await admission.run(lambda: 7, RequestGroup(4, "small"))
         assert done.value == 7 and 0.045 <= done.queue_s < 1
-        left = asyncio.ensure_future(admission.run(lambda: 1 // 0, Group(4, "small")))
+        left = asyncio.ensure_future(admission.run(lambda: 1 // 0, RequestGroup(4, "small")))
         await asyncio.sleep(0)
         left.cancel()
         await asyncio.gather(left, return_exceptions=True)
@@ -412,7 +418,7 @@ def test_a_batch_that_fails_as_a_whole_fails_each_and_frees_the_worker() -> None
         admission = Admission(workers=1, max_waiting=8, max_waiting_bytes=100, batching=batching)
         admission.start()
         await admission.open_after(lambda: None)
-        group = Group(4, "small")
+        group = RequestGroup(4, "small")
         tasks = [asyncio.ensure_future(admission.run(lambda: 1, group)) for _ in range(2)]
         failed = await asyncio.gather(*tasks, return_exceptions=True)
         assert [str(f) for f in failed] == ["2 works"] * 2
@@ -470,7 +476,7 @@ def test_a_batch_goes_on_while_anyone_waits_for_it() -> None:
         )
         admission.start()
         await admission.open_after(lambda: None)
-        group = Group(1, 1)
+        group = RequestGroup(1, 1)
         first, second = (
             asyncio.ensure_future(admission.run(lambda n=n: n, group))
             for n in range(2)  # type: ignore[misc]

@@ -16,8 +16,9 @@ from PIL import Image
 from structlog.testing import capture_logs
 
 from service.api.work import PIXELS_PER_SECOND
-from service.engine.target import USUAL_ENCODES
-from service.engine.types import LEAST_WORK
+from service.engine.target import Target
+from service.engine.target_search import USUAL_ENCODES
+from service.engine.types import LEAST_WORK, Load, StreamPreview
 from service.errors import CheckFailed, StoreError, TooManyPixels
 from service.images.cost import effort_for
 from service.images.read import MEDIA_TYPES, Format
@@ -367,10 +368,12 @@ def test_a_picture_over_the_pixel_limit_is_refused_before_the_codec_sees_it() ->
 
 def test_a_picture_that_is_too_much_work_is_refused_before_it_waits() -> None:
     class Strict(FakeCodec):
-        def picture_work(self, width: int, height: int) -> int:
-            raise TooManyPixels(f"the picture is {width}x{height}, with sides rounded up to 16")
+        def picture_load(
+            self, size: tuple[int, int] | None, rate: float | Target, tune: str = "psnr"
+        ) -> Load:
+            raise TooManyPixels(f"{size} for {rate}, {tune}, with sides rounded up to 16")
 
-        def stream_work(self, data: bytes, region: Region | None = None) -> int:
+        def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
             raise TooManyPixels(f"{len(data)} bytes, {region}, with sides rounded up to 16")
 
     async def law() -> None:

@@ -32,6 +32,7 @@ from service.files import IMAGE_SUFFIXES
 from service.images import exif
 from service.images.read import read_image
 from service.picture import Picture, Region
+from service.settings import Settings
 
 RGB = photo()
 PNG = file_of(Image.fromarray(RGB), "PNG")
@@ -43,9 +44,10 @@ class OpenedCodec(FakeCodec):
 
     def __init__(self) -> None:
         super().__init__(max_pixels=1 << 20)
-        self.opened: list[dict[str, Any]] = []
+        self.opened: list[Settings] = []
 
-    def open(self, **settings: Any) -> OpenedCodec:
+    def open(self, settings: Settings, *, warm: bool = False) -> OpenedCodec:
+        del warm
         self.opened.append(settings)
         return self
 
@@ -457,12 +459,10 @@ def test_options_then_environment_then_defaults(
     rankpress("compress", "a.png", "a.rkp")
     rankpress("compress", "a.png", "b.rkp", "--device", "cuda", "--no-check", "--store", "s",
               "--model", "m")  # fmt: skip
-    assert codec.opened[0] == {
-        "store": None, "model": None, "device": "cpu", "check": True, "max_pixels": 1000,
-        "threads": 0, "decode_only": False, "cache_bytes": 2**30, "adapters": None,
-    }  # fmt: skip
-    assert codec.opened[1]["device"] == "cuda" and not codec.opened[1]["check"]
-    assert (codec.opened[1]["store"], codec.opened[1]["model"]) == (Path("s"), "m")
+    first, second = codec.opened
+    assert first == Settings(device="cpu", max_pixels=1000) and first.check
+    assert second.device == "cuda" and not second.check
+    assert (second.store, second.model) == (Path("s"), "m")
     monkeypatch.setenv("RANKPRESS_MAX_PIXELS", "800")
     small = rankpress("compress", "a.png", "c.rkp")
     assert small.exit_code == 1 and "37x24 = 888 pixels, the limit is 800" in small.stderr
@@ -579,7 +579,7 @@ def test_serving_decode_only_opens_the_light_decoder_and_needs_no_torch(
     result = rankpress("serve", "--decode-only", "--objects", "somewhere")
     assert result.exit_code == 0, result.stderr
     assert served[0].decode_only and served[0].objects_url == "somewhere"
-    assert codec.opened[-1]["decode_only"]
+    assert codec.opened[-1].decode_only
 
 
 def test_a_bug_is_one_line_or_a_traceback(codec: OpenedCodec, here: Path) -> None:
@@ -648,7 +648,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the backgro
 class Slow:
     def compress(self, picture, rate, tune):
         time.sleep(60)
-def open_engine(**_):
+def open_engine(*_, **__):
     print("begun", flush=True)
     return Slow()
 service.engine.opening.open_engine = open_engine

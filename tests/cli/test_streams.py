@@ -25,7 +25,7 @@ from service.engine.types import Compressed, Timings
 class Quick:
     def compress(self, picture, rate, tune):
         return Compressed(b"made", picture.width, picture.height, rate, 1.0, None, Timings())
-service.engine.opening.open_engine = lambda **_: Quick()
+service.engine.opening.open_engine = lambda *_, **__: Quick()
 main()
 """
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(main.__file__).parents[2])}

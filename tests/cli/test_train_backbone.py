@@ -18,6 +18,7 @@ from service.engine.opening import open_engine
 from service.export.agreement import CodecAgreement
 from service.images.read import write_image
 from service.picture import Picture
+from service.settings import Settings
 from service.store.write import write_model
 
 
@@ -58,12 +59,12 @@ def test_from_pictures_to_checkpoint_to_a_model_that_compresses(
     made = rankpress("train", "export", str(tmp_path / "run"), str(store / "new"), *where)
     assert made.exit_code == 0, made.output
     assert "rate 2: " in made.output, "rates that were trained with it are published too"
-    assert open_engine(store=store).models()[0].name == "new", "first by name"
-    rates = open_engine(store=store, model="new").models()[0].rates
+    assert open_engine(Settings(store=store)).models()[0].name == "new", "first by name"
+    rates = open_engine(Settings(store=store, model="new")).models()[0].rates
     assert {r.rate for r in rates} == {2, 4}
     assert rankpress("train", "default", str(store / "small")).exit_code == 0
-    assert open_engine(store=store).models()[0].name == "small"
-    training = dict(open_engine(store=store, model="new").models()[0].training)
+    assert open_engine(Settings(store=store)).models()[0].name == "small"
+    training = dict(open_engine(Settings(store=store, model="new")).models()[0].training)
     assert training["steps"] == about["step"] and training["started_from"] == "small"
     again = rankpress("train", "export", str(tmp_path / "run"), str(store / "new"), *where)
     assert again.exit_code == 2 and "export under another name" in again.output

@@ -11,9 +11,9 @@ import torch
 from small_model import photo_like
 
 from service.adapt.objective import Objective
-from service.adapt.plan import Plan
+from service.adapt.plan import AdaptationPlan
 from service.engine.engine import Engine
-from service.engine.types import Target
+from service.engine.target import Target
 from service.picture import U8, Picture
 from service.runtime.pipeline import LoadedModel
 
@@ -50,7 +50,7 @@ def psnr_db(decoded: U8, picture: Picture) -> float:
 
 
 def adapted(engine: Engine, picture: Picture) -> bytes:
-    adaptation = engine.adapt_by(picture, RATE, Plan(20, 6, rank=1))
+    adaptation = engine.adapt(picture, RATE, effort=AdaptationPlan(20, 6, rank=1))
     while not adaptation.done:
         adaptation.advance(60)
     return adaptation.best()
@@ -58,7 +58,7 @@ def adapted(engine: Engine, picture: Picture) -> bytes:
 
 WAYS: dict[str, Callable[[Engine, Picture], bytes]] = {
     "compress": lambda engine, picture: engine.compress(picture, RATE).data,
-    "compress_to": lambda engine, picture: engine.compress_to(picture, Target(bpp=20.0)).data,
+    "compress_to": lambda engine, picture: engine.compress(picture, Target(bpp=20.0)).data,
     "adapt": adapted,
 }
 
@@ -98,7 +98,7 @@ def test_a_picture_that_nothing_is_seen_of_has_no_error(engine: Engine) -> None:
 
 def test_adapting_tells_the_psnr_of_what_is_seen(engine: Engine) -> None:
     picture = cut_out("noise")
-    adaptation = engine.adapt_by(picture, RATE, Plan(20, 6, rank=1))
+    adaptation = engine.adapt(picture, RATE, effort=AdaptationPlan(20, 6, rank=1))
     while not adaptation.done:
         adaptation.advance(60)
     back = engine.decompress(adaptation.best()).picture.rgb

@@ -13,7 +13,8 @@ from small_model import photo_like
 
 from service.codec.latents import LatentCoder
 from service.engine.engine import Engine
-from service.engine.types import Compressed, Decompressed, Target
+from service.engine.target import Target
+from service.engine.types import Compressed, Decompressed
 from service.errors import (
     BadParameter,
     BadStream,
@@ -23,7 +24,7 @@ from service.errors import (
     TooManyPixels,
     UnknownModel,
 )
-from service.picture import Picture
+from service.picture import Picture, Region
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
 from service.store.model import StoredModel
@@ -211,28 +212,29 @@ def test_the_check_fails_only_the_stream_that_does_not_decode(
         assert isinstance(one, Compressed) and isinstance(other, Compressed)
         assert (one.data, one.psnr_db) == (other.data, other.psnr_db)
     with pytest.raises(CheckFailed):
-        Engine((base,)).compress_to(pictures[0], Target(psnr_db=1.0))
+        Engine((base,)).compress(pictures[0], Target(psnr_db=1.0))
 
 
 def test_groups_tell_what_may_share_a_batch(engine: Engine) -> None:
-    group = engine.picture_group((64, 40), 4)
+    group = engine.picture_load((64, 40), 4).group
     assert group is not None and group.batch is not None
-    assert group == engine.picture_group((60, 33), 4), "they pad to one size"
-    assert group != engine.picture_group((64, 49), 4)
-    other = engine.picture_group((64, 40), 4.5)
+    assert group == engine.picture_load((60, 33), 4).group, "they pad to one size"
+    assert group != engine.picture_load((64, 49), 4).group
+    other = engine.picture_load((64, 40), 4.5).group
     assert other is not None and group.weights != other.weights
-    huge = engine.picture_group((1025, 40), 4)
+    huge = engine.picture_load((1025, 40), 4).group
     assert huge is not None and huge.batch is None, "several tiles: memory for one at a time"
-    unknown = engine.picture_group(None, 4)
+    unknown = engine.picture_load(None, 4).group
     assert unknown is not None and unknown.batch is None
-    assert engine.picture_group((64, 40), 8) is None, "there is no such rate"
-    assert engine.picture_group((64, 40), 4, "ms-ssim") is None, "nor such a ladder"
+    assert engine.picture_load((64, 40), 8).group is None, "there is no such rate"
+    assert engine.picture_load((64, 40), 4, "ms-ssim").group is None, "nor such a ladder"
+    assert engine.picture_load((64, 40), Target(bpp=1.0)).group is None, "it takes several rates"
     data = engine.compress(Picture(photo_like(40, 64)), 4).data
-    stream, part = engine.stream_group(data, whole=True), engine.stream_group(data, whole=False)
+    stream = engine.preview_stream(data).load.group
+    part = engine.preview_stream(data, Region(0, 0, 8, 8)).load.group
     assert stream is not None and part is not None
     assert stream.weights == group.weights == part.weights, "one merge serves both ways"
     assert stream.batch != group.batch and part.batch is None
-    assert engine.stream_group(b"RKP", whole=True) is None
 
 
 def test_warm_merges_every_whole_rate_once_and_stops_where_the_cache_ends(

@@ -18,7 +18,12 @@ from service.nets.twin import float_twin
 from service.picture import U8, Picture
 from service.runtime.analysis_onnx import OnnxTransforms
 from service.runtime.onnx_graph import CELL
-from service.runtime.pipeline import Analysis, Synthesis, pixels_under, whole_cells
+from service.runtime.pipeline import (
+    AnalysisTransform,
+    SynthesisTransform,
+    pixels_under,
+    whole_cells,
+)
 from service.runtime.synthesis_numpy import NumpySynthesis
 from service.runtime.synthesis_onnx import OnnxSynthesis
 from service.runtime.synthesis_torch import TorchSynthesis, TorchTransforms
@@ -35,12 +40,12 @@ UNIT = 64
 
 GRIDS = [(1, 1), (1, 6), (5, 1), (2, 2), (5, 7)]
 
-SYNTHESES: dict[str, Callable[[StoredModel], Synthesis]] = {
+SYNTHESES: dict[str, Callable[[StoredModel], SynthesisTransform]] = {
     "numpy": NumpySynthesis,
     "torch": lambda model: TorchSynthesis(model, torch.device("cpu"), torch.float32),
     "onnx": OnnxSynthesis,
 }
-ANALYSES: dict[str, Callable[[StoredModel], Analysis]] = {
+ANALYSES: dict[str, Callable[[StoredModel], AnalysisTransform]] = {
     "torch": lambda model: TorchTransforms(model, torch.device("cpu"), torch.float32),
     "onnx": OnnxTransforms,
 }

@@ -18,9 +18,9 @@ from service.codec.container import read_stream, write_stream
 from service.codec.latents import CodedTiles
 from service.codec.tiles import PATCH, TILE_PIXELS, padded_pixels
 from service.engine.engine import Engine
-from service.engine.golden import GOLDEN_TOLERANCE
 from service.engine.opening import open_engine
-from service.engine.types import Target
+from service.engine.self_test import GOLDEN_TOLERANCE
+from service.engine.target import Target
 from service.errors import (
     BadParameter,
     CheckFailed,
@@ -35,6 +35,7 @@ from service.picture import U8, Picture, Region
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
 from service.runtime.synthesis_numpy import NumpySynthesis
+from service.settings import Settings
 from service.store.model import StoredModel, StoredRate
 from service.store.read import load_store
 from service.store.write import write_model
@@ -183,11 +184,11 @@ def test_a_thin_picture_counts_as_what_the_networks_run_over(
         small = Engine((model,), max_pixels=16 * 1008 - 1)
         for call in (
             lambda small=small: small.compress(thin, RATE),
-            lambda small=small: small.compress_to(thin, Target(bpp=1.0)),
+            lambda small=small: small.compress(thin, Target(bpp=1.0)),
             lambda small=small: small.decompress(data),
             lambda small=small: small.decompress(data, Region(0, 0, 1, 1)),
-            lambda small=small: small.picture_work(1, 1000),
-            lambda small=small: small.stream_work(data),
+            lambda small=small: small.picture_load((1, 1000), RATE),
+            lambda small=small: small.preview_stream(data),
         ):
             with pytest.raises(TooManyPixels, match="1x1000, with sides rounded up to 16: 16128"):
                 call()
@@ -201,13 +202,14 @@ def test_a_region_is_as_much_work_as_the_tiles_that_it_needs(
     header = replace(made.header, width=3000, height=1500)
     data = write_stream(replace(made, header=header, tiles=(b"\0\0\0\0",) * 6))
     one = (64 + loaded.stored.sizes.halo) ** 2 * PATCH**2 + TILE_PIXELS
-    assert engine.stream_work(data, Region(0, 0, 100, 100)) == one
-    whole = engine.stream_work(data)
-    assert 2 * whole == engine.picture_work(3000, 1500) > 8 * one, "compressing is checked"
-    assert Engine((loaded,), check=False).picture_work(3000, 1500) == whole
-    assert engine.stream_work(data, Region(0, 0, 3000, 1500)) == whole
+    assert engine.preview_stream(data, Region(0, 0, 100, 100)).load.pixels == one
+    whole, size = engine.preview_stream(data).load.pixels, (3000, 1500)
+    once = Engine((loaded,), check=False).picture_load(size, RATE).pixels
+    twice = engine.picture_load(size, RATE).pixels
+    assert once == whole and twice == 2 * whole > 8 * one, "compressing is checked"
+    assert engine.preview_stream(data, Region(0, 0, 3000, 1500)).load.pixels == whole
     with pytest.raises(BadParameter):
-        engine.stream_work(data, Region(0, 0, 3001, 1))
+        engine.preview_stream(data, Region(0, 0, 3001, 1))
 
 
 def test_a_side_that_the_format_cannot_hold_is_refused(engine: Engine) -> None:
@@ -322,26 +324,26 @@ def store(tmp_path_factory: pytest.TempPathFactory, small: object) -> Path:
 
 
 def test_an_opened_store_compresses_as_its_model_does(
-    store: Path, engine: Engine, photo: Picture
+    store: Path, engine: Engine, photo: Picture, small_model: StoredModel
 ) -> None:
-    opened = open_engine(store=store, device="cpu")
+    opened = open_engine(Settings(store=store, device="cpu"))
     opened.self_test()
     data = opened.compress(photo, RATE).data
     assert engine.decompress(data).picture.rgb.shape == photo.rgb.shape
     with pytest.raises(BadParameter, match="nonsense"):
-        open_engine(store=store, device="nonsense")
+        load_models((small_model,), "nonsense", None)
 
 
 def test_an_opened_store_without_torch_decodes(
     store: Path, engine: Engine, photo: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    opened = open_engine(store=store)
+    opened = open_engine(Settings(store=store))
     opened.self_test()
     data = engine.compress(photo, RATE).data
     assert opened.decompress(data).picture.rgb.shape == photo.rgb.shape
     with pytest.raises(MissingExtra, match="cuda"):
-        open_engine(store=store, device="cuda")
+        open_engine(Settings(store=store, device="cuda"))
 
 
 @pytest.mark.parametrize("name", ["g_s.0.weight", "g_s.1.dw.bias", "g_s.4.l.weight"])

@@ -17,7 +17,7 @@ from service.codec.tiles import Box
 from service.engine.engine import Engine
 from service.errors import BadStream, RateUnavailable, UnknownModel
 from service.picture import Picture
-from service.runtime.light import load_light
+from service.runtime.decode_only import load_decode_only
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel, decode_latents
 from service.store.model import StoredModel
@@ -43,7 +43,7 @@ def engine(base: LoadedModel) -> Engine:
 
 @pytest.fixture(scope="module")
 def numpy_base(ladder: StoredModel) -> LoadedModel:
-    return load_light((ladder,))[0]
+    return load_decode_only((ladder,))[0]
 
 
 def y_hat(base: LoadedModel, data: bytes) -> np.ndarray:

@@ -12,8 +12,8 @@ from hostile import check_any_bytes
 from small_ladder import with_rates
 from small_model import decode_only, photo_like
 
-from service.adapt.plan import Plan, plan_of
-from service.adapt.run import Job, PictureAdaptation
+from service.adapt.adaptation import AdaptationTask, PictureAdaptation
+from service.adapt.plan import AdaptationPlan, plan_of
 from service.codec import container
 from service.codec.coder import Tables
 from service.codec.lowrank import PARTS, Share, merge_transforms
@@ -21,7 +21,7 @@ from service.codec.model_stream import read_update
 from service.engine.engine import Engine
 from service.errors import BadParameter, BadStream, UnknownModel, UnknownUpdate, UnsupportedStream
 from service.picture import Picture, Region
-from service.runtime.light import load_light
+from service.runtime.decode_only import load_decode_only
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
 from service.store.model import StoredModel, StoredUpdate, layer_shapes
@@ -39,7 +39,9 @@ def drawing(height: int = 80, width: int = 96) -> Picture:
 
 def fitted(model: LoadedModel, picture: Picture) -> bytes:
     """The update that adapting to a picture sends: a ready one holds the same."""
-    adaptation = PictureAdaptation(model, Job(picture, 64, LMBDA, Plan(120, 1, rank=1)))
+    adaptation = PictureAdaptation(
+        model, AdaptationTask(picture, 64, LMBDA, AdaptationPlan(120, 1, rank=1))
+    )
     adaptation.advance(math.inf)
     update = container.read_stream(adaptation.best()).update
     assert update is not None
@@ -68,7 +70,7 @@ def codec(ready: LoadedModel) -> Engine:
 
 
 def quick(model: LoadedModel, picture: Picture, lmbda: float = LMBDA) -> PictureAdaptation:
-    adaptation = PictureAdaptation(model, Job(picture, 64, lmbda, plan_of(0)))
+    adaptation = PictureAdaptation(model, AdaptationTask(picture, 64, lmbda, plan_of(0)))
     assert adaptation.done
     return adaptation
 
@@ -126,7 +128,7 @@ def test_decoders_without_torch_agree_at_every_rate(
     data = codec.adapt(drawing(), rate, effort=0).best()
     assert container.describe(data).ready is not None
     expected = codec.decompress(data).picture.rgb.astype(int)
-    light = Engine(load_light((stored,), 1))
+    light = Engine(load_decode_only((stored,), 1))
     assert np.abs(light.decompress(data).picture.rgb - expected).max() <= 1
     part = light.decompress(data, Region(30, 20, 40, 50)).picture.rgb
     assert np.abs(part - expected[20:70, 30:70]).max() <= 1
@@ -179,17 +181,19 @@ def test_any_name_gives_a_picture_or_a_bad_stream(codec: Engine, ready: LoadedMo
 
 def test_a_finished_adaptation_comes_back_from_its_checkpoint(ready: LoadedModel) -> None:
     first = quick(ready, drawing())
-    job = Job(drawing(), 64, LMBDA, plan_of(0))
+    job = AdaptationTask(drawing(), 64, LMBDA, plan_of(0))
     second = PictureAdaptation(ready, job, first.checkpoint())
     assert second.done and second.best() == first.best() and second.progress == first.progress
 
 
-LITTLE = Plan(5, 60, rank=1, latent_lr=2e-2)
+LITTLE = AdaptationPlan(5, 60, rank=1, latent_lr=2e-2)
 """Too few steps for an update of the picture's own."""
 
 
-def steps_of(model: LoadedModel, plan: Plan, count: float = math.inf) -> PictureAdaptation:
-    adaptation = PictureAdaptation(model, Job(drawing(), 64, LMBDA, plan))
+def steps_of(
+    model: LoadedModel, plan: AdaptationPlan, count: float = math.inf
+) -> PictureAdaptation:
+    adaptation = PictureAdaptation(model, AdaptationTask(drawing(), 64, LMBDA, plan))
     while not adaptation.done and count > 0:
         adaptation.advance(0)
         count -= 1
@@ -217,9 +221,9 @@ def both(stored: StoredModel) -> tuple[StoredModel, bytes]:
     other = replace(stored, updates=stored.updates[:1])
     (model,) = load_models((other,), "cpu", torch.float32)
     assert container.read_stream(quick(model, drawing()).best()).ready is not None
-    done = steps_of(model, Plan(120, 5, rank=1))
+    done = steps_of(model, AdaptationPlan(120, 5, rank=1))
     told, picture = done.progress, drawing()
-    alone = steps_of(model, Plan(0, 5, rank=1)).progress, quick(model, picture).progress
+    alone = steps_of(model, AdaptationPlan(0, 5, rank=1)).progress, quick(model, picture).progress
     assert told.psnr_db > max(one.psnr_db for one in alone) + 0.3
     decoded = Engine((model,)).decompress(done.best()).picture.rgb
     assert psnr(decoded, picture.rgb) == pytest.approx(told.psnr_db)
@@ -227,7 +231,7 @@ def both(stored: StoredModel) -> tuple[StoredModel, bytes]:
 
 
 def test_an_update_of_the_picture_s_own_is_added_to_a_ready_one(
-    both: tuple[StoredModel, bytes]
+    both: tuple[StoredModel, bytes],
 ) -> None:
     """Every decoder adds them, in units of the weights without either."""
     stored, data = both
@@ -243,20 +247,20 @@ def test_an_update_of_the_picture_s_own_is_added_to_a_ready_one(
     added = replace(stored, transforms={**stored.transforms, **sums})
     bare = container.write_stream(replace(stream, update=None, ready=None))
     expected = Engine(load_models((added,), "cpu", torch.float32)).decompress(bare)
-    decoders = load_models((stored,), "cpu", torch.float32), load_light((stored,), 1)
+    decoders = load_models((stored,), "cpu", torch.float32), load_decode_only((stored,), 1)
     for decoder in (*decoders, (decode_only(stored),)):
         rgb = Engine(decoder).decompress(data).picture.rgb
         assert np.abs(rgb.astype(int) - expected.picture.rgb).max() <= 1
 
 
-def test_a_run_with_both_updates_goes_on_from_a_checkpoint(
-    both: tuple[StoredModel, bytes]
-) -> None:
+def test_a_run_with_both_updates_goes_on_from_a_checkpoint(both: tuple[StoredModel, bytes]) -> None:
     (model,) = load_models((both[0],), "cpu", torch.float32)
-    plan = Plan(120, 5, rank=1)
+    plan = AdaptationPlan(120, 5, rank=1)
     for steps in (60, 122):
         cut = steps_of(model, plan, steps)
-        again = PictureAdaptation(model, Job(drawing(), 64, LMBDA, plan), cut.checkpoint())
+        again = PictureAdaptation(
+            model, AdaptationTask(drawing(), 64, LMBDA, plan), cut.checkpoint()
+        )
         again.advance(math.inf)
         assert again.best() == both[1]
 
@@ -271,7 +275,7 @@ def test_a_run_with_a_ready_update_goes_on_from_a_checkpoint(
     ready: LoadedModel, steps: int
 ) -> None:
     whole, cut = steps_of(ready, LITTLE), steps_of(ready, LITTLE, steps)
-    job = Job(drawing(), 64, LMBDA, LITTLE)
+    job = AdaptationTask(drawing(), 64, LMBDA, LITTLE)
     again = PictureAdaptation(ready, job, cut.checkpoint())
     assert again.progress == cut.progress and again.best() == cut.best()
     again.advance(math.inf)
@@ -285,7 +289,7 @@ def test_a_checkpoint_of_an_update_that_is_gone_is_refused(
     gone = replace(ready, stored=replace(ready.stored, updates=()))
     assert gone.stored.identity == loaded.stored.identity
     with pytest.raises(BadParameter, match="ready update"):
-        PictureAdaptation(gone, Job(drawing(), 64, LMBDA, LITTLE), cut.checkpoint())
+        PictureAdaptation(gone, AdaptationTask(drawing(), 64, LMBDA, LITTLE), cut.checkpoint())
 
 
 def test_pictures_of_several_tiles_and_alpha(ready: LoadedModel, codec: Engine) -> None:

@@ -22,7 +22,7 @@ from service.codec.container import (
 )
 from service.codec.lowrank import Share, merge_entropy, merge_transforms
 from service.engine.engine import Engine
-from service.engine.types import Target
+from service.engine.target import Target
 from service.errors import BadParameter, RateUnavailable, UnknownModel
 from service.picture import Picture
 from service.runtime.loading import load_models
@@ -111,7 +111,7 @@ def test_what_a_tune_does_not_offer_is_refused(small_model: StoredModel, engine:
     assert error.value.available == (4, 5, 6)
     plain = Engine(load_models((small_model,), "cpu", torch.float32))
     for ask in (lambda: plain.compress(PHOTO, 4, MS_SSIM),
-                lambda: plain.compress_to(PHOTO, Target(bpp=1.0), MS_SSIM)):  # fmt: skip
+                lambda: plain.compress(PHOTO, Target(bpp=1.0), MS_SSIM)):  # fmt: skip
         with pytest.raises(BadParameter, match="has no tune 'ms-ssim', it has psnr"):
             ask()
 
@@ -120,7 +120,7 @@ def test_a_target_is_searched_within_its_tune(engine: Engine, both: StoredModel)
     for tune in TUNES:
         every = {r: engine.compress(PHOTO, r / 16, tune) for r in range(64, 97)}
         limit = len(every[75].data) + 1
-        best = engine.compress_to(PHOTO, Target(max_bytes=limit), tune)
+        best = engine.compress(PHOTO, Target(max_bytes=limit), tune)
         assert best.tune == tune
         assert best.data in {one.data for one in every.values()}
         assert len(best.data) <= limit

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from service.codec.alpha import fill_hidden
-from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Target, Timings
+from service.engine.target import Target
+from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Timings
 from service.errors import RateUnavailable
 from service.picture import Picture, Region
 
@@ -24,7 +25,11 @@ class CutBits:
         rates = tuple(RateInfo(float(r), "psnr", 0.01, None, None, None) for r in (4, 6))
         return (ModelInfo("cut", "00" * 32, 1, 1, rates, {}),)
 
-    def compress(self, picture: Picture, rate: float, tune: str = "psnr") -> Compressed:
+    def compress(self, picture: Picture, rate: float | Target, tune: str = "psnr") -> Compressed:
+        if isinstance(rate, Target):
+            assert rate.max_bytes is not None
+            self.limits.append(rate.max_bytes)
+            return self.compress(picture, 4, tune)
         if rate not in (4, 6):
             raise RateUnavailable(f"rate {rate:g}", (4.0, 6.0))
         self.calls.append(rate)
@@ -36,11 +41,6 @@ class CutBits:
         data = out.getvalue() * (2 if tune == "ms-ssim" else 1)
         size = picture.width, picture.height
         return Compressed(data, *size, rate, 0.0, None, Timings(check_s=0.001), tune=tune)
-
-    def compress_to(self, picture: Picture, target: Target, tune: str = "psnr") -> Compressed:
-        assert target.max_bytes is not None
-        self.limits.append(target.max_bytes)
-        return self.compress(picture, 4, tune)
 
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
         del region

@@ -33,6 +33,7 @@ from small_model import photo_like  # noqa: E402
 from service.engine.opening import open_engine  # noqa: E402
 from service.errors import RankpressError  # noqa: E402
 from service.picture import Picture  # noqa: E402
+from service.settings import Settings  # noqa: E402
 
 MAX_PIXELS = 2**18
 
@@ -68,7 +69,7 @@ class Outcomes:
 
 def streams() -> list[bytes]:
     """Streams of the model that ships: colour, grey, alpha, several rates and tiles."""
-    engine = open_engine(check=False)
+    engine = open_engine(Settings(check=False))
     rgb = photo_like(48, 80)
     pictures = [
         Picture(rgb),
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="file that the page is written to")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    decoder = open_engine(decode_only=True, max_pixels=MAX_PIXELS)
+    decoder = open_engine(Settings(decode_only=True, max_pixels=MAX_PIXELS))
     blocks = [exif_of(1), exif_of(6, ">"), camera_exif(), *DAMAGED.values()]
     lines = [
         "# Damaged streams, files and metadata",

@@ -19,8 +19,8 @@ from conftest import Small
 from image_files import chunk, profile
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from service.adapt.plan import Plan
-from service.adapt.run import Job, PictureAdaptation
+from service.adapt.adaptation import AdaptationTask, PictureAdaptation
+from service.adapt.plan import AdaptationPlan
 from service.codec import container
 from service.engine.engine import Engine
 from service.images import colour
@@ -264,7 +264,9 @@ def test_a_stream_that_names_a_ready_update_opens(
     engine: Engine, loaded: LoadedModel, small: Small, photo: Picture, tmp_path: Path
 ) -> None:
     """One that its store holds; one that no store holds is named."""
-    adaptation = PictureAdaptation(loaded, Job(photo, 64, 0.05, Plan(120, 1, rank=1)))
+    adaptation = PictureAdaptation(
+        loaded, AdaptationTask(photo, 64, 0.05, AdaptationPlan(120, 1, rank=1))
+    )
     adaptation.advance(math.inf)
     fitted = container.read_stream(adaptation.best()).update
     assert fitted is not None

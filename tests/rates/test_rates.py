@@ -39,7 +39,7 @@ from service.rates.rate_training import (
     batch_loss,
     train_rate,
 )
-from service.runtime.light import load_light
+from service.runtime.decode_only import load_decode_only
 from service.runtime.loading import load_models
 from service.store import write as publish_module
 from service.store.model import StoredModel, StoredRate
@@ -295,7 +295,7 @@ def test_a_retrained_rate_still_decodes_the_streams_of_the_one_before(
             data = engine.compress(picture, rate).data
             streams[seed, rate] = data, engine.decompress(data).picture.rgb
     assert len({data for data, _ in streams.values()}) == len(streams)
-    light = Engine(load_light(load_store(folder.parent)))
+    light = Engine(load_decode_only(load_store(folder.parent)))
     for data, rgb in streams.values():
         assert np.array_equal(engine.decompress(data).picture.rgb, rgb)
         assert np.abs(light.decompress(data).picture.rgb.astype(int) - rgb).max() <= 1

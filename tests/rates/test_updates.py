@@ -19,6 +19,7 @@ from service.codec.container import describe
 from service.engine.opening import open_engine
 from service.errors import BadParameter
 from service.rates.updates import UpdateProgress, UpdateRecipe, train_updates
+from service.settings import Settings
 from service.store.read import load_model
 from service.store.write import StoredUpdate, write_model
 
@@ -154,7 +155,7 @@ def test_from_the_command_line_to_a_stream_and_back(
     assert told["ready"] == update.reference.hex() and ["ready", 4] in told["sections"]
     assert f"ready update  {update.reference.hex()}" in rankpress("info", "a.rkp")
     rankpress("decompress", "a.rkp", "a.png", *store)
-    light = open_engine(store=model.parent, decode_only=True)
+    light = open_engine(Settings(store=model.parent, decode_only=True))
     rgb = light.decompress(Path("a.rkp").read_bytes()).picture.rgb
     with Image.open("a.png") as image:
         assert np.abs(np.asarray(image).astype(int) - rgb).max() <= 2

@@ -12,8 +12,8 @@ import torch
 from small_ladder import with_rates
 from small_model import photo_like
 
-from service.adapt.plan import Plan
-from service.adapt.run import Job, PictureAdaptation
+from service.adapt.adaptation import AdaptationTask, PictureAdaptation
+from service.adapt.plan import AdaptationPlan
 from service.codec.container import read_stream
 from service.codec.tiles import Box
 from service.engine.engine import Engine
@@ -124,7 +124,7 @@ def test_every_rate_is_served_and_its_streams_decode_anywhere(
 def test_it_adapts_to_a_picture(small_model: StoredModel) -> None:
     (model,) = load_models((small_model,), "cpu", None)
     picture = Picture(photo_like(40, 56, 2))
-    job = Job(picture, 64, 0.05, Plan(4, 4, rank=1, latent_lr=2e-2), seed=3)
+    job = AdaptationTask(picture, 64, 0.05, AdaptationPlan(4, 4, rank=1, latent_lr=2e-2), seed=3)
     adaptation = PictureAdaptation(model, job)
     adaptation.advance(math.inf)
     engine = Engine((model,))

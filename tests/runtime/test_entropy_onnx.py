@@ -15,8 +15,8 @@ from service.codec.fixed_point import ACTIVATION_MAX
 from service.errors import StoreError
 from service.runtime import entropy_graph as graph
 from service.runtime import entropy_onnx
+from service.runtime.decode_only import load_decode_only
 from service.runtime.entropy_onnx import OnnxEntropyModel
-from service.runtime.light import load_light
 from service.store.model import StoredModel
 from service.store.read import load_store
 
@@ -100,7 +100,7 @@ def test_threads_share_the_sessions(small_model: StoredModel) -> None:
 
 
 def test_the_light_decoder_runs_them_in_sessions(small_model: StoredModel) -> None:
-    (light,) = load_light((small_model,))
+    (light,) = load_decode_only((small_model,))
     assert isinstance(light.coder.entropy, OnnxEntropyModel)
 
 
@@ -108,7 +108,7 @@ def test_layers_beyond_the_bound_are_refused_as_ever(small_model: StoredModel) -
     tensors = dict(small_model.entropy)
     tensors["h_s.0.weight"] = np.full_like(tensors["h_s.0.weight"], 10_000, dtype=np.int32)
     with pytest.raises(StoreError, match="beyond the exact range"):
-        load_light((replace(small_model, entropy=tensors),))
+        load_decode_only((replace(small_model, entropy=tensors),))
 
 
 def test_the_graphs_are_valid_onnx_without_a_single_weight_in_them(

@@ -8,7 +8,7 @@ import pytest
 from small_model import photo_like
 
 from service.engine.engine import Engine
-from service.engine.types import Target
+from service.engine.target import Target
 from service.picture import Picture
 from service.runtime.interruption import WorkAbandoned, allow_interruption, interruptible
 from service.runtime.pipeline import LoadedModel
@@ -55,7 +55,7 @@ def test_work_can_be_stopped_at_each_tile_and_window(
     works: dict[str, tuple[Callable[[], object], int]] = {
         "compress": (lambda: alone.compress(PICTURE, 4), TILES),
         "check": (lambda: engine.compress(PICTURE, 4), 2 * TILES + painted),
-        "target": (lambda: engine.compress_to(PICTURE, Target(psnr_db=1)), 2 * TILES + painted),
+        "target": (lambda: engine.compress(PICTURE, Target(psnr_db=1)), 2 * TILES + painted),
         "decompress": (lambda: engine.decompress(stream), TILES + painted),
     }
     for name, (work, least) in works.items():

@@ -19,7 +19,7 @@ from service.engine.engine import Engine
 from service.errors import MissingExtra, StoreError
 from service.picture import Picture
 from service.runtime import onnx_graph
-from service.runtime.light import load_light
+from service.runtime.decode_only import load_decode_only
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
 from service.runtime.synthesis_numpy import NumpySynthesis
@@ -128,7 +128,7 @@ def test_streams_of_every_rate_decode_to_torchs_pixels(
 ) -> None:
     ladder = with_rates(small_model, (3, 5, 6))
     full = Engine(load_models((ladder,), "cpu", torch.float32))
-    light = Engine(load_light((ladder,)))
+    light = Engine(load_decode_only((ladder,)))
     pictures = []
     for rate in (3, 3.5, 4, 4.0625, 5, 5.75, 6):
         data = full.compress(photo, rate).data
@@ -187,4 +187,4 @@ def test_the_light_decoder_says_what_compressing_needs(
     small_model: StoredModel, photo: Picture
 ) -> None:
     with pytest.raises(MissingExtra, match=r"rankpress\[server\]"):
-        Engine(load_light((small_model,))).compress(photo, 4)
+        Engine(load_decode_only((small_model,))).compress(photo, 4)

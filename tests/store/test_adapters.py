@@ -17,7 +17,7 @@ from small_ladder import small_update, with_rates, with_update
 from small_model import decode_only, photo_like
 
 from service.codec.lowrank import pack
-from service.engine import shelf
+from service.engine import registry
 from service.engine.engine import Engine
 from service.errors import (
     BadAdapter,
@@ -204,7 +204,7 @@ def test_loading_garbage_changes_nothing(
             engine.add_adapter(data, small_model.sha256, 5)
         assert engine.adapters() == listed, name
     with pytest.raises(TooManyBytes):
-        engine.add_adapter(bytes(shelf.MAX_ADAPTER_BYTES + 1), small_model.sha256, 5)
+        engine.add_adapter(bytes(registry.MAX_ADAPTER_BYTES + 1), small_model.sha256, 5)
     for base_sha256, rate in (("00" * 32, 5), ("", 5), (small_model.sha256, 0),
                               (small_model.sha256, 9)):  # fmt: skip
         with pytest.raises(BadParameter):
@@ -227,7 +227,7 @@ def test_there_are_only_so_many(
     engine: Engine, small_model: StoredModel, monkeypatch: pytest.MonkeyPatch,
     file: Callable[..., bytes],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(shelf, "MAX_LOADED", 2)
+    monkeypatch.setattr(registry, "MAX_LOADED", 2)
     for seed in (1, 2):
         engine.add_adapter(file(5, seed), small_model.sha256, 5)
     with pytest.raises(BadParameter, match="2 adapters are loaded"):
@@ -275,16 +275,16 @@ def test_an_adapter_that_is_unloaded_in_the_middle_of_a_request_serves_it_to_its
     engine = Engine((base,), cache_bytes=0)
     info = engine.add_adapter(file(5), small_model.sha256, 5)
     expected = engine.compress(photo, 5).data
-    from service.engine import engine as module
+    from service.engine import coding as module
 
-    encode_all = module.encode_all
+    encode = module.encode
 
     def unloading(*args):  # type: ignore[no-untyped-def]
-        encoded = encode_all(*args)
+        encoded = encode(*args)
         engine.remove_adapter(info.sha256)
         return encoded
 
-    monkeypatch.setattr(module, "encode_all", unloading)
+    monkeypatch.setattr(module, "encode", unloading)
     assert engine.compress(photo, 5).data == expected, "the check ran with it as well"
     monkeypatch.undo()
     assert engine.compress(photo, 5).data != expected
@@ -345,9 +345,9 @@ def test_without_torch_adapters_decode_too(
     ladder: StoredModel, small_model: StoredModel, engine: Engine, photo: Picture,
     file: Callable[..., bytes],
 ) -> None:  # fmt: skip
-    from service.runtime.light import load_light
+    from service.runtime.decode_only import load_decode_only
 
-    plain = Engine(load_light((ladder,)))
+    plain = Engine(load_decode_only((ladder,)))
     engine.add_adapter(file(5), small_model.sha256, 5)
     data = engine.compress(photo, 5).data
     with pytest.raises(UnknownModel):

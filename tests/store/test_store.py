@@ -23,6 +23,7 @@ from service.codec.sizes import Sizes
 from service.engine.opening import open_engine
 from service.errors import BadParameter, StoreError, UnknownUpdate
 from service.picture import Picture
+from service.settings import Settings
 from service.store.model import SYNTHESIS, StoredUpdate, identity, layer_shapes
 from service.store.read import default_model, load_model, load_store
 from service.store.write import publish_updates, set_default, write_model
@@ -139,12 +140,12 @@ def test_the_first_model_compresses_and_every_model_decodes(
     write_model(tmp_path / "anew", other, base)
     picture = Picture(small.stored.golden.rgb)
     set_default(tmp_path / "old")
-    data = open_engine(store=tmp_path, device="cpu").compress(picture, 4).data
+    data = open_engine(Settings(store=tmp_path, device="cpu")).compress(picture, 4).data
     set_default(tmp_path / "anew")
-    engine = open_engine(store=tmp_path, device="cpu")
+    engine = open_engine(Settings(store=tmp_path, device="cpu"))
     assert engine.decompress(data).model == "old"
     assert engine.decompress(engine.compress(picture, 4).data).model == "anew"
-    chosen = open_engine(store=tmp_path, device="cpu", model="old")
+    chosen = open_engine(Settings(store=tmp_path, device="cpu", model="old"))
     assert chosen.compress(picture, 4).data == data
 
 

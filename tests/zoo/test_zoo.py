@@ -22,6 +22,7 @@ from service.cli.main import app
 from service.codec.alpha import fill_hidden
 from service.codec.container import Flags, read_stream, write_stream
 from service.engine.engine import Engine
+from service.engine.types import Load
 from service.errors import (
     BadAdapter,
     BadParameter,
@@ -257,7 +258,7 @@ def test_limits_hold(network: nn.Module, codec: zoo.ZooCodec) -> None:
         small.decompress(data)
     cell = zoo.ZooCodec("small", network, {}, KEY, max_pixels=64 * 64)
     assert cell.decompress(data).picture.width == 10
-    assert cell.picture_work(10, 11) == cell.stream_work(data) == 64 * 64
+    assert cell.picture_load((10, 11), 4) == cell.preview_stream(data).load == Load(64 * 64)
     with pytest.raises(TooManyPixels, match="1x65, with sides rounded up to 64: 8192 pixels"):
         cell.compress(Picture(photo_like(65, 1)), 4)
 

@@ -1,8 +1,8 @@
-"""What a fork does to loaded models: the child has their memory but not their threads.
+"""Protection of loaded models against forks: a child has their memory but not their threads.
 
 PyTorch and ONNX Runtime divide a call among threads that they started. `os.fork` copies only the
 thread that calls it, so in the child such a call would wait for ever, and so would the end of an
-ONNX Runtime session. Whoever uses models in a child loads them there.
+ONNX Runtime session. A child must load its own models.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def check_process(opened_in: int) -> None:
         )
 
 
-class Session:
+class ForkSafeSession:
     """An ONNX Runtime session that a forked child can drop and end without waiting."""
 
     def __init__(self, session: Any) -> None:

@@ -1,4 +1,4 @@
-"""The light decoder: a stored model made ready to decode without torch.
+"""Loading of models that only decode, without torch.
 
 The entropy networks and g_s run through ONNX Runtime, or in numpy where ONNX Runtime cannot be
 imported (there are no wheels of it for every platform): the same latents, and the same pixels to
@@ -18,14 +18,14 @@ from service.codec.entropy_model import EntropyModel
 from service.codec.latents import LatentCoder
 from service.codec.sizes import Sizes
 from service.errors import StoreError
-from service.runtime.pipeline import LoadedModel, Synthesis
+from service.runtime.pipeline import LoadedModel, SynthesisTransform
 from service.store.model import ENTROPY, StoredModel
 
 BuildEntropy = Callable[[Sizes, Mapping[str, NDArray[Any]]], EntropyModel]
 """(sizes, stored tensors) -> the entropy model."""
 
 
-def load_light(stored: tuple[StoredModel, ...], threads: int = 0) -> tuple[LoadedModel, ...]:
+def load_decode_only(stored: tuple[StoredModel, ...], threads: int = 0) -> tuple[LoadedModel, ...]:
     """Make models ready to decode.
 
     Args:
@@ -51,8 +51,8 @@ def coder_of(model: StoredModel, build: BuildEntropy) -> LatentCoder:
     return LatentCoder(build(model.sizes, model.entropy), Tables(model.entropy["tables"]))
 
 
-def _networks(threads: int) -> tuple[BuildEntropy, Callable[[StoredModel], Synthesis]]:
-    """What runs the entropy networks and g_s here."""
+def _networks(threads: int) -> tuple[BuildEntropy, Callable[[StoredModel], SynthesisTransform]]:
+    """The implementations of the entropy networks and of g_s that this machine has."""
     try:
         from service.runtime.entropy_onnx import OnnxEntropyModel
         from service.runtime.synthesis_onnx import OnnxSynthesis

@@ -15,8 +15,9 @@ from small_ladder import with_rates
 
 from service.codec.lowrank import Update
 from service.engine.engine import Engine
-from service.engine.target import goal_of, search
-from service.engine.types import Compressed, Target, Timings
+from service.engine.target import Target
+from service.engine.target_search import goal_of, search
+from service.engine.types import Compressed, Timings
 from service.errors import BadParameter, TargetUnreachable
 from service.picture import Picture
 from service.runtime.loading import load_models
@@ -213,7 +214,7 @@ def test_a_stream_made_for_the_size_of_a_rate_is_the_stream_of_that_size(
     engine = Engine((base,))
     made = engine.compress(photo, rate)
     for target in (Target(max_bytes=len(made.data)), Target(bpp=made.bpp)):
-        found = engine.compress_to(photo, target)
+        found = engine.compress(photo, target)
         assert len(found.data) <= len(made.data)
         assert found.data == engine.compress(photo, found.rate).data
         assert found.psnr_db is not None, "the answer was checked"
@@ -225,9 +226,9 @@ def test_the_limit_is_never_exceeded(base: LoadedModel, photo: Picture) -> None:
     engine = Engine((base,))
     low, high = (len(engine.compress(photo, r).data) for r in (1, 8))
     for limit in range(low, high + 20, 7):
-        assert low <= len(engine.compress_to(photo, Target(max_bytes=limit)).data) <= limit
+        assert low <= len(engine.compress(photo, Target(max_bytes=limit)).data) <= limit
     with pytest.raises(TargetUnreachable, match=f"{low} bytes, 1 more than max_bytes") as error:
-        engine.compress_to(photo, Target(max_bytes=low - 1))
+        engine.compress(photo, Target(max_bytes=low - 1))
     assert (error.value.found, error.value.asked) == (low, low - 1)
 
 
@@ -235,34 +236,34 @@ def test_alpha_and_metadata_count(base: LoadedModel, photo: Picture) -> None:
     engine = Engine((base,))
     heavy = replace(photo, alpha=photo.rgb[..., 0].copy(), icc=bytes(range(200)))
     limit = len(engine.compress(heavy, 5).data)
-    assert len(engine.compress_to(heavy, Target(max_bytes=limit)).data) <= limit
+    assert len(engine.compress(heavy, Target(max_bytes=limit)).data) <= limit
     with pytest.raises(TargetUnreachable):
-        engine.compress_to(heavy, Target(max_bytes=len(engine.compress(photo, 8).data)))
+        engine.compress(heavy, Target(max_bytes=len(engine.compress(photo, 8).data)))
 
 
 def test_a_psnr_is_measured_even_where_streams_are_not_checked(
     base: LoadedModel, photo: Picture
 ) -> None:
     engine = Engine((base,), check=False)
-    reached = engine.compress_to(photo, Target(psnr_db=5.0))
+    reached = engine.compress(photo, Target(psnr_db=5.0))
     assert reached.psnr_db is not None and reached.psnr_db >= 5
-    assert engine.compress_to(photo, Target(bpp=5.0)).psnr_db is None
+    assert engine.compress(photo, Target(bpp=5.0)).psnr_db is None
     with pytest.raises(TargetUnreachable, match="target_psnr is 70") as error:
-        engine.compress_to(photo, Target(psnr_db=70))
+        engine.compress(photo, Target(psnr_db=70))
     assert error.value.asked == 70 and 5 < error.value.found < 70
 
 
 def test_a_store_with_one_rate_answers_too(engine: Engine, photo: Picture) -> None:
     only = engine.compress(photo, 4)
-    found = engine.compress_to(photo, Target(max_bytes=len(only.data)))
+    found = engine.compress(photo, Target(max_bytes=len(only.data)))
     assert (found.data, found.encodes) == (only.data, 1)
     with pytest.raises(TargetUnreachable):
-        engine.compress_to(photo, Target(max_bytes=len(only.data) - 1))
+        engine.compress(photo, Target(max_bytes=len(only.data) - 1))
 
 
 def test_a_search_leaves_only_whole_rates_in_the_cache(base: LoadedModel, photo: Picture) -> None:
     engine = Engine((base,))
     limit = len(engine.compress(photo, 5.5).data)
-    engine.compress_to(photo, Target(max_bytes=limit))
-    rates16 = {key[1] for key in engine._weights._entries}
+    engine.compress(photo, Target(max_bytes=limit))
+    rates16 = {key.rate16 for key in engine._weights._entries}
     assert {r for r in rates16 if r % 16} == {88}, "5.5 was asked for by name"

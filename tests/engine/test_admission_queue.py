@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.engine.line import OVERTAKES, Entry, Group, Line
+from service.engine.admission_queue import OVERTAKES, AdmissionQueue, QueuedWork, RequestGroup
 
 
 def with_loop(law: Callable[[], None]) -> None:
@@ -21,20 +21,20 @@ def with_loop(law: Callable[[], None]) -> None:
     asyncio.run(run())
 
 
-def entry(rate: object, size: object = None, since_s: float = 0.0) -> Entry:
+def entry(rate: object, size: object = None, since_s: float = 0.0) -> QueuedWork:
     done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    group = None if rate is None else Group(rate, size)
-    return Entry(lambda: None, done, since_s, group)
+    group = None if rate is None else RequestGroup(rate, size)
+    return QueuedWork(lambda: None, done, since_s, group)
 
 
-def filled(line: Line, *rates: object) -> list[Entry]:
+def filled(line: AdmissionQueue, *rates: object) -> list[QueuedWork]:
     entries = [entry(rate) for rate in rates]
     for one in entries:
         line.append(one)
     return entries
 
 
-def drained(line: Line, now_s: float = 1e9) -> list[list[Entry]]:
+def drained(line: AdmissionQueue, now_s: float = 1e9) -> list[list[QueuedWork]]:
     taken = []
     while batch := line.take(now_s):
         taken.append(batch)
@@ -44,7 +44,7 @@ def drained(line: Line, now_s: float = 1e9) -> list[list[Entry]]:
 
 def test_without_groups_the_oldest_is_next() -> None:
     def law() -> None:
-        line = Line(4, 1.0)
+        line = AdmissionQueue(4, 1.0)
         entries = filled(line, *[None] * 5)
         assert drained(line) == [[e] for e in entries]
 
@@ -53,7 +53,7 @@ def test_without_groups_the_oldest_is_next() -> None:
 
 def test_requests_for_the_live_weights_go_before_older_ones_for_others() -> None:
     def law() -> None:
-        line = Line()
+        line = AdmissionQueue()
         entries = filled(line, 4, 6, 4, 8, 6, 4)
         order = [entries.index(e) for (e,) in drained(line)]
         assert order == [0, 2, 5, 1, 4, 3]
@@ -65,7 +65,7 @@ def test_a_flood_of_one_rate_keeps_another_waiting_for_a_bounded_number_of_reque
     """However fast the flood comes: two arrive for each that is taken."""
 
     def law() -> None:
-        line = Line()
+        line = AdmissionQueue()
         filled(line, *[4] * 10)
         assert line.take(0.0)
         (rare,) = filled(line, 6)
@@ -89,9 +89,9 @@ def test_nobody_is_overtaken_more_often_than_the_cap_and_batches_never_mix(
 
     def law() -> None:
         draw = random.Random(seed)
-        line = Line(max_batch, 1.0)
-        arrived: list[Entry] = []
-        waiting: list[Entry] = []
+        line = AdmissionQueue(max_batch, 1.0)
+        arrived: list[QueuedWork] = []
+        waiting: list[QueuedWork] = []
         passed: dict[int, int] = {}
         now_s, batches = 0.0, []
         while len(arrived) < 400 or waiting:
@@ -104,7 +104,7 @@ def test_nobody_is_overtaken_more_often_than_the_cap_and_batches_never_mix(
                 line.append(arrived[-1])
             if draw.random() < 0.05 and waiting:
                 gone = waiting.pop(draw.randrange(len(waiting)))
-                gone.done.cancel()
+                gone.result.cancel()
             taken = line.take(now_s)
             if not taken:
                 continue
@@ -125,7 +125,7 @@ def test_nobody_is_overtaken_more_often_than_the_cap_and_batches_never_mix(
 
 def test_a_batch_that_could_grow_waits_for_the_window_and_no_longer() -> None:
     def law() -> None:
-        line = Line(3, 0.5)
+        line = AdmissionQueue(3, 0.5)
         first = entry(4, "small", 10.0)
         line.append(first)
         assert line.take(10.4) == [] and line.due_s() == 10.5
@@ -138,7 +138,7 @@ def test_a_batch_that_could_grow_waits_for_the_window_and_no_longer() -> None:
 
 def test_a_full_batch_and_one_that_cannot_grow_do_not_wait() -> None:
     def law() -> None:
-        line = Line(2, 0.5)
+        line = AdmissionQueue(2, 0.5)
         other, pair = entry(6, "small", 0.0), [entry(4, "small", 0.1) for _ in range(2)]
         alone, nothing = entry(4, None, 0.2), entry(None, None, 0.2)
         for e in (other, *pair, alone, nothing):
@@ -151,7 +151,7 @@ def test_a_full_batch_and_one_that_cannot_grow_do_not_wait() -> None:
 
 def test_sizes_and_rates_make_batches_of_their_own() -> None:
     def law() -> None:
-        line = Line(8, 0.0)
+        line = AdmissionQueue(8, 0.0)
         kinds = [(4, "a"), (4, "b"), (6, "a")] * 3
         for rate, size in kinds:
             line.append(entry(rate, size))
@@ -163,7 +163,7 @@ def test_sizes_and_rates_make_batches_of_their_own() -> None:
 
 def test_without_batches_the_line_never_waits() -> None:
     def law() -> None:
-        line = Line(1, 10.0)
+        line = AdmissionQueue(1, 10.0)
         one = entry(4, "small", 5.0)
         line.append(one)
         assert line.take(5.0) == [one]

@@ -1,7 +1,7 @@
-"""What a picture's latents and an update of g_s are worth: real bytes, real 8-bit pixels.
+"""The loss of a picture's latents and an update of g_s, by real bytes and real 8-bit pixels.
 
-The exact coder rounds what optimisation leaves, and the codec's own g_s paints the pixels, so that
-what is compared is what a decoder will have.
+The exact coder rounds the optimised latents, and the codec's own g_s makes the pixels, so the
+measured stream and picture are those of every decoder.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from service.codec import container
 from service.codec.tiles import Box, latent_box
-from service.errors import CheckFailed, RankpressError
 from service.picture import Picture
-from service.runtime.check import seen_error
-from service.runtime.pipeline import Latents, LoadedModel, decode_latents, with_update
+from service.runtime.check import check_latents, visible_error
+from service.runtime.pipeline import Latents, LoadedModel, with_update
 
 
 @dataclass(frozen=True, eq=False)
-class Coded:
+class CodedPicture:
     """A picture's latents, coded.
 
     Attributes:
-        tiles: coded bytes of each tile, in storing order. y_hat: what they decode to, [h, w, M].
+        tiles: coded bytes of each tile, in storing order.
+        y_hat: that they decode to, [h, w, M] int16, in units of 2^-Y_FRAC.
     """
 
     tiles: tuple[bytes, ...]
@@ -34,11 +34,13 @@ class Coded:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """A stream, the latents it was made of, and what it is worth.
+class MeasuredStream:
+    """A stream, the latents that it holds, and its loss.
 
     Attributes:
-        loss: R + lmbda·D, bits per pixel; what alpha hides is no part of D.
+        data: the stream. y_hat: [h, w, M] int16, in units of 2^-Y_FRAC.
+        psnr_db: PSNR in dB of its 8-bit picture.
+        loss: R + lmbda·D in bits per pixel; errors in D are weighted by alpha.
     """
 
     data: bytes
@@ -47,13 +49,13 @@ class Measured:
     loss: float
 
 
-def code(
+def code_latents(
     model: LoadedModel, picture: Picture, latents: Iterable[tuple[Box, Tensor, Tensor]]
-) -> Coded:
+) -> CodedPicture:
     """Code latents tile by tile.
 
     Args:
-        model: merged for the rate. picture: that they are of.
+        model: merged for the rate. picture: that the latents are of.
         latents: of every tile in storing order: its box, y [h, w, M] and z [h', w', Cz].
     """
     box = latent_box(picture.width, picture.height)
@@ -64,37 +66,31 @@ def code(
         result = model.coder.encode(y, z)
         tiles.append(result.data[0])
         y_hat[tile.slices] = result.y_hat[0]
-    return Coded(tuple(tiles), y_hat)
+    return CodedPicture(tuple(tiles), y_hat)
 
 
-def measure(
+def measure_stream(
     model: LoadedModel,
     picture: Picture,
     lmbda: float,
     stream: container.Stream,
     y_hat: NDArray[np.int16],
-) -> Measured:
-    """Write a stream, paint its pixels, and say what that is worth.
+) -> MeasuredStream:
+    """Write a stream, paint its pixels, and measure its loss.
 
     Args:
         model: merged for the rate. picture: that the stream is of. lmbda: of the rate.
         y_hat: that the stream's tiles hold.
     """
     latents = Latents(latent_box(picture.width, picture.height), y_hat, 0.0)
-    squared = seen_error(with_update(model, stream), picture, latents)
+    squared = visible_error(with_update(model, stream), picture, latents)
     data = container.write_stream(stream)
     bpp = 8 * len(data) / (picture.width * picture.height)
     loss = bpp + lmbda * squared / picture.rgb.size
-    return Measured(data, y_hat, picture.psnr_db(squared), loss)
+    return MeasuredStream(data, y_hat, picture.psnr_db(squared), loss)
 
 
-def prove(model: LoadedModel, found: Measured) -> None:
-    """Decode a stream's latents from its bytes. Raises CheckFailed: they are others."""
-    try:
-        stream = container.read_stream(found.data)
-        everything = Box(0, 0, stream.header.height, stream.header.width)
-        latents = decode_latents(model, stream, everything)
-    except RankpressError as error:
-        raise CheckFailed(f"the adapted stream does not decode: {error}") from error
-    if not np.array_equal(latents.y_hat, found.y_hat):
-        raise CheckFailed("the adapted stream decodes to other latents than were encoded")
+def check_measured(model: LoadedModel, measured: MeasuredStream) -> None:
+    """Decode a stream's latents from its bytes. Raises CheckFailed: they differ."""
+    latents = Latents(Box(0, 0, *measured.y_hat.shape[:2]), measured.y_hat, 0.0)
+    check_latents(model, measured.data, latents, "the adapted stream")

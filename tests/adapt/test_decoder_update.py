@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.adapt.decoder import DecoderUpdate, LearningRates
+from service.adapt.decoder_update import DecoderUpdate, UpdateLearningRates
 from service.codec.coder import Tables
 from service.codec.lowrank import PARTS, Share, merge_transforms
 from service.codec.model_stream import write_update
@@ -60,7 +60,7 @@ def test_predicted_bits_are_near_the_real_ones(small_model: StoredModel) -> None
 def test_bits_pull_every_variable_towards_zero(small_model: StoredModel) -> None:
     update = update_of(small_model, spread=0.2)
     before = update.bits(torch.Generator().manual_seed(2)).item()
-    optimiser = torch.optim.Adam(update.groups(LearningRates(a=0.05, b=0.01, bias=0.01)))
+    optimiser = torch.optim.Adam(update.groups(UpdateLearningRates(a=0.05, b=0.01, bias=0.01)))
     generator = torch.Generator().manual_seed(3)
     for _ in range(60):
         optimiser.zero_grad()

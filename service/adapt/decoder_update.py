@@ -1,12 +1,12 @@
-"""A gated low-rank update of g_s as variables, and the bits it would cost, differentiable.
+"""A gated low-rank update of g_s as variables, and the bits that it costs, differentiable.
 
-Rank-1 pieces of every linear layer and a bias for every layer, in steps of powers of two in units
-of the layer's rows and columns (codec/lowrank.py), rounded straight-through. The rate term is that
-of the coder: a Gaussian per vector, as wide as the vector is, so that a vector that does not pay
-shrinks to zeros that cost almost nothing. `prune` then closes every gate whose piece costs more
-than the distortion it saves. "Dynamic Low-Rank Instance Adaptation for Universal Neural Image
-Compression" has the idea; we differ in the fitted scales, and in gates that are decided by what is
-measured instead of being trained.
+It has rank-1 terms for every linear layer and a bias for every layer, in steps of powers of two in
+units of the layer's rows and columns (codec/lowrank.py), rounded straight-through. The rate term is
+that of the coder: one Gaussian for each vector, with the vector's standard deviation, so a vector
+that does not pay shrinks to zeros that cost almost nothing. `prune` then closes every gate whose
+term costs more than the distortion that it saves. The idea is that of "Dynamic Low-Rank Instance
+Adaptation for Universal Neural Image Compression"; we differ in the fitted scales, and in that
+gates are decided by measurement instead of being trained.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from service.nets.model import gaussian_bits, ste_round
 NET = "g_s."
 
 A_EXPONENT, B_EXPONENT = 0, -6
-"""Steps of the factors: 1 and 1/64.
+"""Exponents of the steps of the factors A and B: 1 and 1/64.
 
-A starts at about one, so most of its symbols are -1, 0 and 1: where a piece points need not be said
-more exactly. At rate 4, rank 4, 300 steps of fitting take 21.7 % off the loss of pixel art and 10.8
-off a screenshot's, in steps of 1/8 20.3 and 8.4 %."""
+A starts at about one, so most of its symbols are -1, 0 and 1: the direction of a term needs no more
+precision. At rate 4 and rank 4, 300 steps of fitting lower the loss of pixel art by 21.7 % and of a
+screenshot by 10.8 %; with A in steps of 1/8, by 20.3 % and 8.4 %."""
 
 BIAS_STEPS = 32
-"""Steps of a bias in what its layer's inputs add up to when each is one."""
+"""A bias of a layer with K inputs has steps of about sqrt(K) / BIAS_STEPS, in units of its rows."""
 
 A_SPREAD = 1.0
-"""Standard deviation of a factor A at the start; B starts at zero."""
+"""Standard deviation that the factor A starts with; B starts at zero."""
 
 SCALE_MIN, SCALE_MAX = 0.15, 100.0
-"""Standard deviations, in steps, that the rate term takes a vector to have."""
+"""Bounds of a vector's standard deviation in the rate term, in steps."""
 
 GATE_BITS = 12.0
-"""What opening a gate costs: itself, an exponent and the scale levels."""
+"""Bits of an open gate besides its symbols: the gate, an exponent and the scale levels."""
 
 
 @dataclass(frozen=True)
-class LearningRates:
-    """Of the factors and the biases, in their own units."""
+class UpdateLearningRates:
+    """Learning rates of the factors A and B and of the biases, in their own units."""
 
     a: float = 0.05
     b: float = 1e-3
@@ -70,7 +70,12 @@ class _Layer:
 
 
 class DecoderUpdate:
-    """The variables, named "<layer>/a", "<layer>/b" and "<layer>/bias" in `tensors`."""
+    """The variables of an update.
+
+    Attributes:
+        layers: of g_s, by name.
+        tensors: the variables, by "<layer>/a", "<layer>/b" and "<layer>/bias".
+    """
 
     def __init__(
         self,
@@ -80,13 +85,13 @@ class DecoderUpdate:
         device: torch.device,
         added_to: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        """Start as no update at all.
+        """Begin with an update that changes nothing.
 
         Args:
-            transforms: of the model, merged for the rate. rank: rank-1 pieces of a layer.
+            transforms: of the model, merged for the rate. rank: rank-1 terms of a layer.
             generator: of the factors A, on the CPU. device: where to optimise.
-            added_to: weights of g_s with a ready update in, that this one is added to; units are
-                those of `transforms` all the same.
+            added_to: weights of g_s with the ready update that this one is added to; the units are
+                still those of `transforms`.
         """
         self.layers: dict[str, _Layer] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -101,14 +106,14 @@ class DecoderUpdate:
                 self.tensors[f"{name}/{part}"] = value.to(device).requires_grad_()
 
     def on(self, transforms: Mapping[str, NDArray[Any]]) -> DecoderUpdate:
-        """The same variables as an update of other weights of the same shapes: another rate's."""
+        """The same variables as an update of the weights of another rate, of equal shapes."""
         other = copy(self)
         device = next(iter(self.tensors.values())).device
         other.layers = {name: _layer(transforms, name, device) for name in self.layers}
         return other
 
-    def groups(self, lr: LearningRates) -> list[dict[str, Any]]:
-        """Optimiser groups."""
+    def groups(self, lr: UpdateLearningRates) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser, with their learning rates."""
         by_part: dict[str, list[Tensor]] = {"a": [], "b": [], "bias": []}
         for name, tensor in self.tensors.items():
             by_part[name.rpartition("/")[2]].append(tensor)
@@ -116,9 +121,9 @@ class DecoderUpdate:
         return [{"params": by_part[part], "lr": rates[part]} for part in by_part]
 
     def parameters(self) -> dict[str, Tensor]:
-        """Weights and biases of g_s with the update in, by their names inside g_s.
+        """Weights and biases of g_s with the update added, by their names inside g_s.
 
-        Weights have no gradients; the factors beside them do, see synthesis.UpdatedLinear.
+        Weights have no gradients, but the factors that come with them do: synthesis.UpdatedLinear.
         """
         out = {}
         for name, layer in self.layers.items():
@@ -133,7 +138,7 @@ class DecoderUpdate:
         return out
 
     def bits(self, generator: torch.Generator) -> Tensor:
-        """Predicted bits of all symbols, on uniform noise in place of rounding."""
+        """Predicted bits of all symbols, with uniform noise in place of rounding."""
         vectors, exponents = zip(*self._vectors(), strict=True)
         lengths = torch.tensor([len(v) for v in vectors], device=vectors[0].device)
         units = torch.tensor([2.0**-e for e in exponents], device=lengths.device)
@@ -146,7 +151,7 @@ class DecoderUpdate:
         return gaussian_bits(steps + noise, scale).sum()
 
     def update(self) -> Update:
-        """What would be sent: whole steps, pieces that are zero left out."""
+        """The update as it is sent: in whole steps, without terms that are zero."""
         layers = {}
         for name, layer in self.layers.items():
             bias = self._symbols(f"{name}/bias", layer.bias_exponent)
@@ -164,10 +169,10 @@ class DecoderUpdate:
 
     @torch.no_grad()
     def prune(self, distortion: Callable[[], float], tables: Tables) -> None:
-        """Close every gate whose piece costs more than it saves, one after the other.
+        """Close every gate whose term costs more than it saves, one after the other.
 
         Args:
-            distortion: lmbda · D of the present update, in bits of the whole picture.
+            distortion: gives lmbda·D with the present variables, in bits of the whole picture.
             tables: that symbols will be coded with.
         """
         now = distortion()
@@ -188,7 +193,7 @@ class DecoderUpdate:
                 view.copy_(value)
 
     def _gates(self) -> Iterator[list[tuple[Tensor, NDArray[np.int32]]]]:
-        """What each gate opens: views of the variables and their symbols."""
+        """Of each gate, views of the variables that it opens, and their symbols."""
         for name, layer in self.layers.items():
             bias = self.tensors[f"{name}/bias"]
             yield [(bias, _whole(bias, layer.bias_exponent))]
@@ -197,7 +202,7 @@ class DecoderUpdate:
                 yield [(a, _whole(a, A_EXPONENT)), (b, _whole(b, B_EXPONENT))]
 
     def _vectors(self) -> Iterator[tuple[Tensor, int]]:
-        """Every vector that has a scale level of its own, with its exponent."""
+        """Every vector that has a scale level of its own, and the exponent of its steps."""
         for name, layer in self.layers.items():
             yield self.tensors[f"{name}/bias"], layer.bias_exponent
             if f"{name}/a" in self.tensors:
@@ -226,13 +231,13 @@ def _layer(
 
 
 def _rounded(values: Tensor, exponent: int) -> Tensor:
-    """To whole steps within the symbols' range, straight-through."""
+    """Values rounded to whole steps within the symbols' range, with straight-through gradients."""
     step = 2.0**exponent
     return ste_round((values / step).clamp(-SYMBOL_MAX, SYMBOL_MAX)) * step
 
 
 def _whole(values: Tensor, exponent: int) -> NDArray[np.int32]:
-    """Symbols of values."""
+    """The symbols of values."""
     steps = (values.detach() / 2.0**exponent).round().clamp(-SYMBOL_MAX, SYMBOL_MAX)
     out: NDArray[np.int32] = steps.cpu().numpy().astype(np.int32)
     return out

@@ -15,7 +15,7 @@ import torch
 from small_ladder import small_update, with_rates, with_update
 from small_model import photo_like
 
-from service.engine.weights import Weights
+from service.engine.weight_cache import RateKey, WeightCache
 from service.errors import StoreError
 from service.picture import Picture
 from service.runtime.loading import load_models
@@ -76,12 +76,12 @@ def test_after_a_thousand_random_swaps_every_weight_is_that_of_a_fresh_merge(
 ) -> None:
     """With a cache that holds some of the rates, so that they are merged again and again."""
     pristine = [a.copy() for a in state(base)]
-    weights = Weights(7 * _bytes_of_one(base))
+    weights = WeightCache(7 * _bytes_of_one(base))
     draw = random.Random(0)
     latest = {}
     for _ in range(1000):
         rate16 = draw.choice(OFFERED)
-        with weights.lease(base, rate16, keep=draw.random() < 0.8) as model:
+        with weights.lease(base, at(base, rate16), keep=draw.random() < 0.8) as model:
             latest[rate16] = model
     assert set(latest) == set(OFFERED)
     assert base.build is not None
@@ -93,17 +93,17 @@ def test_after_a_thousand_random_swaps_every_weight_is_that_of_a_fresh_merge(
 
 def test_rates_differ_in_their_weights(base: LoadedModel) -> None:
     """The test above would pass in silence if they did not."""
-    weights = Weights(2**30)
+    weights = WeightCache(2**30)
     models = []
     for rate16 in OFFERED:
-        with weights.lease(base, rate16) as model:
+        with weights.lease(base, at(base, rate16)) as model:
             models.append(model)
     assert not any(same(a, b) for i, a in enumerate(models) for b in models[:i])
 
 
 def _bytes_of_one(base: LoadedModel) -> int:
-    weights = Weights(2**30)
-    with weights.lease(base, 80):
+    weights = WeightCache(2**30)
+    with weights.lease(base, at(base, 80)):
         return weights.size_bytes
 
 
@@ -133,16 +133,20 @@ def builds(base: LoadedModel) -> Builds:
     return Builds(base)
 
 
-def lease(weights: Weights, base: LoadedModel, *rates: int) -> None:
+def at(base: LoadedModel, rate16: int) -> RateKey:
+    return RateKey.of(base.stored, rate16)
+
+
+def lease(weights: WeightCache, base: LoadedModel, *rates: int) -> None:
     for rate16 in rates:
-        with weights.lease(base, rate16):
+        with weights.lease(base, at(base, rate16)):
             pass
 
 
 def test_the_least_recently_used_goes_first_when_bytes_run_out(builds: Builds) -> None:
     size = _bytes_of_one(builds.base)
     builds.rates.clear()
-    weights = Weights(2 * size)
+    weights = WeightCache(2 * size)
     lease(weights, builds.base, 48, 80, 48, 96)  # 80 goes
     assert weights.size_bytes == 2 * size and len(builds.rates) == 3
     lease(weights, builds.base, 48, 96)
@@ -154,7 +158,7 @@ def test_the_least_recently_used_goes_first_when_bytes_run_out(builds: Builds) -
 
 
 def test_a_cache_of_no_bytes_works_and_keeps_nothing(builds: Builds) -> None:
-    weights = Weights(0)
+    weights = WeightCache(0)
     lease(weights, builds.base, 80, 80)
     assert len(builds.rates) == 2 and weights.size_bytes == 0
 
@@ -162,34 +166,34 @@ def test_a_cache_of_no_bytes_works_and_keeps_nothing(builds: Builds) -> None:
 def test_weights_in_use_are_never_dropped(builds: Builds) -> None:
     size = _bytes_of_one(builds.base)
     builds.rates.clear()
-    weights = Weights(size)
-    with weights.lease(builds.base, 80) as held:
+    weights = WeightCache(size)
+    with weights.lease(builds.base, at(builds.base, 80)) as held:
         lease(weights, builds.base, 48, 96, 72)
-        with weights.lease(builds.base, 80) as again:
+        with weights.lease(builds.base, at(builds.base, 80)) as again:
             assert again is held, "and they are still found"
     assert len(builds.rates) == 4
     assert weights.size_bytes <= size
 
 
 def test_weights_not_to_be_kept_leave_the_cache_alone(builds: Builds) -> None:
-    weights = Weights(_bytes_of_one(builds.base))
+    weights = WeightCache(_bytes_of_one(builds.base))
     builds.rates.clear()
-    with weights.lease(builds.base, 80) as cached:
+    with weights.lease(builds.base, at(builds.base, 80)) as cached:
         pass
     for _ in range(2):
-        with weights.lease(builds.base, 81, keep=False) as passing:
+        with weights.lease(builds.base, at(builds.base, 81), keep=False) as passing:
             assert passing is not cached
     assert len(builds.rates) == 3
-    with weights.lease(builds.base, 80, keep=False) as found:
+    with weights.lease(builds.base, at(builds.base, 80), keep=False) as found:
         assert found is cached
     assert len(builds.rates) == 3 and weights.size_bytes == _bytes_of_one(builds.base)
 
 
 def test_concurrent_requests_for_a_rate_merge_it_once(builds: Builds) -> None:
-    weights, inside = Weights(2**30), threading.Barrier(8)
+    weights, inside = WeightCache(2**30), threading.Barrier(8)
 
     def use(_: int) -> LoadedModel:
-        with weights.lease(builds.base, 80) as model:
+        with weights.lease(builds.base, at(builds.base, 80)) as model:
             inside.wait(30)  # all hold it at the same time
             return model
 
@@ -203,7 +207,7 @@ def test_concurrent_requests_for_a_rate_merge_it_once(builds: Builds) -> None:
 
 
 def test_a_rate_that_is_there_does_not_wait_for_one_that_is_merged(builds: Builds) -> None:
-    weights = Weights(2**30)
+    weights = WeightCache(2**30)
     lease(weights, builds.base, 80)
     builds.gate.clear()
     with ThreadPoolExecutor(2) as pool:
@@ -217,11 +221,12 @@ def test_a_rate_that_is_there_does_not_wait_for_one_that_is_merged(builds: Build
 
 
 def test_a_failed_merge_leaves_no_entry_and_no_lock(builds: Builds) -> None:
-    weights = Weights(2**30)
+    weights = WeightCache(2**30)
     for keep in (True, False):
         for fault in (StoreError("does not fit"), MemoryError()):
             builds.fault = fault
-            with pytest.raises(type(fault)), weights.lease(builds.base, 80, keep=keep):
+            key = at(builds.base, 80)
+            with pytest.raises(type(fault)), weights.lease(builds.base, key, keep=keep):
                 pass
             assert weights.size_bytes == 0
     builds.fault = None
@@ -231,8 +236,8 @@ def test_a_failed_merge_leaves_no_entry_and_no_lock(builds: Builds) -> None:
 
 
 def test_an_error_while_weights_are_used_gives_them_back(builds: Builds) -> None:
-    weights = Weights(0)
-    with pytest.raises(ZeroDivisionError), weights.lease(builds.base, 80):
+    weights = WeightCache(0)
+    with pytest.raises(ZeroDivisionError), weights.lease(builds.base, at(builds.base, 80)):
         raise ZeroDivisionError
     lease(weights, builds.base, 96)
     assert weights.size_bytes == 0, "it is not held any more, so it could be dropped"
@@ -244,10 +249,10 @@ def test_models_that_share_a_base_do_not_share_rates(
     """Two folders of a store may hold one base with different ladders."""
     other = replace(with_update(ladder, 5, small_update(small_model, 5, seed=9)), name="other")
     models = load_models((ladder, other), "cpu", torch.float32)
-    weights = Weights(2**30)
+    weights = WeightCache(2**30)
     found = []
     for model in models:
-        with weights.lease(model, 80) as leased:
+        with weights.lease(model, at(model, 80)) as leased:
             found.append(leased)
     assert not same(*found)
     assert found[1].stored.identity == other.identity_at(80) != ladder.identity_at(80)
@@ -255,10 +260,10 @@ def test_models_that_share_a_base_do_not_share_rates(
 
 def test_random_leases_from_threads_never_corrupt_the_cache(builds: Builds) -> None:
     size = _bytes_of_one(builds.base)
-    weights, picture = Weights(2 * size), Picture(photo_like(33, 20))
+    weights, picture = WeightCache(2 * size), Picture(photo_like(33, 20))
     expected = {}
     for rate16 in OFFERED:
-        with weights.lease(builds.base, rate16) as model:
+        with weights.lease(builds.base, at(builds.base, rate16)) as model:
             expected[rate16] = encode(model, picture, rate16)[0]
 
     def use(seed: int) -> bool:
@@ -266,7 +271,8 @@ def test_random_leases_from_threads_never_corrupt_the_cache(builds: Builds) -> N
         right = True
         for _ in range(25):
             rate16 = draw.choice(OFFERED)
-            with weights.lease(builds.base, rate16, keep=draw.random() < 0.7) as model:
+            key = at(builds.base, rate16)
+            with weights.lease(builds.base, key, keep=draw.random() < 0.7) as model:
                 right &= encode(model, picture, rate16)[0] == expected[rate16]
         return right
 
@@ -279,5 +285,8 @@ def test_random_leases_from_threads_never_corrupt_the_cache(builds: Builds) -> N
 def test_a_model_loaded_for_its_own_rate_says_so(decode_only: LoadedModel, ladder: StoredModel
                                                  ) -> None:  # fmt: skip
     alone = replace(decode_only, stored=ladder)
-    with pytest.raises(StoreError, match="own rate only"), Weights(0).lease(alone, 80):
+    with (
+        pytest.raises(StoreError, match="own rate only"),
+        WeightCache(0).lease(alone, at(alone, 80)),
+    ):
         pass

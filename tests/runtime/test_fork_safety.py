@@ -9,17 +9,17 @@ from collections.abc import Callable
 import pytest
 
 from service.engine.engine import Engine
-from service.engine.types import Target
+from service.engine.target import Target
 from service.errors import ForkedProcess
 from service.picture import Picture
-from service.runtime.forks import Session
+from service.runtime.fork_safety import ForkSafeSession
 
 
 @pytest.mark.parametrize(
     "work",
     [
         lambda engine, picture, _: engine.compress(picture, 4),
-        lambda engine, picture, _: engine.compress_to(picture, Target(None, 9000, None)),
+        lambda engine, picture, _: engine.compress(picture, Target(None, 9000, None)),
         lambda engine, picture, _: engine.adapt(picture, 4, effort=1),
         lambda engine, _, data: engine.decompress(data),
         lambda engine, _, __: engine.self_test(),
@@ -56,7 +56,7 @@ def test_a_session_is_freed_in_the_process_that_opened_it() -> None:
 
     opened = Opened()
     gone = weakref.ref(opened)
-    session = Session(opened)
+    session = ForkSafeSession(opened)
     del opened
     assert session.run(["a"], {"a": 3}) == [3]
     del session

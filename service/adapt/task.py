@@ -1,0 +1,49 @@
+"""What an adaptation is asked to do."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.adapt.plan import AdaptationPlan
+from service.picture import Picture
+
+
+@dataclass(frozen=True)
+class AdaptationTask:
+    """A picture to adapt to, and how.
+
+    Attributes:
+        picture: to adapt to. rate16: in sixteenths, of tune PSNR.
+        lmbda: weight of the error in the loss at that rate.
+        plan: steps of each phase. seed: of the random numbers.
+        max_seconds: the annealing is shortened so that the adaptation ends after about that long;
+            results then depend on the machine's speed. None sets no limit.
+    """
+
+    picture: Picture
+    rate16: int
+    lmbda: float
+    plan: AdaptationPlan
+    seed: int = 0
+    max_seconds: float | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the picture."""
+        return self.picture.width * self.picture.height
+
+    def digest(self, identity: bytes) -> str:
+        """SHA-256 in hex of all that a checkpoint must agree with.
+
+        Args:
+            identity: of the weights, 32 bytes.
+        """
+        p = self.picture
+        values = [p.width, p.height, p.grey, self.rate16, self.seed, self.plan]
+        data = hashlib.sha256(identity + repr(values).encode())
+        for plane in (p.rgb, p.alpha):
+            data.update(b"" if plane is None else np.ascontiguousarray(plane).data)
+        return data.hexdigest()
