@@ -1,14 +1,14 @@
-"""Bytes that outlive a process, by name or by hash: a folder, or a bucket on S3, GCS or Azure.
+"""Objects that outlive a process, by name or hash: in a folder, or a bucket of S3, GCS or Azure.
 
 Keys:
-    objects/ab/abcd…        bytes shared by anyone, named by their SHA-256 in hex (`shared_key`)
-    jobs/JOB/image          the file a job was posted with (`put_named`: JOB is a hash over it)
-    jobs/JOB/abcd…          a job's checkpoints and streams, named by their SHA-256
+    objects/ab/abcd…        objects shared by all, named by their SHA-256 in hex (`shared_key`)
+    jobs/JOB/image          the image file of a job (`put_named`: JOB is a hash over it)
+    jobs/JOB/abcd…          checkpoints and streams of a job, named by their SHA-256
 
-What is written is there whole or not at all: obstore writes a folder's files under a temporary
-name (`NAME#1`) that is renamed, or linked where the name must be new; buckets are atomic by
-themselves. Bytes named by hash are hashed again when they are read. Nothing here knows of HTTP, and
-every call may block: none belongs on an event loop.
+Objects are written whole or not at all: obstore writes a folder's files under a temporary name
+(`NAME#1`) and renames them, or links them where the name must be new; buckets are atomic. Objects
+named by hash are hashed again when they are read. This module knows nothing of HTTP. Every call may
+block, so none belongs on an event loop.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 SCHEMES: Final = ("file", "s3", "gs", "az", "memory")
-"""URLs that `open_objects` takes; memory is for tests of one process."""
+"""Schemes of URLs that `open_objects` takes; memory is for tests in one process."""
 
 TIMEOUT_S: Final = 30.0
-"""Seconds that an attempt to call a bucket may take, where nothing else is set."""
+"""Seconds that an attempt to call a bucket may take, by default."""
 
 REFRESH_S: Final = 3600.0
-"""A hash put again is written again when it is older, so that expiry by age sees it is wanted."""
+"""Age in seconds from which `put` writes an object again, so that expiry by age keeps it."""
 
-LITTER_S: Final = 24 * 3600.0
-"""Temporary files of writers that were killed are swept from a folder after so long."""
+TEMPORARY_FILE_S: Final = 24 * 3600.0
+"""Age in seconds from which temporary files of killed writers are removed from a folder."""
 
 CHECKS: Final = "check"
-"""Prefix of the objects of `check`; a process that is killed in one leaves its object."""
+"""Prefix of the objects that `check` writes; a process that is killed meanwhile leaves one."""
 
 _CLIENT_OPTIONS: Final = (
     "allow_http", "allow_invalid_certificates", "connect_timeout", "http1_only", "http2_only",
@@ -61,20 +61,20 @@ _CLIENT_OPTIONS: Final = (
 )  # fmt: skip
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says where a disk or a quota has no room left."""
+"""Numbers of the system's errors where a disk or a quota has no room left."""
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How obstore writes the number of the system's error; its exceptions carry none."""
+"""The number of the system's error in a message of obstore; its exceptions have no attribute."""
 
 log = structlog.get_logger("rankpress.objects")
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_LITTER = re.compile(r".*#\d+")
+_TEMPORARY_NAME = re.compile(r".*#\d+")
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """An object's key, size, and Unix time of its last write."""
+    """Key and size of an object, and the Unix time of its last write."""
 
     key: str
     size_bytes: int
@@ -82,12 +82,12 @@ class ObjectInfo:
 
 
 def digest_of(data: bytes) -> str:
-    """SHA-256 in hex."""
+    """Return the SHA-256 of bytes in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def shared_key(digest: str) -> str:
-    """Key of the shared object with that SHA-256 in hex. Raises BadParameter if it is none."""
+    """Return the key of the shared object with a SHA-256 in hex. Raises BadParameter otherwise."""
     if not _DIGEST.fullmatch(digest):
         raise BadParameter(f"{digest[:80]!r} is not a SHA-256 of 64 lower-case hex digits")
     return f"objects/{digest[:2]}/{digest}"
@@ -97,17 +97,17 @@ class Objects:
     """A store of objects; safe to use from many threads and processes."""
 
     def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
-        """Use an obstore store; `folder` is where it keeps its files, if it does."""
+        """Use an obstore store; `folder` is where it keeps its files, None for a bucket."""
         self._store, self._folder = store, folder
 
     def put(self, data: bytes, under: str | None = None) -> str:
-        """Keep bytes under their hash and return the key.
+        """Write an object named by its hash and return its key.
 
-        The same bytes that are there already are left as they are, unless they are older than
-        `REFRESH_S`. Damaged ones are replaced.
+        An existing whole object is left as it is, unless it is older than `REFRESH_S`. A damaged
+        one is replaced.
 
         Args:
-            data: the bytes. under: prefix of the key, such as "jobs/JOB"; None makes it shared.
+            data: of the object. under: prefix of the key, such as "jobs/JOB"; None: a shared one.
 
         Raises:
             ObjectsUnavailable: the store cannot be written.
@@ -116,24 +116,24 @@ class Objects:
 
         digest = digest_of(data)
         key = shared_key(digest) if under is None else f"{under}/{digest}"
-        with _reported(f"put {key}"):
+        with _translate_errors(f"put {key}"):
             try:
                 self._store.put(key, data, mode="create")
             except AlreadyExistsError:
-                found, whole = self.head(key), self.is_whole(key)
-                if found is not None and whole and time.time() - found.written_s < REFRESH_S:
+                info, whole = self.head(key), self.is_whole(key)
+                if info is not None and whole and time.time() - info.written_s < REFRESH_S:
                     return key
                 if not whole:
                     log.warning("damaged object replaced", key=key)
                 self._store.put(key, data)
-            self._settle(key)
+            self._sync(key)
         return key
 
     def is_whole(self, key: str) -> bool:
-        """Whether the bytes under a hash can be read and are those of the hash.
+        """Return whether an object named by its hash can be read and matches the hash.
 
         Raises:
-            ObjectsUnavailable: the store cannot be reached at all.
+            ObjectsUnavailable: a bucket cannot be read.
         """
         if self.head(key) is None:
             return False
@@ -141,109 +141,109 @@ class Objects:
             self.get(key)
         except (NoSuchObject, DamagedObject):
             return False
-        except ObjectsUnavailable:  # a folder's disk may not read a damaged file
+        except ObjectsUnavailable:  # a disk may fail to read a damaged file
             if self._folder is None:
                 raise
             return False
         return True
 
     def put_named(self, key: str, data: bytes) -> None:
-        """Keep bytes under a name, in place of what has it. Raises ObjectsUnavailable."""
-        with _reported(f"put {key}"):
+        """Write an object under a name, or replace it. Raises ObjectsUnavailable."""
+        with _translate_errors(f"put {key}"):
             self._store.put(key, data)
-            self._settle(key)
+            self._sync(key)
 
     def get(self, key: str) -> bytes:
-        """The bytes under a key.
+        """Return the bytes of an object.
 
         Raises:
-            NoSuchObject: there are none. ObjectsUnavailable: the store cannot be read.
-            DamagedObject: the key is a hash, and not theirs.
+            NoSuchObject: there is no such object. ObjectsUnavailable: the store cannot be read.
+            DamagedObject: the key is a hash that the bytes do not match.
         """
-        with _reported(f"get {key}"):
+        with _translate_errors(f"get {key}"):
             data = bytes(self._store.get(key).bytes())
         name = key.rpartition("/")[2]
         if _DIGEST.fullmatch(name) and digest_of(data) != name:
-            raise DamagedObject(f"object {key} has {len(data)} bytes of another hash")
+            raise DamagedObject(f"the {len(data)} bytes of object {key} do not match its hash")
         return data
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Up to `length` bytes from `start` on, fewer where the object ends; not hashed.
+        """Return at most `length` bytes of an object from `start` on, without checking their hash.
 
         Raises:
-            BadParameter: negative. NoSuchObject, ObjectsUnavailable: as `get`.
+            BadParameter: a number is negative. NoSuchObject, ObjectsUnavailable: as in `get`.
         """
         if start < 0 or length < 0:
             raise BadParameter(f"range is {start}+{length}, expected no negative numbers")
-        found = self.head(key)
-        if found is None:
+        info = self.head(key)
+        if info is None:
             raise NoSuchObject(f"there is no object {key}")
-        end = min(start + length, found.size_bytes)
+        end = min(start + length, info.size_bytes)
         if start >= end:
             return b""
-        with _reported(f"get {key}"):
+        with _translate_errors(f"get {key}"):
             return bytes(self._store.get_range(key, start=start, end=end))
 
     def head(self, key: str) -> ObjectInfo | None:
-        """What is known of an object without reading it, None if there is none."""
+        """Return key, size and time of an object without reading it; None if there is none."""
         try:
-            with _reported(f"head {key}"):
-                found = self._store.head(key)
+            with _translate_errors(f"head {key}"):
+                meta = self._store.head(key)
         except NoSuchObject:
             return None
-        return ObjectInfo(found["path"], found["size"], found["last_modified"].timestamp())
+        return ObjectInfo(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
     def delete(self, key: str) -> None:
-        """Remove an object; nothing happens if there is none. Raises ObjectsUnavailable."""
-        with suppress(NoSuchObject), _reported(f"delete {key}"):
+        """Remove an object, if there is one. Raises ObjectsUnavailable."""
+        with suppress(NoSuchObject), _translate_errors(f"delete {key}"):
             self._store.delete(key)
 
     def list(self, prefix: str, *, older_than_s: float = 0.0) -> Iterator[ObjectInfo]:
-        """Objects below a prefix of whole path parts, last written at least so long ago."""
+        """Yield the objects below a prefix of whole path parts that are at least of an age."""
         latest_s = time.time() - older_than_s
-        with _reported(f"list {prefix}"):
+        with _translate_errors(f"list {prefix}"):
             for page in self._store.list(prefix):
-                for found in page:
-                    written_s = found["last_modified"].timestamp()
+                for meta in page:
+                    written_s = meta["last_modified"].timestamp()
                     if not older_than_s or written_s <= latest_s:
-                        yield ObjectInfo(found["path"], found["size"], written_s)
+                        yield ObjectInfo(meta["path"], meta["size"], written_s)
 
     def delete_all(self, prefix: str, *, older_than_s: float = 0.0) -> int:
-        """Remove objects below a prefix, last written at least so long ago; return how many."""
-        keys = [found.key for found in self.list(prefix, older_than_s=older_than_s)]
+        """Remove the objects below a prefix that are at least of an age; return how many."""
+        keys = [info.key for info in self.list(prefix, older_than_s=older_than_s)]
         for key in keys:
             self.delete(key)
         return len(keys)
 
-    def sweep_litter(self, older_than_s: float = LITTER_S) -> int:
-        """Remove a folder's temporary files that killed writers left; return how many.
+    def remove_temporary_files(self, older_than_s: float = TEMPORARY_FILE_S) -> int:
+        """Remove temporary files that killed writers left in a folder; return how many.
 
-        No listing shows them. Buckets have lifecycle rules for unfinished uploads instead.
+        They are in no listing. Buckets have lifecycle rules for unfinished uploads instead.
         """
         if self._folder is None:
             return 0
-        latest_s, swept = time.time() - older_than_s, 0
+        latest_s, removed = time.time() - older_than_s, 0
         for path in self._folder.rglob("*#*"):
             with suppress(OSError):
-                if _LITTER.fullmatch(path.name) and path.stat().st_mtime <= latest_s:
+                if _TEMPORARY_NAME.fullmatch(path.name) and path.stat().st_mtime <= latest_s:
                     path.unlink()
-                    swept += 1
-        return swept
+                    removed += 1
+        return removed
 
     def check(self) -> None:
         """Write, read and remove an object. Raises ObjectsUnavailable."""
         key, data = f"{CHECKS}/{secrets.token_hex(8)}", datetime.now(UTC).isoformat().encode()
         self.put_named(key, data)
         try:
-            found = self.get(key)
+            read = self.get(key)
         except NoSuchObject as error:
             raise ObjectsUnavailable(f"the object store lost {key}") from error
         self.delete(key)
-        if found != data:
+        if read != data:
             raise ObjectsUnavailable(f"the object store returned other bytes for {key}")
 
-    def _settle(self, key: str) -> None:
-        """Make a folder's new file outlive a power cut: obstore does not call fsync."""
+    def _sync(self, key: str) -> None:
+        """Sync a new file of a folder to the disk against power cuts, as obstore does not."""
         if self._folder is None:
             return
         path = self._folder / key
@@ -258,20 +258,21 @@ class Objects:
 def open_objects(place: str | Path, timeout_s: float = TIMEOUT_S) -> Objects:
     """Open a store: a folder, made if missing, or a URL (s3://bucket/prefix, gs://, az://, file://).
 
-    Credentials of buckets come from the environment, as obstore reads it (AWS_ACCESS_KEY_ID, …).
+    Credentials of buckets come from the environment variables that obstore reads
+    (AWS_ACCESS_KEY_ID, …).
 
     Args:
         place: the folder or URL.
-        timeout_s: seconds that an attempt to call a bucket may take, and after which no other is
-            begun: a call takes no longer than two of them.
+        timeout_s: seconds that an attempt to call a bucket may take, and after which no further
+            attempt begins. So a call takes at most twice as long.
 
     Raises:
-        BadParameter: a URL of another kind. ObjectsUnavailable: it cannot be opened.
+        BadParameter: the URL is of another scheme. ObjectsUnavailable: it cannot be opened.
     """
     from obstore.store import LocalStore, from_url
 
     scheme, separator, rest = str(place).partition("://")
-    with _reported(f"open {place}"):
+    with _translate_errors(f"open {place}"):
         if separator and scheme != "file":
             if scheme not in SCHEMES:
                 known = ", ".join(f"{s}://" for s in SCHEMES[:-1])
@@ -287,32 +288,32 @@ def open_objects(place: str | Path, timeout_s: float = TIMEOUT_S) -> Objects:
 
 
 def _client_options(scheme: str) -> dict[str, str]:
-    """What the environment says of connections; obstore reads it only where nothing is given."""
+    """Return the connection options in the environment, which obstore ignores if any are passed."""
     prefix = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}[scheme]
     given = {name: os.environ.get(prefix + name.upper()) for name in _CLIENT_OPTIONS}
     return {name: value for name, value in given.items() if value is not None}
 
 
 @contextmanager
-def _reported(doing: str) -> Iterator[None]:
-    """Raise what obstore and the system raise as our own errors."""
+def _translate_errors(action: str) -> Iterator[None]:
+    """Turn exceptions of obstore and of the system into those of errors.py."""
     from obstore.exceptions import BaseError
 
     try:
         yield
     except FileNotFoundError as error:
-        call, _, key = doing.partition(" ")
+        call, _, key = action.partition(" ")
         if call in ("put", "open"):
-            raise ObjectsUnavailable(f"the object store cannot {doing}: no such place") from error
+            raise ObjectsUnavailable(f"the object store cannot {action}: no such place") from error
         raise NoSuchObject(f"there is no object {key}") from error
     except (BaseError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         kind = ObjectsFull if is_full(error) else ObjectsUnavailable
-        raise kind(f"the object store cannot {doing}: {reason}") from error
+        raise kind(f"the object store cannot {action}: {reason}") from error
 
 
 def is_full(error: Exception) -> bool:
-    """Whether an exception of the system or of obstore says that a disk or quota has no room."""
+    """Return whether an exception of the system or obstore is about a full disk or quota."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
     number = _OS_ERROR.search(str(error))

@@ -1,42 +1,42 @@
-"""Every exception Rankpress raises on purpose, one class per thing a caller can act on.
+"""The exceptions that Rankpress raises on purpose, a class for each thing a caller can act on.
 
 RankpressError
 ├── BadStream              the bytes are not a stream, or a damaged one
 │   ├── UnsupportedStream  a newer format version or an unknown critical section
 │   └── UnknownModel       made with weights that are not in the store
 │       └── UnknownUpdate  names a ready update that is not in the store
-├── BadImage               the bytes are not an image file we read
+├── BadImage               the bytes are not an image file that can be read
 │   └── TooManyPixels      the picture is larger than the pixel limit
 ├── TooManyBytes           the body is larger than the byte limit
 ├── BadParameter           a request argument is wrong
-│   ├── RangeUnsatisfiable the bytes asked for lie beyond the end
+│   ├── RangeUnsatisfiable the requested bytes are beyond the end
 │   ├── RateUnavailable    no weights for that rate in the store
-│   └── TargetUnreachable  no rate meets the size or quality that was asked for
+│   └── TargetUnreachable  no rate reaches the requested size or quality
 ├── UnknownHost            the request names another server
-├── ForeignOrigin          a web page of another origin may not ask for this
-├── NotAcceptable          no output format that the caller accepts
+├── ForeignOrigin          a web page of another origin may not send this request
+├── NotAcceptable          no format that the caller accepts can be written
 ├── BadAdapter             the bytes are not a rate adapter that fits the base
 ├── UnknownAdapter         no adapter with that hash is loaded
 ├── StoreError             the model store is incomplete or does not match its manifest
-├── JobError               what was asked of an adaptation job cannot be had
+├── JobError               a request about an adaptation job cannot be met
 │   ├── UnknownJob         there is no such job
-│   ├── ExpiredJob         there was, and its result is no longer kept
-│   ├── JobUnfinished      it has no such bytes yet; try again later
-│   └── JobEnded           it has ended, so that there is nothing to cancel or will be no result
-├── JobsOff                this server was told to offer no jobs
+│   ├── ExpiredJob         the result of the job is no longer kept
+│   ├── JobUnfinished      the job has no such bytes yet; try again later
+│   └── JobEnded           the job has ended: nothing to cancel, or no result to come
+├── JobsOff                this server is configured to offer no jobs
 ├── JobsUnavailable        the jobs' database does not answer
-├── ObjectsUnavailable     the store of objects cannot be read or written
-│   └── ObjectsFull        it has no room left
+├── ObjectsUnavailable     the object store cannot be read or written
+│   └── ObjectsFull        the object store has no room left
 ├── NoSuchObject           there is no object of that key
-├── DamagedObject          an object's bytes are not those of its hash
-├── MissingExtra           the work needs a part of Rankpress that is not installed
+├── DamagedObject          an object's bytes do not match its hash
+├── MissingExtra           a needed part of Rankpress is not installed
 ├── ForkedProcess          the models were loaded before this process was forked
-├── Saturated              too much work waits already; try again later
-│   └── QuotaReached       one client has taken its part of what all share
-├── CheckFailed            a fresh stream did not decode to what was encoded: our fault
+├── Saturated              too much work is waiting; try again later
+│   └── QuotaReached       one client has used its share of the server
+├── CheckFailed            a new stream does not decode to what was encoded: a bug
 └── SelfTestFailed         this machine does not reproduce the golden stream
 
-Messages say what was found, what was expected and where. HTTP status codes are in
+Messages state what was found, what was expected, and where. HTTP status codes are in
 http/problems.py.
 """
 
@@ -64,7 +64,7 @@ class UnknownUpdate(UnknownModel):
 
 
 class BadImage(RankpressError):
-    """The bytes are not an image file that can be read, or of a kind that is refused."""
+    """The bytes are not an image file that can be read, or one of a kind that is refused."""
 
 
 class TooManyPixels(BadImage):
@@ -80,10 +80,10 @@ class BadParameter(RankpressError):
 
 
 class RangeUnsatisfiable(BadParameter):
-    """The bytes that were asked for lie beyond the end of the answer.
+    """The requested bytes are beyond the end of the answer.
 
     Attributes:
-        size_bytes: of the whole answer.
+        size_bytes: size of the whole answer.
     """
 
     def __init__(self, message: str, size_bytes: int) -> None:
@@ -95,7 +95,7 @@ class RateUnavailable(BadParameter):
     """The store holds no weights for the rate.
 
     Attributes:
-        available: the rates that can be asked for.
+        available: the rates that the store offers.
     """
 
     def __init__(self, message: str, available: tuple[float, ...]) -> None:
@@ -104,15 +104,16 @@ class RateUnavailable(BadParameter):
 
 
 class TargetUnreachable(BadParameter):
-    """No rate in the store meets the size or quality that was asked for.
+    """No rate in the store reaches the requested size or quality.
 
     Attributes:
-        found: the nearest there is, in the unit of the target. asked: the target.
+        nearest: the nearest value that a rate reaches, in the unit of the target.
+        requested: the value of the target.
     """
 
-    def __init__(self, message: str, found: float, asked: float) -> None:
+    def __init__(self, message: str, nearest: float, requested: float) -> None:
         super().__init__(message)
-        self.found, self.asked = found, asked
+        self.nearest, self.requested = nearest, requested
 
 
 class UnknownHost(RankpressError):
@@ -120,7 +121,7 @@ class UnknownHost(RankpressError):
 
 
 class ForeignOrigin(RankpressError):
-    """The request is of a web page of another origin, which may not ask for it."""
+    """The request comes from a web page of another origin, which may not send it."""
 
 
 class NotAcceptable(RankpressError):
@@ -128,7 +129,7 @@ class NotAcceptable(RankpressError):
 
 
 class BadAdapter(RankpressError):
-    """The bytes are not a rate adapter, or one that does not fit the base it is for."""
+    """The bytes are not a rate adapter, or one that does not fit its base."""
 
 
 class UnknownAdapter(RankpressError):
@@ -140,7 +141,7 @@ class StoreError(RankpressError):
 
 
 class JobError(RankpressError):
-    """What was asked of an adaptation job cannot be had."""
+    """A request about an adaptation job cannot be met."""
 
 
 class UnknownJob(JobError):
@@ -155,7 +156,7 @@ class JobUnfinished(JobError):
     """The job has no such bytes yet.
 
     Attributes:
-        retry_after_s: a guess at when to try again, in whole seconds.
+        retry_after_s: estimated whole seconds until a new try can succeed.
     """
 
     def __init__(self, message: str, retry_after_s: int) -> None:
@@ -164,11 +165,11 @@ class JobUnfinished(JobError):
 
 
 class JobEnded(JobError):
-    """The job has ended: there is nothing left to cancel, or there will be no result."""
+    """The job has ended: there is nothing to cancel, or there will be no result."""
 
 
 class JobsOff(RankpressError):
-    """This server was told to offer no jobs."""
+    """This server is configured to offer no jobs."""
 
 
 class JobsUnavailable(RankpressError):
@@ -176,23 +177,23 @@ class JobsUnavailable(RankpressError):
 
 
 class ObjectsUnavailable(RankpressError):
-    """The store of objects cannot be opened, read or written."""
+    """The object store cannot be opened, read or written."""
 
 
 class ObjectsFull(ObjectsUnavailable):
-    """The disk or the quota of the store of objects has no room left."""
+    """The disk or the quota of the object store has no room left."""
 
 
 class NoSuchObject(RankpressError):
-    """There is no object of that key."""
+    """There is no object with that key."""
 
 
 class DamagedObject(RankpressError):
-    """An object's bytes are not those that its key is the hash of."""
+    """The bytes of an object do not match the hash in its key."""
 
 
 class MissingExtra(RankpressError):
-    """The work needs packages that the base install leaves out; the message names the extra."""
+    """Needed packages are not part of the base install; the message names the extra to install."""
 
 
 class ForkedProcess(RankpressError):
@@ -200,10 +201,10 @@ class ForkedProcess(RankpressError):
 
 
 class Saturated(RankpressError):
-    """Too much work waits already.
+    """Too much work is waiting.
 
     Attributes:
-        retry_after_s: a guess at when to try again, in whole seconds.
+        retry_after_s: estimated whole seconds until a new try can succeed.
     """
 
     def __init__(self, message: str, retry_after_s: int) -> None:
@@ -212,7 +213,7 @@ class Saturated(RankpressError):
 
 
 class QuotaReached(Saturated):
-    """One client has taken its part of what all share; there is room for others."""
+    """One client has used its share of the server; there is room for others."""
 
 
 class SelfTestFailed(RankpressError):
@@ -220,4 +221,4 @@ class SelfTestFailed(RankpressError):
 
 
 class CheckFailed(RankpressError):
-    """A fresh stream did not decode to what was encoded; no input can be blamed for it."""
+    """A new stream does not decode to what was encoded: a bug, whatever the input."""

@@ -1,11 +1,11 @@
-"""Files written whole or not at all, and the files of a folder: nothing is passed over in silence.
+"""Files written whole or not at all, and the files of a folder.
 
-A plain file, or a new one, gets its bytes under a temporary name in its folder and then its own
-name. Links are followed to what they lead to. What is no plain file (a device, a pipe, a descriptor
-of this process such as /dev/stdout) is written to and never replaced.
+A plain file, or a new one, is written under a temporary name in its folder and then renamed. Links
+are followed. Other files (a device, a pipe, a descriptor of this process such as /dev/stdout) are
+written to and never replaced.
 
-Everything that reads folders of pictures finds their files here. Links to folders are followed,
-names that begin with a dot are left out.
+All readers of folders of pictures list them here. Links to folders are followed, names that begin
+with a dot are left out, and whatever else is left out is reported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _REFUSED: Final = (
     ".raf .rw2 .tga .wdp"
 )
 IMAGE_SUFFIXES: Final = frozenset(f"{_READ} {_REFUSED}".split())
-"""Files of folders that are pictures; those of kinds that are not read fail with the reason."""
+"""Suffixes of pictures in folders; files of kinds that cannot be read fail with the reason."""
 
 _STANDARD: Final = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR: Final = re.compile(r"/(?:dev|proc/(?:self|thread-self|\d+))/fd/(\d{1,9})")
@@ -44,24 +44,24 @@ class Listing:
     """The files of a folder and of the folders in it.
 
     Attributes:
-        files: in order of their paths. Names that lead nowhere are among them: reading says why.
-        unreadable: for each folder that could not be listed, with its name in `filename`.
-        passed_over: what was found and is no file, with the reason.
+        files: in order of their paths, including broken links: reading them raises the reason.
+        unreadable: an error for each folder that could not be listed; `filename` is its name.
+        skipped: paths that are no plain file or folder, with the reason.
     """
 
     files: tuple[Path, ...]
     unreadable: tuple[OSError, ...]
-    passed_over: tuple[tuple[Path, str], ...]
+    skipped: tuple[tuple[Path, str], ...]
 
 
 def list_folder(folder: Path) -> Listing:
-    """Return what lies in a folder and in all folders below it, hidden names left out."""
+    """List a folder and all folders below it; hidden names are left out."""
     files: list[Path] = []
     unreadable: list[OSError] = []
-    passed_over: list[tuple[Path, str]] = []
-    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
-    while waiting:
-        place, above = waiting.pop()
+    skipped: list[tuple[Path, str]] = []
+    pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while pending:
+        place, parents = pending.pop()
         try:
             status = place.stat()
             names = [name for name in os.listdir(place) if not name.startswith(".")]
@@ -69,36 +69,36 @@ def list_folder(folder: Path) -> Listing:
             unreadable.append(error)
             continue
         here = status.st_dev, status.st_ino
-        if here in above:
-            passed_over.append((place, "leads back to a folder that it is in"))
+        if here in parents:
+            skipped.append((place, "is a link to one of its parent folders"))
             continue
         for path in (place / name for name in names):
             kind = _kind_of(path)
             if stat.S_ISDIR(kind):
-                waiting.append((path, above | {here}))
+                pending.append((path, parents | {here}))
             elif stat.S_ISREG(kind):
                 files.append(path)
             else:
-                passed_over.append((path, "is no plain file"))
-    return Listing(tuple(sorted(files)), tuple(unreadable), tuple(sorted(passed_over)))
+                skipped.append((path, "is no plain file"))
+    return Listing(tuple(sorted(files)), tuple(unreadable), tuple(sorted(skipped)))
 
 
 def files_in(folder: Path) -> tuple[Path, ...]:
-    """Return the files of a folder and of the folders in it, in order, hidden names left out.
+    """Return the files of a folder and of all folders below it, in order, hidden names left out.
 
     Raises:
-        BadParameter: it is no folder. OSError: it, or a folder in it, cannot be listed.
+        BadParameter: it is no folder. OSError: it, or a folder below it, cannot be listed.
     """
     if not folder.is_dir():
         raise BadParameter(f"{folder} is not a folder of pictures")
-    found = list_folder(folder)
-    for error in found.unreadable:
+    listing = list_folder(folder)
+    for error in listing.unreadable:
         raise error
-    return found.files
+    return listing.files
 
 
 def _kind_of(path: Path) -> int:
-    """Return the mode of what a path leads to; that of a file where it leads nowhere."""
+    """Return the mode of a path's target; that of a plain file for a broken link."""
     try:
         return path.stat().st_mode
     except OSError:
@@ -106,34 +106,34 @@ def _kind_of(path: Path) -> int:
 
 
 def descriptor_of(path: Path) -> int | None:
-    """Return the descriptor of this process that a path names, None if it names none."""
+    """Return the descriptor of this process that a path names; None if it names none."""
     text = str(path)
-    named = _DESCRIPTOR.fullmatch(text)
-    if named is None:
+    match = _DESCRIPTOR.fullmatch(text)
+    if match is None:
         return _STANDARD.get(text)
     process = text.split("/")[2]
     own = not process.isdigit() or int(process) == os.getpid()
-    return int(named[1]) if own else None
+    return int(match[1]) if own else None
 
 
 def write_whole(path: Path, data: bytes, *, sync: bool = False) -> None:
-    """Write a file, see `whole_file`."""
+    """Write a file whole or not at all, see `whole_file`."""
     with whole_file(path, sync=sync) as file:
         file.write(data)
 
 
 @contextmanager
 def whole_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
-    """Open a file to write; it has its name once the block is left without an error.
+    """Open a file to write; it gets its name when the block ends without an error.
 
-    Folders on the way are made. What is replaced keeps its mode, and its owner where that is
-    allowed.
+    Missing folders are made. A file that replaces another keeps its mode, and its owner where that
+    is allowed.
 
     Args:
-        path: of the file. sync: wait until a plain file's bytes are on the disk.
+        path: of the file. sync: whether to wait until a plain file's bytes are on the disk.
 
     Raises:
-        OSError: as the system says.
+        OSError: the system refuses an operation.
     """
     descriptor = descriptor_of(path)
     if descriptor is not None:
@@ -152,7 +152,7 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             if old is not None:
-                _take_after(temporary, target, old)
+                _copy_owner_and_mode(temporary, target, old)
             yield file
             if sync:
                 file.flush()
@@ -163,15 +163,15 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
-    """Refuse, before there is work to lose, a place where `whole_file` could not write.
+    """Check, before any work is done, that `whole_file` could write a file.
 
     Args:
-        path: of the file to come. overwrite: whether a file that is there may be replaced.
+        path: of the file to write. overwrite: whether an existing file may be replaced.
 
     Raises:
         FileExistsError: there is a file, or a disk, and it may not be overwritten.
-        OSError: it is a folder or a socket, its name is too long, or it or its folder cannot be
-            written.
+        OSError: the path is a folder or a socket, its name is too long, or the file or its folder
+            is not writable.
     """
     descriptor = descriptor_of(path)
     if descriptor is not None:
@@ -191,7 +191,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Return the status of a file, None if there is none."""
+    """Return the status of a file; None if there is no file."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -199,10 +199,10 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _nearest_folder(target: Path) -> Path:
-    """Return the nearest folder on the way to a new file that is there; check the names below it.
+    """Return the nearest existing folder above a new file; check the names below that folder.
 
     Raises:
-        OSError: a name is too long for its file system, or something on the way is no folder.
+        OSError: a name is too long for its file system, or a parent is no folder.
     """
     folder = next(parent for parent in target.parents if parent.exists())
     for name in target.relative_to(folder).parts:
@@ -216,8 +216,8 @@ def _check_access(place: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
-def _take_after(temporary: Path, target: Path, old: os.stat_result) -> None:
-    """Give a temporary file, still empty, the owner and mode of what it will replace."""
+def _copy_owner_and_mode(temporary: Path, target: Path, old: os.stat_result) -> None:
+    """Give a temporary file, still empty, the owner and mode of the file that it will replace."""
     with suppress(OSError):
         os.chown(temporary, old.st_uid, old.st_gid)
     shutil.copymode(target, temporary)

@@ -1,4 +1,4 @@
-"""Log lines: our own and the libraries', through one structlog pipeline to standard error."""
+"""Log lines of the service and its libraries, through one structlog pipeline to standard error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import structlog
 from structlog.typing import Processor
 
 QUIET_S: Final = 10.0
-"""Seconds in which one `RareWarning` is written at most once."""
+"""Seconds in which a `RareWarning` is written at most once."""
 
 log = structlog.get_logger("rankpress.server")
 
@@ -21,7 +21,7 @@ def configure_logs(log_format: str, log_level: str = "info") -> None:
     """Send every log line of the process to standard error, as text, or as JSON by default.
 
     Args:
-        log_format: text, or anything else for JSON. log_level: the least severe that is written.
+        log_format: "text", or anything else for JSON. log_level: of the least severe lines.
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -57,16 +57,16 @@ def configure_logs(log_format: str, log_level: str = "info") -> None:
 
 
 class RareWarning:
-    """A warning that is written at most every `QUIET_S` seconds, with how often it was meant."""
+    """A warning that is written at most every `QUIET_S` seconds, with the number of its calls."""
 
     def __init__(self, event: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._event, self._clock = event, clock
         self._next_s = -float("inf")
-        self._times = 0
+        self._calls = 0
 
     def __call__(self, **facts: object) -> None:
-        """Write it, or count it for the next time."""
-        self._times += 1
+        """Write the warning, or count the call for the next one."""
+        self._calls += 1
         if self._clock() >= self._next_s:
-            log.warning(self._event, times=self._times, **facts)
-            self._next_s, self._times = self._clock() + QUIET_S, 0
+            log.warning(self._event, times=self._calls, **facts)
+            self._next_s, self._calls = self._clock() + QUIET_S, 0

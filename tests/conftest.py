@@ -16,7 +16,7 @@ from hypothesis import settings  # noqa: E402
 from small_model import decode_only, photo_like, small_stored_model  # noqa: E402
 
 from service.engine.engine import Engine  # noqa: E402
-from service.images.read import write_image  # noqa: E402
+from service.images.write import write_image  # noqa: E402
 from service.nets.model import Backbone  # noqa: E402
 from service.picture import Picture  # noqa: E402
 from service.runtime.loading import load_models  # noqa: E402

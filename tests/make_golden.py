@@ -18,7 +18,7 @@ from service.adapt.plan import AdaptationPlan
 from service.codec import alpha, container
 from service.codec.tiles import Box
 from service.engine.engine import Engine
-from service.images.read import write_image
+from service.images.write import write_image
 from service.picture import U8, Picture
 from service.runtime.loading import load_models
 from service.runtime.pipeline import decode_latents

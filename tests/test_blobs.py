@@ -1,4 +1,4 @@
-"""Objects are there whole or not at all, and what comes back is what was put."""
+"""Objects are written whole or not at all, and are read back as they were written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from obstore.exceptions import GenericError
 from obstore.store import LocalStore, ObjectStore
 from structlog.testing import capture_logs
 
-from service.blobs import LITTER_S, Objects, digest_of, is_full, open_objects, shared_key
+from service.blobs import TEMPORARY_FILE_S, Objects, digest_of, is_full, open_objects, shared_key
 from service.errors import BadParameter, DamagedObject, NoSuchObject, ObjectsUnavailable
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -33,9 +33,9 @@ def test_bytes_come_back_under_their_hash(objects: Objects) -> None:
     key = objects.put(b"12345", "jobs/j")
     assert key == f"jobs/j/{digest_of(b'12345')}"
     assert objects.get(key) == b"12345"
-    found = objects.head(key)
-    assert found is not None and (found.key, found.size_bytes) == (key, 5)
-    assert abs(found.written_s - time.time()) < 10
+    info = objects.head(key)
+    assert info is not None and (info.key, info.size_bytes) == (key, 5)
+    assert abs(info.written_s - time.time()) < 10
 
 
 def test_a_range_ends_where_the_object_does(objects: Objects) -> None:
@@ -69,7 +69,7 @@ def test_a_name_takes_other_bytes_and_a_hash_does_not(objects: Objects) -> None:
 
 
 def damaged(data: bytes) -> dict[str, bytes]:
-    """What may become of bytes on a disk."""
+    """Damage that may happen to bytes on a disk."""
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 1
     return {"flipped": bytes(flipped), "cut": data[:-1], "empty": b"", "longer": data + b"\0"}
@@ -94,7 +94,7 @@ def test_damaged_bytes_are_replaced_when_they_are_put_again(
 
 
 class BrokenStore:
-    """An obstore store of which one call raises what a system or a bucket does."""
+    """An obstore store of which one call raises an exception of a system or a bucket."""
 
     def __init__(self, whole: Any, call: str, error: Exception) -> None:
         self._whole, self._call, self._error = whole, call, error
@@ -160,7 +160,7 @@ def test_listing_and_deleting_by_prefix_and_age(tmp_path: Path) -> None:
 
 
 def test_bytes_put_again_after_long_count_as_new(tmp_path: Path) -> None:
-    """Else expiry by age could remove what was accepted a moment ago."""
+    """Otherwise expiry by age could remove an object that was just written."""
     objects = open_objects(tmp_path)
     key = objects.put(b"again")
     os.utime(tmp_path / key, (1e9, 1e9))
@@ -181,11 +181,11 @@ def test_a_reader_never_sees_half_an_object(tmp_path: Path) -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
-    seen = set()
+    lengths = set()
     while not done.is_set():
-        seen.add(len(objects.get("a/b")))
+        lengths.add(len(objects.get("a/b")))
     writer.join()
-    assert seen <= set(sizes)
+    assert lengths <= set(sizes)
 
 
 def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
@@ -194,14 +194,14 @@ def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
     left = tmp_path / f"{key}#1"
     left.write_bytes(b"wh")
     assert [o.key for o in objects.list("objects")] == [key]
-    assert objects.sweep_litter() == 0
-    assert objects.sweep_litter(older_than_s=-LITTER_S) == 1
+    assert objects.remove_temporary_files() == 0
+    assert objects.remove_temporary_files(older_than_s=-TEMPORARY_FILE_S) == 1
     assert not left.exists() and objects.get(key) == b"whole"
 
 
 @pytest.mark.timeout(60)
 def test_a_bucket_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its server takes connections and never says a word."""
+    """The server of the bucket accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = server.getsockname()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")

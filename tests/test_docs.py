@@ -91,13 +91,8 @@ def command_of(words: list[str]) -> tuple[Any, list[str]]:
     """The command that words name, and the words after its name."""
     found: Any = typer.main.get_command(app)
     words = list(words)
-    while hasattr(found, "commands"):
-        if words and words[0] in found.commands:
-            found = found.commands[words.pop(0)]
-        elif "codec" in found.commands:  # `rankpress bench` is `rankpress bench codec`
-            found = found.commands["codec"]
-        else:
-            break
+    while words and words[0] in getattr(found, "commands", ()):
+        found = found.commands[words.pop(0)]
     return found, words
 
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all; what is no plain file is written to, never replaced."""
+"""Files are written whole or not at all; special files are written to and never replaced."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEW = b"new bytes"
 
 @pytest.fixture
 def umask() -> Iterator[None]:
-    """New files are for their owner and group."""
+    """Set the mode of new files to owner and group."""
     before = os.umask(0o027)
     yield
     os.umask(before)
@@ -115,7 +115,7 @@ def test_a_pipe_with_a_name_is_written_to(tmp_path: Path) -> None:
 
 
 def test_a_device_is_written_to(tmp_path: Path) -> None:
-    """A device of our own that swallows all, as /dev/null does."""
+    """Return a device that discards all bytes, like /dev/null."""
     device = tmp_path / "device"
     try:
         os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
@@ -231,15 +231,15 @@ def test_a_folder_is_listed_through_links_without_hidden_names_and_loops(tmp_pat
     (top / "gone").symlink_to("nothing")
     os.mkfifo(top / "pipe")
     for start in (top, tmp_path / "link"):
-        found = list_folder(start)
-        names = [path.relative_to(start).as_posix() for path in found.files]
+        listing = list_folder(start)
+        names = [path.relative_to(start).as_posix() for path in listing.files]
         assert names == ["a.txt", "again/2.png", "b/2.png", "c.png", "gone"]
-        assert [(str(path.relative_to(start)), reason) for path, reason in found.passed_over] == [
-            ("again/loop", "leads back to a folder that it is in"),
-            ("b/loop", "leads back to a folder that it is in"),
+        assert [(str(path.relative_to(start)), reason) for path, reason in listing.skipped] == [
+            ("again/loop", "is a link to one of its parent folders"),
+            ("b/loop", "is a link to one of its parent folders"),
             ("pipe", "is no plain file"),
         ]
-        assert found.unreadable == () and files_in(start) == found.files
+        assert listing.unreadable == () and files_in(start) == listing.files
 
 
 def test_a_folder_that_cannot_be_listed_is_named_and_never_passed_over(
@@ -255,9 +255,9 @@ def test_a_folder_that_cannot_be_listed_is_named_and_never_passed_over(
         return really(path)
 
     monkeypatch.setattr(os, "listdir", listdir)
-    found = list_folder(tmp_path)
-    assert found.files == (tmp_path / "a.png",)
-    assert [error.filename for error in found.unreadable] == [str(tmp_path / "sub")]
+    listing = list_folder(tmp_path)
+    assert listing.files == (tmp_path / "a.png",)
+    assert [error.filename for error in listing.unreadable] == [str(tmp_path / "sub")]
     with pytest.raises(PermissionError, match="sub"):
         files_in(tmp_path)
     with pytest.raises(BadParameter, match="none is not a folder of pictures"):

@@ -45,7 +45,7 @@ from service.http.bodies import read_body
 from service.http.negotiate import SMALL, Form, rank_formats
 from service.http.ranges import requested_span, tags
 from service.http.record import record_of
-from service.images.read import MEDIA_TYPES, Format
+from service.images.write import MEDIA_TYPES, Format
 
 T = TypeVar("T")
 

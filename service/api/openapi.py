@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from service.api.schemas import StoredObject
 from service.http.documents import Problem
 from service.http.problems import KINDS, MEDIA_TYPE
-from service.images.read import MEDIA_TYPES
+from service.images.write import MEDIA_TYPES
 
 Json = dict[str, Any]
 

@@ -44,7 +44,7 @@ from service.http.negotiate import EXACT, Form, rank_formats
 from service.http.problems import NOT_READY, problem
 from service.http.record import record_of
 from service.images.cost import WriteLimits
-from service.images.read import MEDIA_TYPES
+from service.images.write import MEDIA_TYPES
 from service.settings import Settings
 
 T = TypeVar("T")

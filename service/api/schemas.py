@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.engine.target import DEFAULT_RATE, Target, rate_or_target
 from service.http.documents import Document
-from service.images.read import Format, Metadata
+from service.images.read import Metadata
+from service.images.write import Format
 from service.picture import Region
 
 Tune = Literal["psnr", "ms-ssim"]

@@ -26,17 +26,9 @@ from service.engine.types import (
 from service.errors import NotAcceptable
 from service.http.negotiate import Form, choose_forms
 from service.images.cost import WriteLimits, effort_for
-from service.images.read import (
-    Format,
-    Metadata,
-    WrittenImage,
-    image_size,
-    of_another_view,
-    read_image,
-    shrink,
-    size_within,
-    write_with_notes,
-)
+from service.images.read import Metadata, image_size, read_image
+from service.images.resize import shrink, size_within, update_exif
+from service.images.write import Format, WrittenImage, write_with_notes
 from service.picture import Picture, Region, larger_note
 from service.runtime.interruption import allow_interruption
 
@@ -186,7 +178,7 @@ class DecompressFile:
         begun = time.perf_counter()
         picture, view = decoded.picture, self.view
         if view.region is not None:
-            picture = of_another_view(picture)
+            picture = update_exif(picture)
         if view.max_size is not None:
             picture = shrink(picture, view.max_size)
         allow_interruption()

@@ -1,8 +1,8 @@
 """`python -m service.bench.fresh_decode STREAM STORE THREADS`: one process that only decodes.
 
-It decodes one file again and again with the light decoder and prints as JSON what it took: seconds
-to import what decoding needs, the time of day after the first decode, milliseconds of the decodes
-after that one, and its peak memory. It imports nothing else before.
+It decodes one file repeatedly with the light decoder. Then it prints as JSON the seconds to import
+what decoding needs, the time of day after the first decode, the milliseconds of the later decodes,
+and its peak memory. It imports nothing else before.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ BUDGET_S = 5.0
 
 
 def main(stream: str, store: str, threads: str) -> None:
-    """Decode a file and print what it took."""
-    begun = time.perf_counter()
-    import service.runtime.entropy_onnx  # (loading would import these two)
+    """Decode a file and print times and peak memory as JSON."""
+    begin = time.perf_counter()
+    import service.runtime.entropy_onnx  # loading imports these two later
     import service.runtime.synthesis_onnx  # noqa: F401
     from service.engine.engine import Engine
     from service.runtime.decode_only import load_decode_only
     from service.store.read import load_store
 
-    import_s = time.perf_counter() - begun
+    import_s = time.perf_counter() - begin
     stored = load_store(Path(store) if store else None)
     engine = Engine(load_decode_only(stored, int(threads)), max_pixels=10**9)
     data = Path(stream).read_bytes()
@@ -38,21 +38,19 @@ def main(stream: str, store: str, threads: str) -> None:
     while len(times_ms) < ROUNDS and not (
         len(times_ms) >= MIN_ROUNDS and time.perf_counter() - start > BUDGET_S
     ):
-        begun = time.perf_counter()
+        begin = time.perf_counter()
         engine.decompress(data)
-        times_ms.append(1000 * (time.perf_counter() - begun))
-    from service.bench.memory import (
-        peak_mib,
-    )
+        times_ms.append(1000 * (time.perf_counter() - begin))
+    from service.bench.memory import peak_mib
 
-    told = {
+    result = {
         "import_s": import_s,
         "first_at": first_at,
         "decode_ms": median(times_ms),
         "decode_p95_ms": quantiles(times_ms, n=20, method="inclusive")[-1],
         "peak_mib": peak_mib(),
     }
-    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

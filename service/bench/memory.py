@@ -1,9 +1,8 @@
 """Peak memory of compressing and decompressing one picture, each in a process of its own.
 
 `python -m service.bench.memory compress FILE RATE DEVICE STORE OUT` does the work of one command,
-file to file, and prints its peaks as JSON. The peak is the kernel's VmHWM: ru_maxrss of a child
-process starts at the size of its parent, which would be ours. Where there is no /proc, ru_maxrss
-is what is left.
+file to file, and prints its peaks as JSON. The peak is the kernel's VmHWM; ru_maxrss of a child
+process starts at the size of its parent, so it is used only where there is no /proc.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from PIL import Image
 
 from service.engine.opening import open_engine
 from service.eval.pictures import generate
-from service.images.read import read_image, write_image
+from service.images.read import read_image
+from service.images.write import write_image
 from service.picture import U8
 from service.settings import Settings
 
@@ -31,11 +31,11 @@ MIB = 1 << 20
 def measure(
     sizes: list[tuple[int, int]], rate: float, device: str, store: Path | None
 ) -> list[dict[str, object]]:
-    """Peak MiB of compress and decompress for each size, pictures made from a seed.
+    """Return the peak MiB of compress and decompress for each size, on generated pictures.
 
-    The smallest is the floor: what the process takes with a picture of one tile's corner.
+    A picture much smaller than a tile shows what the process needs for itself.
     """
-    found: list[dict[str, object]] = []
+    results: list[dict[str, object]] = []
     with TemporaryDirectory() as folder:
         for width, height in sizes:
             image, stream = Path(folder, "image.png"), Path(folder, "stream.rkp")
@@ -43,22 +43,28 @@ def measure(
             arguments = [f"{rate:g}", device, str(store or "")]
             compress = _run("compress", image, stream, arguments)
             decompress = _run("decompress", stream, Path(folder, "out.png"), arguments)
-            found.append({"width": width, "height": height, "compress_mib": compress["done"],
-                          "decompress_mib": decompress["pixels"],
-                          "decompress_to_png_mib": decompress["done"],
-                          "loaded_mib": compress["loaded"]})  # fmt: skip
-    return found
+            results.append(
+                {
+                    "width": width,
+                    "height": height,
+                    "compress_mib": compress["done"],
+                    "decompress_mib": decompress["pixels"],
+                    "decompress_to_png_mib": decompress["done"],
+                    "loaded_mib": compress["loaded"],
+                }
+            )
+    return results
 
 
 def as_png(rgb: U8) -> bytes:
-    """Pixels as a PNG file, written fast."""
+    """Return pixels [H, W, 3] as a PNG file of little compression."""
     out = io.BytesIO()
     Image.fromarray(rgb).save(out, format="PNG", compress_level=1)
     return out.getvalue()
 
 
 def peak_mib() -> float:
-    """The most memory this process has held so far."""
+    """Return the most memory in MiB that this process has held so far."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text().splitlines():
@@ -68,27 +74,28 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 
 
-def _run(what: str, source: Path, target: Path, arguments: list[str]) -> dict[str, float]:
-    command = [sys.executable, "-m", "service.bench.memory", what, str(source), str(target)]
-    done = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
+def _run(command_name: str, source: Path, target: Path, arguments: list[str]) -> dict[str, float]:
+    module = [sys.executable, "-m", "service.bench.memory"]
+    command = [*module, command_name, str(source), str(target), *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     peaks: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return peaks
 
 
-def main(what: str, source: str, target: str, rate: str, device: str, store: str) -> None:
-    """Work through one file and print the peaks."""
+def main(command_name: str, source: str, target: str, rate: str, device: str, store: str) -> None:
+    """Compress or decompress one file and print the peaks in MiB as JSON."""
     values = {"store": store or None, "device": device, "max_pixels": MAX_PIXELS}
     engine = open_engine(Settings.model_validate(values))
     peaks = {"loaded": peak_mib()}
     data = Path(source).read_bytes()
-    if what == "compress":
+    if command_name == "compress":
         picture = read_image(data, max_pixels=MAX_PIXELS)
         del data
         written = engine.compress(picture, float(rate)).data
     else:
-        decoded = engine.decompress(data).picture
+        picture = engine.decompress(data).picture
         peaks["pixels"] = peak_mib()
-        written = write_image(decoded, "png")
+        written = write_image(picture, "png")
     Path(target).write_bytes(written)
     peaks["done"] = peak_mib()
     sys.stdout.write(json.dumps(peaks) + "\n")

@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic.fields import FieldInfo
 
-from service.eval.rows import OURS
+from service.eval.measurements import OURS
 from service.eval.tables import Result, table
 from service.settings import Settings
 

@@ -7,20 +7,20 @@ tables are made from, and the commands that write these files:
     rates            manifest.json of the model that compresses, by `rankpress train`
     kodak            kodak.json, by `rankpress eval ... --record`
     perceptual       perceptual.json, by `rankpress eval ... --perceptual --record`
-    latency          bench.json, by `rankpress bench ... --record`
+    latency          bench.json, by `rankpress bench codec --record`
     stages           bench.json
     memory           bench.json
-    service          bench.json, measured where `--service` was given
-    latency-amx      bench-amx.json, the same command on a processor with AMX
+    service          service.json, by `rankpress bench service --record`
+    latency-amx      bench-amx.json, by `rankpress bench codec --record` on a processor with AMX
     latency-float    bench-float.json, the same command on one that computes in float32
-    swap             rates.json, by `rankpress bench --rates --record`
+    swap             rates.json, by `rankpress bench rates --record`
     jobs             jobs.json, by `rankpress bench jobs --record`
-    decoder          decoder.json, by `rankpress bench --decoder --record`
-    agreement        agreement.json, by `rankpress bench DIR --decoder --record`
-    speed            train.json, by `rankpress bench train --record`
-    adaptation       adapted.json, by `rankpress eval ... --adapt ... --record`
+    decoder          decoder.json, by `rankpress bench decoder --record`
+    agreement        agreement.json, by `rankpress bench agreement DIR --record`
+    speed            train.json, by `rankpress bench training --record`
+    adaptation       adapted.json, by `rankpress eval-adaptation ... --record`
     adaptation-kodak adapted-kodak.json, the same command over photographs
-    ready            ready.json, by `rankpress eval ... --adapt 0 ... --record`
+    ready            ready.json, by `rankpress eval-adaptation ... --efforts 0 --record`
     settings         the fields of `service.settings.Settings`
 
 All JSON files but the manifest are in service/eval/results. A table whose file or part is missing

@@ -1,4 +1,4 @@
-"""Times and memory as Markdown tables, for the terminal and the README."""
+"""Measured times and memory as Markdown tables, for the terminal and the documentation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from service.eval.tables import Result, machine_words, ms, table
 
 
 def speed_table(result: Result) -> str:
-    """What `rankpress bench train` measured."""
+    """The speed of training steps, from the result of `rankpress bench training`."""
     cells = [
         f"{result['pixels_per_s'] / 1e6:.2f} Mpixel/s", f"{ms(result['step_ms'])} ms",
         f"{result['kmac_per_pixel']:.1f}", f"{result['tflops']:.2f}",
@@ -18,9 +18,11 @@ def speed_table(result: Result) -> str:
 
 
 def bench_tables(result: Result) -> dict[str, str]:
-    """The tables of a benchmark by the name of their marker, those that were measured."""
+    """The tables of a result of `bench codec`, `bench service` or `bench rates`, by their names."""
     if result.get("what") == "rates":
         return {"swap": swap_table(result)}
+    if result.get("what") == "service":
+        return {"service": service_table(result)}
     tables = {"latency": latency_table(result), "stages": stages_table(result)}
     if "memory" in result:
         tables["memory"] = memory_table(result)
@@ -30,7 +32,7 @@ def bench_tables(result: Result) -> dict[str, str]:
 
 
 def latency_table(result: Result) -> str:
-    """Median (p95) milliseconds by size, ours and the peers'."""
+    """Median (and 95th percentile) milliseconds by size, for our codec and its peers."""
     columns = {
         "compress": "compress_ms",
         "without check": "compress_unchecked_ms",
@@ -44,22 +46,22 @@ def latency_table(result: Result) -> str:
         [_size(e), *(f"{ms(e[c]['median'])} ({ms(e[c]['p95'])})" for c in columns.values())]
         for e in result["latency"]
     ]
-    return table(["ms, median (p95)", *columns], rows) + f"\n\n{_where(result)}"
+    return table(["ms, median (p95)", *columns], rows) + f"\n\n{_conditions(result)}"
 
 
 def stages_table(result: Result) -> str:
-    """Milliseconds by stage and size."""
-    found: list[list[str]] = []
+    """Median milliseconds by stage and size of picture."""
+    rows: list[list[str]] = []
     for way in ("compress_ms", "decompress_ms"):
         names = dict.fromkeys(n for e in result["stages"] for n in e[way])
         for name in sorted(names, key=lambda n: -result["stages"][0][way].get(n, 0)):
             cells = [ms(e[way].get(name, 0.0)) for e in result["stages"]]
-            found.append([f"{way.removesuffix('_ms')}: {name}", *cells])
-    return table(["ms, median", *(_size(e) for e in result["stages"])], found)
+            rows.append([f"{way.removesuffix('_ms')}: {name}", *cells])
+    return table(["ms, median", *(_size(e) for e in result["stages"])], rows)
 
 
 def swap_table(result: Result) -> str:
-    """What a change of rate costs, and a server's throughput of each rate and of all mixed."""
+    """The cost of a change of rate, and a server's throughput for each rate and for all mixed."""
     swap, service = result["swap_ms"], result["service"]
     rows = [
         [f"compress, rate {name}", f"{value:.2f}/s"]
@@ -82,7 +84,7 @@ def swap_table(result: Result) -> str:
 
 
 def memory_table(result: Result) -> str:
-    """Peak MiB by size."""
+    """Peak MiB of a process by size of picture."""
     columns = {
         "models loaded": "loaded_mib",
         "compress": "compress_mib",
@@ -94,37 +96,37 @@ def memory_table(result: Result) -> str:
 
 
 def service_table(result: Result) -> str:
-    """Requests a second and latencies by concurrency, and at twice the capacity."""
-    found = []
+    """Requests per second and latencies by number of clients, and at twice the capacity."""
+    rows = []
     for way in ("compress", "decompress"):
         entry = result["service"][way]
         for load in (*entry["closed_loop"], entry["overload"]):
             clients = load.get("clients")
             offered = load.get("offered_per_second")
             label = _clients(clients) if clients else f"{offered:.1f}/s offered (2x capacity)"
-            found.append([f"{way}, {label}", f"{load['per_second']:.1f}", ms(load["median_ms"]),
-                          ms(load["p95_ms"]), str(load["answered_503"]),
-                          str(load["answered_otherwise"])])  # fmt: skip
+            rows.append([f"{way}, {label}", f"{load['per_second']:.1f}", ms(load["median_ms"]),
+                         ms(load["p95_ms"]), str(load["answered_503"]),
+                         str(load["answered_otherwise"])])  # fmt: skip
     head = ["over loopback", "200/s", "median ms", "p95 ms", "503s", "other failures"]
-    return table(head, found)
+    return table(head, rows)
 
 
 def jobs_table(result: Result) -> str:
-    """Latency of compress without and beside a job, and the job's pace."""
+    """Latency of compress without and during a job, and the steps that the job makes meanwhile."""
     ways = {"no job": result["without"], "beside a job": result["beside"]}
     rows = [
         [name, f"{way['per_second']:.2f}", ms(way["median_ms"]), ms(way["p95_ms"])]
         for name, way in ways.items()
     ]
-    pace = f"{result['job_steps_per_second']:.1f} steps a second"
+    speed = f"{result['job_steps_per_second']:.1f} steps a second"
     return table(["compress, 1 client", "200/s", "median ms", "p95 ms"], rows) + (
-        f"\n\nThe job, of effort {result['effort']}, makes {pace} meanwhile. "
+        f"\n\nThe job, of effort {result['effort']}, makes {speed} meanwhile. "
         f"{_size(result)}, rate {result['rate']:g}, {machine_words(result)}"
     )
 
 
 def decoder_table(result: Result) -> str:
-    """Start, times, memory and size of the light decoder."""
+    """Start, times, memory and installed size of the light decoder."""
     rows = [
         [_size(e), f"{e['import_s']:.2f}", f"{e['first_s']:.2f}", ms(e["decode_ms"]),
          ms(e["decode_p95_ms"]), f"{e['peak_mib']:,.0f}"]
@@ -135,23 +137,23 @@ def decoder_table(result: Result) -> str:
     largest = sorted(sizes, key=lambda n: -sizes[n])[:4]
     parts = ", ".join(f"{n} {sizes[n]:.0f}" for n in largest)
     return table(head, rows) + (
-        f"\n\n{_where(result)} Installed: {sum(sizes.values()):.0f} MB ({parts})."
+        f"\n\n{_conditions(result)} Installed: {sum(sizes.values()):.0f} MB ({parts})."
     )
 
 
 def agreement_table(result: Result) -> str:
-    """The light decoder's pixels, and torch's as they are served, against torch in float32."""
-    found = [
+    """Differences from torch in float32: of the light decoder, and of torch as a server runs it."""
+    rows = [
         [f"{a['rate']:g}" + f" ({a['tune']})" * (a["tune"] != "psnr"), str(a["largest"]),
          f"{a['share']:.4%}", str(a["server_largest"]), f"{a['server_share']:.1%}"]
         for a in result["agreement"]
     ]  # fmt: skip
     columns = ["rate", "light: largest difference", "samples that differ",
                "torch as served: largest", "samples that differ"]  # fmt: skip
-    return table(columns, found)
+    return table(columns, rows)
 
 
-def _where(result: Result) -> str:
+def _conditions(result: Result) -> str:
     return f"Rate {result['rate']:g}, {result['pictures']} pictures, {machine_words(result)}"
 
 

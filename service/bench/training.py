@@ -1,9 +1,9 @@
-"""How fast training steps are, and what bounds them: `rankpress bench train`.
+"""How fast training steps are, and what bounds them: `rankpress bench training`.
 
-The step is the real one (step.py) on random tiles from the transform start. Beside its time stand
-what the hardware does at best in the same minute: a large bfloat16 product for arithmetic, and a
-copy for memory. The share of that product's speed that a step reaches says how far it is from
-being bound by its GEMMs.
+The step is the real one (train/step.py) on random tiles, from freshly initialised weights. In the
+same minute the best speed of the hardware is measured: that of a large bfloat16 matrix product and
+that of a copy in memory. A step that reaches most of the product's speed is bound by its own matrix
+products.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from service.train.step import WARM_UP_STEPS, TrainingStep
 from service.train.transform_start import new_ladder
 
 TILES: Final = 256
+"""Random tiles that the steps take their crops from."""
 
 
 @dataclass(frozen=True)
-class Throughput:
-    """What a step costs.
+class TrainingThroughput:
+    """Speed of training steps, and of the hardware.
 
     Attributes:
-        pixels_per_s: seen by training. step_ms: median of single steps on the CPU, mean on CUDA.
-        first_s: of the first step, compiling included.
-        kmac_per_pixel: multiply-adds of the networks' forward pass.
-        tflops: that a step reaches, counting a forward and a backward pass as three forwards.
-        peak_tflops: of one large bfloat16 product here. copy_gb_s: read and written by a copy.
-        memory_gib: most that was allocated on CUDA; 0 on the CPU.
+        pixels_per_s: pixels of crops that training processes in a second.
+        step_ms: milliseconds of a step: the median on the CPU, the mean on CUDA.
+        first_s: seconds of the first step, compiling included.
+        kmac_per_pixel: thousand multiply-adds per pixel of the networks' forward pass.
+        tflops: speed of a step, where forward and backward pass count as three forward passes.
+        peak_tflops: speed of one large bfloat16 matrix product on this machine.
+        copy_gb_s: gigabytes that a copy in memory reads and writes in a second.
+        memory_gib: most memory that was allocated on CUDA; 0 on the CPU.
     """
 
     pixels_per_s: float
@@ -50,10 +53,10 @@ class Throughput:
     memory_gib: float
 
 
-def measure(
+def bench_training(
     sizes: Sizes, recipe: BackboneRecipe, device: torch.device, compiled: Compile, seconds: float
-) -> Throughput:
-    """Time training steps for about so many seconds, after those that compile and capture."""
+) -> TrainingThroughput:
+    """Time training steps for about `seconds`, after those that compile and capture a graph."""
     side = 2 * recipe.crop  # room for every reduction
     tiles = torch.randint(256, (TILES, side, side, 3), dtype=torch.uint8, device=device)
     sampler = TrainingData([Source(tiles, 1.0, True)], {}).sampler(recipe)
@@ -61,10 +64,10 @@ def measure(
     x = torch.rand(1, 128, 128, 3)
     kmac_per_pixel = kmac(lambda: ladder.base(x, relax=add_noise)) / 128**2
     work = TrainingStep(ladder.to(device), sampler, recipe, compiled, graph=True)
-    begun = perf_counter()
+    begin = perf_counter()
     work.run(0, 1e-5)
     work.wait()
-    first_s = perf_counter() - begun
+    first_s = perf_counter() - begin
     for step in range(1, WARM_UP_STEPS + 2):
         work.run(step, 1e-5)
     work.wait()
@@ -72,26 +75,27 @@ def measure(
     flops = 6e3 * kmac_per_pixel * recipe.pixels / step_s
     size = 8192 if device.type == "cuda" else 2048
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
-    return Throughput(
+    return TrainingThroughput(
         recipe.pixels / step_s, 1e3 * step_s, first_s, kmac_per_pixel, flops / 1e12,
         _product_tflops(device, size), _copy_gb_s(device), memory,
     )  # fmt: skip
 
 
-def told(found: Throughput) -> str:
-    """The figures and what they say of the bound, for people."""
-    share = found.tflops / found.peak_tflops
-    bound = "its products" if share > 0.5 else "what lies between its products, and memory"
+def summarise(throughput: TrainingThroughput) -> str:
+    """Return the figures and what bounds a step, as one line of text."""
+    share = throughput.tflops / throughput.peak_tflops
+    bound = "its matrix products" if share > 0.5 else "other operations and memory"
     return (
-        f"{found.pixels_per_s / 1e6:.2f} Mpixel/s, {found.step_ms:.1f} ms a step; "
-        f"{found.tflops:.2f} TFLOP/s, {share:.0%} of one large bfloat16 product's "
-        f"{found.peak_tflops:.2f}: bound by {bound} (a copy moves {found.copy_gb_s:.0f} GB/s)"
+        f"{throughput.pixels_per_s / 1e6:.2f} Mpixel/s, {throughput.step_ms:.1f} ms per step; "
+        f"{throughput.tflops:.2f} TFLOP/s, {share:.0%} of the {throughput.peak_tflops:.2f} TFLOP/s "
+        f"of one large bfloat16 product: bound by {bound} (a copy moves "
+        f"{throughput.copy_gb_s:.0f} GB/s)"
     )
 
 
 @torch.no_grad()
 def kmac(call: Callable[[], object]) -> float:
-    """Thousand multiply-adds that a call takes, counted in one."""
+    """Return the thousand multiply-adds of a call, counted while it runs once."""
     with FlopCounterMode(display=False) as counter:
         call()
     flops: int = counter.get_total_flops()
@@ -99,25 +103,25 @@ def kmac(call: Callable[[], object]) -> float:
 
 
 def _step_seconds(work: TrainingStep, device: torch.device, seconds: float) -> float:
-    """On CUDA steps follow one another without waiting, as in training; else each is timed."""
+    """Return the seconds of a step: a mean without synchronising on CUDA, else the median."""
     if device.type == "cuda":
         return _mean_seconds(lambda i: work.run(100 + i, 1e-5), work.wait, seconds)
     times: list[float] = []
     while not times or sum(times) < seconds:
-        begun = perf_counter()
+        begin = perf_counter()
         work.run(100 + len(times), 1e-5)
-        times.append(perf_counter() - begun)
+        times.append(perf_counter() - begin)
     return sorted(times)[len(times) // 2]
 
 
 def _mean_seconds(call: Callable[[int], object], wait: Callable[[], None], seconds: float) -> float:
-    done, begun = 0, perf_counter()
-    while perf_counter() - begun < seconds:
+    count, begin = 0, perf_counter()
+    while perf_counter() - begin < seconds:
         for _ in range(10):
-            call(done)
-            done += 1
+            call(count)
+            count += 1
         wait()
-    return (perf_counter() - begun) / done
+    return (perf_counter() - begin) / count
 
 
 def _product_tflops(device: torch.device, size: int) -> float:
@@ -134,9 +138,9 @@ def _copy_gb_s(device: torch.device) -> float:
 def _best_seconds(call: Callable[[], object], device: torch.device) -> float:
     times = []
     for _ in range(8):
-        begun = perf_counter()
+        begin = perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(perf_counter() - begun)
+        times.append(perf_counter() - begin)
     return min(times)

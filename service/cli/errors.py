@@ -1,4 +1,4 @@
-"""What ends a command: a reason and an exit code, and of a service one line of its log."""
+"""How an exception ends a command: its message, its exit code, and a log line of a service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.errors import BadParameter, MissingExtra, RankpressError
 
 
 def reason_and_code(error: Exception) -> tuple[str, int]:
-    """Return what to say of an exception that ends a command, and the exit code; 70 is a bug."""
+    """Return the message and exit code of an exception that ends a command; 70 is a bug."""
     if isinstance(error, RankpressError):
         return str(error), 2 if isinstance(error, BadParameter) else 1
     if isinstance(error, OSError):
@@ -22,29 +22,29 @@ def reason_and_code(error: Exception) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {error}", 70
 
 
-def is_typers(error: Exception) -> bool:
-    """Return whether an exception is typer's own way to end."""
+def is_typer_exit(error: Exception) -> bool:
+    """Return whether an exception is typer's own way to end a program."""
     return hasattr(error, "exit_code") or isinstance(error, typer.Abort)
 
 
 @contextmanager
-def logged_end(event: str, log_format: str | None) -> Iterator[dict[str, str]]:
-    """Have an exception that ends a service be one line of its log, and not a text beside it.
+def logged_failure(event: str, log_format: str | None) -> Iterator[dict[str, str]]:
+    """Write an exception that ends a service as one line of its log, not as plain text.
 
-    Yields a dictionary: what is put into it is said in that line, such as the place of a database.
-    A missing extra is left to be printed, for the library that logs may be what is missing.
+    A dictionary is yielded; the line includes its entries, such as the place of a database. An
+    exception about a missing extra is raised again, since the logging library may be missing.
 
     Args:
-        event: of the line. log_format: as given to the command, None where it was not; what the
-            environment says is asked for here because settings may be what is wrong.
+        event: of the log line. log_format: option of the command; None reads the environment here,
+            because the settings themselves may be wrong.
     """
-    places: dict[str, str] = {}
+    details: dict[str, str] = {}
     try:
-        yield places
+        yield details
     except MissingExtra:
         raise
     except Exception as error:
-        if is_typers(error) or find_spec("structlog") is None:
+        if is_typer_exit(error) or find_spec("structlog") is None:
             raise
         import structlog
 
@@ -53,5 +53,5 @@ def logged_end(event: str, log_format: str | None) -> Iterator[dict[str, str]]:
         configure_logs(log_format or os.environ.get("RANKPRESS_LOG_FORMAT") or "json")
         reason, code = reason_and_code(error)
         log = structlog.get_logger("rankpress")
-        log.critical(event, reason=reason, exit_code=code, **places, exc_info=code == 70)
+        log.critical(event, reason=reason, exit_code=code, **details, exc_info=code == 70)
         raise typer.Exit(code) from error

@@ -1,6 +1,6 @@
-"""`rankpress eval` and `rankpress bench`: how good and how fast it is, beside what others use.
+"""`rankpress eval` and `rankpress eval-adaptation`: rate and quality over a folder of pictures.
 
-Kept apart from cli/main.py, which registers them, because they need the `eval` extra.
+The commands need the `eval` extra.
 """
 
 from __future__ import annotations
@@ -11,84 +11,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from service.cli.options import CompileOption, Device, DeviceOption, StoreOption, ThreadsOption
-from service.cli.settings import settings_of
-from service.cli.train_backbone import prepare
-from service.errors import BadParameter
-from service.files import check_target, write_whole
+from service.cli.opening import settings_of
+from service.cli.options import DeviceOption, RecordOption, StoreOption, ThreadsOption
+from service.files import write_whole
 
 if TYPE_CHECKING:
-    from service.eval.pictures import Named
-    from service.eval.rows import Row
-    from service.eval.run import Plan
-    from service.settings import Settings
+    from service.engine.types import Codec
+    from service.eval.adaptation import AdaptationMeasurement
+    from service.eval.evaluation import EvaluationPlan
+    from service.eval.measurements import Measurement
+    from service.eval.pictures import NamedPicture
 
-
-
-def _checked(record: Path | None) -> Path | None:
-    """Refuse a file that could not be written before it is worked for."""
-    if record is not None:
-        check_target(record, overwrite=True)
-    return record
-
-
-RecordOption = Annotated[
-    Path | None,
-    typer.Option(callback=_checked, help="Also write the results here, for README tables."),
-]
-
-
-BENCH_HELP = "Measure the codec, jobs or training: times and memory. Without a name: the codec."
-
-
-class _CodecFirst(TyperGroup):
-    """`rankpress bench` and `rankpress bench DIR` mean `rankpress bench codec ...`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the command's name in where none was given."""
-        if not args or args[0] not in (*self.commands, "--help"):
-            args = ["codec", *args]
-        return super().parse_args(ctx, args)
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Pictures to compress.")]
+RatesOption = Annotated[str, typer.Option(help="Our rates: 4, or 1-8, or 2,4,6.5.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an app."""
     app.command("eval")(evaluate)
-    group = typer.Typer(cls=_CodecFirst, no_args_is_help=False, help=BENCH_HELP)
-    group.command("codec")(bench)
-    group.command("jobs")(bench_jobs)
-    group.command("train")(bench_train)
-    app.add_typer(group, name="bench")
+    app.command("eval-adaptation")(evaluate_adaptation)
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Pictures to compress.")],
+    folder: FolderArgument,
     out: Annotated[Path, typer.Option(help="Folder for images.csv, summary.json and figures.")],
-    rates: Annotated[str, typer.Option(help="Ours: 4, or 1-8, or 2,4,6.5.")] = "4",
-    tunes: Annotated[
-        str, typer.Option(help="Our ladders: psnr, or psnr,ms-ssim.")
-    ] = "psnr",
+    rates: RatesOption = "4",
+    tunes: Annotated[str, typer.Option(help="Our tunes: psnr, or psnr,ms-ssim.")] = "psnr",
     against: Annotated[
         str, typer.Option(help="Families or names of peers, by commas; empty for none.")
     ] = "jpeg,webp,avif,jxl",
     anchor: Annotated[
-        str | None, typer.Option(help="Of BD-rate; else VTM over Kodak, AVIF elsewhere.")
+        str | None, typer.Option(help="Anchor of BD-rates; else VTM over Kodak, AVIF elsewhere.")
     ] = None,
     perceptual: Annotated[
         bool, typer.Option("--perceptual", help="Also SSIMULACRA 2, a second for each file.")
     ] = False,
-    adapt: Annotated[
-        str | None,
-        typer.Option(metavar="0,1", help="Instead: what adapting with these efforts gains."),
-    ] = None,
-    latents: Annotated[
-        bool,
-        typer.Option("--latents/--no-latents", help="With --adapt: also adapt latents alone."),
-    ] = True,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure the peers again too, not only ours.")
+        bool, typer.Option("--fresh", help="Measure the peers again too, not only our codec.")
     ] = False,
     record: RecordOption = None,
     store: StoreOption = None,
@@ -97,247 +57,138 @@ def evaluate(
 ) -> None:
     """Measure rate and quality over a folder against other codecs, from whole files.
 
-    What OUT/images.csv holds of the peers, for the same pixels and settings, is not measured again.
+    Measurements of the peers in OUT/images.csv, for the same pixels and settings, are used again.
     """
-    settings = settings_of(store=store, device=device, threads=threads, check=False)
-    if adapt is not None:
-        _measure_adaptation(folder, out, rates, adapt, latents, settings, record)
-        return
     from service.cli.opening import open_codec
-    from service.eval import run
+    from service.eval import evaluation
+    from service.eval.csv_rows import read_rows, write_rows
     from service.eval.machine import this_machine
-    from service.eval.peers import choose
+    from service.eval.measurements import Measurement
+    from service.eval.peer_codecs import choose_peers
     from service.eval.pictures import read_folder
-    from service.eval.rows import read_rows, write_rows
+    from service.eval.report import eval_table
 
-    peers = choose([name for name in against.split(",") if name])
-    plan = run.Plan(run.parse_rates(rates), peers, perceptual, run.parse_tunes(tunes))
+    settings = settings_of(store=store, device=device, threads=threads, check=False)
+    peers = choose_peers([name for name in against.split(",") if name])
+    plan = evaluation.EvaluationPlan(
+        evaluation.parse_rates(rates), peers, perceptual, evaluation.parse_tunes(tunes)
+    )
     pictures = read_folder(folder)
     codec = open_codec(settings)
     out.mkdir(parents=True, exist_ok=True)
     table = out / "images.csv"
-    known = read_rows(table) if table.is_file() and not fresh else ()
+    known = read_rows(table, Measurement) if table.is_file() and not fresh else ()
     machine = this_machine(settings.device)
-    rows = _followed(len(pictures) * plan.files, table, known, lambda done: run.evaluate(
-        pictures, codec, plan, known, done))  # fmt: skip
-    write_rows(table, rows)
-    text = run.to_json(run.summarise(rows, codec, machine, anchor))
-    write_whole(out / "summary.json", text.encode())
-    if record is not None:
-        write_whole(record, text.encode())
-    _draw(rows, out, folder.name)
-    _make_sheets(pictures, codec, plan, out)
-    _print_results(json.loads(text))
+
+    def measure(on_result: Callable[[Measurement], None]) -> tuple[Measurement, ...]:
+        return evaluation.evaluate(pictures, codec, plan, known, on_result)
+
+    rows = _with_progress(measure, len(pictures) * plan.files, table, known)
+    write_rows(table, Measurement, rows)
+    summary = evaluation.summarise(rows, codec, machine, anchor)
+    rounded = _write_summary(summary, out / "summary.json", record)
+    _draw_figures(rows, out, folder.name)
+    _draw_sheets(pictures, codec, plan, out)
+    typer.echo(eval_table(rounded))
 
 
-def _measure_adaptation(
-    folder: Path,
-    out: Path,
-    rates: str,
-    efforts: str,
-    latents: bool,
-    settings: Settings,
-    record: Path | None,
+def evaluate_adaptation(
+    folder: FolderArgument,
+    out: Annotated[Path, typer.Option(help="Folder for adapted.csv and adapted.json.")],
+    efforts: Annotated[str, typer.Option(help="Efforts, 0 to 4: 2, or 1,2,4.")] = "2",
+    rates: RatesOption = "4",
+    latents: Annotated[
+        bool, typer.Option("--latents/--no-latents", help="Also adapt the latents alone.")
+    ] = True,
+    record: RecordOption = None,
+    store: StoreOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
-    """Adapt to every picture; OUT/adapted.csv keeps the rows, and a run goes on from them.
+    """Measure what adapting to each picture of a folder gains over the same codec without it.
 
-    What it holds of other efforts is told too.
+    OUT/adapted.csv keeps all measurements, so an interrupted run continues. Those of other efforts
+    in it are reported too.
     """
     from service.engine.opening import open_engine
-    from service.eval import adapted
+    from service.eval import adaptation
+    from service.eval.adaptation import AdaptationMeasurement
+    from service.eval.csv_rows import read_rows, write_rows
+    from service.eval.evaluation import parse_rates
     from service.eval.machine import this_machine
     from service.eval.pictures import read_folder
     from service.eval.report import adaptation_table
-    from service.eval.run import parse_rates, to_json
 
-    kinds = (adapted.BOTH, adapted.LATENTS) if latents else (adapted.BOTH,)
-    plan = adapted.Plan(parse_rates(rates), adapted.parse_efforts(efforts), kinds)
+    settings = settings_of(store=store, device=device, threads=threads, check=False)
+    kinds = (adaptation.BOTH, adaptation.LATENTS) if latents else (adaptation.BOTH,)
+    plan = adaptation.AdaptationPlan(parse_rates(rates), adaptation.parse_efforts(efforts), kinds)
     pictures = read_folder(folder)
     engine = open_engine(settings)
     out.mkdir(parents=True, exist_ok=True)
     table = out / "adapted.csv"
-    known = adapted.read_rows(table) if table.is_file() else ()
+    known = read_rows(table, AdaptationMeasurement) if table.is_file() else ()
     rows = list(known)
 
-    def done(row: adapted.Row) -> None:
+    def keep(row: AdaptationMeasurement) -> None:
         if row not in known:
             rows.append(row)
-            adapted.write_rows(table, rows)
-        change = f"{row.bytes} of {row.plain_bytes} bytes"
-        change += f", {row.psnr_db - row.plain_psnr_db:+.2f} dB, {row.seconds:.0f} s"
-        _say(f"{row.image} rate {row.rate:g} effort {row.effort} {row.kind}: {change}")
+            write_rows(table, AdaptationMeasurement, rows)
+        typer.echo(_adaptation_line(row), err=True)
 
-    made = adapted.measure(pictures, engine, plan, known, done)
-    text = to_json(adapted.summarise(made, engine, this_machine(settings.device)))
-    write_whole(out / "adapted.json", text.encode())
-    if record is not None:
-        write_whole(record, text.encode())
-    typer.echo(adaptation_table(json.loads(text)))
+    results = adaptation.measure_adaptation(pictures, engine, plan, known, keep)
+    summary = adaptation.summarise_adaptation(results, engine, this_machine(settings.device))
+    typer.echo(adaptation_table(_write_summary(summary, out / "adapted.json", record)))
 
 
-def bench(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Pictures; else made from a seed.")
-    ] = None,
-    rate: Annotated[float, typer.Option(min=1, max=8, help="Of the ladder.")] = 4.0,
-    large: Annotated[bool, typer.Option("--large", help="Also 8660x5774 pixels.")] = False,
-    service: Annotated[
-        bool, typer.Option("--service", help="Also throughput of a server over loopback.")
-    ] = False,
-    memory: Annotated[
-        bool, typer.Option("--memory/--no-memory", help="Peak memory, in fresh processes.")
-    ] = True,
-    rates: Annotated[
-        bool, typer.Option("--rates", help="Nothing but what a change of rate costs.")
-    ] = False,
-    decoder: Annotated[
-        bool, typer.Option("--decoder", help="The light decoder alone; with DIR, its pixels.")
-    ] = False,
-    record: RecordOption = None,
-    store: StoreOption = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
-) -> None:
-    """Measure times and memory beside AVIF and WebP; a table, then one line of JSON."""
-    s = _bench_settings(store, device, threads)
-    if decoder:
-        _bench_decoder(folder, rate, s.store, s.threads, record)
-        return
-    from service.bench import bench as benchmark
-    from service.bench.report import bench_tables
-    from service.eval.run import to_json
-
-    wanted = benchmark.Wanted(rate, s.device, s.threads, s.store, large, service, memory, rates)
-    result = json.loads(to_json(benchmark.bench(wanted, folder, _say)))
-    typer.echo("\n\n".join(bench_tables(result).values()))
-    if record is not None:
-        write_whole(record, to_json(result).encode())
-    typer.echo(json.dumps(result))
+def _adaptation_line(row: AdaptationMeasurement) -> str:
+    return (
+        f"{row.image} rate {row.rate:g} effort {row.effort} {row.kind}: {row.bytes} of "
+        f"{row.plain_bytes} bytes, {row.psnr_db - row.plain_psnr_db:+.2f} dB, {row.seconds:.0f} s"
+    )
 
 
-def _bench_settings(store: Path | None, device: Device | None, threads: int | None) -> Settings:
-    """The settings of a measurement. Raises BadParameter: they name a model of their own."""
-    settings = settings_of(store=store, device=device, threads=threads)
-    if settings.model is not None or settings.zoo is not None:
-        raise BadParameter(
-            "RANKPRESS_MODEL or RANKPRESS_ZOO is set, but bench measures the model that the store "
-            "itself names: set RANKPRESS_STORE or --store instead"
-        )
-    return settings
+def _write_summary(summary: dict[str, Any], path: Path, record: Path | None) -> dict[str, Any]:
+    """Write a summary to its file and to `record`; return it with its numbers rounded."""
+    from service.eval.evaluation import to_json
+
+    text = to_json(summary)
+    for each in (path, record):
+        if each is not None:
+            write_whole(each, text.encode())
+    rounded: dict[str, Any] = json.loads(text)
+    return rounded
 
 
-def _bench_decoder(
-    folder: Path | None, rate: float, store: Path | None, threads: int, record: Path | None
-) -> None:
-    """Measure the light decoder, or compare its pixels over a folder with torch's."""
-    from service.bench import decoder as benchmark
-    from service.bench.report import agreement_table, decoder_table
-    from service.eval.run import to_json
-
-    if folder is None:
-        found = benchmark.measure(benchmark.Wanted(rate, threads, store), _say)
-        typer.echo(decoder_table(found))
-    else:
-        found = benchmark.compare(folder, store, _say)
-        typer.echo(agreement_table(found))
-    if record is not None:
-        write_whole(record, to_json(found).encode())
-    typer.echo(json.dumps(found))
-
-
-def bench_jobs(
-    rate: Annotated[float, typer.Option(min=1, max=8, help="Of the ladder.")] = 4.0,
-    record: RecordOption = None,
-    store: StoreOption = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
-) -> None:
-    """Measure what a job costs the requests beside it; a table, then one line of JSON."""
-    from service.bench.beside import beside_a_job
-    from service.bench.report import jobs_table
-    from service.eval.run import to_json
-
-    s = _bench_settings(store, device, threads)
-    text = to_json(beside_a_job(rate, s.device, s.threads, s.store, _say))
-    result = json.loads(text)
-    typer.echo(jobs_table(result))
-    if record is not None:
-        write_whole(record, text.encode())
-    typer.echo(json.dumps(result))
-
-
-def bench_train(
-    size: Annotated[
-        str, typer.Option(metavar="NAME", help="light, base, or a JSON file of sizes.")
-    ] = "light",
-    batch: Annotated[int | None, typer.Option(min=1, help="Crops a step; 8, on CUDA 64.")] = None,
-    groups: Annotated[int, typer.Option(min=1, max=8, help="Rates in each step.")] = 8,
-    crop: Annotated[int, typer.Option(min=64, help="Side of the crops in pixels.")] = 192,
-    compiled: CompileOption = "auto",
-    seconds: Annotated[float, typer.Option(min=0, help="To time steps for.")] = 15.0,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
-    record: RecordOption = None,
-) -> None:
-    """Measure pixels per second of training steps, and what bounds them; a line, then JSON."""
-    from dataclasses import asdict, replace
-
-    import torch
-
-    from service.bench import training
-    from service.eval.machine import this_machine
-    from service.train.recipe import recipe_for, sizes_named
-
-    where, mode = prepare(threads, device, compiled)
-    machine = this_machine(where.type)
-    shipped = recipe_for(Path("no run"), where, batch=batch, groups=groups)
-    recipe = replace(shipped, crop=crop)
-    found = training.measure(sizes_named(size), recipe, where, mode, seconds)
-    result = {
-        "what": "bench train", "size": size, "batch": recipe.batch, "groups": recipe.groups,
-        "crop": crop, "compiled": mode,
-        "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "machine": asdict(machine), **asdict(found),
-    }  # fmt: skip
-    typer.echo(training.told(found))
-    if record is not None:
-        write_whole(record, (json.dumps(result, indent=2) + "\n").encode())
-    typer.echo(json.dumps(result))
-
-
-def _say(text: str) -> None:
-    """Tell a person what goes on, on standard error."""
-    typer.echo(text, err=True)
-
-
-def _followed(
+def _with_progress(
+    measure: Callable[[Callable[[Measurement], None]], tuple[Measurement, ...]],
     files: int,
     table: Path,
-    known: Sequence[Row],
-    work: Callable[[Callable[[Row], None]], tuple[Row, ...]],
-) -> tuple[Row, ...]:
-    """Do the work under a progress bar; the rows so far are kept on disk, picture by picture."""
+    known: Sequence[Measurement],
+) -> tuple[Measurement, ...]:
+    """Measure under a progress bar, and write the table after each picture."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from service.eval.rows import write_rows
+    from service.eval.csv_rows import write_rows
+    from service.eval.measurements import Measurement
 
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("files", total=files)
 
-        def done(row: Row) -> None:
+        def keep(row: Measurement) -> None:
             if rows and rows[-1].image != row.image:
-                finished = {r.key for r in rows}
-                write_rows(table, [*rows, *(r for r in known if r.key not in finished)])
+                keys = {r.key for r in rows}
+                others = (r for r in known if r.key not in keys)
+                write_rows(table, Measurement, [*rows, *others])
             rows.append(row)
             progress.advance(task)
 
-        return work(done)
+        return measure(keep)
 
 
-def _draw(rows: Sequence[Row], out: Path, name: str) -> None:
-    """Write a figure for each metric that was measured."""
+def _draw_figures(rows: Sequence[Measurement], out: Path, name: str) -> None:
+    """Draw a figure for each metric that was measured."""
     from service.eval import curves, plots
 
     measured = curves.average(rows)
@@ -350,19 +201,16 @@ def _draw(rows: Sequence[Row], out: Path, name: str) -> None:
             plots.draw(shown, metric, title, out / f"rd-{metric.replace('_', '-')}.png")
 
 
-def _make_sheets(pictures: Sequence[Named], codec: Any, plan: Plan, out: Path) -> None:
-    """Write the contact sheets at the lowest rate, where differences are seen."""
-    from service.eval import sheet
+def _draw_sheets(
+    pictures: Sequence[NamedPicture], codec: Codec, plan: EvaluationPlan, out: Path
+) -> None:
+    """Draw the contact sheets at the lowest rate, where differences are visible."""
+    from service.eval import contact_sheet
 
-    _say("contact sheet")
-    chosen, lowest = sheet.choose(pictures), min(plan.rates)
-    sheet.make(chosen, codec, lowest).save(out / "crops.png", optimize=True)
+    typer.echo("contact sheet", err=True)
+    chosen, lowest = contact_sheet.choose_pictures(pictures), min(plan.rates)
+    sheet = contact_sheet.draw_peers_sheet(chosen, codec, lowest)
+    sheet.save(out / "crops.png", optimize=True)
     if len(plan.tunes) > 1:
-        image = sheet.between_tunes(chosen, codec, lowest)
-        image.save(out / "crops-tunes.png", optimize=True)
-
-
-def _print_results(summary: dict[str, Any]) -> None:
-    from service.eval.report import eval_table
-
-    typer.echo(eval_table(summary))
+        sheet = contact_sheet.draw_tunes_sheet(chosen, codec, lowest)
+        sheet.save(out / "crops-tunes.png", optimize=True)

@@ -1,6 +1,6 @@
-"""`rankpress worker` and `rankpress jobs`: adaptation jobs by command.
+"""`rankpress worker` and `rankpress jobs`: adaptation jobs on the command line.
 
-Kept apart from cli/main.py, which registers them, because they need the `server` extra.
+The commands need the `server` extra.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from service.cli.errors import logged_end
+from service.cli.errors import logged_failure
+from service.cli.opening import settings_of
 from service.cli.options import DeviceOption, JsonOption, StoreOption
-from service.cli.settings import settings_of
 from service.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 StateOption = Annotated[
-    Path | None, typer.Option(help="Folder of the jobs, if not the user's own.")
+    Path | None, typer.Option(help="Folder of the jobs; default: one of the user.")
 ]
 
 jobs_app = typer.Typer(no_args_is_help=True, help="List, show, cancel and rescue jobs.")
@@ -46,41 +46,43 @@ def worker(
     store: StoreOption = None,
     device: DeviceOption = None,
     state: StateOption = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; 0 takes all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; 0: all cores.")] = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Do adaptation jobs until stopped; any number of workers may share a database."""
+    """Run adaptation jobs until stopped; any number of workers may share a database."""
     if importlib.util.find_spec("torch") is None:
         raise MissingExtra("a worker needs torch: pip install 'rankpress[server]'")
-    with logged_end("worker failed", log_format=None) as places:
+    with logged_failure("worker failed", log_format=None) as details:
         settings = settings_of(store=store, device=device, state=state, job_threads=threads)
-        with _needs_extra():
+        with _require_extra():
             from service.engine.opening import open_engine
             from service.jobs.database import place_of
             from service.jobs.worker import run_worker
             from service.logs import configure_logs
         configure_logs(settings.log_format, settings.log_level)
-        places |= {"database": place_of(settings), "objects": settings.objects_place}
+        details |= {"database": place_of(settings), "objects": settings.objects_place}
 
-        own = settings.model_copy(update={"threads": settings.job_threads, "decode_only": False})
-        run_worker(lambda: open_engine(own), settings, parent)
+        job_settings = settings.model_copy(
+            update={"threads": settings.job_threads, "decode_only": False}
+        )
+        run_worker(lambda: open_engine(job_settings), settings, parent)
 
 
 @jobs_app.command("list")
 def list_jobs(
-    status: Annotated[StateName | None, typer.Option(help="Only jobs of this.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+    status: Annotated[StateName | None, typer.Option(help="Only jobs of this status.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most jobs to list.")] = 50,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
     """List jobs, the newest first."""
-    with _jobs(state) as jobs:
-        found = jobs.recent((status,) if status else (), limit)
+    with _open_jobs(state) as jobs:
+        recent = jobs.recent((status,) if status else (), limit)
     if json:
-        for job in found:
+        for job in recent:
             typer.echo(_json(job))
     else:
-        _print(_table(found))
+        _print(_table(recent))
 
 
 @jobs_app.command()
@@ -89,8 +91,8 @@ def show(
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show all that is known of a job."""
-    with _jobs(state) as jobs:
+    """Show all details of a job."""
+    with _open_jobs(state) as jobs:
         job = jobs.get(job_id)
     if json:
         typer.echo(_json(job))
@@ -102,8 +104,8 @@ def show(
 def cancel(
     job_ids: Annotated[list[str], typer.Argument(metavar="JOB...")], state: StateOption = None
 ) -> None:
-    """Stop jobs; their best streams so far are kept."""
-    with _jobs(state) as jobs:
+    """Stop jobs. Their best streams so far are kept."""
+    with _open_jobs(state) as jobs:
         for job_id in job_ids:
             jobs.cancel(job_id)
             typer.echo(f"{job_id} cancelled")
@@ -116,12 +118,12 @@ def rescue(
     ] = None,
     state: StateOption = None,
 ) -> None:
-    """Queue jobs again: those of workers that died, or the ones named.
+    """Queue jobs again: the given ones, else those of workers that died.
 
-    Workers do that by themselves for a worker that was lost a minute ago; a job that is named is
-    taken from its worker, or goes on after it was cancelled or failed.
+    Workers rescue the jobs of a worker that died a minute ago by themselves. A given job is taken
+    from its worker, or continues after it was cancelled or failed.
     """
-    with _jobs(state) as jobs:
+    with _open_jobs(state) as jobs:
         rescued = jobs.rescue(job_ids or ())
     for job_id in rescued:
         typer.echo(f"{job_id} queued again")
@@ -130,7 +132,7 @@ def rescue(
 
 
 @contextmanager
-def _needs_extra() -> Iterator[None]:
+def _require_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
@@ -140,8 +142,8 @@ def _needs_extra() -> Iterator[None]:
 
 
 @contextmanager
-def _jobs(state: Path | None) -> Iterator[Jobs]:
-    with _needs_extra():
+def _open_jobs(state: Path | None) -> Iterator[Jobs]:
+    with _require_extra():
         from service.jobs import database
         from service.jobs.jobs import open_jobs
     settings = settings_of(state=state)
@@ -153,7 +155,7 @@ def _jobs(state: Path | None) -> Iterator[Jobs]:
 
 
 def _json(job: Job) -> str:
-    """A job as a line of JSON; an infinite PSNR becomes null."""
+    """Return a job as a line of JSON; an infinite PSNR becomes null."""
     record = job.record and job.record.to_json()
     values: dict[str, Any] = asdict(job) | {"record": record, "notes": job.notes}
     return json_text.dumps(values)
@@ -171,9 +173,9 @@ def _table(jobs: list[Job]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("job", no_wrap=True)
     table.add_column("status")
-    for name in ("rate", "effort", "prio", "step", "bpp", "was", "dB", "was", "s"):
+    for name in ("rate", "effort", "priority", "step", "bpp", "plain bpp", "dB", "plain dB", "s"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("posted", no_wrap=True)
+    table.add_column("submitted", no_wrap=True)
     for job in jobs:
         p = None if job.record is None else job.record.progress
         numbers = (
@@ -187,9 +189,9 @@ def _table(jobs: list[Job]) -> Table:
                 f"{p.first_psnr_db:.2f}",
             )
         )
-        asked = f"{job.spec.rate:g}", str(job.spec.effort), str(job.priority)
-        spent = "" if job.record is None else f"{job.record.seconds:.0f}"
-        table.add_row(job.id, job.state, *asked, *numbers, spent, _date(job.created_s))
+        options = f"{job.spec.rate:g}", str(job.spec.effort), str(job.priority)
+        seconds = "" if job.record is None else f"{job.record.seconds:.0f}"
+        table.add_row(job.id, job.state, *options, *numbers, seconds, _date(job.created_s))
     return table
 
 
@@ -203,9 +205,9 @@ def _details(job: Job) -> Table:
         "status": job.state,
         "picture": f"{spec.width}x{spec.height}, sha256 {spec.image}",
         "source": _source(spec),
-        "asked": f"rate {spec.rate:g}, effort {spec.effort}, priority {job.priority}",
-        "posted": _date(job.created_s),
-        "worker": f"{job.worker or 'none yet'}, begun {job.attempts} times",
+        "options": f"rate {spec.rate:g}, effort {spec.effort}, priority {job.priority}",
+        "submitted": _date(job.created_s),
+        "worker": f"{job.worker or 'none yet'}, started {job.attempts} times",
     }
     if job.record is not None:
         p = job.record.progress
@@ -213,11 +215,11 @@ def _details(job: Job) -> Table:
         rows |= {
             "progress": f"{p.phase}, step {p.step} of {p.total}, {job.record.seconds:.1f} s",
             "size": f"{p.bytes:,} bytes, {p.bpp:.4f} bpp ({gain:+.1f} %)",
-            "without": f"{p.first_bytes:,} bytes, {p.first_bpp:.4f} bpp",
-            "quality": f"{_db(p.psnr_db)}, {_db(p.first_psnr_db)} without",
+            "plain size": f"{p.first_bytes:,} bytes, {p.first_bpp:.4f} bpp",
+            "quality": f"{_db(p.psnr_db)}, plain {_db(p.first_psnr_db)}",
         }
     if job.waiting_since_s is not None:
-        rows["waits"] = f"for storage, since {_date(job.waiting_since_s)}"
+        rows["waiting"] = f"for storage, since {_date(job.waiting_since_s)}"
     if job.ended_s is not None and job.expires_s is not None:
         rows |= {"ended": _date(job.ended_s), "kept until": _date(job.expires_s)}
     if job.notes:

@@ -1,7 +1,7 @@
-"""What the command line prints: tables for people, one JSON object a line for programs.
+"""Output of the commands: tables for people, one JSON object a line for programs.
 
-Tables, progress and errors go to standard error; standard output has data and JSON alone, and the
-answers of `info` and `models`, which are data.
+Tables, progress and errors go to standard error. Standard output gets only streams, pictures and
+JSON, and the answers of `info` and `models`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.batch import STANDARD, Outcome, Plan
+from service.cli.batch import ConvertedFile, Outcome
+from service.cli.plan import STANDARD, BatchPlan
 
 if TYPE_CHECKING:
+    from service.adapt.types import Adaptation, AdaptProgress
     from service.codec.container import StreamInfo
     from service.engine.types import ModelInfo
+    from service.picture import Picture
 
 MAX_ROWS: Final = 40
-"""Files of a run that get a row of their own."""
+"""Files that get a row of their own in a table."""
+
+ADVANCE_S: Final = 1.0
+"""Seconds of an adaptation between two updates of its progress."""
 
 
 def errors_console() -> Console:
@@ -35,18 +41,18 @@ def errors_console() -> Console:
 
 def print_error(console: Console, message: str) -> None:
     """Print `error: message` as one line."""
-    line = " ".join(shown(message).split())
+    line = " ".join(printable(message).split())
     console.print(Text.assemble(("error:", "bold red"), " ", line))
 
 
-def shown(text: str) -> str:
-    """Return a text, such as a file's name, that any terminal can show."""
-    printable = text.encode("utf-8", "replace").decode("utf-8")
-    return "".join(c if c.isprintable() or c.isspace() else "?" for c in printable)
+def printable(text: str) -> str:
+    """Return a text, such as the name of a file, that any terminal can show."""
+    encodable = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(c if c.isprintable() or c.isspace() else "?" for c in encodable)
 
 
 def _as_json(values: Mapping[str, object]) -> str:
-    """Return one line of JSON; infinite numbers, which JSON has not, become null."""
+    """Return one line of JSON; infinite numbers become null."""
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
@@ -55,7 +61,7 @@ def _as_json(values: Mapping[str, object]) -> str:
 
 
 def _outcome_json(outcome: Outcome) -> str:
-    """Return an outcome as a line of JSON: what was made, or the error alone."""
+    """Return an outcome as a line of JSON: the result, or only the error."""
     values: dict[str, object] = {"source": outcome.source, "target": outcome.target}
     if outcome.error is not None:
         return _as_json(values | {"ok": False, "error": outcome.error})
@@ -64,15 +70,17 @@ def _outcome_json(outcome: Outcome) -> str:
     return _as_json(values | {"ok": True} | done)
 
 
-def follow(outcomes: Iterable[Outcome], planned: Plan, *, json_lines: bool) -> list[Outcome]:
-    """Report outcomes as they come and, at the end, as a table; return them all.
+def report_outcomes(
+    outcomes: Iterable[Outcome], plan: BatchPlan, *, json_lines: bool
+) -> list[Outcome]:
+    """Report outcomes one by one as they come, and at the end in a table; return all of them.
 
     Args:
-        outcomes: of a run, still running. planned: what it is to do.
-        json_lines: print each as JSON on standard output, and no table.
+        outcomes: of a run in progress. plan: of the run.
+        json_lines: whether to print each as JSON on standard output, and no table.
     """
-    count = len(planned.tasks) + len(planned.unreadable)
-    quiet = any(task.target is None for task in planned.tasks)
+    count = len(plan.tasks) + len(plan.unreadable)
+    quiet = any(task.target is None for task in plan.tasks)
     console, done = errors_console(), list[Outcome]()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(
@@ -88,15 +96,15 @@ def follow(outcomes: Iterable[Outcome], planned: Plan, *, json_lines: bool) -> l
         for outcome in outcomes:
             done.append(outcome)
             _report(console, outcome, json_lines)
-            progress.update(bar, advance=1, description=shown(outcome.source)[-40:])
-    for sentence in planned.passed_over:
-        console.print(Text(f"passed over: {shown(sentence)}", "dim"))
+            progress.update(bar, advance=1, description=printable(outcome.source)[-40:])
+    for sentence in plan.skipped:
+        console.print(Text(f"skipped: {printable(sentence)}", "dim"))
     if not json_lines and not quiet:
-        made = sum(outcome.error is None for outcome in done)
+        succeeded = sum(outcome.error is None for outcome in done)
         larger = sum(outcome.larger_than_source for outcome in done)
-        if larger and made > 1:
-            console.print(f"{larger} of {made} streams are larger than their source files")
-        console.print(_summary(done) if made else f"nothing was made, {len(done)} failed")
+        if larger and succeeded > 1:
+            console.print(f"{larger} of {succeeded} streams are larger than their source files")
+        console.print(_summary(done) if succeeded else f"no file was written, {len(done)} failed")
     return done
 
 
@@ -108,51 +116,56 @@ def _report(console: Console, outcome: Outcome, json_lines: bool) -> None:
         print_error(console, f"{name}: {outcome.error}")
     elif not json_lines:
         for note in outcome.notes:
-            console.print(Text(f"{shown(name)}: {note}", "dim"))
+            console.print(Text(f"{printable(name)}: {note}", "dim"))
 
 
 def _summary(outcomes: Sequence[Outcome]) -> Table:
-    """Return a row for each file that was made, and one for all."""
+    """Return a table with a row for each file that was written, and one for all."""
     table = Table(box=None, pad_edge=False, show_footer=False)
     table.add_column("file", overflow="fold")
     for name in ("pixels", "bytes in", "bytes out", "bpp", "dB", "s"):
         table.add_column(name, justify="right", no_wrap=True)
-    made = [outcome for outcome in outcomes if outcome.error is None]
-    for outcome in made[:MAX_ROWS] if len(made) > 1 else ():
-        table.add_row(shown(outcome.target), *_cells([outcome]))
-    if len(made) > MAX_ROWS:
-        table.add_row(f"and {len(made) - MAX_ROWS} more")
-    failed = len(outcomes) - len(made)
-    one = shown(made[0].target) if len(made) == 1 else f"{len(made)} files"
-    label = f"{one}, {failed} failed" if failed else one
-    table.add_row(label, *_cells(made), style="bold")
+    written = [outcome for outcome in outcomes if outcome.error is None]
+    for outcome in written[:MAX_ROWS] if len(written) > 1 else ():
+        table.add_row(printable(outcome.target), *_cells([outcome]))
+    if len(written) > MAX_ROWS:
+        table.add_row(f"and {len(written) - MAX_ROWS} more")
+    failed = len(outcomes) - len(written)
+    label = printable(written[0].target) if len(written) == 1 else f"{len(written)} files"
+    if failed:
+        label += f", {failed} failed"
+    table.add_row(label, *_cells(written), style="bold")
     return table
 
 
-def _cells(made: Sequence[Outcome]) -> tuple[str, ...]:
-    """Return sums, and means over pixels (bpp) and files (dB)."""
-    pixels = sum(o.width * o.height for o in made)
-    bpps = [(o.bpp, o.width * o.height) for o in made if o.bpp is not None]
-    decibels = [o.psnr_db for o in made if o.psnr_db is not None]
-    size = f"{made[0].width}x{made[0].height}" if len(made) == 1 else f"{pixels / 1e6:.1f} M"
+def _cells(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """Return the cells of a row: sums over files, and means over pixels (bpp) and files (dB)."""
+    pixels = sum(o.width * o.height for o in outcomes)
+    bpps = [(o.bpp, o.width * o.height) for o in outcomes if o.bpp is not None]
+    decibels = [o.psnr_db for o in outcomes if o.psnr_db is not None]
+    size = (
+        f"{outcomes[0].width}x{outcomes[0].height}"
+        if len(outcomes) == 1
+        else f"{pixels / 1e6:.1f} M"
+    )
     bpp = sum(b * n for b, n in bpps) / sum(n for _, n in bpps) if bpps else None
     return (
         size,
-        f"{sum(o.input_bytes for o in made):,}",
-        f"{sum(o.output_bytes for o in made):,}",
+        f"{sum(o.input_bytes for o in outcomes):,}",
+        f"{sum(o.output_bytes for o in outcomes):,}",
         "" if bpp is None else f"{bpp:.3f}",
         f"{sum(decibels) / len(decibels):.2f}" if decibels else "",
-        f"{sum(o.seconds for o in made):.2f}",
+        f"{sum(o.seconds for o in outcomes):.2f}",
     )
 
 
 def stream_json(source: str, info: StreamInfo) -> str:
-    """Return what a stream says of itself as a line of JSON."""
+    """Return the description of a stream as a line of JSON."""
     return _as_json({"source": source, **asdict(info), "bpp": _bpp(info)})
 
 
 def print_stream(source: str, info: StreamInfo) -> None:
-    """Print what a stream says of itself."""
+    """Print the description of a stream."""
     channels = "grey" if info.grey else "colour"
     tiles = f"{info.tiles} tile{'s' if info.tiles > 1 else ''}"
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -167,7 +180,7 @@ def print_stream(source: str, info: StreamInfo) -> None:
     for name, length in info.sections:
         table.add_row(f"  {name}", f"{length:,} bytes")
     console = Console(highlight=False, soft_wrap=True)
-    console.print(Text(shown(source), "bold"))
+    console.print(Text(printable(source), "bold"))
     console.print(table)
 
 
@@ -181,19 +194,61 @@ def model_json(model: ModelInfo) -> str:
 
 
 def print_model(model: ModelInfo) -> None:
-    """Print a model of the store and what each rate measured when it was published."""
+    """Print a model of the store, and the measurements of each rate when it was published."""
     table = Table(box=None, pad_edge=False)
     for name in ("tune", "rate", "lmbda", "Kodak bpp", "Kodak dB", "MS-SSIM", "bytes"):
         table.add_column(name, justify="left" if name == "tune" else "right")
     for rate in model.rates:
         bpp = "" if rate.kodak_bpp is None else f"{rate.kodak_bpp:.3f}"
         psnr = "" if rate.kodak_psnr_db is None else f"{rate.kodak_psnr_db:.2f}"
-        likeness = "" if rate.kodak_ms_ssim is None else f"{rate.kodak_ms_ssim:.4f}"
+        ms_ssim = "" if rate.kodak_ms_ssim is None else f"{rate.kodak_ms_ssim:.4f}"
         lmbda = "" if rate.lmbda is None else f"{rate.lmbda:g}"
         size = f"{rate.file_bytes:,}" if rate.sha256 else "base"
-        table.add_row(rate.tune, f"{rate.rate:g}", lmbda, bpp, psnr, likeness, size)
+        table.add_row(rate.tune, f"{rate.rate:g}", lmbda, bpp, psnr, ms_ssim, size)
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text(model.name, "bold"))
     console.print(f"{model.parameters:,} weights in {model.file_bytes:,} bytes")
     console.print(f"sha256 {model.sha256}")
     console.print(table)
+
+
+def run_adaptation(
+    adaptation: Adaptation, picture: Picture, rate: float, quiet: bool
+) -> ConvertedFile:
+    """Run an adaptation to its end, with a progress line on standard error.
+
+    Args:
+        adaptation: in its first step. picture: that is adapted to. rate: 1 to 8.
+        quiet: whether to show no progress.
+    """
+    console = errors_console()
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn()]
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as display:
+        bar = display.add_task("", total=max(1, adaptation.progress.total))
+        while not adaptation.done:
+            progress = adaptation.advance(ADVANCE_S)
+            display.update(bar, completed=progress.step, description=adaptation_line(progress))
+    end = adaptation.progress
+    size = picture.width, picture.height
+    notes = (*picture.notes, adaptation_gain(end))
+    return ConvertedFile(adaptation.best(), *size, rate, end.bpp, end.psnr_db, notes, True)
+
+
+def adaptation_line(progress: AdaptProgress) -> str:
+    """Return phase, step and best stream so far of an adaptation as one line."""
+    position = f"{progress.phase} {progress.step}/{progress.total}"
+    return f"{position}: {progress.bpp:.3f} bpp, {adaptation_gain(progress)}"
+
+
+def adaptation_gain(progress: AdaptProgress) -> str:
+    """Return quality and gain of an adaptation's best stream against the plain one, as text."""
+    bytes_percent = 100 * (progress.bytes / progress.first_bytes - 1)
+    change_db = progress.psnr_db - progress.first_psnr_db
+    return f"{progress.psnr_db:.2f} dB ({bytes_percent:+.1f} % bytes, {change_db:+.2f} dB)"

@@ -1,4 +1,4 @@
-"""`rankpress serve`; kept apart from cli/main.py, which registers it, because it needs an extra."""
+"""`rankpress serve`, which needs the `server` extra, or `decode` with --decode-only."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from service.cli.errors import logged_end
-from service.cli.opening import open_codec
+from service.cli.errors import logged_failure
+from service.cli.opening import open_codec, settings_of
 from service.cli.options import CheckOption, DeviceOption, ModelOption, StoreOption
-from service.cli.settings import settings_of
 from service.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -26,19 +25,23 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
-    uds: Annotated[Path | None, typer.Option(help="UNIX socket instead.")] = None,
-    fd: Annotated[int | None, typer.Option(help="Inherited socket instead.")] = None,
-    root_path: Annotated[str | None, typer.Option(help="Path that a proxy adds.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: a free one.")] = None,
+    uds: Annotated[Path | None, typer.Option(help="UNIX socket to listen on instead.")] = None,
+    fd: Annotated[
+        int | None, typer.Option(help="Descriptor of an inherited socket to listen on instead.")
+    ] = None,
+    root_path: Annotated[str | None, typer.Option(help="Path prefix that a proxy removes.")] = None,
     forwarded_allow_ips: Annotated[
-        str | None, typer.Option(help="Proxies whose X-Forwarded-* count; * for all.")
+        str | None, typer.Option(help="Proxies whose X-Forwarded-* headers are trusted; * for all.")
     ] = None,
     store: StoreOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
     check: CheckOption = None,
-    workers: Annotated[int | None, typer.Option(help="Requests worked on at a time.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of a network call.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Requests processed at the same time.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads per network call.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Pixels of the largest picture.")] = None,
     decode_only: Annotated[
         bool | None, typer.Option("--decode-only", help="Only decode, with the light decoder.")
@@ -47,14 +50,15 @@ def serve(
         str | None, typer.Option("--objects", help="Folder or URL of stored streams.")
     ] = None,
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"] | None, typer.Option(help="Least severe.")
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(help="Least severe log lines."),
     ] = None,
     log_format: Annotated[
-        Literal["json", "text"] | None, typer.Option(help="Of log lines, on stderr.")
+        Literal["json", "text"] | None, typer.Option(help="Format of log lines, on standard error.")
     ] = None,
 ) -> None:
-    """Serve compress and decompress over HTTP; RANKPRESS_* variables set what is not given."""
-    with logged_end("server failed", log_format):
+    """Serve compress and decompress over HTTP. RANKPRESS_* variables set other options."""
+    with logged_failure("server failed", log_format):
         settings = settings_of(
             host=host,
             port=port,
@@ -84,13 +88,15 @@ def _serve(settings: Settings) -> None:
         if (error.name or "service").startswith("service"):
             raise
         extra = "decode" if settings.decode_only else "server"
-        needs = f"serving needs {error.name}: pip install 'rankpress[{extra}]'"
-        raise MissingExtra(needs) from error
+        message = f"serving needs {error.name}: pip install 'rankpress[{extra}]'"
+        raise MissingExtra(message) from error
     if not settings.decode_only and find_spec("torch") is None:
-        needs = "serving needs torch: pip install 'rankpress[server]', or serve --decode-only"
-        raise MissingExtra(needs)
-    # A thread that loads leaves an OpenMP team behind; with the worker's there would be more
-    # threads than cores, and all would wait slowly (186 ms a photo, not 146). This one ends first.
+        raise MissingExtra(
+            "serving needs torch: pip install 'rankpress[server]', or serve --decode-only"
+        )
+    # Loading leaves OpenMP threads with the thread that loads. Together with those of the worker
+    # there would be more threads than cores, and a photo would take 186 ms instead of 146. The
+    # threads end with this executor.
     with ThreadPoolExecutor(1) as loader:
         codec = loader.submit(open_codec, settings, warm=settings.warm).result()
     run_server(codec, settings)

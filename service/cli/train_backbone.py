@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from service.cli.opening import settings_of
 from service.cli.options import CompileOption, Device, ThreadsOption
-from service.cli.settings import settings_of
 from service.codec.sizes import Sizes
 from service.errors import BadParameter
 

@@ -2,8 +2,8 @@
 
 Averages are those of the literature: the mean of bits per pixel and the mean of the metric over
 the pictures, setting by setting. BD-rate comes from the `bjontegaard` package (Akima interpolation
-of log rate over quality) and always names its anchor. With a single point there is no BD-rate; then
-the peers' curves, picture by picture, are read at our quality.
+of log rate over quality) and always names its anchor. A single point has no BD-rate; our bytes are
+then compared with those of the peers' curves at our quality, picture by picture.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any, Final
 import numpy as np
 
 from service.codec.container import MS_SSIM
+from service.eval.measurements import OURS, Measurement, our_name
 from service.eval.metrics import ms_ssim_db
-from service.eval.rows import OURS, Row, our_name
 
 METRICS: Final = ("psnr_db", "ms_ssim", "ssimulacra2")
 KODAK: Final = frozenset(f"kodim{i:02d}" for i in range(1, 25))
 
 
 @dataclass(frozen=True)
-class Point:
-    """Means over the pictures at one setting; times are medians."""
+class CurvePoint:
+    """Means over the pictures at one setting; `bytes` is the sum, times are medians."""
 
     setting: str
     bytes: int
@@ -42,18 +42,23 @@ class Point:
     decode_ms: float | None = None
 
     def value(self, metric: str) -> float | None:
-        """The metric on the scale that is averaged and integrated: MS-SSIM in dB."""
-        found = {"psnr_db": self.psnr_db, "ms_ssim": self.ms_ssim, "ssimulacra2": self.ssimulacra2}
-        return _scaled(metric, found[metric])
+        """Return the metric on the scale that curves are interpolated on: MS-SSIM in dB."""
+        values = {"psnr_db": self.psnr_db, "ms_ssim": self.ms_ssim, "ssimulacra2": self.ssimulacra2}
+        return _scaled(metric, values[metric])
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A codec's points, smallest files first; `source` is None where measured here."""
+    """A codec's points, smallest files first.
+
+    Attributes:
+        name: of the codec. title: in figures and tables. points: of the curve.
+        source: the publication that it comes from; None if it was measured here.
+    """
 
     name: str
     title: str
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     source: str | None = None
 
     def has(self, metric: str) -> bool:
@@ -81,10 +86,11 @@ class AtEqual:
     """Our bytes against a peer's at our quality, picture by picture.
 
     Attributes:
-        codec: our name, with the tune. setting: ours. peer: the other codec.
-        percent: geometric mean over the pictures of our bytes / the peer's - 1.
-        best, worst: the pictures with the least and the most.
-        compared: pictures where the peer's curve reaches our quality; of all `images`.
+        codec: our name, with the tune. setting: of our codec. peer: name of the other codec.
+        percent: geometric mean over the pictures of our bytes / the peer's bytes, minus 1.
+        best, worst: the least and the most of a picture, in percent.
+        compared: number of pictures where the peer's curve reaches our quality.
+        images: number of all pictures.
     """
 
     codec: str
@@ -97,9 +103,9 @@ class AtEqual:
     images: int
 
 
-def average(rows: Iterable[Row]) -> tuple[Curve, ...]:
-    """A curve for each codec, in the order in which the codecs first appear."""
-    groups: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+def average(rows: Iterable[Measurement]) -> tuple[Curve, ...]:
+    """Return a curve for each codec, in the order in which the codecs first appear."""
+    groups: dict[str, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         groups[row.codec][row.setting].append(row)
     curves = []
@@ -110,21 +116,21 @@ def average(rows: Iterable[Row]) -> tuple[Curve, ...]:
 
 
 def published() -> tuple[Curve, ...]:
-    """Curves over Kodak as their authors or later measurements published them."""
+    """Return curves over Kodak that their authors or later measurements published."""
     table = json.loads((Path(__file__).parent / "published.json").read_text())
     return tuple(_published(name, entry) for name, entry in table.items())
 
 
 def is_kodak(images: Iterable[str]) -> bool:
-    """Whether the pictures are the 24 of Kodak, so that published curves can be compared."""
+    """Return whether the pictures are the 24 of Kodak, which published curves are about."""
     return frozenset(images) == KODAK
 
 
 def bd_rate(anchor: Curve, test: Curve, metric: str, method: str = "akima") -> BdRate | None:
-    """BD-rate of a curve; None where the curves do not overlap or are single points.
+    """Return the BD-rate of a curve; None if the curves do not overlap or are single points.
 
     Args:
-        anchor: to compare with. test: to compare. metric: of METRICS.
+        anchor: the curve to compare with. test: the curve to compare. metric: one of METRICS.
         method: of interpolation: "akima", or "pchip", which does not overshoot where a curve of a
             few points saturates.
     """
@@ -145,30 +151,30 @@ def bd_rate(anchor: Curve, test: Curve, metric: str, method: str = "akima") -> B
 
 
 def bpp_at(curve: Curve, metric: str, value: float) -> float | None:
-    """Bits per pixel at which a curve reaches a value (MS-SSIM in dB); None outside its range."""
+    """Return the bits per pixel where a curve reaches a value (MS-SSIM in dB); None outside it."""
     return _rate_at(_rising(curve, metric), value)
 
 
-def at_equal(rows: Sequence[Row], metric: str) -> tuple[AtEqual, ...]:
-    """For each of our settings and each peer: our bytes against theirs at our quality.
+def at_equal(rows: Sequence[Measurement], metric: str) -> tuple[AtEqual, ...]:
+    """Return our bytes against the peer's at our quality, for each of our settings and each peer.
 
-    Ours are those of the ladder that was trained for the metric, where it was measured, else of the
-    first; the other is among the peers.
+    Our bytes are those of the tune for the metric if that was measured, else of tune PSNR; our
+    other tune counts as a peer.
     """
     tuned = our_name(MS_SSIM)
     name = tuned if metric == "ms_ssim" and tuned in {r.codec for r in rows} else OURS
     ours = [r for r in rows if r.codec == name]
-    found = []
+    results = []
     for setting in dict.fromkeys(r.setting for r in ours):
         for peer in dict.fromkeys(r.codec for r in rows if r.codec != name):
             chosen = [r for r in ours if r.setting == setting]
             ratios = [_ratio(r, rows, peer, metric) for r in chosen]
             known = [r for r in ratios if r is not None]
-            found.append(_summed(name, setting, peer, known, len(ratios)))
-    return tuple(f for f in found if f is not None)
+            results.append(_summarise(name, setting, peer, known, len(ratios)))
+    return tuple(r for r in results if r is not None)
 
 
-def _summed(
+def _summarise(
     name: str, setting: str, peer: str, ratios: list[float], images: int
 ) -> AtEqual | None:
     if not ratios:
@@ -178,8 +184,8 @@ def _summed(
     return AtEqual(name, setting, peer, percent, best, worst, len(ratios), images)
 
 
-def _ratio(ours: Row, rows: Sequence[Row], peer: str, metric: str) -> float | None:
-    """Our bytes over the peer's at our quality, for one picture."""
+def _ratio(ours: Measurement, rows: Sequence[Measurement], peer: str, metric: str) -> float | None:
+    """Return our bytes over the peer's at our quality, for one picture."""
     value = _scaled(metric, ours.value(metric))
     theirs = [r for r in rows if r.codec == peer and r.sha256 == ours.sha256]
     pairs = [(q, r.bytes) for r in theirs if (q := _scaled(metric, r.value(metric))) is not None]
@@ -188,7 +194,7 @@ def _ratio(ours: Row, rows: Sequence[Row], peer: str, metric: str) -> float | No
 
 
 def _rate_at(points: Sequence[tuple[float, float]], value: float) -> float | None:
-    """Rate at a quality: PCHIP of log rate over quality."""
+    """Return the rate at a quality, by PCHIP of log rate over quality."""
     from scipy.interpolate import PchipInterpolator
 
     if len(points) < 2 or not points[0][0] <= value <= points[-1][0]:
@@ -203,7 +209,7 @@ def _rising(curve: Curve, metric: str) -> list[tuple[float, float]]:
 
 
 def _envelope(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """(quality, rate) with both strictly rising: a larger file that is no better is dropped."""
+    """Return (quality, rate), both strictly rising, without larger files of no better quality."""
     kept: list[tuple[float, float]] = []
     for quality, rate in sorted(pairs, key=lambda p: (p[1], -p[0])):
         if not kept or (quality > kept[-1][0] and rate > kept[-1][1]):
@@ -212,18 +218,18 @@ def _envelope(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _scaled(metric: str, value: float | None) -> float | None:
-    """A value on the scale that curves are interpolated on: MS-SSIM in dB, others as they are."""
+    """Return a value on the scale that curves are interpolated on: MS-SSIM in dB, others as is."""
     if value is None or metric != "ms_ssim":
         return value
     return ms_ssim_db(value) if value < 1 else None
 
 
-def _point(setting: str, rows: Sequence[Row]) -> Point:
+def _point(setting: str, rows: Sequence[Measurement]) -> CurvePoint:
     def mean(metric: str) -> float | None:
         values = [v for r in rows if (v := r.value(metric)) is not None]
         return fmean(values) if len(values) == len(rows) else None
 
-    return Point(
+    return CurvePoint(
         setting,
         sum(r.bytes for r in rows),
         fmean(r.bpp for r in rows),
@@ -238,7 +244,7 @@ def _point(setting: str, rows: Sequence[Row]) -> Point:
 def _published(name: str, entry: Mapping[str, Any]) -> Curve:
     qualities = entry.get("ms_ssim") or [None] * len(entry["bpp"])
     points = tuple(
-        Point("", 0, bpp, psnr, ms, None)
+        CurvePoint("", 0, bpp, psnr, ms, None)
         for bpp, psnr, ms in zip(entry["bpp"], entry["psnr_db"], qualities, strict=True)
     )
     return Curve(name, str(entry["title"]), points, str(entry["source"]))

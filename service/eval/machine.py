@@ -1,21 +1,23 @@
-"""What a measurement was made on, to be kept beside its numbers."""
+"""The machine that a measurement ran on, to be kept with its numbers."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A computer as results name it.
+    """A computer as it is described in results.
 
     Attributes:
-        cpu: model name. cores: that this process may use.
-        device: what the networks ran on. load: of the last minute, 0 idle.
+        cpu: model name. cores: how many this process may use.
+        device: "cpu", or the name of the GPU that runs the networks.
+        load: mean number of running programs in the last minute; 0 means idle.
     """
 
     cpu: str
@@ -25,19 +27,31 @@ class Machine:
 
     @property
     def busy(self) -> bool:
-        """Whether other work took so much that timings mean little."""
+        """Whether other programs use so much of the machine that timings mean little."""
         return self.load > self.cores / 2
 
 
 def this_machine(device: str) -> Machine:
-    """The computer we run on; `device` as the engine was given it, "auto" resolved."""
+    """Return this computer. `device` is that of the settings; "auto" is resolved."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return Machine(_cpu(), cores, device_name(device), round(os.getloadavg()[0], 2))
+    return Machine(_cpu_model(), cores, device_name(device), round(os.getloadavg()[0], 2))
+
+
+def machine_for_timing(device: str, progress: Callable[[str], None]) -> Machine:
+    """Return this computer, and report it if it is too busy for timings.
+
+    Args:
+        device: as in the settings. progress: is called with a line of text.
+    """
+    machine = this_machine(device)
+    if machine.busy:
+        progress(f"the load of this machine is {machine.load}: the timings mean little")
+    return machine
 
 
 def device_name(device: str) -> str:
-    """ "cpu", or the name of the GPU that `device` stands for."""
+    """Return "cpu", or the name of the GPU that `device` selects."""
     if device == "cpu":
         return "cpu"
     import torch
@@ -46,17 +60,17 @@ def device_name(device: str) -> str:
 
 
 def code_commit() -> str:
-    """Commit of the checkout that this package runs from, "-dirty" if changed; else empty."""
+    """Return the commit of this checkout, with "-dirty" if it was changed; "" outside of git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
     folder = Path(__file__).parent
     try:
-        told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return told.stdout.strip()
+    return result.stdout.strip()
 
 
-def _cpu() -> str:
+def _cpu_model() -> str:
     path = Path("/proc/cpuinfo")
     if path.is_file():
         for line in path.read_text().splitlines():

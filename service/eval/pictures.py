@@ -1,12 +1,13 @@
-"""Pictures to measure with: those of a folder, or made from a seed so that everyone has the same.
+"""Pictures to measure with: those of a folder, or generated ones, the same on every machine.
 
-The generated ones have a spectrum like that of photographs, areas with sharp edges, and grain, and
-cost about as many bits as a photograph. They are for timing; rate and
-quality are measured on real pictures only.
+Generated pictures have a spectrum like that of photographs, areas with sharp edges, and grain. They
+cost about as many bits as a photograph and serve for timing only: rate and quality are measured on
+real pictures.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,19 +25,22 @@ COARSEST: Final = 4
 """Pixels of the shortest side of the coarsest noise."""
 
 LEVELS: Final = 11.0
-"""Standard deviation of each octave in 8-bit levels, from SMOOTH pixels a sample upwards."""
+"""Standard deviation in 8-bit levels of each octave of at least SMOOTH pixels per sample."""
 
 SMOOTH: Final = 3
+"""Pixels per sample below which octaves of noise become weaker."""
 
 SHAPES: Final = 48
+"""Ellipses and rectangles on a generated picture."""
 
 
 @dataclass(frozen=True, eq=False)
-class Named:
-    """A picture and the name it has in results.
+class NamedPicture:
+    """A picture and its name in results.
 
     Attributes:
-        rgb: [H, W, 3]. alpha: [H, W], None when opaque.
+        name: path in its folder, without suffix. rgb: [H, W, 3] uint8, sRGB.
+        alpha: [H, W] uint8, None when opaque.
     """
 
     name: str
@@ -45,39 +49,48 @@ class Named:
 
     @property
     def picture(self) -> Picture:
-        """Nothing but the pixels: every codec gets the same."""
+        """The pixels without metadata: every codec gets the same."""
         return Picture(self.rgb, self.alpha)
 
     @property
     def on_white(self) -> U8:
-        """What is seen of it on a white page, [H, W, 3]."""
+        """The picture laid on white, [H, W, 3] uint8."""
         return self.picture.on_white().rgb
 
 
 def decode_on_white(codec: Codec, data: bytes) -> U8:
-    """What is seen of a stream's picture on a white page, [H, W, 3]."""
+    """Return the picture of a stream laid on white, [H, W, 3] uint8."""
     return codec.decompress(data).picture.on_white().rgb
 
 
-def read_folder(folder: Path, max_pixels: int = 10**8) -> tuple[Named, ...]:
-    """The pictures of a folder, converted to sRGB; see images/folder.py.
+def digest_pixels(named: NamedPicture) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a picture's pixels."""
+    alpha = b"" if named.alpha is None else named.alpha.tobytes()
+    pixels = named.rgb.tobytes() + repr(named.rgb.shape).encode() + alpha
+    return hashlib.sha256(pixels).hexdigest()[:16]
+
+
+def read_folder(folder: Path, max_pixels: int = 10**8) -> tuple[NamedPicture, ...]:
+    """Return the pictures of a folder, converted to sRGB; see images/folder.py.
 
     A picture's name is its path in the folder, without its suffix.
 
     Raises:
-        BadParameter: no picture there. BadImage, OSError: one that cannot be read.
+        BadParameter: the folder holds no picture. BadImage, OSError: one cannot be read.
     """
     pictures = tuple(
-        Named(path.relative_to(folder).with_suffix("").as_posix(), picture.rgb, picture.alpha)
+        NamedPicture(
+            path.relative_to(folder).with_suffix("").as_posix(), picture.rgb, picture.alpha
+        )
         for path, picture in image_folder.read_folder(folder, max_pixels=max_pixels)
     )
     if not pictures:
-        raise BadParameter(f"no picture in {folder}")
+        raise BadParameter(f"there is no picture in {folder}")
     return pictures
 
 
-def generate(width: int, height: int, seed: int = 0) -> Named:
-    """A picture of that size; the same seed gives the same pixels."""
+def generate(width: int, height: int, seed: int = 0) -> NamedPicture:
+    """Generate a picture of a size in pixels; the same seed gives the same pixels."""
     random = np.random.default_rng([seed, width, height])
     luma = _noise(random, width, height, finest=1) + 118.0
     luma += np.asarray(_shapes(random, width, height))
@@ -88,13 +101,13 @@ def generate(width: int, height: int, seed: int = 0) -> Named:
     rgb[..., 2] = np.clip(luma - tint, 0, 255)
     luma += _noise(random, width, height, finest=3) * 0.3
     rgb[..., 1] = np.clip(luma, 0, 255)
-    return Named(f"generated-{width}x{height}-{seed}", rgb)
+    return NamedPicture(f"generated-{width}x{height}-{seed}", rgb)
 
 
 def _noise(
     random: np.random.Generator, width: int, height: int, finest: int
 ) -> NDArray[np.float32]:
-    """Octaves of equal power down to SMOOTH pixels a sample, of falling power from there on."""
+    """Return [H, W] noise: octaves of equal power from SMOOTH pixels a sample up, weaker below."""
     octaves = max(int(np.log2(min(width, height) / COARSEST)), finest)
     plane: NDArray[np.float32] | None = None
     for octave in range(octaves, -1, -1):
@@ -112,7 +125,7 @@ def _noise(
 
 
 def _shapes(random: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Ellipses and bars with sharp edges, added to the luma."""
+    """Draw ellipses and rectangles with sharp edges, as an image of offsets to the luma."""
     image = Image.new("F", (width, height))
     draw = ImageDraw.Draw(image)
     for _ in range(SHAPES):

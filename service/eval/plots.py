@@ -1,4 +1,7 @@
-"""Rate-distortion figures, one a metric: ours thick, peers with markers, published dashed."""
+"""Rate-distortion figures, one for each metric.
+
+Our curves are thick, measured peers have markers, published curves are dashed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Final
 from service.codec.container import MS_SSIM
 from service.errors import MissingExtra
 from service.eval.curves import Curve
-from service.eval.rows import OUR_NAMES, OURS, our_name
+from service.eval.measurements import OUR_NAMES, OURS, our_name
 
 LABELS: Final = {
     "psnr_db": "PSNR of 8-bit RGB (dB)",
@@ -25,23 +28,24 @@ COLOURS: Final = {
     our_name(MS_SSIM): "#7f0000",
 }
 MARKERS: Final = ("o", "s", "^", "x")
-"""Of the settings of one family."""
+"""Markers of the peers of one family."""
 
-PUBLISHED: Final = (
+PUBLISHED_COLOURS: Final = (
     "#000000", "#7f7f7f", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#5f4690", "#2f8f7f",
 )  # fmt: skip
 MARGIN: Final = 1.6
-"""The picture shows our bits per pixel, divided and multiplied by this and at least SPAN."""
+"""The figure shows from our least bits per pixel divided by this to our most multiplied by it."""
 
 SPAN: Final = (0.1, 1.6)
+"""Bits per pixel that the figure shows in any case."""
 
 
 def draw(curves: Sequence[Curve], metric: str, title: str, path: Path) -> None:
-    """Write the figure of a metric as PNG.
+    """Draw the figure of a metric as a PNG file.
 
     Args:
-        curves: measured ones and published ones (those with a `source`).
-        metric: "psnr_db", "ms_ssim" or "ssimulacra2". title: above it. path: the file.
+        curves: measured and published ones (those with a `source`).
+        metric: "psnr_db", "ms_ssim" or "ssimulacra2". title: of the figure. path: of the file.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -100,7 +104,7 @@ def _decorate(axes: object, metric: str, title: str, span: tuple[float, float]) 
 
 
 def _span(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Bits per pixel to show: around ours."""
+    """Return the least and most bits per pixel to show."""
     ours = [p.bpp for c in curves if c.name in OUR_NAMES for p in c.points]
     return (
         min([SPAN[0], *(b / MARGIN for b in ours)]),
@@ -109,15 +113,15 @@ def _span(curves: Sequence[Curve]) -> tuple[float, float]:
 
 
 def _styled(curves: Sequence[Curve]) -> list[tuple[Curve, str, str | None]]:
-    """Colour and marker: a colour for each family that was measured, no markers on others."""
-    seen: dict[str, int] = {}
+    """Return each curve with its colour and marker: a colour a family, no markers if published."""
+    counts: dict[str, int] = {}
     styled: list[tuple[Curve, str, str | None]] = []
     for curve in curves:
         family = curve.name.split("-")[0] if curve.source is None else "published"
-        number = seen[family] = seen.get(family, -1) + 1
+        number = counts[family] = counts.get(family, -1) + 1
         if curve.source is None:
             colour = COLOURS.get(curve.name) or COLOURS.get(family, "#17becf")
             styled.append((curve, colour, MARKERS[number % len(MARKERS)]))
         else:
-            styled.append((curve, PUBLISHED[number % len(PUBLISHED)], None))
+            styled.append((curve, PUBLISHED_COLOURS[number % len(PUBLISHED_COLOURS)], None))
     return styled

@@ -1,4 +1,4 @@
-"""What every table of results is made with."""
+"""Parts of Markdown tables of results: tables, numbers, and the machine as a sentence."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ Result = Mapping[str, Any]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, columns padded so that it reads as text too; numbers to the right."""
+    """Return a Markdown table with padded columns, all but the first aligned to the right."""
     widths = [max(2, *(len(str(r[i])) for r in (head, *rows))) for i in range(len(head))]
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
     lines = [head, rule, *rows]
     return "\n".join(
-        "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w)
-                          for i, (c, w) in enumerate(zip(line, widths, strict=True))) + " |"
+        f"| {' | '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])} |"
         for line in lines
-    )  # fmt: skip
+    )
 
 
 def machine_words(result: Result) -> str:
-    """What a result was measured on, as a sentence."""
+    """Return the machine that a result was measured on, as a sentence."""
     machine = result["machine"]
     device = "" if machine["device"] == "cpu" else f", networks on {machine['device']}"
     cores = f"{machine['cores']} cores{device}"
@@ -29,7 +28,7 @@ def machine_words(result: Result) -> str:
 
 
 def ms(value: float | None) -> str:
-    """Milliseconds, a dash for None."""
+    """Return milliseconds as a text; a dash for None."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"

@@ -194,8 +194,8 @@ def problem(
         detail=detail[:MAX_DETAIL_CHARS],
         instance=f"urn:rankpress:request:{record.id}",
         available=available,
-        found=unreachable.found if unreachable else None,
-        asked=unreachable.asked if unreachable else None,
+        found=unreachable.nearest if unreachable else None,
+        asked=unreachable.requested if unreachable else None,
         invalid=invalid,
     )
     content = jsonable_encoder(document, exclude_none=True)

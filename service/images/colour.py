@@ -1,7 +1,7 @@
-"""Colour spaces: ICC profiles and what they do, and profiles for colours described in other ways.
+"""Colour spaces: conversion by ICC profiles, and profiles for spaces given by primaries and curve.
 
-Profiles are judged by what they do to colours, never by their names. Works by Pillow's LittleCMS,
-which cannot make profiles of given primaries: those are written here.
+Profiles are judged by what they do to colours, never by their names. Pillow's LittleCMS applies
+them. It cannot make profiles of given primaries, so those are written here.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 _MOST_TAGS: Final = 100
-"""Of a profile that LittleCMS reads."""
+"""Tags of a profile that LittleCMS reads; it ignores later ones."""
 
 Mode = Literal["L", "RGB", "CMYK"]
 
 
 def space(icc: bytes) -> str:
-    """Return the colour space in the profile's header, such as RGB, GRAY or CMYK; "" if broken."""
+    """Return the colour space in a profile's header: RGB, GRAY, CMYK or another; "" if broken."""
     if len(icc) < 132 or icc[36:40] != b"acsp":
         return ""
     return icc[16:20].decode("ascii", "replace").strip()
 
 
 def to_srgb(icc: bytes, mode: Mode) -> ImageCms.ImageCmsTransform | None:
-    """Return the transform from pictures of `mode` in the profile's colours to sRGB.
+    """Return the transform from pictures of a mode in a profile's colours to sRGB.
 
-    Relative colorimetric with black point compensation. None when the profile is damaged.
+    The intent is relative colorimetric with black point compensation. None is returned when the
+    profile is damaged.
     """
     try:
         return ImageCms.buildTransform(
@@ -48,10 +49,10 @@ def to_srgb(icc: bytes, mode: Mode) -> ImageCms.ImageCmsTransform | None:
 
 
 def _without_float_tags(icc: bytes) -> bytes:
-    """The profile without its transforms in floating point; those in integers say the same.
+    """Return the profile without its transforms in floating point; the integer ones are equivalent.
 
-    They are lists of any number of steps, each computed for 36,000 colours when a transform is
-    built: a profile of 160 kB took 9 seconds (ICC.1:2022, 9.2.17 to 9.2.24 and 10.16).
+    The former are lists of any number of steps, each computed for 36,000 colours when a transform
+    is built: a profile of 160 kB took 9 seconds (ICC.1:2022, 9.2.17 to 9.2.24 and 10.16).
     """
     if len(icc) < 132:
         return icc
@@ -59,12 +60,12 @@ def _without_float_tags(icc: bytes) -> bytes:
     table = bytearray(icc[132 : 132 + 12 * count])
     for place in range(0, len(table), 12):
         if bytes(table[place : place + 3]) in (b"D2B", b"B2D"):
-            table[place] |= 0x20  # to a name that nobody knows, unlike the others
+            table[place] |= 0x20  # lower case: an unknown tag, which LittleCMS ignores
     return icc[:132] + table + icc[132 + len(table) :]
 
 
 def apply(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
-    """Return the picture in sRGB, mode RGB."""
+    """Return a picture converted to sRGB, mode RGB."""
     converted = ImageCms.applyTransform(image, transform)
     if converted is None:  # only with inPlace=True
         raise ValueError("the transform returned no picture")
@@ -72,9 +73,9 @@ def apply(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Im
 
 
 def is_srgb(transform: ImageCms.ImageCmsTransform, mode: Literal["L", "RGB"]) -> bool:
-    """Whether the transform moves no 8-bit sample by more than one step.
+    """Return whether a transform changes no 8-bit sample by more than one step.
 
-    Tried on all 256 greys, or on a 9x9x9 grid of colours.
+    All 256 greys are tried, or a 9x9x9 grid of colours.
     """
     if mode == "L":
         grey = np.arange(256, dtype=np.uint8)[None, :]
@@ -89,10 +90,10 @@ def is_srgb(transform: ImageCms.ImageCmsTransform, mode: Literal["L", "RGB"]) ->
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A transfer curve as ICC's parametric type 3: linear light of an encoded sample in [0, 1].
+class TransferCurve:
+    """A transfer curve of ICC's parametric type 3, from encoded samples to linear light in [0, 1].
 
-    (a·x + b)^g where x is at least d, c·x below.
+    It is (a·x + b)^g where x is at least d, and c·x below.
     """
 
     g: float
@@ -102,26 +103,29 @@ class Curve:
     d: float = 0.0
 
     def linear(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Linear light of encoded samples."""
+        """Return the linear light of encoded samples in [0, 1]."""
         power = np.maximum(self.a * x + self.b, 0) ** self.g
         return np.where(x >= self.d, power, self.c * x)
 
     def to_srgb(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Encoded samples as the curve of sRGB encodes them, in [0, 1] as well."""
+        """Return encoded samples in [0, 1] recoded by the curve of sRGB, in [0, 1] too."""
         light = np.clip(self.linear(x), 0, 1)
         return np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
 
     @property
     def is_far_from_srgb(self) -> bool:
-        """Whether 8 bits of it are too few where it is dark, or wasted there."""
+        """Whether 8-bit samples of this curve are too coarse or too fine in the dark."""
         x = np.arange(256) / 255
-        return bool(np.abs(self.to_srgb(x) - x).max() * 255 > _FAR)
+        return bool(np.abs(self.to_srgb(x) - x).max() * 255 > _FAR_STEPS)
 
 
-_FAR: Final = 15
-"""8-bit steps: an exponent of 1.8 moves greys by 19 at most, one of 2.2 by 9, one of 2.4 by 13."""
+_FAR_STEPS: Final = 15
+"""8-bit steps by which a curve far from sRGB's moves some grey.
 
-SRGB_CURVE: Final = Curve(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+An exponent of 1.8 moves greys by up to 19 steps, one of 2.2 by 9, and one of 2.4 by 13.
+"""
+
+SRGB_CURVE: Final = TransferCurve(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
 Primaries = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 
@@ -132,49 +136,49 @@ _BRADFORD: Final = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
 _WIDER: Final = -0.1
-"""A share of a linear sRGB primary below this in another is beyond sRGB by more than a rounding."""
+"""A primary is outside sRGB, beyond rounding, if a linear sRGB component of it is below this."""
 
 
 @dataclass(frozen=True)
-class Space:
-    """An RGB colour space by its primaries, white point and curve, as video and PNG describe them.
+class ColourSpace:
+    """An RGB colour space given by primaries, white point and curve, as in video and PNG.
 
     Attributes:
-        curve: of all three channels. primaries, white: CIE 1931 x and y.
+        curve: of all three channels.
+        primaries, white: CIE 1931 x and y of red, green and blue, and of the white point.
     """
 
-    curve: Curve
+    curve: TransferCurve
     primaries: Primaries = SRGB_PRIMARIES
     white: tuple[float, float] = D65
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless the colours span a triangle with the white point in it."""
+        """Raise ValueError unless the primaries span a triangle that contains the white point."""
         points = (*self.primaries, self.white)
         if not all(-0.2 <= x <= 1.2 and 0.0001 <= y <= 1.2 for x, y in points):
             raise ValueError(f"chromaticities are {points}")
         columns = self._columns()
         if abs(np.linalg.det(columns)) < 1e-3:
-            raise ValueError(f"primaries {self.primaries} are in a line")
+            raise ValueError(f"primaries {self.primaries} lie on a line")
         if (np.linalg.solve(columns, _xyz(self.white)) <= 0).any():
-            raise ValueError(f"white {self.white} lies outside of {self.primaries}")
+            raise ValueError(f"white {self.white} lies outside the primaries {self.primaries}")
         if not 0.1 <= self.curve.g <= 10:
             raise ValueError(f"exponent is {self.curve.g:g}")
 
     @property
     def is_wider(self) -> bool:
-        """Whether it has colours that sRGB does not have."""
-        srgb = Space(SRGB_CURVE)
+        """Whether the space has colours that sRGB does not have."""
+        srgb = ColourSpace(SRGB_CURVE)
         return bool((np.linalg.solve(srgb._to_d50(), self._to_d50()) < _WIDER).any())
 
     def profile(self, grey: bool) -> bytes:
-        """Return an ICC profile, version 4, of the space or of its greys."""
+        """Return an ICC profile, version 4, of the space, or of its greys alone."""
         curve = (
             b"para"
             + struct.pack(">I2H", 0, 3, 0)
             + _fixed(self.curve.g, self.curve.a, self.curve.b, self.curve.c, self.curve.d)
         )
-        tags = {b"desc": _text("RGB"), b"cprt": _text("CC0"),
-                b"wtpt": _point(_D50_XYZ)}  # fmt: skip
+        tags = {b"desc": _text("RGB"), b"cprt": _text("CC0"), b"wtpt": _point(_D50_XYZ)}
         if grey:
             return _profile(b"GRAY", {**tags, b"kTRC": curve})
         columns = self._to_d50().T
@@ -185,7 +189,7 @@ class Space:
         return np.stack([_xyz(point) for point in self.primaries], axis=1)
 
     def _to_d50(self) -> NDArray[np.float64]:
-        """Linear RGB to XYZ [3, 3], adapted to D50 by Bradford's matrix, as profiles have it."""
+        """Return the matrix [3, 3] from linear RGB to XYZ, adapted to D50 by Bradford's matrix."""
         columns, white = self._columns(), _xyz(self.white)
         matrix = columns * np.linalg.solve(columns, white)
         scale = (_BRADFORD @ _D50_XYZ) / (_BRADFORD @ white)
@@ -202,7 +206,7 @@ def _xyz(point: tuple[float, float]) -> NDArray[np.float64]:
 
 
 def _fixed(*values: float) -> bytes:
-    """s15Fixed16 numbers."""
+    """Return numbers as s15Fixed16, with 16 fractional bits."""
     return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
 
 
@@ -211,13 +215,13 @@ def _point(xyz: NDArray[np.float64]) -> bytes:
 
 
 def _text(words: str) -> bytes:
-    """A multi-localised text of one language."""
+    """Return a multi-localised text of one language."""
     data = words.encode("utf-16-be")
     return b"mluc" + struct.pack(">3I4s2I", 0, 1, 12, b"enUS", len(data), 28) + data
 
 
 def _profile(space: bytes, tags: Mapping[bytes, bytes]) -> bytes:
-    """A display profile of these tags; equal ones are stored once (ICC.1:2010, 7.2 and 7.3)."""
+    """Return a display profile of some tags; equal data are stored once (ICC.1:2010, 7.2, 7.3)."""
     body, table, places = b"", b"", dict[bytes, int]()
     start = 132 + 12 * len(tags)
     for name, data in tags.items():

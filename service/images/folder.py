@@ -1,4 +1,4 @@
-"""Folders of pictures, read one by one: what is left out is told, and what fails is named."""
+"""Folders of pictures, read one by one; files that are left out or fail are named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.picture import Picture
 
 def read_folder(
     folder: Path,
-    left_out: Callable[[Path], None] | None = None,
+    on_skip: Callable[[Path], None] | None = None,
     *,
     max_pixels: int = 10**8,
 ) -> Iterator[tuple[Path, Picture]]:
@@ -21,22 +21,22 @@ def read_folder(
 
     Args:
         folder: to read.
-        left_out: every file is tried, and this told of those that are no pictures; without it the
-            files whose names end as a picture's do must all be pictures.
-        max_pixels: of the largest picture.
+        on_skip: if given, every file is tried, and this is called with each that is no picture.
+            If None, only files with the suffix of a picture are tried, and all must be pictures.
+        max_pixels: largest width x height of a picture.
 
     Raises:
-        BadParameter: it is no folder. BadImage: a file is no picture; the message names it.
+        BadParameter: `folder` is no folder. BadImage: a file is no picture; the message names it.
         OSError: a folder or file cannot be read.
     """
     for path in files_in(folder):
-        if left_out is None and path.suffix.lower() not in IMAGE_SUFFIXES:
+        if on_skip is None and path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         try:
             picture = read_image(path.read_bytes(), max_pixels=max_pixels, metadata="none")
         except BadImage as error:
-            if left_out is None:
+            if on_skip is None:
                 raise BadImage(f"{path}: {error}") from error
-            left_out(path)
+            on_skip(path)
         else:
             yield path, picture

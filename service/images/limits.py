@@ -1,9 +1,9 @@
 """Limits on the work that an image file may cost before its pixels are decoded.
 
-Pillow reads headers in Python, part by part, and the libraries under it have no limits on how many
-parts there are: a file of some megabytes can take minutes before it is refused or one pixel is
-decoded. What is counted here, in the bytes and before Pillow reads them, is far above what cameras
-and programs write. Work on pixels themselves is limited by the number of pixels elsewhere.
+Pillow reads headers in Python, part by part, and its libraries do not limit the number of parts: a
+file of some megabytes can take minutes before it is refused or a pixel is decoded. So the parts are
+counted in the bytes before Pillow reads them. The limits are far above what cameras and programs
+write. Work on the pixels themselves is limited by their number, see read.py.
 """
 
 from __future__ import annotations
@@ -17,35 +17,38 @@ from typing import Final
 from PIL import features
 
 from service.errors import BadImage
-from service.images.boxes import MAX_BOXES, boxes, content_of
+from service.images.boxes import MAX_BOXES, boxes, nested_content
 from service.images.kinds import TiffLayout, tiff_directories, work_limit
 
+MAX_METADATA_BYTES: Final = 4 << 20
+"""Bytes of the largest profile or Exif block that is kept with a picture."""
+
 MAX_SEGMENTS: Final = 5000
-"""Segments of a JPEG file before its pixels; 64 MiB of the largest are 1,024."""
+"""Segments of a JPEG file before its pixels; 1,024 of the largest are 64 MiB."""
 MAX_SCANS: Final = 100
-"""Passes over a JPEG picture, each of which may be a few bytes long. Cameras and programs use 10;
-cjpeg's scripts have at most 100."""
+"""Scans of a JPEG picture, each of which may be a few bytes long. Cameras and programs use 10,
+scripts of cjpeg at most 100."""
 MAX_EXIF_SEGMENTS: Final = 100
-"""Pillow joins them one by one."""
+"""Segments of a JPEG file's Exif block, which Pillow joins one by one."""
 _MAX_FILL_BYTES: Final = 1 << 16
-"""Bytes between two segments of a JPEG header; Pillow reads each alone."""
+"""Bytes between two segments of a JPEG header; Pillow reads them one by one."""
 _MAX_BYTES_OF_SEGMENTS: Final[Mapping[int, int]] = {
     0xDB: 1 << 16,  # quantisation tables: four of at most 129 bytes
     0xE1: 1 << 20,  # Exif
     0xED: 1 << 22,  # Photoshop's resources
 }
-"""Bytes of all segments of a kind together, where each may hold thousands of parts."""
+"""Bytes of all segments of a kind together, for kinds that may hold thousands of parts each."""
 
 MAX_CHUNKS: Final = 10_000
-"""Chunks of a PNG file, besides one for each KiB of it."""
+"""Chunks of a PNG file, in addition to one per KiB."""
 MAX_PACKED_CHUNKS: Final = 64
 """Compressed texts and profiles of a PNG file; Pillow unpacks each to at most 1 MiB."""
 MAX_PACKED_BYTES: Final = 4 << 20
-"""Bytes of them together: deflate that unpacks to nothing takes up to 0.1 microseconds a byte."""
+"""Bytes of compressed texts and profiles together: inflating takes up to 0.1 us a byte."""
 _RAW_PROFILE: Final = b"Raw profile type "
 
 MAX_TAG_WORK: Final = 500_000
-"""Work to read the tags of a directory of a TIFF file or Exif block, in units of some 0.5 us."""
+"""Work to read the tags of a directory of a TIFF file or Exif block, in units of about 0.5 us."""
 MAX_ENTRIES: Final = 50_000
 """Entries of all directories together."""
 _ENTRY_WORK: Final = 50.0
@@ -53,7 +56,7 @@ _WORK_BY_TYPE: Final[Mapping[int, float]] = {
     **dict.fromkeys((3, 4, 6, 8, 9, 11, 12, 13, 16, 17, 18), 1.0),  # numbers
     **dict.fromkeys((5, 10), 15.0),  # fractions
 }
-"""Work to read, and to write again, one value of a type; bytes and texts are read whole."""
+"""Work to read and write again one value of a type; bytes and texts take none for each."""
 _BYTES_BY_TYPE: Final[Mapping[int, int]] = {
     **dict.fromkeys((1, 2, 6, 7), 1),
     **dict.fromkeys((3, 8), 2),
@@ -62,54 +65,54 @@ _BYTES_BY_TYPE: Final[Mapping[int, int]] = {
 }
 _STRIPS: Final = frozenset({273, 324})
 _STRIP_WORK: Final = 5.0
-"""Each place in STRIPOFFSETS or TILEOFFSETS is read and decoded alone."""
+"""Work for each strip or tile, which is read and decoded alone."""
 _DIRECTORIES: Final = frozenset({0x8769, 0x8825, 0xA005})
-"""Tags that point to a directory: of the camera, of GPS, of interoperability."""
+"""Tags that point to the directories of the camera, of GPS and of interoperability."""
 
 _SMALL_EXIF_BYTES: Final = 1 << 16
-"""A block of so few bytes, as all of JPEG's are, is quickly read whatever is in it."""
+"""Bytes of a block that is fast to read whatever is in it. Blocks of JPEG are not larger."""
 _EXIF_PREFIXES: Final = re.compile(rb"\A(?:Exif\0\0){1,2}")
 
 _MAX_ITEMS_BYTES: Final = 1 << 15
-"""Of each box that lists a HEIF file's items; libavif looks for each item in the list of all."""
+"""Bytes of each box that lists a HEIF file's items; libavif searches the list for each item."""
 _ITEM_LISTS: Final = frozenset({b"iinf", b"iloc", b"iref", b"ipma"})
 _PARENTS: Final = frozenset({b"meta", b"iprp", b"ipco"})
 _MAX_PROPERTIES: Final = 1000
 _MAX_MOVIE_BYTES: Final = 1 << 18
-"""Of the tables of an image sequence."""
+"""Bytes of the tables of an image sequence."""
 
 JPEG_MARKER: Final = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
-"""The last of the bytes 255 that begin a segment, and its kind. A run of 255 is no part of the
-pattern: it would be tried again from each of its bytes."""
+"""The last byte 255 before a segment, and the kind of the segment. A run of 255 is not part of the
+pattern, because the search would try it again from each of its bytes."""
 _WITH_LENGTH: Final = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE}) - {0xC8}
 _SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
 _SCAN_MARKER: Final = b"\xff\xda"
 
 
 class MeteredFile(io.BytesIO):
-    """A file in memory that is read in not too many pieces.
+    """A file in memory with a limit on the number of reads.
 
     Attributes:
-        reads: how often it was read.
+        reads: number of reads so far.
     """
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self.reads, self._most = 0, work_limit(len(data))
+        self.reads, self._max_reads = 0, work_limit(len(data))
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Return bytes as `io.BytesIO` does. Raises BadImage: there were too many calls."""
+        """Return bytes as `io.BytesIO` does. Raises BadImage after too many calls."""
         self.reads += 1
-        if self.reads > self._most:
+        if self.reads > self._max_reads:
             raise BadImage("the image file is damaged: it consists of too many small parts")
         return super().read(size)
 
 
 def check_limits(name: str, data: bytes) -> None:
-    """Raise BadImage where reading a file, without its pixels, would take too much work.
+    """Raise BadImage if reading a file, without its pixels, would take too much work.
 
     Args:
-        name: of its kind. data: the whole file.
+        name: of the kind of file. data: the whole file.
     """
     check = _CHECKS.get(name)
     if check is not None:
@@ -117,7 +120,7 @@ def check_limits(name: str, data: bytes) -> None:
 
 
 def check_exif(block: bytes) -> None:
-    """Raise BadImage where reading all tags of an Exif block without prefix takes too much work."""
+    """Raise BadImage if reading all tags of an Exif block without prefix takes too much work."""
     block = _EXIF_PREFIXES.sub(b"", block)
     if len(block) > _SMALL_EXIF_BYTES and block[:4] in (b"II*\0", b"MM\0*"):
         layout = TiffLayout.of(block)
@@ -129,28 +132,28 @@ def _check_tiff(data: bytes) -> None:
 
 
 def _check_tags(data: bytes, layout: TiffLayout, directories: list[tuple[int, int]]) -> None:
-    """Add up the work for some directories and for those that they point to."""
-    entries, known = 0, set[int]()
+    """Raise BadImage if some directories, and those that they point to, take too much work."""
+    entries, pointers = 0, set[int]()
     while directories:
         work = 0.0
-        for tag, kind, count, value in layout.entries(data, *directories.pop()):
+        for tag, type_, count, value in layout.entries(data, *directories.pop()):
             entries, work = entries + 1, work + _ENTRY_WORK
-            if _BYTES_BY_TYPE.get(kind, 0) * count <= len(data):  # else nobody can read it
-                work += count * (_STRIP_WORK if tag in _STRIPS else _WORK_BY_TYPE.get(kind, 0.0))
+            if _BYTES_BY_TYPE.get(type_, 0) * count <= len(data):  # else no values can be read
+                work += count * (_STRIP_WORK if tag in _STRIPS else _WORK_BY_TYPE.get(type_, 0.0))
             if work > MAX_TAG_WORK or entries > MAX_ENTRIES:
                 raise BadImage("the image file is damaged: it has too many tags, or values in them")
-            if tag in _DIRECTORIES and value not in known:
-                known.add(value)
+            if tag in _DIRECTORIES and value not in pointers:
+                pointers.add(value)
                 directories.append(layout.directory(data, value))
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Walk the segments as Pillow does, and count the scans after them as libjpeg does."""
+    """Count the segments that Pillow reads, and the scans after them that libjpeg reads."""
     position, segments, exif_parts = 2, 0, list[bytes]()
     sizes = dict.fromkeys(_MAX_BYTES_OF_SEGMENTS, 0)
-    while (found := JPEG_MARKER.search(data, position, position + _MAX_FILL_BYTES)) is not None:
-        kind, body, segments = found[1][0], found.end() + 2, segments + 1
-        position = found.end()
+    while (marker := JPEG_MARKER.search(data, position, position + _MAX_FILL_BYTES)) is not None:
+        kind, body, segments = marker[1][0], marker.end() + 2, segments + 1
+        position = marker.end()
         if kind in _WITH_LENGTH:
             position += max(int.from_bytes(data[position:body], "big"), 2)
         is_exif = kind == _APP1 and data.startswith(b"Exif\0\0", body)
@@ -158,13 +161,13 @@ def _check_jpeg(data: bytes) -> None:
             exif_parts.append(data[body + 6 : position])
         if kind in sizes and (is_exif or kind != _APP1):
             sizes[kind] += position - body
-        many = segments > MAX_SEGMENTS or len(exif_parts) > MAX_EXIF_SEGMENTS
-        if many or any(sizes[k] > most for k, most in _MAX_BYTES_OF_SEGMENTS.items()):
+        too_many = segments > MAX_SEGMENTS or len(exif_parts) > MAX_EXIF_SEGMENTS
+        if too_many or any(sizes[k] > most for k, most in _MAX_BYTES_OF_SEGMENTS.items()):
             raise BadImage("the JPEG file is damaged: it has too many segments before its pixels")
         if kind == _SCAN:
             break
-    if found is None and len(data) - position > _MAX_FILL_BYTES:
-        raise BadImage("the JPEG file is damaged: there is no segment where one should be")
+    if marker is None and len(data) - position > _MAX_FILL_BYTES:
+        raise BadImage("the JPEG file is damaged: a segment is missing before its pixels")
     check_exif(b"".join(exif_parts))
     if data.count(_SCAN_MARKER, position) >= MAX_SCANS:
         _check_scans(data, position)
@@ -173,8 +176,8 @@ def _check_jpeg(data: bytes) -> None:
 def _check_scans(data: bytes, position: int) -> None:
     """Count the scans of a JPEG after its first, and the segments between them."""
     scans, segments = 1, 0
-    while (found := JPEG_MARKER.search(data, position)) is not None and found[1][0] != _END:
-        kind, position = found[1][0], found.end()
+    while (marker := JPEG_MARKER.search(data, position)) is not None and marker[1][0] != _END:
+        kind, position = marker[1][0], marker.end()
         segments += 1
         scans += kind == _SCAN
         if scans > MAX_SCANS or segments > MAX_SEGMENTS:
@@ -184,8 +187,8 @@ def _check_scans(data: bytes, position: int) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    """Walk the chunks up to the last one."""
-    position, chunks, packed, packed_bytes, pixel_bytes, most_pixel_bytes = 8, 0, 0, 0, 0, 0
+    """Count the chunks, and the bytes of those that take much work."""
+    position, chunks, packed, packed_bytes, pixel_bytes, max_pixel_bytes = 8, 0, 0, 0, 0, 0
     while position + 12 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, position)
         begin, after = position + 8, position + 12 + size
@@ -193,7 +196,7 @@ def _check_png(data: bytes) -> None:
         if kind in (b"iCCP", b"zTXt") or (kind == b"iTXt" and _is_packed(data, begin, after)):
             packed, packed_bytes = packed + 1, packed_bytes + size
         elif kind == b"IHDR" and size >= 13:
-            most_pixel_bytes = _most_pixel_bytes(data, begin)
+            max_pixel_bytes = _max_pixel_bytes(data, begin)
         elif kind in (b"IDAT", b"fdAT"):
             pixel_bytes += size
         elif kind == b"fcTL":  # another frame
@@ -206,15 +209,15 @@ def _check_png(data: bytes) -> None:
             raise BadImage("the PNG file is damaged: it consists of too many small chunks")
         if packed > MAX_PACKED_CHUNKS or packed_bytes > MAX_PACKED_BYTES:
             raise BadImage("the PNG file is damaged: it has too many compressed texts or profiles")
-        if pixel_bytes > most_pixel_bytes and most_pixel_bytes:
+        if pixel_bytes > max_pixel_bytes and max_pixel_bytes:
             raise BadImage("the PNG file is damaged: it has more data than its pixels can take")
         if kind == b"IEND":
             return
         position = after
 
 
-def _most_pixel_bytes(png: bytes, header: int) -> int:
-    """Compressed pixels never take more: twice as many bytes as without compression."""
+def _max_pixel_bytes(png: bytes, header: int) -> int:
+    """Return the most bytes of compressed pixels: twice their bytes without compression."""
     width, height, bits, colour = struct.unpack_from(">IIBB", png, header)
     channels = {2: 3, 4: 2, 6: 4}.get(colour, 1)
     rows: int = height * (1 + (width * channels * bits + 7) // 8)
@@ -222,13 +225,13 @@ def _most_pixel_bytes(png: bytes, header: int) -> int:
 
 
 def _is_packed(png: bytes, begin: int, end: int) -> bool:
-    """Whether an iTXt chunk says that its text is compressed."""
+    """Return whether the text of an iTXt chunk is compressed."""
     flag = png.find(b"\0", begin, end) + 1
     return 0 < flag < end and png[flag] != 0
 
 
 def _check_text(png: bytes, begin: int, end: int) -> None:
-    """Two names of a tEXt chunk mean Exif to Pillow."""
+    """Check a tEXt chunk of a name that means Exif to Pillow."""
     if png.startswith(b"exif\0", begin):
         check_exif(png[begin + 5 : end].removeprefix(b"Exif\0\0"))
     elif png.startswith(_RAW_PROFILE, begin) and end - begin > MAX_PACKED_BYTES:
@@ -236,7 +239,7 @@ def _check_text(png: bytes, begin: int, end: int) -> None:
 
 
 def _check_bmp(data: bytes) -> None:
-    """Runs of a compressed BMP, which Pillow unpacks in Python, may be empty."""
+    """Limit the runs of a compressed BMP, which Pillow unpacks in Python and which may be empty."""
     if len(data) < 34 or struct.unpack_from("<I", data, 14)[0] < 40:
         return
     width, height = struct.unpack_from("<ii", data, 18)
@@ -246,9 +249,9 @@ def _check_bmp(data: bytes) -> None:
 
 
 def _check_avif(data: bytes) -> None:
-    """Look at Exif before Pillow does: it reads and writes all of it where a picture is turned."""
+    """Check Exif before Pillow reads and writes all of it where a picture is turned."""
     _check_boxes(data)
-    if features.check("avif"):  # Pillow may be built without, and then does not open the file
+    if features.check("avif"):  # a Pillow built without AVIF does not open the file
         from PIL import _avif
 
         _, _, _, _, block, *_ = _avif.AvifDecoder(data, "auto", 1).get_info()
@@ -256,17 +259,21 @@ def _check_avif(data: bytes) -> None:
 
 
 def _check_boxes(data: bytes) -> None:
-    """Walk the boxes of a HEIF file that libavif and libheif make lists of."""
-    waiting = [(b"", 0, len(data))]
-    while waiting:
-        parent = waiting.pop()
-        most = _MAX_PROPERTIES if parent[0] == b"ipco" else MAX_BOXES - 1
-        for number, (kind, begin, end) in enumerate(boxes(data, *content_of(*parent))):
+    """Count the boxes of a HEIF file that libavif and libheif make lists of."""
+    pending = [(b"", 0, len(data))]
+    while pending:
+        parent = pending.pop()
+        max_boxes = _MAX_PROPERTIES if parent[0] == b"ipco" else MAX_BOXES - 1
+        for number, (kind, begin, end) in enumerate(boxes(data, *nested_content(*parent))):
             too_long = kind in _ITEM_LISTS and end - begin > _MAX_ITEMS_BYTES
-            if number >= most or too_long or (kind == b"moov" and end - begin > _MAX_MOVIE_BYTES):
+            if (
+                number >= max_boxes
+                or too_long
+                or (kind == b"moov" and end - begin > _MAX_MOVIE_BYTES)
+            ):
                 raise BadImage("the HEIF file is damaged: it has too many boxes, or items in them")
             if kind in _PARENTS:
-                waiting.append((kind, begin, end))
+                pending.append((kind, begin, end))
 
 
 _CHECKS: Final[Mapping[str, Callable[[bytes], None]]] = {

@@ -11,7 +11,7 @@ import time
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from service.blobs import CHECKS, LITTER_S, REFRESH_S, Objects
+from service.blobs import CHECKS, REFRESH_S, TEMPORARY_FILE_S, Objects
 from service.errors import JobError
 from service.jobs.database import WORKFLOW, reported
 from service.jobs.job import ENDED, Job, folder_of
@@ -59,8 +59,8 @@ def expire(
                 removed += _sweep(jobs, objects, job_id, old[job_id], full)
     _forget(client, time.time() - 2 * result_ttl_s)
     for prefix in ("workers", CHECKS):
-        objects.delete_all(prefix, older_than_s=LITTER_S)
-    objects.sweep_litter()
+        objects.delete_all(prefix, older_than_s=TEMPORARY_FILE_S)
+    objects.remove_temporary_files()
     return removed
 
 

@@ -1,11 +1,10 @@
 """Rankpress streams as one more format of Pillow: `import rankpress_pillow` registers it.
 
-    Image.open("photo.rkp")                 size, mode and info at once, pixels when they are needed
+    Image.open("photo.rkp")                 reads size, mode and info; pixels when they are needed
     image.save("photo.rkp", rate=4)         or target_bpp=, max_bytes=, target_psnr=; and tune=
 
-Opening needs only the base install; saving needs torch. Importing is all there is to call, so this
-module alone has an effect when it is imported. It is installed under its own name, outside the
-package, because that is the name people write.
+Opening needs only the base install; saving needs torch. The import itself registers the format, as
+in other plug-ins of Pillow. The module is installed under its own name, outside the package.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from PIL import Image, ImageFile
 from service.codec import container
 from service.errors import BadParameter, BadStream, RankpressError, UnsupportedStream
 from service.images import exif
-from service.images.colours import profile_by_info
-from service.images.metadata import is_sound_exif
+from service.images.colour_tags import profile_by_info
+from service.images.exif_check import is_sound_exif
 from service.picture import Picture
 
 if TYPE_CHECKING:
@@ -37,9 +36,9 @@ SUFFIX: Final = ".rkp"
 MIME: Final = "application/vnd.rankpress"
 
 _ANY_SIZE: Final = (container.MAX_SIDE + 1) ** 2
-"""Pillow's own limit, Image.MAX_IMAGE_PIXELS, is checked as for every format."""
+"""Limit of pixels that no stream exceeds: Pillow checks its own, Image.MAX_IMAGE_PIXELS."""
 
-_TO_SAVED: Final = {
+_SAVED_MODES: Final = {
     "1": "L",
     "L": "L",
     "LA": "LA",
@@ -51,21 +50,22 @@ _TO_SAVED: Final = {
     "P": "RGB",
     "PA": "RGBA",
 }
-"""Modes that are saved, and what they become; the rest is refused, as Pillow's formats do."""
+"""Modes of Pillow that can be saved, and the modes that they are converted to."""
 
 
 class RankpressImageFile(ImageFile.ImageFile):
-    """An open stream. Checked as a whole when it is opened, decoded when it is loaded."""
+    """An open stream. It is checked when it is opened, and decoded when it is loaded."""
 
     format = FORMAT
     format_description = "Rankpress neural image"
 
     def _open(self) -> None:
-        """Read what the stream says of itself.
+        """Read the header and the metadata of the stream.
 
         Raises:
-            SyntaxError: damaged or no stream, which Image.open turns into UnidentifiedImageError.
-            OSError: whole, but of a newer format.
+            SyntaxError: the file is damaged or no stream; Image.open turns it into
+                UnidentifiedImageError.
+            OSError: the stream is of a newer format.
         """
         assert self.fp is not None
         data = self.fp.read()
@@ -85,15 +85,15 @@ class RankpressImageFile(ImageFile.ImageFile):
         self.info["model"] = header.model.hex()
         if stream.icc is not None:
             self.info["icc_profile"] = stream.icc
-        if (block := _sound(stream.exif)) is not None:
+        if (block := _sound_exif(stream.exif)) is not None:
             self.info["exif"] = exif.PREFIX + block
         self.tile = [ImageFile._Tile("raw", (0, 0, *self._size), 0, self._mode)]
 
     def load(self) -> Any:
-        """Decode, once.
+        """Decode the stream, once.
 
         Raises:
-            OSError: the coded latents are damaged, or made with weights that are not in the store.
+            OSError: the coded latents are damaged, or need weights that are not in the store.
         """
         if self.tile and self._stream is not None:
             try:
@@ -108,28 +108,28 @@ class RankpressImageFile(ImageFile.ImageFile):
         return super().load()
 
     def load_seek(self, pos: int) -> None:
-        """The decoded samples are in `fp` from the start."""
+        """Do nothing: the decoded samples begin at the start of `fp`."""
 
 
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
-    """Compress.
+    """Compress an image with the options of Image.save.
 
-    Options of Image.save: rate or one of target_bpp, max_bytes and target_psnr; tune, one of
-    container.TUNES; icc_profile, kept unless None is given, made of PNG's gamma and chromaticities
-    or Exif's Adobe RGB where there is none (Pillow tells no code points); exif, kept only if it is
-    given, and left out with a warning where it is damaged.
+    They are rate or one of target_bpp, max_bytes and target_psnr; tune, one of container.TUNES;
+    icc_profile, by default that of the image, or one made from PNG's gamma and chromaticities or
+    from Exif's Adobe RGB (Pillow does not read code points), and None leaves it out; exif, which is
+    kept only if it is given, and left out with a warning where it is damaged.
 
     Raises:
         ValueError: an option is out of range, or more than one of rate and targets was given.
-        OSError: a mode that is not saved, or torch is not installed.
+        OSError: the mode cannot be saved, or torch is not installed.
     """
     del filename
     options: dict[str, Any] = image.encoderinfo
     picture = _picture(image, options)
     try:
-        wanted = _rate_or_target(options)
+        rate_or_target = _rate_or_target(options)
         tune = str(options.get("tune") or container.PSNR)
-        data = _saver(os.getpid()).submit(_compressed, picture, wanted, tune).result()
+        data = _saver(os.getpid()).submit(_compress, picture, rate_or_target, tune).result()
     except BadParameter as error:
         raise ValueError(str(error)) from error
     except RankpressError as error:
@@ -137,13 +137,14 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     file.write(data)
 
 
-def _compressed(picture: Picture, wanted: float | Target, tune: str) -> bytes:
+def _compress(picture: Picture, rate_or_target: float | Target, tune: str) -> bytes:
     with _SAVING:
-        return _encoder().compress(picture, wanted, tune).data
+        engine = _engine_of(os.getpid(), decode_only=False)
+        return engine.compress(picture, rate_or_target, tune).data
 
 
 def _rate_or_target(options: dict[str, Any]) -> float | Target:
-    """A rate as a float, or the Target that was asked for. Raises BadParameter."""
+    """Return the requested rate or target. Raises BadParameter if there are several."""
     from service.engine.target import rate_or_target
 
     names = ("rate", "target_bpp", "max_bytes", "target_psnr")
@@ -151,12 +152,12 @@ def _rate_or_target(options: dict[str, Any]) -> float | Target:
 
 
 def _picture(image: Image.Image, options: dict[str, Any]) -> Picture:
-    """What Pillow holds, as what the codec takes."""
-    mode = _TO_SAVED.get(image.mode)
+    """Return an image of Pillow as a picture that the codec takes."""
+    mode = _SAVED_MODES.get(image.mode)
     if mode is None:
         raise OSError(f"cannot write mode {image.mode} as {FORMAT}")
     if min(image.size) < 1:
-        raise ValueError("cannot write empty image as RKP")
+        raise ValueError(f"cannot write an empty image as {FORMAT}")
     if image.mode in ("L", "P", "RGB") and "transparency" in image.info:
         mode = "LA" if image.mode == "L" else "RGBA"
     samples = np.asarray(image if image.mode == mode else image.convert(mode))
@@ -166,8 +167,8 @@ def _picture(image: Image.Image, options: dict[str, Any]) -> Picture:
         alpha = None
     grey = mode in ("L", "LA")
     rgb = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
-    told = image.info.get("icc_profile") or profile_by_info(image, grey=grey)
-    icc = options.get("icc_profile", told)
+    own_profile = image.info.get("icc_profile") or profile_by_info(image, grey=grey)
+    icc = options.get("icc_profile", own_profile)
     return Picture(
         np.ascontiguousarray(rgb),
         None if alpha is None else np.ascontiguousarray(alpha),
@@ -178,15 +179,15 @@ def _picture(image: Image.Image, options: dict[str, Any]) -> Picture:
 
 
 def _exif(given: Image.Exif | bytes | None) -> bytes | None:
-    """The Exif block to keep, without prefix; its orientation stays, as the pixels do."""
+    """Return the Exif block to keep, without prefix; the orientation of pixels and block stays."""
     if not given:
         return None
     block = given.tobytes() if isinstance(given, Image.Exif) else bytes(given)
-    return _sound(block.removeprefix(exif.PREFIX))
+    return _sound_exif(block.removeprefix(exif.PREFIX))
 
 
-def _sound(block: bytes | None) -> bytes | None:
-    """The same Exif block; None, with a warning, where it is damaged: other formats refuse it."""
+def _sound_exif(block: bytes | None) -> bytes | None:
+    """Return the same Exif block; None, with a warning, where it is damaged."""
     if not block:
         return None
     if is_sound_exif(block):
@@ -197,10 +198,11 @@ def _sound(block: bytes | None) -> bytes | None:
 
 @cache
 def _saver(process: int) -> ThreadPoolExecutor:
-    """The thread of a process that compresses.
+    """Return the executor of the one thread of a process that compresses.
 
-    Torch starts threads for it. Those of the thread that saves may not exist: it may have called
-    os.fork after it used torch. It lives on, because MKL's memory is not whole while threads end.
+    Torch starts helper threads for each thread that uses it. Those of the calling thread may be
+    lost: it may have called os.fork after it used torch. The thread never ends, because MKL is not
+    safe to use while one of its threads ends.
     """
     del process
     return ThreadPoolExecutor(1, "rankpress")
@@ -210,13 +212,9 @@ def _decoder() -> Engine:
     return _engine_of(os.getpid(), decode_only=True)
 
 
-def _encoder() -> Engine:
-    return _engine_of(os.getpid(), decode_only=False)
-
-
 @cache
 def _engine_of(process: int, *, decode_only: bool) -> Engine:
-    """The engine of a process, opened when it is first needed there; see runtime/fork_safety.py."""
+    """Return the engine of a process, opened at its first use; see runtime/fork_safety.py."""
     del process
     from service.engine.opening import open_engine
     from service.settings import Settings
@@ -231,7 +229,7 @@ def _engine_of(process: int, *, decode_only: bool) -> Engine:
     return open_engine(Settings().model_copy(update=changes))
 
 
-# No fork while that thread is at work: it may hold locks of libraries, which a child waits for.
+# No fork while the thread compresses: the child would wait for locks that the thread holds.
 _SAVING = Lock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
@@ -239,11 +237,11 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def _is_ours(prefix: bytes) -> bool:
+def _is_stream(prefix: bytes) -> bool:
     return prefix.startswith(container.MAGIC)
 
 
-Image.register_open(FORMAT, RankpressImageFile, _is_ours)
+Image.register_open(FORMAT, RankpressImageFile, _is_stream)
 Image.register_save(FORMAT, _save)
 Image.register_extension(FORMAT, SUFFIX)
 Image.register_mime(FORMAT, MIME)

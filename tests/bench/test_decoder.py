@@ -1,4 +1,4 @@
-"""The light decoder's benchmark: fresh processes, sizes on disk, and pixels beside torch's."""
+"""The light decoder's benchmark: fresh processes, sizes on disk, and agreement with torch."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from PIL import Image
 
 from service.bench import decoder, report
 from service.errors import BadParameter
+from service.eval.evaluation import to_json
 from service.eval.pictures import generate
-from service.eval.run import to_json
 
 
 def test_times_are_those_of_a_fresh_process(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "SIZES", ((128, 96),))
     monkeypatch.setattr(decoder, "STARTS", 1)
-    said: list[str] = []
-    found = decoder.measure(decoder.Wanted(4.0, 1, store), said.append)
-    (times,) = found["times"]
+    lines: list[str] = []
+    result = decoder.bench_decoder(4.0, 1, store, lines.append)
+    (times,) = result["times"]
     assert (times["width"], times["height"]) == (128, 96)
     assert 0 < times["import_s"] < times["first_s"] < 60
     assert 0 < times["decode_ms"] <= times["decode_p95_ms"]
     assert times["decode_ms"] / 1000 < times["first_s"]
     assert 30 < times["peak_mib"] < 600
-    assert "decoding 128x96" in said
-    text = report.decoder_table(json.loads(to_json(found)))
+    assert "decoding 128x96" in lines
+    text = report.decoder_table(json.loads(to_json(result)))
     assert "| 128×96" in text and "Installed: " in text
 
 
@@ -40,13 +40,13 @@ def test_the_size_is_that_of_a_package_and_all_it_needs() -> None:
 def test_pixels_are_compared_at_the_rates_of_the_store(store: Path, tmp_path: Path) -> None:
     for seed in (1, 2):
         Image.fromarray(generate(70, 40, seed).rgb).save(tmp_path / f"{seed}.png")
-    found = decoder.compare(tmp_path, store, lambda _: None)
-    (at_4,) = found["agreement"]
+    result = decoder.compare_pixels(tmp_path, store, lambda _: None)
+    (at_4,) = result["agreement"]
     assert (at_4["tune"], at_4["rate"], at_4["pictures"]) == ("psnr", 4, 2)
     assert at_4["largest"] <= 1 and at_4["share"] < 1e-2
     assert at_4["server_largest"] <= 6, "bfloat16 where the CPU has it, else exactly the same"
-    text = report.agreement_table(json.loads(to_json(found)))
+    text = report.agreement_table(json.loads(to_json(result)))
     assert text.splitlines()[2].startswith("| 4 ")
     (tmp_path / "none").mkdir()
     with pytest.raises(BadParameter, match="no picture"):
-        decoder.compare(tmp_path / "none", store, lambda _: None)
+        decoder.compare_pixels(tmp_path / "none", store, lambda _: None)

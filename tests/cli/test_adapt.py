@@ -1,4 +1,4 @@
-"""`rankpress adapt` and `rankpress eval --adapt` on the real engine with the small model."""
+"""`rankpress adapt` and `rankpress eval-adaptation` on the real engine with the small model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typer.testing import CliRunner, Result
 import service.adapt.plan
 from service.adapt.types import AdaptProgress
 from service.cli import main
-from service.cli.adapt import gain_of, line_of
+from service.cli.output import adaptation_gain, adaptation_line
 from service.codec.container import describe
 from service.errors import BadParameter
-from service.eval.adapted import parse_efforts, read_rows
+from service.eval.adaptation import AdaptationMeasurement, parse_efforts
+from service.eval.csv_rows import read_rows
 from service.store.write import write_model
 
 
@@ -39,13 +40,13 @@ def rankpress(*arguments: str) -> Result:
 
 def test_adapt_writes_a_stream_that_decompress_reads(store: Path) -> None:
     options = ("--store", str(store), "--json")
-    made = rankpress("adapt", "in/flat-0.png", "a.rkp", "--effort", "2", *options)
-    assert made.exit_code == 0, made.stderr
-    told = json.loads(made.stdout)
-    assert told["output_bytes"] == Path("a.rkp").stat().st_size
-    assert told["rate"] == 4 and "% bytes" in told["notes"][-1]
+    result = rankpress("adapt", "in/flat-0.png", "a.rkp", "--effort", "2", *options)
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["output_bytes"] == Path("a.rkp").stat().st_size
+    assert answer["rate"] == 4 and "% bytes" in answer["notes"][-1]
     assert rankpress("compress", "in/flat-0.png", "p.rkp", *options).exit_code == 0
-    assert told["output_bytes"] <= 1.02 * Path("p.rkp").stat().st_size
+    assert answer["output_bytes"] <= 1.02 * Path("p.rkp").stat().st_size
     assert rankpress("decompress", "a.rkp", "a.png", *options).exit_code == 0
     with Image.open("a.png") as image:
         assert image.size == (48, 40)
@@ -54,44 +55,59 @@ def test_adapt_writes_a_stream_that_decompress_reads(store: Path) -> None:
 
 def test_adapt_takes_folders_and_the_same_seed_gives_the_same_bytes(store: Path) -> None:
     for out in ("one", "two"):
-        made = rankpress("adapt", "in", out, "--effort", "1", "--store", str(store))
-        assert made.exit_code == 0, made.stderr
+        result = rankpress("adapt", "in", out, "--effort", "1", "--store", str(store))
+        assert result.exit_code == 0, result.stderr
     for name in ("flat-0.rkp", "flat-1.rkp"):
         assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
 
 
 def test_adapt_refuses_an_unknown_effort_as_wrong_usage(store: Path) -> None:
-    made = rankpress("adapt", "in/flat-0.png", "a.rkp", "--effort", "5", "--store", str(store))
-    assert made.exit_code == 2 and not Path("a.rkp").exists()
+    result = rankpress("adapt", "in/flat-0.png", "a.rkp", "--effort", "5", "--store", str(store))
+    assert result.exit_code == 2 and not Path("a.rkp").exists()
 
 
-def test_eval_adapt_measures_what_adapting_gains_and_goes_on(store: Path) -> None:
-    command = ("eval", "in", "--adapt", "1", "--rates", "4", "--out", "out", "--store", str(store))
+def test_eval_adaptation_measures_what_adapting_gains_and_goes_on(store: Path) -> None:
+    command = (
+        "eval-adaptation",
+        "in",
+        "--efforts",
+        "1",
+        "--rates",
+        "4",
+        "--out",
+        "out",
+        "--store",
+        str(store),
+    )
     first = rankpress(*command)
     assert first.exit_code == 0, first.stderr
-    rows = read_rows(Path("out/adapted.csv"))
+    rows = read_rows(Path("out/adapted.csv"), AdaptationMeasurement)
     assert {(r.image, r.kind) for r in rows} == {
         (image, kind) for image in ("flat-0", "flat-1") for kind in ("both", "latents")
     }
     assert all(r.psnr_db >= r.plain_psnr_db - 1 for r in rows)
     assert all(r.update_bytes == 0 for r in rows if r.kind == "latents")
     again = rankpress(*command)
-    assert again.exit_code == 0 and read_rows(Path("out/adapted.csv")) == rows
+    assert (
+        again.exit_code == 0 and read_rows(Path("out/adapted.csv"), AdaptationMeasurement) == rows
+    )
     summary = json.loads(Path("out/adapted.json").read_text())
     assert [g["group"] for g in summary["gains"]] == ["flat", "flat"]
     Image.fromarray(photo_like(40, 48, 3)).save("in/flat-0.png")  # another picture of that name
     more = rankpress(*command[:3], "2", *command[4:], "--no-latents")
     assert more.exit_code == 0, more.stderr
     gains = json.loads(Path("out/adapted.json").read_text())["gains"]
-    told = [(g["effort"], g["kind"], g["images"]) for g in gains]
-    assert told == [(1, "both", 1), (1, "latents", 1), (2, "both", 2)], "of the pictures there are"
+    answer = [(g["effort"], g["kind"], g["images"]) for g in gains]
+    assert answer == [(1, "both", 1), (1, "latents", 1), (2, "both", 2)], (
+        "of the pictures there are"
+    )
     assert "flat, 2" in first.stdout and "latents alone" in first.stdout
 
 
 def test_the_line_says_where_it_is_and_what_it_gained() -> None:
     now = AdaptProgress("latents", 150, 200, 900, 0.9, 31.25, 1000, 1.0, 31.0)
-    assert gain_of(now) == "31.25 dB (-10.0 % bytes, +0.25 dB)"
-    assert line_of(now) == "latents 150/200: 0.900 bpp, 31.25 dB (-10.0 % bytes, +0.25 dB)"
+    assert adaptation_gain(now) == "31.25 dB (-10.0 % bytes, +0.25 dB)"
+    assert adaptation_line(now) == "latents 150/200: 0.900 bpp, 31.25 dB (-10.0 % bytes, +0.25 dB)"
 
 
 def test_efforts_are_read_from_text() -> None:

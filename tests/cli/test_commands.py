@@ -1,4 +1,4 @@
-"""The command line with a codec that is quick; what needs a process of its own runs in one."""
+"""The command line with a fast codec, some of it in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from typer.testing import CliRunner, Result
 
 import service.engine.opening
 from service.cli import main
-from service.cli.batch import Made, Plan, Task, check_output, plan, run
+from service.cli.batch import ConvertedFile, check_output, run_batch
+from service.cli.plan import BatchPlan, Task, plan_batch
 from service.codec.container import Flags, Header, Stream, write_stream
 from service.engine.types import Decompressed
 from service.errors import BadParameter
@@ -40,7 +41,7 @@ RKP = write_stream(Stream(Header(b"\1\2\3\4", 64, Flags.GREY, 37, 24), (b"latent
 
 
 class OpenedCodec(FakeCodec):
-    """A quick codec that also notes the settings it was opened with, each time."""
+    """A fast codec that records the settings of each time that it is opened."""
 
     def __init__(self) -> None:
         super().__init__(max_pixels=1 << 20)
@@ -54,7 +55,7 @@ class OpenedCodec(FakeCodec):
 
 @pytest.fixture(autouse=True)
 def codec(monkeypatch: pytest.MonkeyPatch) -> OpenedCodec:
-    """What every command gets for an engine."""
+    """The engine that every command opens."""
     quick = OpenedCodec()
     monkeypatch.setattr(service.engine.opening, "open_engine", quick.open)
     for name in [name for name in os.environ if name.startswith("RANKPRESS_")]:
@@ -64,7 +65,7 @@ def codec(monkeypatch: pytest.MonkeyPatch) -> OpenedCodec:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder of every test, empty."""
+    """An empty folder, the current one of every test."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -83,7 +84,7 @@ def tree(folder: Path) -> list[str]:
 
 @pytest.fixture
 def photos(here: Path) -> Path:
-    """in/: a.png, b.jpg and b.png, sub/c.png, text, a hidden file and a hidden folder."""
+    """A folder `in` of a.png, b.jpg, b.png, sub/c.png, text, a hidden file and a hidden folder."""
     for name in ("a.png", "b.png", "sub/c.PNG", ".hidden.png", ".git/d.png"):
         path = here / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,12 +162,12 @@ def test_a_bad_file_does_not_stop_the_rest(photos: Path) -> None:
     (photos / "in" / "a.png").write_bytes(PNG[:40])
     result = rankpress("compress", "in", "missing.png", "out", "--json")
     assert result.exit_code == 1
-    told = {line["source"]: line for line in lines(result)}
-    assert set(told) == {"in/a.png", "in/b.jpg", "in/b.png", "in/sub/c.PNG", "missing.png"}
-    assert not told["in/a.png"]["ok"] and "cut short" in told["in/a.png"]["error"]
-    assert told["missing.png"]["error"] == "No such file or directory"
+    answer = {line["source"]: line for line in lines(result)}
+    assert set(answer) == {"in/a.png", "in/b.jpg", "in/b.png", "in/sub/c.PNG", "missing.png"}
+    assert not answer["in/a.png"]["ok"] and "cut short" in answer["in/a.png"]["error"]
+    assert answer["missing.png"]["error"] == "No such file or directory"
     size = (photos / "out/in/b.png.rkp").stat().st_size
-    assert told["in/b.png"] | {"seconds": 0} == {
+    assert answer["in/b.png"] | {"seconds": 0} == {
         "source": "in/b.png",
         "target": "out/in/b.png.rkp",
         "ok": True,
@@ -176,7 +177,7 @@ def test_a_bad_file_does_not_stop_the_rest(photos: Path) -> None:
         "width": 37,
         "height": 24,
         "rate": 4.0,
-        "bpp": told["in/b.png"]["output_bytes"] * 8 / (37 * 24),
+        "bpp": answer["in/b.png"]["output_bytes"] * 8 / (37 * 24),
         "psnr_db": None,
         "notes": [f"the stream of {size} bytes is larger than its source of {len(PNG)}"],
         "larger_than_source": True,
@@ -196,8 +197,8 @@ def test_pictures_of_kinds_that_are_not_read_fail_and_other_files_are_counted(ph
     assert [(f["source"], f["target"]) for f in failed] == [("in/IMG_1.JXL", "out/IMG_1.rkp")]
     assert failed[0]["error"].startswith("JPEG XL files are not read")
     assert result.stderr.splitlines()[-2:] == [
-        "passed over: in/pipe.png is no plain file",
-        "passed over: files of other kinds: 2 .txt, 1 no suffix",
+        "skipped: in/pipe.png is no plain file",
+        "skipped: files of other kinds: 2 .txt, 1 no suffix",
     ]
     shown = rankpress("compress", "in", "out", "-f")
     assert "4 files, 1 failed" in shown.stderr
@@ -205,7 +206,7 @@ def test_pictures_of_kinds_that_are_not_read_fail_and_other_files_are_counted(ph
     os.rename("in/IMG_1.JXL", "IMG_1.JXL")
     assert rankpress("compress", "in", "out", "-f").exit_code == 0, "other files are no failure"
     alone = rankpress("decompress", "out", "back")
-    assert alone.exit_code == 0 and "passed over" not in alone.stderr
+    assert alone.exit_code == 0 and "skipped" not in alone.stderr
 
 
 @pytest.mark.usefixtures("photos")
@@ -215,19 +216,19 @@ def test_a_folder_that_cannot_be_read_fails_and_the_rest_is_done(
     unreadable(Path("in/sub"), monkeypatch)
     result = rankpress("compress", "in", "out", "--json")
     assert result.exit_code == 1
-    told = lines(result)
-    assert [line["source"] for line in told if line["ok"]] == ["in/a.png", "in/b.jpg", "in/b.png"]
-    assert told[0] == {"source": "in/sub", "target": "out", "ok": False,
+    answer = lines(result)
+    assert [line["source"] for line in answer if line["ok"]] == ["in/a.png", "in/b.jpg", "in/b.png"]
+    assert answer[0] == {"source": "in/sub", "target": "out", "ok": False,
                        "error": "Permission denied"}  # fmt: skip
     assert "error: in/sub: Permission denied" in result.stderr
     assert "3 files, 1 failed" in rankpress("compress", "in", "out", "-f").stderr
     alone = rankpress("compress", "in/sub", "out")
     assert alone.exit_code == 1
-    assert alone.stderr == "error: in/sub: Permission denied\nnothing was made, 1 failed\n"
+    assert alone.stderr == "error: in/sub: Permission denied\nno file was written, 1 failed\n"
 
 
 def unreadable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a folder that even root cannot list."""
+    """Make a folder unreadable, even for root."""
     really = os.listdir
 
     def listdir(path: str | Path = ".") -> list[str]:
@@ -247,7 +248,7 @@ def test_links_to_folders_are_followed_and_loops_told(photos: Path) -> None:
     result = rankpress("compress", "in", "out")
     assert result.exit_code == 1
     assert "error: in/gone.png: No such file or directory" in result.stderr
-    assert "passed over: in/linked/up leads back to a folder that it is in" in result.stderr
+    assert "skipped: in/linked/up is a link to one of its parent folders" in result.stderr
     assert tree(photos / "out") == ["a.rkp", "b.jpg.rkp", "b.png.rkp", "linked/d.rkp", "sub/c.rkp"]
 
 
@@ -341,9 +342,9 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work(codec: OpenedCo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compress", "in", "-"], "standard output takes one file"),
-        (["compress", "-", "out/"], "standard input has no name"),
-        (["compress", "in/a.png", "-", "new"], "standard input has no name"),
+        (["compress", "in", "-"], "OUT is standard output for several files"),
+        (["compress", "-", "out/"], "standard input is one of the inputs"),
+        (["compress", "in/a.png", "-", "new"], "standard input is one of the inputs"),
         (["compress", "in", "in/a.png"], "OUT is the file in/a.png, expected a folder"),
         (["compress", "in/a.png", "in/a.png", "-f"], "would be replaced by its own result"),
         (["compress", "in/a.png", "in/a.png", "out"], "several inputs would become out/a.png.rkp"),
@@ -352,7 +353,7 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work(codec: OpenedCo
         (["decompress", "in", "out"], "in in: files of other kinds: 1 .jpg, 3 .png, 1 .txt"),
         (["compress", "in/a.png", "-", "--json"], "expected a file for OUT"),
         (["compress", "in/a.png", "new.rkp", "--rate", "3"], "rate is 3, expected one of 2, 4"),
-        (["decompress", "a.rkp", "a.tga"], "expected a name in .png, .webp, .jpg, .jpeg, .avif"),
+        (["decompress", "a.rkp", "a.tga"], "expected a suffix of .png, .webp, .jpg, .jpeg, .avif"),
         (["decompress", "a.rkp", "a.png", "--region", "1,2,3"], "region is '1,2,3', expected four"),
         (["decompress", "a.rkp", "a.png", "--quality", "9"], "PNG is lossless"),
         (["compress", "in/a.png"], "Missing argument 'IN'"),
@@ -385,9 +386,9 @@ class TTY(io.StringIO):
 def test_a_part_has_no_exif_of_the_whole(
     format: str, view: list[str], codec: OpenedCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Image.Exif()
-    made[ExifTags.Base.Make] = "Maker"
-    made[ExifTags.IFD.Exif] = {
+    tags = Image.Exif()
+    tags[ExifTags.Base.Make] = "Maker"
+    tags[ExifTags.IFD.Exif] = {
         ExifTags.Base.ExifImageWidth: 37,
         ExifTags.Base.MakerNote: b"focus at 30, 20",
     }
@@ -395,7 +396,7 @@ def test_a_part_has_no_exif_of_the_whole(
 
     def decompress(data: bytes, region: Region | None = None) -> Decompressed:
         decoded = plain(data, region)
-        kept = made.tobytes().removeprefix(exif.PREFIX)
+        kept = tags.tobytes().removeprefix(exif.PREFIX)
         return replace(decoded, picture=replace(decoded.picture, exif=kept))
 
     monkeypatch.setattr(codec, "decompress", decompress)
@@ -435,19 +436,19 @@ def test_metadata_is_what_was_asked_for(
     Path("a.jpg").write_bytes(
         file_of(Image.fromarray(RGB), "JPEG", icc_profile=profile(), exif=b"Exif\0\0" + exif_of(6))
     )
-    seen: list[Picture] = []
+    pictures: list[Picture] = []
     really = codec.compress
-    monkeypatch.setattr(codec, "compress", lambda p, r, t: (seen.append(p), really(p, r, t))[1])
+    monkeypatch.setattr(codec, "compress", lambda p, r, t: (pictures.append(p), really(p, r, t))[1])
     for metadata in ("icc", "all", "none"):
         assert rankpress("compress", "a.jpg", f"{metadata}.rkp", "--metadata", metadata
                          ).exit_code == 0  # fmt: skip
-    assert [(p.icc is not None, p.exif is not None) for p in seen] == [
+    assert [(p.icc is not None, p.exif is not None) for p in pictures] == [
         (True, False),
         (True, True),
         (False, False),
     ]
-    told = rankpress("compress", "a.jpg", "again.rkp", "--metadata", "none")
-    assert "a.jpg: colours converted to sRGB by the file's profile" in told.stderr
+    answer = rankpress("compress", "a.jpg", "again.rkp", "--metadata", "none")
+    assert "a.jpg: colours converted to sRGB by the file's profile" in answer.stderr
 
 
 def test_options_then_environment_then_defaults(
@@ -488,8 +489,8 @@ def test_streams_that_are_larger_than_their_sources_are_told() -> None:
     both = rankpress("compress", "flat.png", "noisy.bmp", "out/", "--rate", "2")
     assert "1 of 2 streams are larger than their source files" in both.stderr
     ran = rankpress("compress", "flat.png", "noisy.bmp", "json/", "--rate", "2", "--json")
-    told = {line["source"]: line for line in lines(ran)}
-    assert [told[n]["larger_than_source"] for n in ("flat.png", "noisy.bmp")] == [True, False]
+    answer = {line["source"]: line for line in lines(ran)}
+    assert [answer[n]["larger_than_source"] for n in ("flat.png", "noisy.bmp")] == [True, False]
     back = rankpress("decompress", "out/noisy.rkp", "back.png")
     assert "larger" not in back.stderr
 
@@ -499,12 +500,17 @@ def test_info_says_what_the_stream_holds() -> None:
     Path("bad.rkp").write_bytes(RKP[:-1])
     result = rankpress("info", "a.rkp", "--json")
     assert result.exit_code == 0
-    told = lines(result)[0]
-    assert (told["width"], told["height"], told["rate"], told["grey"]) == (37, 24, 4.0, True)
-    assert told["model"] == "01020304" and told["total_bytes"] == len(RKP)
-    assert told["tune"] == "psnr"
-    assert told["bpp"] == 8 * len(RKP) / (37 * 24)
-    assert {name for name, _ in told["sections"]} == {"latents", "icc"}
+    answer = lines(result)[0]
+    assert (answer["width"], answer["height"], answer["rate"], answer["grey"]) == (
+        37,
+        24,
+        4.0,
+        True,
+    )
+    assert answer["model"] == "01020304" and answer["total_bytes"] == len(RKP)
+    assert answer["tune"] == "psnr"
+    assert answer["bpp"] == 8 * len(RKP) / (37 * 24)
+    assert {name for name, _ in answer["sections"]} == {"latents", "icc"}
     shown = rankpress("info", "a.rkp", "bad.rkp", "missing.rkp")
     assert shown.exit_code == 1
     assert "37x24 grey" in shown.stdout and f"{len(RKP)} bytes" in shown.stdout
@@ -521,8 +527,8 @@ def test_info_says_what_the_rate_was_trained_for() -> None:
 
 def test_tune_reaches_the_codec_with_a_rate_and_with_a_target(codec: OpenedCodec) -> None:
     Path("a.png").write_bytes(PNG)
-    for wanted in (("--rate", "2"), ("--max-bytes", "99999")):
-        result = rankpress("compress", "a.png", "a.rkp", "-f", "--tune", "ms-ssim", *wanted)
+    for options in (("--rate", "2"), ("--max-bytes", "99999")):
+        result = rankpress("compress", "a.png", "a.rkp", "-f", "--tune", "ms-ssim", *options)
         assert result.exit_code == 0, result.stderr
     assert codec.tunes == ["ms-ssim", "ms-ssim"]
     rankpress("compress", "a.png", "a.rkp", "-f")
@@ -534,7 +540,7 @@ def test_tune_reaches_the_codec_with_a_rate_and_with_a_target(codec: OpenedCodec
 def test_models_lists_rates_that_do_not_say_their_lmbda(
     codec: OpenedCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of adapters that were loaded at run time."""
+    """Rates of adapters that were loaded at run time."""
     (model,) = codec.models()
     rates = tuple(replace(rate, lmbda=None) for rate in model.rates)
     monkeypatch.setattr(codec, "models", lambda: (replace(model, rates=rates),))
@@ -546,12 +552,12 @@ def test_models_lists_rates_that_do_not_say_their_lmbda(
 def test_models_lists_rates() -> None:
     shown = rankpress("models").stdout
     assert "fake" in shown and "ab" * 32 in shown and "0.350" in shown
-    told = lines(rankpress("models", "--json"))
-    assert [(r["tune"], r["rate"]) for r in told[0]["rates"]] == [
+    answer = lines(rankpress("models", "--json"))
+    assert [(r["tune"], r["rate"]) for r in answer[0]["rates"]] == [
         ("ms-ssim", 2.0), ("psnr", 4.0), ("psnr", 2.0),
     ]  # fmt: skip
     assert re.search(r"ms-ssim +2 +4\.5 +0\.200 +27\.00 +0\.9700 +98", shown)
-    assert told[0]["training"] == {"steps": 3}
+    assert answer[0]["training"] == {"steps": 3}
 
 
 def test_serve_hands_over_codec_and_settings(
@@ -598,7 +604,7 @@ def test_names_that_no_terminal_can_show() -> None:
     name = os.fsdecode(b"\xff\x1b[31m\n.png")
     Path(name).write_bytes(b"bad")
     result = rankpress("compress", name, "out/")
-    assert result.exit_code == 1 and result.stderr.startswith("error: ??[31m .png: not an image")
+    assert result.exit_code == 1 and result.stderr.startswith("error: ??[31m .png: the file is of")
     assert "\x1b" not in result.stderr
     assert lines(rankpress("compress", name, "out/", "--json"))[0]["source"] == name
 
@@ -608,28 +614,28 @@ def test_the_next_file_is_read_while_one_is_made(here: Path) -> None:
     for task in tasks:
         assert task.source is not None
         task.source.write_bytes(task.source.name.encode())
-    begun = [threading.Event() for _ in range(5)]
-    begun[4].set()
+    started = [threading.Event() for _ in range(5)]
+    started[4].set()
     most = 0
 
     def load(data: bytes) -> int:
-        begun[int(data)].set()
+        started[int(data)].set()
         return int(data)
 
-    def make(number: int) -> Made:
+    def convert(number: int) -> ConvertedFile:
         nonlocal most
-        assert begun[number + 1].wait(10)
-        most = max(most, sum(event.is_set() for event in begun[:4]) - number)
-        return Made(b"made %d" % number, 1, 1, 4.0, 8.0, None, ())
+        assert started[number + 1].wait(10)
+        most = max(most, sum(event.is_set() for event in started[:4]) - number)
+        return ConvertedFile(b"made %d" % number, 1, 1, 4.0, 8.0, None, ())
 
-    done = list(run(Plan(tasks), load, make, overwrite=False))
+    done = list(run_batch(BatchPlan(tasks), load, convert, overwrite=False))
     assert [outcome.error for outcome in done] == [None] * 4
     assert (here / "3.out").read_bytes() == b"made 3"
     assert most == 2
 
 
 def test_plan_strips_only_suffixes_it_knows() -> None:
-    planned = plan(["photo.2024", "b.JPG"], "out", IMAGE_SUFFIXES, ".rkp")
+    planned = plan_batch(["photo.2024", "b.JPG"], "out", IMAGE_SUFFIXES, ".rkp")
     assert [str(task.target) for task in planned.tasks] == ["out/photo.2024.rkp", "out/b.rkp"]
 
 

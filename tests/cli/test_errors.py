@@ -1,4 +1,4 @@
-"""What ends a service is one line of its log, in the log's own format, with reason and place."""
+"""An exception that ends a service is one line of its log, in the format of the log."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 import structlog
 import typer
 
-from service.cli.errors import logged_end
+from service.cli.errors import logged_failure
 from service.errors import BadParameter, JobsUnavailable, MissingExtra, StoreError
 
 
 @pytest.fixture
 def logs_of_others() -> Iterator[None]:
-    """What logs are configured to be is put back after the test."""
+    """Restore the configuration of logs after the test."""
     root, config = logging.getLogger(), structlog.get_config()
     handlers, level = root.handlers, root.level
     yield
@@ -44,16 +44,16 @@ def logs_of_others() -> Iterator[None]:
 def test_whatever_ends_a_service_is_one_json_line_with_reason_and_place(
     capfd: pytest.CaptureFixture[str], error: Exception, code: int, reason: str
 ) -> None:
-    with pytest.raises(typer.Exit) as ended, logged_end("worker failed", None) as places:
+    with pytest.raises(typer.Exit) as ended, logged_failure("worker failed", None) as places:
         places["database"] = "sqlite:////state/jobs.sqlite"
         raise error
     assert ended.value.exit_code == code
     (line,) = capfd.readouterr().err.splitlines()
-    told = json.loads(line)
-    assert (told["event"], told["level"]) == ("worker failed", "critical")
-    assert (told["reason"], told["exit_code"]) == (reason, code)
-    assert told["database"] == "sqlite:////state/jobs.sqlite"
-    assert ("exception" in told) == (code == 70), "a bug is told with its place in the code"
+    message = json.loads(line)
+    assert (message["event"], message["level"]) == ("worker failed", "critical")
+    assert (message["reason"], message["exit_code"]) == (reason, code)
+    assert message["database"] == "sqlite:////state/jobs.sqlite"
+    assert ("exception" in message) == (code == 70), "a bug is told with its place in the code"
 
 
 @pytest.mark.usefixtures("logs_of_others")
@@ -62,22 +62,22 @@ def test_where_the_log_is_text_it_is_a_line_of_text(
 ) -> None:
     for given, variable in (("text", "json"), (None, "text")):
         monkeypatch.setenv("RANKPRESS_LOG_FORMAT", variable)
-        with pytest.raises(typer.Exit), logged_end("server failed", given):
+        with pytest.raises(typer.Exit), logged_failure("server failed", given):
             raise StoreError("no model in /store")
-        told = capfd.readouterr().err
-        assert told.count("\n") == 1 and "no model in /store" in told
+        message = capfd.readouterr().err
+        assert message.count("\n") == 1 and "no model in /store" in message
         with pytest.raises(json.JSONDecodeError):
-            json.loads(told)
+            json.loads(message)
 
 
 @pytest.mark.parametrize("error", [typer.Exit(3), typer.Abort(), MissingExtra("pip install it")])
 def test_what_is_no_failure_of_the_service_is_left_to_the_command_line(error: Exception) -> None:
-    with pytest.raises(type(error)), logged_end("server failed", None):
+    with pytest.raises(type(error)), logged_failure("server failed", None):
         raise error
 
 
 def lines_of(variables: dict[str, str], *arguments: str) -> tuple[int, list[dict[str, Any]]]:
-    """Exit code of a command, and the lines of its standard error, each of which is JSON."""
+    """Return the exit code of a command and the JSON lines of its standard error."""
     ended = subprocess.run(
         [sys.executable, "-m", "service", *arguments],
         env=os.environ | variables,

@@ -1,4 +1,4 @@
-"""`rankpress jobs` and `rankpress worker` by command."""
+"""The commands `rankpress jobs` and `rankpress worker`."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_jobs_are_listed_shown_and_cancelled(place: Place) -> None:
     third = place.submit(png(2))
     cancelled = rankpress("jobs", "cancel", third.id)
     assert (cancelled.exit_code, cancelled.stdout) == (0, f"{third.id} cancelled\n")
-    for arguments, told in (
+    for arguments, message in (
         (("show", "0" * 32), "there is no job"),
         (("cancel", first.id), "there is nothing to cancel"),
     ):
         refused = rankpress("jobs", *arguments)
-        assert refused.exit_code == 1 and told in refused.stderr
+        assert refused.exit_code == 1 and message in refused.stderr
 
 
 def test_a_stream_that_is_larger_than_its_source_says_so(place: Place) -> None:

@@ -1,4 +1,4 @@
-"""The command with standard streams that are closed or that nobody reads any more."""
+"""Commands whose standard streams are closed, or are no longer read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CLOSED = "standard output: Bad file descriptor"
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: a.png and a.rkp."""
+    """The current folder, with a.png and a.rkp."""
     monkeypatch.chdir(tmp_path)
     Path("a.png").write_bytes(file_of(Image.fromarray(np.zeros((24, 37, 3), np.uint8)), "PNG"))
     Path("a.rkp").write_bytes(RKP)
@@ -45,7 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def rankpress(
     arguments: str, redirected: str, input: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the command by a shell that has redirected its streams."""
+    """Run a command in a shell that redirects its streams."""
     command = f'exec "$0" -c "$1" {arguments} {redirected}'
     shell = ["sh", "-c", command, sys.executable, QUICK]
     return subprocess.run(shell, input=input, capture_output=True, timeout=60, env=ENVIRONMENT)

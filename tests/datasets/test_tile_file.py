@@ -13,7 +13,7 @@ from small_model import photo_like
 
 from service.datasets.tile_file import cut_picture, cut_tiles, is_current, is_lossy, read_tiles
 from service.errors import BadParameter
-from service.images.read import Format, write_image
+from service.images.write import Format, write_image
 from service.picture import Picture
 from service.train.sampler import Sampler, Source
 

@@ -108,8 +108,8 @@ def test_the_best_stream_of_a_rising_ladder_is_found(
         with pytest.raises(TargetUnreachable) as error:
             search(goal, model, codec.attempt)
         smallest = min(len(m.data) for m in every)
-        assert error.value.found == (smallest if in_bytes else 8 * smallest / PIXELS)
-        assert error.value.asked == (limit if in_bytes else target.bpp)
+        assert error.value.nearest == (smallest if in_bytes else 8 * smallest / PIXELS)
+        assert error.value.requested == (limit if in_bytes else target.bpp)
         return
     best = search(goal, model, codec.attempt)
     assert len(best.data) == max(len(m.data) for m in fitting) <= limit
@@ -133,7 +133,7 @@ def test_the_smallest_stream_that_is_good_enough_is_found(
     if not enough:
         with pytest.raises(TargetUnreachable) as error:
             search(goal_of(Target(psnr_db=asked), PIXELS), model, codec.attempt)
-        assert error.value.found == max(m.psnr_db or 0 for m in every)
+        assert error.value.nearest == max(m.psnr_db or 0 for m in every)
         return
     best = search(goal_of(Target(psnr_db=asked), PIXELS), model, codec.attempt)
     assert best.psnr_db == min(m.psnr_db or 0 for m in enough) >= asked
@@ -229,7 +229,7 @@ def test_the_limit_is_never_exceeded(base: LoadedModel, photo: Picture) -> None:
         assert low <= len(engine.compress(photo, Target(max_bytes=limit)).data) <= limit
     with pytest.raises(TargetUnreachable, match=f"{low} bytes, 1 more than max_bytes") as error:
         engine.compress(photo, Target(max_bytes=low - 1))
-    assert (error.value.found, error.value.asked) == (low, low - 1)
+    assert (error.value.nearest, error.value.requested) == (low, low - 1)
 
 
 def test_alpha_and_metadata_count(base: LoadedModel, photo: Picture) -> None:
@@ -250,7 +250,7 @@ def test_a_psnr_is_measured_even_where_streams_are_not_checked(
     assert engine.compress(photo, Target(bpp=5.0)).psnr_db is None
     with pytest.raises(TargetUnreachable, match="target_psnr is 70") as error:
         engine.compress(photo, Target(psnr_db=70))
-    assert error.value.asked == 70 and 5 < error.value.found < 70
+    assert error.value.requested == 70 and 5 < error.value.nearest < 70
 
 
 def test_a_store_with_one_rate_answers_too(engine: Engine, photo: Picture) -> None:

@@ -1,4 +1,4 @@
-"""A codec of a few lines whose sizes and distances are known: pixels cut to `rate` bits."""
+"""A codec of known sizes and errors: it keeps the highest `rate` bits of each sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.picture import Picture, Region
 
 @dataclass
 class CutBits:
-    """Keeps the highest `rate` bits of each sample; a stream of "ms-ssim" holds all of it twice."""
+    """Keeps the highest `rate` bits of each sample; streams of tune ms-ssim are twice as long."""
 
     calls: list[float] = field(default_factory=list)
     limits: list[int] = field(default_factory=list)
@@ -44,10 +44,10 @@ class CutBits:
 
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
         del region
-        with np.load(io.BytesIO(data)) as found:
-            shift = 8 - int(found["rate"])
-            rgb = ((found["rgb"] << shift) + (1 << shift >> 1)).astype(np.uint8)
-            alpha = found.get("alpha")
+        with np.load(io.BytesIO(data)) as result:
+            shift = 8 - int(result["rate"])
+            rgb = ((result["rgb"] << shift) + (1 << shift >> 1)).astype(np.uint8)
+            alpha = result.get("alpha")
         return Decompressed(Picture(rgb, alpha), 4.0, "cut", Timings())
 
     def self_test(self) -> None:

@@ -1,4 +1,4 @@
-"""Metrics against other people's implementations and against their definitions."""
+"""Metrics compared with other implementations and with their definitions."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_psnr_of_a_picture_with_alpha_is_of_what_is_seen() -> None:
     alpha[:15] = 255
     picture = Picture(original.rgb, alpha)
     other = noisy(original.rgb, 9)
-    seen = np.mean((original.rgb[:15].astype(float) - other[:15]) ** 2)
-    found = psnr_db(picture, Picture(other, alpha).on_white().rgb)
-    assert found == pytest.approx(10 * np.log10(255**2 / seen), abs=1e-9)
+    visible = np.mean((original.rgb[:15].astype(float) - other[:15]) ** 2)
+    result = psnr_db(picture, Picture(other, alpha).on_white().rgb)
+    assert result == pytest.approx(10 * np.log10(255**2 / visible), abs=1e-9)
 
 
 @pytest.mark.parametrize("amount", [2.0, 10.0, 60.0])

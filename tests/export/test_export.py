@@ -12,7 +12,7 @@ from small_model import SIZES, photo_like, random_backbone, small_stored_model
 
 from service.engine.engine import Engine
 from service.export.agreement import CodecAgreement, ExportFailed, measure_agreement
-from service.images.read import write_image
+from service.images.write import write_image
 from service.nets.model import Backbone
 from service.picture import Picture
 from service.rates.figures import measure_rate

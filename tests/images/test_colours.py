@@ -1,4 +1,4 @@
-"""Colours that files tell in their various ways, read right.
+"""Colours that files describe in various ways, read correctly.
 
 Expected colours are those of CSS Color 4's matrices and curves, worked out apart from ours.
 """
@@ -17,7 +17,8 @@ from PIL import ExifTags, Image
 
 from service.errors import BadImage
 from service.images import colour
-from service.images.read import Format, Metadata, read_image, write_image
+from service.images.read import Metadata, read_image
+from service.images.write import Format, write_image
 from service.picture import Picture
 
 P3_RED, SRGB_RED = (230, 60, 40), (250, 31, 13)
@@ -36,7 +37,7 @@ def flat(colour: Any = P3_RED, mode: str = "RGB") -> Image.Image:
 
 
 def png(image: Image.Image, *chunks: tuple[bytes, bytes], **options: Any) -> bytes:
-    """A PNG with chunks behind its header."""
+    """Return a PNG with chunks after its header."""
     data = file_of(image, "PNG", **options)
     return data[:33] + b"".join(chunk(*each) for each in chunks) + data[33:]
 
@@ -73,8 +74,8 @@ def middle(picture: Picture) -> list[int]:
     return [int(v) for v in picture.rgb[8, 16]]
 
 
-def close(found: list[int], expected: tuple[int, ...], within: int = 2) -> bool:
-    return bool(np.abs(np.subtract(found, expected)).max() <= within)
+def close(actual: list[int], expected: tuple[int, ...], within: int = 2) -> bool:
+    return bool(np.abs(np.subtract(actual, expected)).max() <= within)
 
 
 WIDE = {
@@ -114,7 +115,7 @@ def test_the_profile_is_one_that_littlecms_and_others_read() -> None:
 def test_other_gammas_are_converted(
     metadata: Metadata, value: float, sample: int, expected: int
 ) -> None:
-    """Whatever is to be kept: no colour is lost, and a linear picture would be coded badly."""
+    """Linear samples are recoded with any `metadata`, because they would be coded badly."""
     palette = Image.new("P", (32, 16), 0)
     palette.putpalette([sample, sample, sample, 255, 0, 0])
     palette.putpixel((0, 0), 1)
@@ -127,19 +128,19 @@ def test_other_gammas_are_converted(
 
 DEEP = np.array([0, 40, 100, 200, 400, 32896, 65535], ">u2")
 DEEP_AS_SRGB = [0, 2, 5, 10, 18, 188, 255]
-"""Reduced to 8 bits before, they would be 0 or 13 where they are dark."""
+"""Dark samples: reduced to 8 bits first, they would become 0 or 13."""
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("told", [gamma(1.0), cicp(1, 8)])
+@pytest.mark.parametrize("linear", [gamma(1.0), cicp(1, 8)])
 def test_samples_of_16_bits_are_converted_before_they_are_reduced(
-    channels: int, told: tuple[bytes, bytes]
+    channels: int, linear: tuple[bytes, bytes]
 ) -> None:
     colours = np.stack([DEEP, DEEP[::-1], DEEP], axis=1)[:, : 1 if channels < 3 else 3]
     alpha = np.full((7, 1), 0x80FF, ">u2")
     deep = (np.hstack([colours, alpha]) if channels in (2, 4) else colours).astype(">u2")
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    picture = read(png_of(b"\0" + deep.tobytes(), (7, 1), 16, kind, chunk(*told)))
+    picture = read(png_of(b"\0" + deep.tobytes(), (7, 1), 16, kind, chunk(*linear)))
     expected = np.stack([DEEP_AS_SRGB, DEEP_AS_SRGB[::-1], DEEP_AS_SRGB], axis=1)
     if channels < 3:
         expected = np.repeat(expected[:, :1], 3, axis=1)
@@ -149,7 +150,7 @@ def test_samples_of_16_bits_are_converted_before_they_are_reduced(
 
 
 def test_interlaced_samples_of_16_bits_are_converted_alike() -> None:
-    """Two pixels: the first of Adam7's passes has one, the sixth the other."""
+    """The first pass of Adam7 has one of two pixels, the sixth the other."""
     rows = b"".join(b"\0" + np.full(3, value, ">u2").tobytes() for value in (40, 400))
     data = bytearray(png_of(rows, (2, 1), 16, 2, chunk(*gamma(1.0))))
     data[28] = 1
@@ -158,7 +159,7 @@ def test_interlaced_samples_of_16_bits_are_converted_alike() -> None:
 
 
 def test_linear_samples_of_a_wide_space_get_the_curve_of_srgb() -> None:
-    """They would be coded badly; expected are CSS's numbers for `color(display-p3-linear ...)`."""
+    """The expected values are those of CSS for `color(display-p3-linear ...)`."""
     data = png(flat(), cicp(12, 8))
     kept, converted = read(data), read(data, "none")
     assert close(middle(kept), (244, 133, 110), 1) and "transfer curve" in kept.notes[1]
@@ -210,7 +211,7 @@ def test_code_points_that_say_nothing_leave_the_word_to_what_comes_next(
 
 
 def with_first_property(file: bytes, box: bytes) -> bytes:
-    """The AVIF file of one item with a property in front that no item has."""
+    """Return an AVIF file of one item with a property before its own that no item has."""
     out, size = bytearray(file), len(box)
     for name in (b"meta", b"iprp", b"ipco"):
         at = out.index(name) - 4
@@ -226,7 +227,7 @@ def with_first_property(file: bytes, box: bytes) -> bytes:
 
 @pytest.mark.parametrize("points", [(12, 13), (9, 16)])
 def test_code_points_of_other_items_than_the_picture_do_not_count(points: tuple[int, int]) -> None:
-    """Those of a gain map or thumbnail, which would change the colours or have it refused."""
+    """Code points of a gain map or thumbnail must neither change colours nor refuse the file."""
     box = struct.pack(">I4s4sHHHB", 19, b"colr", b"nclx", *points, 6, 0x80)
     picture = read(with_first_property(avif(1, 13), box))
     assert close(middle(picture), P3_RED) and picture.icc is None and picture.notes == ()
@@ -237,7 +238,7 @@ def test_hdr_is_refused_with_the_reason(transfer: int, name: str) -> None:
     wide = profile()
     files = [png(flat(), cicp(9, transfer), **k) for k in ({}, {"icc_profile": wide})]
     for data in (*files, avif(9, transfer), avif(9, transfer, icc_profile=wide)):
-        with pytest.raises(BadImage, match=f"HDR .{name}, told by"):
+        with pytest.raises(BadImage, match=f"HDR .{name} by"):
             read(data)
 
 
@@ -262,12 +263,12 @@ def test_hdr_is_refused_with_the_reason(transfer: int, name: str) -> None:
 def test_what_makes_no_sense_is_left_out_with_a_note(chunks: list[tuple[bytes, bytes]]) -> None:
     picture = read(png(flat(), *chunks))
     assert middle(picture) == list(P3_RED) and picture.icc is None
-    assert "told by PNG" in picture.notes[0]
+    assert "that PNG" in picture.notes[0]
 
 
 @pytest.mark.parametrize("cut", [1, 9, 40, 60, 100, 200])
 def test_boxes_that_lie_about_their_size_are_no_trouble(cut: int) -> None:
-    """Every box of an AVIF in turn says that it is huge, empty or not there."""
+    """Each box of an AVIF is made huge, empty or of another kind, one at a time."""
     data = avif(12, 13)
     for size in (0, 1, 7, 8, 2**31, 2**32 - 1):
         changed = data[:cut] + struct.pack(">I", size) + data[cut + 4 :]
@@ -297,7 +298,7 @@ def test_adobe_rgb_that_only_exif_tells(
 
 @pytest.mark.parametrize("format", ["jpeg", "png", "webp", "avif"])
 def test_exif_that_is_kept_never_says_more_than_the_pixels_do(format: Format) -> None:
-    """Greys of Adobe RGB become sRGB's; the file that is made must not be converted once more."""
+    """Greys of Adobe RGB become those of sRGB; the written file must not be converted again."""
     block = exif_with_colour_space(0xFFFF, b"R03")
     grey = read(file_of(flat(64, "L"), "JPEG", exif=block, quality=100), "all")
     assert close(middle(grey), (62,) * 3, 1) and grey.icc is None
@@ -312,7 +313,7 @@ def test_exif_that_is_kept_never_says_more_than_the_pixels_do(format: Format) ->
 
 
 def steps_in_floating_point(count: int) -> bytes:
-    """A transform of many steps, which all stand in one place: each swaps red and blue."""
+    """A profile whose transform repeats one step, which swaps red and blue, many times."""
     swap = (0, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0)
     step = b"matf" + bytes(4) + struct.pack(">HH12f", 3, 3, *swap)
     place = struct.pack(">II", 16 + 8 * count, len(step))
@@ -320,7 +321,7 @@ def steps_in_floating_point(count: int) -> bytes:
 
 
 def test_a_profile_s_steps_in_floating_point_are_not_taken() -> None:
-    """Each is computed for 36,000 colours, and a profile may have half a million of them."""
+    """Each step is computed for 36,000 colours, and a profile may have half a million steps."""
     plain = profile()
     tags = {name: steps_in_floating_point(1) for name in (b"D2B0", b"D2B1", b"B2D0", b"B2D1")}
     more = profile(more=tags)

@@ -1,4 +1,4 @@
-"""Orientation and Exif: found where files keep them, kept right, and never of another view."""
+"""Orientation and Exif: read where files keep them, and kept correctly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from service.engine.types import Decompressed, Timings
 from service.http.negotiate import Form
 from service.images import exif
 from service.images.cost import WriteLimits
-from service.images.read import Metadata, of_another_view, read_image, shrink, write_image
+from service.images.read import Metadata, read_image
+from service.images.resize import shrink, update_exif
+from service.images.write import write_image
 from service.picture import Picture, Region
 
 
@@ -28,7 +30,7 @@ def read(data: bytes, metadata: Metadata = "icc") -> Picture:
 
 
 def png(image: Image.Image, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG with chunks behind its header."""
+    """Return a PNG with chunks after its header."""
     data = file_of(image, "PNG")
     return data[:33] + b"".join(chunk(*each) for each in chunks) + data[33:]
 
@@ -64,7 +66,7 @@ def test_exif_in_a_text_of_a_png_is_exif(name: str, packed: bool) -> None:
 def test_an_orientation_that_xmp_alone_tells_is_applied_as_pillow_does(
     format: str, in_exif: int | None
 ) -> None:
-    """Exif goes before it. In AVIF, whose boxes turn the picture, XMP has no say."""
+    """Exif overrides XMP. In AVIF, whose boxes turn the picture, XMP is ignored."""
     text = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     lossless = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
     options: dict[str, Any] = {**lossless.get(format, {"quality": 100, "subsampling": "4:4:4"})}
@@ -88,11 +90,11 @@ def test_an_orientation_that_xmp_alone_tells_is_applied_as_pillow_does(
 
 
 def test_a_picture_that_was_turned_says_its_new_size() -> None:
-    made = Image.Exif()
-    made[ExifTags.Base.Orientation] = 6
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 6
     sizes = {ExifTags.Base.ExifImageWidth: 37, ExifTags.Base.ExifImageHeight: 24}
-    made[ExifTags.IFD.Exif] = {**sizes, ExifTags.Base.MakerNote: b"note"}
-    picture = read(file_of(Image.fromarray(photo()), "JPEG", exif=made), "all")
+    tags[ExifTags.IFD.Exif] = {**sizes, ExifTags.Base.MakerNote: b"note"}
+    picture = read(file_of(Image.fromarray(photo()), "JPEG", exif=tags), "all")
     kept = Image.Exif()
     kept.load(picture.exif or b"")
     camera = kept.get_ifd(ExifTags.IFD.Exif)
@@ -106,12 +108,12 @@ XMP_PACKET, PHOTOSHOP, SUBJECT_AREA = 700, 0x8649, 0x9214
 
 
 def camera_exif() -> bytes:
-    """Sizes, a maker note, GPS and a thumbnail of the whole picture."""
-    made = Image.Exif()
-    made[ExifTags.Base.Make] = "Maker"
-    made[XMP_PACKET] = b"<xmpGImg:image>a thumbnail</xmpGImg:image>"
-    made[PHOTOSHOP] = b"8BIM, a thumbnail"
-    made[ExifTags.IFD.Exif] = {
+    """Return a block with sizes, a maker note, GPS and a thumbnail of the whole picture."""
+    tags = Image.Exif()
+    tags[ExifTags.Base.Make] = "Maker"
+    tags[XMP_PACKET] = b"<xmpGImg:image>a thumbnail</xmpGImg:image>"
+    tags[PHOTOSHOP] = b"8BIM, a thumbnail"
+    tags[ExifTags.IFD.Exif] = {
         SUBJECT_AREA: (30, 20),
         ExifTags.IFD.Interop: {1: "R98"},
         ExifTags.Base.ExifImageWidth: 37,
@@ -119,8 +121,8 @@ def camera_exif() -> bytes:
         ExifTags.Base.MakerNote: b"the focus was at 30, 20",
         ExifTags.Base.LensModel: "50 mm",
     }
-    made[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
-    block = bytearray(made.tobytes().removeprefix(exif.PREFIX))
+    tags[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
+    block = bytearray(tags.tobytes().removeprefix(exif.PREFIX))
     order = "<" if block[:2] == b"II" else ">"
     first = struct.unpack_from(order + "I", block, 4)[0]
     count = struct.unpack_from(order + "H", block, first)[0]
@@ -146,23 +148,23 @@ def test_a_picture_of_another_view_has_exif_of_that_alone(way: str) -> None:
     if way == "scaled":
         other = shrink(picture, 20)
     else:
-        other = of_another_view(Picture(picture.rgb[4:14, 5:25], exif=picture.exif))
+        other = update_exif(Picture(picture.rgb[4:14, 5:25], exif=picture.exif))
     assert other.exif is not None
     for gone in (b"\xff\xd8", b"focus", b"thumbnail"):
         assert gone not in other.exif
     for format in ("jpeg", "png", "webp", "avif"):
         kept = read(write_image(other, format), "all").exif  # type: ignore[arg-type]
         assert kept is not None
-        found = Image.Exif()
-        found.load(kept)
-        camera = found.get_ifd(ExifTags.IFD.Exif)
-        assert found[ExifTags.Base.Make] == "Maker"
+        rebuilt = Image.Exif()
+        rebuilt.load(kept)
+        camera = rebuilt.get_ifd(ExifTags.IFD.Exif)
+        assert rebuilt[ExifTags.Base.Make] == "Maker"
         assert camera[ExifTags.Base.LensModel] == "50 mm"
         assert SUBJECT_AREA not in camera and ExifTags.IFD.Interop not in camera
         assert camera[ExifTags.Base.ExifImageWidth] == other.width == 20
         assert camera[ExifTags.Base.ExifImageHeight] == other.height
-        assert found.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
-        assert not found.get_ifd(ExifTags.IFD.IFD1)
+        assert rebuilt.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
+        assert not rebuilt.get_ifd(ExifTags.IFD.IFD1)
 
 
 @pytest.mark.parametrize(
@@ -191,5 +193,5 @@ def test_gps_is_kept_by_all_alone() -> None:
 def test_damaged_exif_of_another_view_is_left_out(size: int) -> None:
     block = camera_exif()
     for damaged in (block[:size], block[:8] + bytes(size), block[: len(block) - size]):
-        part = of_another_view(Picture(photo(10, 10), exif=damaged))
+        part = update_exif(Picture(photo(10, 10), exif=damaged))
         assert part.exif is None or exif.is_exif(part.exif)

@@ -1,4 +1,4 @@
-"""What is complete is read; of what is not, the message says what is wrong with it."""
+"""Complete files are read; for others, the message says what is wrong."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_jpeg_that_lacks_pixels_is_refused_wherever_it_ends(name: str) -> None
 
 @pytest.mark.parametrize("name", ["restarts", "progressive restarts"])
 def test_a_jpeg_cut_where_a_restart_is_due_is_refused(name: str) -> None:
-    """All that is there is whole: only that the next restart does not come tells of more."""
+    """All data are whole: only the missing restart marker shows that data are missing."""
     data = FILES[name]
     restarts = [match.start() for match in re.finditer(rb"\xff[\xd0-\xd7]", data)]
     assert len(restarts) > 10
@@ -86,7 +86,7 @@ def test_a_jpeg_cut_where_a_restart_is_due_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", JPEGS)
 def test_zeros_in_the_place_of_what_never_came_are_no_pixels(name: str) -> None:
-    """As in files that were given their size before their content; zeros decode to something."""
+    """Files may get their size before their content; the zeros at their end decode to something."""
     data, zeros = FILES[name], bytes(5000)
     for end in (*range(len(data) - 40, len(data) - 3), *range(800, len(data) - 40, 29)):
         with pytest.raises(BadImage, match="the JPEG file is cut short"):
@@ -114,7 +114,7 @@ def test_so_are_those_that_end_in_a_stuffed_byte() -> None:
 
 
 def test_a_progressive_jpeg_cut_between_two_scans_is_refused() -> None:
-    """What is there is whole, but it is not the picture."""
+    """The scans in the file are whole, but some scans are missing."""
     data = FILES["progressive"]
     scans = [at for at in range(len(data) - 1) if data[at : at + 2] == b"\xff\xda"]
     assert len(scans) > 4
@@ -155,7 +155,7 @@ def test_damage_is_called_damage() -> None:
 
 @pytest.mark.parametrize("place", [0, 2, 50, -20, -6])
 def test_a_png_whose_pixels_are_damaged_is_refused(place: int) -> None:
-    """Pillow gives what comes before the damage, and black."""
+    """Pillow returns the rows before the damage, and black rows."""
     png = bytearray(FILES["PNG"])
     begin, end = png.index(b"IDAT") + 4, png.index(b"IEND") - 8
     png[begin + place if place >= 0 else end + place] ^= 0x55
@@ -172,5 +172,5 @@ def test_a_variant_that_is_not_known_is_called_so() -> None:
     at = other.index(b"\x03\x01\x03\x00\x01\x00\x00\x00")  # compression
     other[at + 8 : at + 10] = (34712).to_bytes(2, "little")  # JPEG 2000
     for data in (bytes(bmp), bytes(other)):
-        with pytest.raises(BadImage, match="is of a variant that is not read"):
+        with pytest.raises(BadImage, match="is of a variant that cannot be read"):
             read(data)

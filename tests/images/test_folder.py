@@ -1,4 +1,4 @@
-"""Every reader of a folder of pictures sees the same files and says what it left out."""
+"""Every reader of a folder of pictures reads the same files and reports what it leaves out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def colours(value: int) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """a.png, more/b.PNG, a link to a folder with c.png, notes.txt and hidden names."""
+    """A folder of a.png, more/b.PNG, a link to a folder with c.png, notes.txt and hidden names."""
     top, elsewhere = tmp_path / "top", tmp_path / "elsewhere"
     (top / "more").mkdir(parents=True)
     elsewhere.mkdir()

@@ -34,7 +34,7 @@ def read(
 
 
 def animation(format: str, **options: Any) -> bytes:
-    """Frames of one colour each, but for a square that moves: later frames change little."""
+    """Return frames of one colour each with a moving square: later frames change little."""
     frames = [Image.new("RGB", (40, 30), colour) for colour in COLOURS]
     for place, frame in enumerate(frames):
         frame.paste((0, 0, 0), (place * 5, 4, place * 5 + 8, 12))
@@ -101,7 +101,7 @@ def test_the_work_for_a_late_frame_is_limited(format: str) -> None:
 
 
 def test_the_canvas_of_a_gif_grows_and_so_does_the_work_for_its_frames() -> None:
-    """Its header says 1x1, as does the last frame; those between are of 100x60."""
+    """Header, first and last frame are of 1x1 pixels, those between of 100x60."""
     data = growing_gif(frames=5)
     with pytest.raises(TooManyPixels, match="frame 5 of the GIF file takes 36000 pixels"):
         read(data, 5, max_pixels=35_999)
@@ -119,7 +119,7 @@ def growing_gif(frames: int) -> bytes:
 
 @pytest.mark.parametrize("frame", [None, 0, 30])
 def test_directories_of_pages_that_overlap_are_refused(frame: int | None) -> None:
-    """Each of 40 small pages would have Pillow read nearly the whole file."""
+    """For each of 40 small pages, Pillow would read nearly the whole file."""
     page = file_of(Image.new("L", (1, 1)), "TIFF")
     (first,) = struct.unpack_from("<I", page, 4)
     (entries,) = struct.unpack_from("<H", page, first)
@@ -181,7 +181,7 @@ def test_heic_has_limits_and_faults_like_any_file() -> None:
 
 @pytest.mark.parametrize("primary", [0, 1])
 def test_heic_of_several_pictures_is_read_as_the_one_it_is_of(primary: int) -> None:
-    """As MPO is: phones put the views for both eyes, or a burst, beside the photograph."""
+    """Phones store the views for both eyes, or a burst, with the photograph, as in MPO."""
     several = pillow_heif.HeifFile()
     for colour in COLOURS[:3]:
         several.add_from_pillow(Image.new("RGB", (64, 64), colour))

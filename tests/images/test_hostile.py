@@ -20,7 +20,8 @@ from image_files import chunk, exif_of, file_of, grey_tiff, photo, png_of, profi
 from PIL import Image
 
 from service.errors import BadImage, TooManyPixels
-from service.images.read import MAX_METADATA_BYTES, read_image
+from service.images.limits import MAX_METADATA_BYTES
+from service.images.read import read_image
 from service.picture import Picture
 
 RGB = photo(12, 17)
@@ -33,7 +34,7 @@ def read(data: bytes, max_pixels: int = 1 << 16) -> Picture:
 
 @cache
 def samples() -> dict[str, bytes]:
-    """One small file of each kind, with metadata where the kind has any."""
+    """Return a small file of each kind, with metadata where the kind has any."""
     rgb, grey = Image.fromarray(RGB), Image.fromarray(RGB[..., 0])
     rgba = Image.fromarray(np.dstack([RGB, RGB[..., 0]]))
     more = {"exif": b"Exif\0\0" + exif_of(6), "icc_profile": profile()}
@@ -67,7 +68,7 @@ KINDS = tuple(samples())
 
 
 def read_or_refuse(data: bytes) -> Picture | None:
-    """The law for any bytes: a picture within the limit, or BadImage in our own words."""
+    """Check that any bytes give a picture within the limit, or BadImage with our own message."""
     try:
         picture = read(data)
     except BadImage as error:
@@ -199,14 +200,14 @@ def test_phone_pictures_with_more_in_them_are_read_as_the_first() -> None:
     ("data", "message"),
     [
         (b"", "the file is empty"),
-        (b"hello, world", "not an image file that is read, expected one of PNG, JPEG"),
+        (b"hello, world", "the file is of an unknown kind, expected one of PNG, JPEG"),
         (b"%PDF-1.7 ...", "PDF files are not read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript files are not read"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "the HEIC file is damaged"),
         (b"\0\0\0\x18ftyphevc\0\0\0\0msf1hevc", "HEIF sequence files are not read"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 files are not read"),
-        (b"P3 1 1 255 1 2 3", "PPM files are read in binary"),
-        (b"P6 1 1 1000\n" + bytes(6), "PPM files are read in binary"),
+        (b"P3 1 1 255 1 2 3", "PPM files must be binary"),
+        (b"P6 1 1 1000\n" + bytes(6), "PPM files must be binary"),
     ],
 )
 def test_what_is_refused_is_named(data: bytes, message: str) -> None:
@@ -225,7 +226,7 @@ def test_what_is_refused_is_named(data: bytes, message: str) -> None:
 )
 def test_samples_without_a_white_are_refused(dtype: type, kind: int, message: str) -> None:
     deep = np.zeros((4, 5), dtype)
-    with pytest.raises(BadImage, match=f"this TIFF file is not read: its samples are {message}"):
+    with pytest.raises(BadImage, match=f"this TIFF file cannot be read: its samples are {message}"):
         read(grey_tiff(deep, deep.itemsize * 8, photometric=1, kind=kind))
 
 

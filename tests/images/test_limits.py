@@ -1,4 +1,4 @@
-"""What a file may cost before its first pixel: counted, and in proportion to its size at most."""
+"""The work to read a file before its first pixel is bounded by the size of the file."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def read(data: bytes, frame: int | None = None) -> Picture:
 
 
 def refused(data: bytes) -> str:
-    """Why a file is refused."""
+    """Return the message with which a file is refused."""
     with pytest.raises(BadImage) as caught:
         read(data)
     return str(caught.value)
 
 
 def lines_of(work: Callable[[], object]) -> int:
-    """How many lines of Python a piece of work takes."""
+    """Return the number of lines of Python that a call executes."""
     count = 0
 
     def trace(_frame: FrameType, event: str, _argument: Any) -> Any:
@@ -68,7 +68,7 @@ def lines_of(work: Callable[[], object]) -> int:
 
 
 def try_to_read(data: bytes) -> None:
-    """Read the size and the picture, as a request does."""
+    """Read size and picture, as a request does."""
     image_size(data)
     try:
         read(data)
@@ -78,7 +78,7 @@ def try_to_read(data: bytes) -> None:
 
 @pytest.mark.parametrize("name", hostile.SMALL_PARTS)
 def test_small_parts_take_little_work(name: str) -> None:
-    """Without limits, a megabyte of them takes 2 to 21 million lines of Python."""
+    """Without limits, a megabyte of such parts takes 2 to 21 million lines of Python."""
     data = hostile.SMALL_PARTS[name](1 << 20)
     assert lines_of(lambda: try_to_read(data)) < 1_900_000
 
@@ -94,7 +94,7 @@ def test_a_file_in_memory_counts_its_reads() -> None:
 
 
 def test_the_smallest_parts_that_programs_write_are_far_from_the_limit() -> None:
-    """GIF's sub-blocks of 255 bytes, read twice: for their length and their data."""
+    """Sub-blocks of a GIF have 255 bytes and take two reads: of their length and their data."""
     size = 64 << 20
     assert 2 * size / 256 < work_limit(size) / 2
 
@@ -111,7 +111,7 @@ def test_the_smallest_parts_that_programs_write_are_far_from_the_limit() -> None
     ],
 )
 def test_few_parts_of_a_png_may_be_unpacked(unit: bytes) -> None:
-    """Pillow counts none of these: 6 MB of them took more than half a minute."""
+    """Pillow does not limit these chunks: 6 MB of them took more than half a minute."""
     read(hostile.png(unit * MAX_PACKED_CHUNKS))
     message = "too many compressed texts or profiles"
     assert message in refused(hostile.png(unit * (MAX_PACKED_CHUNKS + 1)))
@@ -119,7 +119,7 @@ def test_few_parts_of_a_png_may_be_unpacked(unit: bytes) -> None:
 
 
 def test_packed_parts_and_pixels_have_no_more_data_than_they_can_take() -> None:
-    """Empty blocks of deflate, which may take 0.1 microseconds a byte to no effect."""
+    """Empty blocks of deflate take up to 0.1 microseconds a byte to inflate."""
     text = chunk(b"zTXt", b"a\0\0" + hostile.empty_deflate(5 << 20))
     assert "too many compressed texts" in refused(hostile.png(text))
     large = hostile.png_of_pixels(hostile.empty_deflate(1 << 20))
@@ -140,7 +140,7 @@ def test_a_png_in_chunks_of_a_kilobyte_is_read() -> None:
 
 
 def test_a_jpeg_has_a_hundred_scans_at_most() -> None:
-    """Each passes over the whole picture, and takes some bytes: 2 MB of them took minutes."""
+    """A scan of a few bytes takes a pass over the whole picture: 2 MB of them took minutes."""
     assert read(hostile.jpeg_of_scans(MAX_SCANS)).width == hostile.SIDE
     assert "more than 100 scans" in refused(hostile.jpeg_of_scans(MAX_SCANS + 1))
     hidden = hostile.segment(0xFE, b"\xff\xd9")  # the end, in a comment
@@ -171,7 +171,7 @@ def test_a_jpeg_has_so_much_metadata_and_no_more() -> None:
 
 @pytest.mark.parametrize("kind", ["AVIF", "HEIC"])
 def test_a_heif_file_has_few_boxes_and_items(kind: str) -> None:
-    """libavif looks for each item in the list of all: 65,000 took more than 20 seconds."""
+    """libavif searches the whole list for each item: 65,000 items took more than 20 seconds."""
     infe = b"".join(
         hostile.box(b"infe", b"\2\0\0\0" + struct.pack(">HH", 100 + n, 0) + b"abcd\0")
         for n in range(4000)
@@ -209,7 +209,7 @@ def test_an_animation_is_read_to_its_last_frame() -> None:
 
 
 def test_exif_of_64_kib_is_no_reason_to_refuse_a_picture() -> None:
-    """However damaged it is."""
+    """The work is bounded for any damage."""
     fractions = hostile.exif_of_fractions(8000)
     picture = read(hostile.jpeg(hostile.segment(0xE1, b"Exif\0\0" + fractions)))
     assert (picture.width, picture.height) == (hostile.SIDE, hostile.SIDE)

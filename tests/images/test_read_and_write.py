@@ -1,4 +1,4 @@
-"""Image files to pictures and back: real files of every kind, made on the spot."""
+"""Image files to pictures and back, with real files of every kind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from image_files import SRGB, chunk, exif_of, file_of, grey_tiff, photo, png_of,
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from service.errors import BadImage, BadParameter, NotAcceptable
-from service.images.read import MEDIA_TYPES, Format, Metadata, read_image, shrink, write_image
+from service.images.read import Metadata, read_image
+from service.images.resize import shrink
+from service.images.write import MEDIA_TYPES, Format, write_image
 from service.picture import U8, Picture
 
 RGB = photo()

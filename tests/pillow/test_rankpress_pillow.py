@@ -1,4 +1,4 @@
-"""Pillow opens and saves streams as it does any format, and refuses them as it does any format."""
+"""Pillow opens, saves and refuses streams like files of its own formats."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REPO = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True, scope="module")
 def small_store(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Iterator[None]:
-    """Streams of the small model, on both ways through the plugin."""
+    """Use the small model to open and to save streams."""
     folder = tmp_path_factory.mktemp("store")
     write_model(folder / "small", small.stored, small.base)
     with pytest.MonkeyPatch.context() as patch:
@@ -64,8 +64,8 @@ def test_a_picture_survives_a_file(tmp_path: Path, engine: Engine, photo: Pictur
         assert image.get_format_mimetype() == "application/vnd.rankpress"
         assert (image.info["rate"], image.info["tune"]) == (4, "psnr")
         assert len(bytes.fromhex(image.info["model"])) == 4
-        found = np.asarray(image).astype(int)
-    assert np.abs(found - engine.decompress(data).picture.rgb).max() <= 1
+        result = np.asarray(image).astype(int)
+    assert np.abs(result - engine.decompress(data).picture.rgb).max() <= 1
 
 
 def test_opening_reads_and_only_loading_decodes(
@@ -141,7 +141,7 @@ def test_an_opaque_alpha_channel_and_palettes_are_saved_as_what_they_show(photo:
 
 
 def test_damaged_exif_is_left_out_with_a_warning(photo: Picture) -> None:
-    """On both ways, so that no other format refuses what was opened or saved here."""
+    """Damaged Exif is left out when a stream is opened and saved, as other formats refuse it."""
     source = Image.fromarray(photo.rgb)
     for damaged in (b"no Exif", b"Exif\0\0II*\0"):
         with pytest.warns(UserWarning, match="the Exif block is damaged and was left out"):
@@ -172,7 +172,7 @@ def test_profile_and_exif_come_back_as_they_were(photo: Picture) -> None:
 
 
 def test_colours_that_pillow_tells_without_a_profile_are_kept_as_one(photo: Picture) -> None:
-    """PNG's gamma and chromaticities, and Exif's Adobe RGB; the pixels stay as they are."""
+    """A profile is made from PNG's gamma and chromaticities, or Exif's Adobe RGB."""
     adobe = Image.Exif()
     adobe[ExifTags.IFD.Exif] = {ExifTags.Base.ColorSpace: 2}
     png = io.BytesIO()
@@ -281,9 +281,9 @@ def test_a_stream_that_names_a_ready_update_opens(
         patch.setenv("RANKPRESS_STORE", str(tmp_path))
         forget()
         with Image.open(io.BytesIO(data)) as image:
-            found = np.asarray(image.convert("RGB")).astype(int)
+            result = np.asarray(image.convert("RGB")).astype(int)
     forget()
-    assert np.abs(found - expected).max() <= 1
+    assert np.abs(result - expected).max() <= 1
     data = resealed(engine.compress(photo, 4).data, lambda s: replace(s, ready=b"none"))
     with pytest.raises(OSError, match="ready update 6e6f6e65"):
         Image.open(io.BytesIO(data)).load()

@@ -25,7 +25,7 @@ from service.codec.lowrank import MAX_EXPONENT, PARTS, Share, Update, merge_entr
 from service.datasets.crops import Crops
 from service.engine.engine import Engine
 from service.errors import BadParameter, StoreError
-from service.images.read import write_image
+from service.images.write import write_image
 from service.nets.backbone import Block
 from service.nets.lora import AdapterLearningRates, RateAdapter
 from service.nets.twin import float_twin

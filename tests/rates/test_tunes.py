@@ -18,7 +18,7 @@ from torch import Tensor
 from service.datasets.crops import Crops
 from service.engine.engine import Engine
 from service.errors import BadParameter
-from service.images.read import write_image
+from service.images.write import write_image
 from service.nets.backbone import Block
 from service.nets.lora import RateAdapter
 from service.nets.model import add_noise

@@ -160,7 +160,8 @@ def test_from_the_command_line_to_a_stream_and_back(
     with Image.open("a.png") as image:
         assert np.abs(np.asarray(image).astype(int) - rgb).max() <= 2
     assert describe(Path("a.rkp").read_bytes()).sections[-1] == ("ready", 4)
-    rankpress("eval", str(folders[0]), "--adapt", "0", "--rates", "4", "--out", "out", *store[:2])
+    options = ("--efforts", "0", "--rates", "4", "--out", "out", *store[:2])
+    rankpress("eval-adaptation", str(folders[0]), *options)
     (gain,) = json.loads(Path("out/adapted.json").read_text())["gains"]
     assert (gain["effort"], gain["images"], gain["with_update"]) == (0, 2, 1.0)
     assert gain["with_own"] == 0

@@ -28,7 +28,7 @@ from service.export.backbone import (
     stored_model,
     trained_weights,
 )
-from service.images.read import write_image
+from service.images.write import write_image
 from service.nets.backbone import ScaledLinear
 from service.nets.model import add_noise
 from service.picture import Picture

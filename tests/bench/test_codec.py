@@ -1,4 +1,4 @@
-"""The benchmark's parts: turns, stages, memory, load, and its tables."""
+"""Parts of the benchmarks: turns, stages, memory, server load, and tables."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from time import perf_counter, sleep
 import numpy as np
 import pytest
 
-from service.bench import bench, load, memory, rates, report, stages
-from service.bench.load import Request
+from service.bench import codec, memory, rate_changes, report, server_load, stage_times
+from service.bench.server_load import LoadRequest
 from service.codec.lowrank import RATE_VECTORS, Update
+from service.eval.evaluation import to_json
 from service.eval.pictures import generate
-from service.eval.run import to_json
 from service.runtime.loading import load_models
 from service.store.model import StoredModel
 from service.store.read import load_store
@@ -32,7 +32,7 @@ def test_actions_take_turns_and_the_first_round_is_not_counted() -> None:
         calls.append(("a", number))
         sleep(0.05 if number == 0 else 0.002)
 
-    found, rounds = bench.measure(
+    found, rounds = codec.time_in_turns(
         {"a": slow_at_first, "b": lambda n: calls.append(("b", n))}, rounds=5, budget_s=10
     )
     assert rounds == 5
@@ -41,8 +41,8 @@ def test_actions_take_turns_and_the_first_round_is_not_counted() -> None:
 
 
 def test_no_round_begins_after_the_budget_once_the_least_are_done() -> None:
-    _, rounds = bench.measure({"a": lambda _: sleep(0.01)}, rounds=50, budget_s=0.0)
-    assert rounds == bench.MIN_ROUNDS
+    _, rounds = codec.time_in_turns({"a": lambda _: sleep(0.01)}, rounds=50, budget_s=0.0)
+    assert rounds == codec.MIN_ROUNDS
 
 
 def test_generated_pictures_are_the_same_every_time_and_no_flat_ones() -> None:
@@ -57,12 +57,12 @@ def test_generated_pictures_are_the_same_every_time_and_no_flat_ones() -> None:
 def test_stages_add_up_to_the_time_that_passed(
     monkeypatch: pytest.MonkeyPatch, store: Path
 ) -> None:
-    monkeypatch.setattr(stages, "ROUNDS", 1)
+    monkeypatch.setattr(stage_times, "ROUNDS", 1)
     models = load_models(load_store(store), "cpu", None, 1)
     png = memory.as_png(generate(128, 96).rgb)
-    begun = perf_counter()
-    compress, decompress = stages.breakdown(models, png, 4.0)
-    passed_ms = 1000 * (perf_counter() - begun)
+    begin = perf_counter()
+    compress, decompress = stage_times.measure_stages(models, png, 4.0)
+    passed_ms = 1000 * (perf_counter() - begin)
     assert set(compress) == {"file decode", "g_a", "h_a", "entropy networks", "coding", "check",
                              "other"}  # fmt: skip
     assert set(decompress) == {"entropy networks", "coding", "g_s", "file encode", "other"}
@@ -77,14 +77,16 @@ def test_changing_rate_is_timed_on_every_rate_but_the_models_own(small_model: St
         loads.append(1)
         sleep(0.02)
 
-    assert stages.swap_ms(load_models((small_model,), "cpu", None, 1), whole) == {}
+    assert (
+        stage_times.measure_rate_changes(load_models((small_model,), "cpu", None, 1), whole) == {}
+    )
     assert not loads
     own = small_model.rates[0]
     vectors = {name: small_model.entropy[name] for name in RATE_VECTORS[:-1]}
     vectors[RATE_VECTORS[-1]] = np.zeros(small_model.sizes.M, np.int16)
     other = replace(own, rate=5.0, update=Update({}, vectors), digest=b"other")
     ladder = replace(small_model, rates=(own, other))
-    found = stages.swap_ms(load_models((ladder,), "cpu", None, 1), whole)
+    found = stage_times.measure_rate_changes(load_models((ladder,), "cpu", None, 1), whole)
     assert 0 < found["cached"] < found["merged"] < 60_000
     assert found["loaded"] >= 20 and len(loads) == 2
 
@@ -109,10 +111,8 @@ def test_memory_is_that_of_a_fresh_process_not_of_this_one(store: Path) -> None:
 
 
 @contextmanager
-def answering(
-    delay_s: float, at_once: int, paths: list[str] | None = None
-) -> Iterator[int]:
-    """A server that works on `at_once` requests and answers 503 to more; gives its port."""
+def answering(delay_s: float, at_once: int, paths: list[str] | None = None) -> Iterator[int]:
+    """Run a server that processes `at_once` requests and answers 503 to more; yield its port."""
     places = threading.Semaphore(at_once)
 
     class Handler(BaseHTTPRequestHandler):
@@ -147,18 +147,20 @@ def answering(
 
 def test_closed_loop_throughput_is_clients_over_service_time() -> None:
     with answering(0.05, at_once=4) as port:
-        found = load.closed_loop(port, repeat(Request("/x", b"body")), clients=2, seconds=1.0)
+        found = server_load.closed_loop(
+            port, repeat(LoadRequest("/x", b"body")), clients=2, seconds=1.0
+        )
     assert found["per_second"] == pytest.approx(40, rel=0.25)
     assert found["median_ms"] == pytest.approx(50, rel=0.3)
     assert found["answered_503"] == found["answered_otherwise"] == 0
 
 
 def test_a_mixed_load_is_compared_with_each_rate_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a server that takes 10, 20 and 40 ms: alone 100, 50 and 25 a second, mixed 42.9."""
+    """A server that takes 10, 20 and 40 ms answers 100, 50 and 25 a second alone, 42.9 mixed."""
     delays = {"/compress?rate=1": 0.01, "/compress?rate=4": 0.02, "/compress?rate=8": 0.04}
     sent: list[str] = []
 
-    def closed_loop(_: int, requests: Iterator[Request], *__: float) -> dict[str, object]:
+    def closed_loop(_: int, requests: Iterator[LoadRequest], *__: float) -> dict[str, object]:
         loads = list(islice(requests, 6))
         sent.extend(r.path for r in loads)
         mean_s = sum(delays[r.path] for r in loads) / len(loads)
@@ -168,30 +170,30 @@ def test_a_mixed_load_is_compared_with_each_rate_alone(monkeypatch: pytest.Monke
     def no_server(*_: object) -> Iterator[int]:
         yield 1
 
-    for name, stand_in in (("closed_loop", closed_loop), ("server", no_server),
+    for name, stand_in in (("closed_loop", closed_loop), ("run_server", no_server),
                            ("fetch", lambda *_: b"")):  # fmt: skip
-        monkeypatch.setattr(rates, name, stand_in)
-    found = rates.mixed_load([1.0, 4.0, 8.0], "cpu", 1, None)
+        monkeypatch.setattr(rate_changes, name, stand_in)
+    found = rate_changes.measure_mixed_load([1.0, 4.0, 8.0], "cpu", 1, None)
     assert found["alone_per_second"] == pytest.approx({"1": 100, "4": 50, "8": 25})
     assert found["each_alone_per_second"] == pytest.approx(3 / 0.07)
     assert found["mixed_share"] == pytest.approx(1.0)
-    assert found["failures"] == 6 * rates.TURNS
+    assert found["failures"] == 6 * rate_changes.TURNS
     counts = [sent.count(path) for path in delays]
-    assert counts == [12 * rates.TURNS] * 3
+    assert counts == [12 * rate_changes.TURNS] * 3
 
 
 def test_clients_that_alternate_send_every_request_as_often() -> None:
     paths: list[str] = []
     with answering(0.001, at_once=9, paths=paths) as port:
-        requests = cycle(Request(f"/{i}", b"body") for i in range(3))
-        found = load.closed_loop(port, requests, clients=2, seconds=0.3)
+        requests = cycle(LoadRequest(f"/{i}", b"body") for i in range(3))
+        found = server_load.closed_loop(port, requests, clients=2, seconds=0.3)
     counts = [paths.count(f"/{i}") for i in range(3)]
     assert max(counts) - min(counts) <= 1 and sum(counts) == found["answered_200"] > 20
 
 
 def test_open_loop_offers_what_it_says_and_counts_the_refused() -> None:
     with answering(0.1, at_once=1) as port:
-        found = load.open_loop(port, Request("/x", b"body"), per_second=20, seconds=1.0)
+        found = server_load.open_loop(port, LoadRequest("/x", b"body"), per_second=20, seconds=1.0)
     assert found["answered_200"] + found["answered_503"] == 20
     assert 7 <= found["answered_200"] <= 12
     assert found["answered_otherwise"] == 0
@@ -230,6 +232,8 @@ def test_every_table_renders_from_a_benchmark_that_went_through_json() -> None:
     tables |= report.bench_tables(json.loads(to_json(changes)))
     assert "94.8%" in tables["swap"] and "0.013 ms" in tables["swap"]
     assert "99 ms" in tables["swap"] and "rate 6" in tables["swap"]
+    served = {"what": "service", **{key: result[key] for key in ("rate", "machine", "service")}}
+    assert report.bench_tables(served) == {"service": tables["service"]}
     for text in tables.values():
         lines = [line for line in text.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) == 1

@@ -1,9 +1,9 @@
-"""The codecs people use instead, through Pillow, at the settings people run and at their best.
+"""Other codecs to compare with, through Pillow: JPEG, WebP, AVIF and JPEG XL.
 
-A setting is a codec with everything fixed but quality. All of them get the same 8-bit pixels, with
-alpha where a picture has it (JPEG gets the picture on white), and no metadata, and their sizes are
-those of whole files. JPEG XL needs the Pillow plugin of the
-`eval` extra; where it is missing the family is reported as not available.
+Each peer is a codec with all options fixed except the quality, at its usual effort or its best.
+All peers get the same 8-bit pixels without metadata, with alpha where a picture has it (JPEG gets
+the picture laid on white). Sizes are those of whole files. JPEG XL needs the Pillow plugin of the
+`eval` extra.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from service.picture import U8, Picture
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A codec with everything fixed but quality.
+class PeerCodec:
+    """A codec with all options fixed except the quality.
 
     Attributes:
-        name: as in tables and on the command line.
-        family: what `--against` selects.
-        format: Pillow's name. options: passed to Pillow.
-        qualities: what the curve is drawn through, lowest first.
+        name: in tables and on the command line.
+        family: name that selects all peers of a format on the command line.
+        format: Pillow's name of it. options: of Pillow's writer.
+        qualities: the points of its curve, lowest first.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Peer:
     qualities: tuple[int, ...]
 
     def compress(self, picture: Picture, quality: int) -> bytes:
-        """The pixels as a whole file."""
+        """Return a picture as a file of this codec."""
         if self.format == "JPEG":
             picture = picture.on_white()
         out = io.BytesIO()
@@ -56,62 +56,63 @@ _SLOW_QUALITIES: Final = (35, 50, 65, 80)
 _JXL_QUALITIES: Final = (30, 50, 65, 75, 84, 90, 95)
 
 PEERS: Final = (
-    Peer("jpeg-420", "jpeg", "JPEG", {**_JPEG, "subsampling": "4:2:0"}, _JPEG_QUALITIES),
-    Peer("jpeg-444", "jpeg", "JPEG", {**_JPEG, "subsampling": "4:4:4"}, _JPEG_QUALITIES),
-    Peer("webp-m4", "webp", "WEBP", {"method": 4}, _WEBP_QUALITIES),
-    Peer("webp-m6", "webp", "WEBP", {"method": 6}, _WEBP_QUALITIES),
-    Peer("avif-s6-420", "avif", "AVIF", {"speed": 6, "subsampling": "4:2:0"}, _AVIF_QUALITIES),
-    Peer("avif-s6-444", "avif", "AVIF", {"speed": 6, "subsampling": "4:4:4"}, _AVIF_QUALITIES),
-    Peer("avif-s2-420", "avif", "AVIF", {"speed": 2, "subsampling": "4:2:0"}, _SLOW_QUALITIES),
-    Peer("avif-s2-444", "avif", "AVIF", {"speed": 2, "subsampling": "4:4:4"}, _SLOW_QUALITIES),
-    Peer("jxl-e7", "jxl", "JXL", {"effort": 7}, _JXL_QUALITIES),
-    Peer("jxl-e9", "jxl", "JXL", {"effort": 9}, _JXL_QUALITIES),
+    PeerCodec("jpeg-420", "jpeg", "JPEG", {**_JPEG, "subsampling": "4:2:0"}, _JPEG_QUALITIES),
+    PeerCodec("jpeg-444", "jpeg", "JPEG", {**_JPEG, "subsampling": "4:4:4"}, _JPEG_QUALITIES),
+    PeerCodec("webp-m4", "webp", "WEBP", {"method": 4}, _WEBP_QUALITIES),
+    PeerCodec("webp-m6", "webp", "WEBP", {"method": 6}, _WEBP_QUALITIES),
+    PeerCodec("avif-s6-420", "avif", "AVIF", {"speed": 6, "subsampling": "4:2:0"}, _AVIF_QUALITIES),
+    PeerCodec("avif-s6-444", "avif", "AVIF", {"speed": 6, "subsampling": "4:4:4"}, _AVIF_QUALITIES),
+    PeerCodec("avif-s2-420", "avif", "AVIF", {"speed": 2, "subsampling": "4:2:0"}, _SLOW_QUALITIES),
+    PeerCodec("avif-s2-444", "avif", "AVIF", {"speed": 2, "subsampling": "4:4:4"}, _SLOW_QUALITIES),
+    PeerCodec("jxl-e7", "jxl", "JXL", {"effort": 7}, _JXL_QUALITIES),
+    PeerCodec("jxl-e9", "jxl", "JXL", {"effort": 9}, _JXL_QUALITIES),
 )
 
 
-def choose(names: Sequence[str]) -> tuple[Peer, ...]:
-    """The peers of some families ("avif") or of some names ("avif-s6-444").
+def choose_peers(names: Sequence[str]) -> tuple[PeerCodec, ...]:
+    """Return the peers of some families ("avif") or names ("avif-s6-444").
 
     Raises:
-        BadParameter: no such codec. MissingExtra: it is not installed.
+        BadParameter: there is no such peer. MissingExtra: it is not installed.
     """
     known = {p.family for p in PEERS} | {p.name for p in PEERS}
     unknown = [n for n in names if n not in known]
     if unknown:
-        raise BadParameter(f"no codec {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        raise BadParameter(f"codec is {unknown[0]!r}, expected one of {', '.join(sorted(known))}")
     chosen = tuple(p for p in PEERS if p.name in names or p.family in names)
     for family in {p.family for p in chosen}:
         _check_installed(family)
     return chosen
 
 
-def named(name: str) -> Peer:
-    """The peer of that name. Raises BadParameter."""
+def peer_named(name: str) -> PeerCodec:
+    """Return the peer of a name. Raises BadParameter if there is none."""
     for peer in PEERS:
         if peer.name == name:
             return peer
-    raise BadParameter(f"no codec {name!r}")
+    names = ", ".join(peer.name for peer in PEERS)
+    raise BadParameter(f"codec is {name!r}, expected one of {names}")
 
 
 def decompress(data: bytes) -> U8:
-    """What is seen of a peer's file on white, [H, W, 3]."""
+    """Return the picture of a peer's file laid on white, [H, W, 3] uint8."""
     with Image.open(io.BytesIO(data)) as image:
         samples = np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
     alpha = samples[..., 3] if samples.shape[2] == 4 else None
     return Picture(samples[..., :3], alpha).on_white().rgb
 
 
-def fit_bytes(peer: Peer, picture: Picture, wanted_bytes: int) -> tuple[int, bytes]:
-    """The lowest quality whose file has at least `wanted_bytes`, and that file; at most 100.
+def fit_bytes(peer: PeerCodec, picture: Picture, min_bytes: int) -> tuple[int, bytes]:
+    """Return the lowest quality whose file has at least `min_bytes`, and that file.
 
-    The peer gets the benefit of the last step: its file is never the smaller one.
+    Rounding up favours the peer: its file is the smaller one only at quality 100.
     """
     low, high = 1, 100
     files: dict[int, bytes] = {}
     while low < high:
         middle = (low + high) // 2
         files[middle] = peer.compress(picture, middle)
-        if len(files[middle]) >= wanted_bytes:
+        if len(files[middle]) >= min_bytes:
             high = middle
         else:
             low = middle + 1
@@ -119,7 +120,7 @@ def fit_bytes(peer: Peer, picture: Picture, wanted_bytes: int) -> tuple[int, byt
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that do the peers' work."""
+    """Return the versions of the libraries behind the peers."""
     versions = {"pillow": _version("pillow")}
     for feature in ("webp", "avif"):
         versions[feature] = str(features.version(feature))

@@ -1,4 +1,4 @@
-"""The benchmark of requests beside a job, against a server that counts."""
+"""The benchmark of requests during a job, against a server that counts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from service.bench import beside, report
-from service.bench.load import ServerFailed
+from service.bench import during_job, report
+from service.bench.server_load import ServerFailed
 
 
 class Stand:
-    """What the stand-in server has seen, and how it behaves."""
+    """Requests that a stand-in server got, and its behaviour."""
 
     def __init__(self, works: bool) -> None:
         self.works, self.step, self.running = works, 0, False
@@ -69,29 +69,29 @@ def measured(monkeypatch: pytest.MonkeyPatch, stand: Stand) -> tuple[dict[str, o
     given: list[str] = []
 
     @contextmanager
-    def server(_: str, __: int, ___: object, settings: Mapping[str, str]) -> Iterator[int]:
+    def run_server(_: str, __: int, ___: object, settings: Mapping[str, str]) -> Iterator[int]:
         given.append(settings["RANKPRESS_JOBS"])
         with standing(stand) as port:
             yield port
 
-    for name, value in (("server", server), ("SECONDS", 0.1), ("JOB_TIMEOUT_S", 0.5)):
-        monkeypatch.setattr(beside, name, value)
-    found = beside.beside_a_job(4.0, "cpu", 1, None, lambda _: None)
-    return found, given[0]
+    for name, value in (("run_server", run_server), ("SECONDS", 0.1), ("JOB_TIMEOUT_S", 0.5)):
+        monkeypatch.setattr(during_job, name, value)
+    result = during_job.bench_during_job(4.0, "cpu", 1, None, lambda _: None)
+    return result, given[0]
 
 
 def test_compress_is_measured_with_and_without_a_running_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stand = Stand(works=True)
-    found, jobs = measured(monkeypatch, stand)
-    assert jobs == "true" and found["failures"] == 0
+    result, jobs = measured(monkeypatch, stand)
+    assert jobs == "true" and result["failures"] == 0
     spells = [running for what, running in stand.asked[2:] if what == "POST /compress"]
     changes = [a for a, b in zip(spells, [*spells[1:], None], strict=True) if a != b]
-    assert changes == [False, True] * beside.TURNS
-    assert sum(what == "DELETE /jobs/x" for what, _ in stand.asked) == beside.TURNS
-    assert found["job_steps_per_second"] > 0  # type: ignore[operator]
-    table = report.jobs_table(json.loads(json.dumps(found)))
+    assert changes == [False, True] * during_job.TURNS
+    assert sum(what == "DELETE /jobs/x" for what, _ in stand.asked) == during_job.TURNS
+    assert result["job_steps_per_second"] > 0  # type: ignore[operator]
+    table = report.jobs_table(json.loads(json.dumps(result)))
     assert "beside a job" in table and "effort 4" in table
 
 

@@ -1,4 +1,4 @@
-"""Peers: every setting makes a file of its format that others read, and grows with quality."""
+"""Peer codecs: each writes readable files of its format that grow with the quality."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ from PIL import Image
 
 from service.errors import BadParameter
 from service.eval.metrics import psnr_db
-from service.eval.peers import PEERS, Peer, choose, decompress, fit_bytes, named
+from service.eval.peer_codecs import (
+    PEERS,
+    PeerCodec,
+    choose_peers,
+    decompress,
+    fit_bytes,
+    peer_named,
+)
 from service.eval.pictures import generate
 from service.picture import Picture
 
 PICTURE = generate(48, 40).picture
 IDS = [p.name for p in PEERS]
 
-choose(["jxl"])  # registers the plugin
+choose_peers(["jxl"])  # registers the plugin
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=IDS)
-def test_every_setting_makes_a_file_of_its_format_with_the_same_pixels_inside(peer: Peer) -> None:
+def test_every_setting_makes_a_file_of_its_format_with_the_same_pixels_inside(
+    peer: PeerCodec,
+) -> None:
     data = peer.compress(PICTURE, 90)
     with Image.open(io.BytesIO(data)) as image:
         assert image.format == peer.format
@@ -30,7 +39,7 @@ def test_every_setting_makes_a_file_of_its_format_with_the_same_pixels_inside(pe
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=IDS)
-def test_qualities_rise_and_so_do_bytes_and_psnr(peer: Peer) -> None:
+def test_qualities_rise_and_so_do_bytes_and_psnr(peer: PeerCodec) -> None:
     assert list(peer.qualities) == sorted(peer.qualities)
     first, last = (peer.compress(PICTURE, q) for q in (peer.qualities[0], peer.qualities[-1]))
     assert len(first) < len(last)
@@ -38,7 +47,9 @@ def test_qualities_rise_and_so_do_bytes_and_psnr(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=IDS)
-def test_alpha_is_kept_where_the_format_has_it_and_else_the_picture_is_on_white(peer: Peer) -> None:
+def test_alpha_is_kept_where_the_format_has_it_and_else_the_picture_is_on_white(
+    peer: PeerCodec,
+) -> None:
     alpha = np.zeros((40, 48), np.uint8)
     alpha[:, :24] = 255
     picture = Picture(PICTURE.rgb, alpha)
@@ -54,24 +65,24 @@ def test_444_keeps_the_colours_that_420_halves() -> None:
     stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 255
     striped = Picture(stripes)
     for family in ("jpeg-{}", "avif-s6-{}"):
-        peers = (named(family.format(subsampling)) for subsampling in (420, 444))
+        peers = (peer_named(family.format(subsampling)) for subsampling in (420, 444))
         half, full = (psnr_db(striped, decompress(peer.compress(striped, 95))) for peer in peers)
         assert full > half + 5
 
 
 def test_fitting_gives_the_lowest_quality_with_enough_bytes() -> None:
-    peer = named("webp-m4")
+    peer = peer_named("webp-m4")
     sizes = {q: len(peer.compress(PICTURE, q)) for q in range(1, 101)}
-    wanted = (sizes[40] + sizes[60]) // 2
-    quality, data = fit_bytes(peer, PICTURE, wanted)
-    assert len(data) == sizes[quality] >= wanted
-    assert sizes[quality - 1] < wanted
+    min_bytes = (sizes[40] + sizes[60]) // 2
+    quality, data = fit_bytes(peer, PICTURE, min_bytes)
+    assert len(data) == sizes[quality] >= min_bytes
+    assert sizes[quality - 1] < min_bytes
     assert fit_bytes(peer, PICTURE, 10**9)[0] == 100
 
 
 def test_families_and_names_choose_and_others_are_refused_by_name() -> None:
-    assert {p.name for p in choose(["webp", "avif-s6-444"])} == {
+    assert {p.name for p in choose_peers(["webp", "avif-s6-444"])} == {
         "webp-m4", "webp-m6", "avif-s6-444",
     }  # fmt: skip
     with pytest.raises(BadParameter, match="'mp3'"):
-        choose(["webp", "mp3"])
+        choose_peers(["webp", "mp3"])

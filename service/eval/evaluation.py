@@ -1,13 +1,12 @@
 """Rate and quality of the codec and its peers over a folder of pictures, from whole files.
 
-Every picture goes through every codec at every setting; what is measured is the file's length and
-the pixels that come back out of it, never an estimate. Our encoder runs without its own check here,
-since the stream is decoded anyway: times are pixels to bytes and bytes to pixels for everyone.
+Every picture is compressed by every codec at every setting. Size and quality are those of the file
+and of the pixels that are decoded from it, never estimates. Our encoder runs without its own check
+here, because each stream is decoded anyway: all times are pixels to bytes and bytes to pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,41 +21,42 @@ from service.engine.types import Codec
 from service.errors import BadParameter
 from service.eval import curves, metrics
 from service.eval.machine import Machine
-from service.eval.peers import Peer, decompress, library_versions
-from service.eval.pictures import Named, decode_on_white
-from service.eval.rows import OUR_NAMES, OURS, Row, our_name
+from service.eval.measurements import OUR_NAMES, OURS, Measurement, our_name
+from service.eval.peer_codecs import PeerCodec, decompress, library_versions
+from service.eval.pictures import NamedPicture, decode_on_white, digest_pixels
 from service.picture import U8
 
 SCHEMA: Final = 1
 DEFAULT_ANCHORS: Final = ("avif-s6-444", "avif-s6-420", "webp-m6", "jpeg-420")
+"""Peers that BD-rates are measured against where VTM is not published, the best one first."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What to measure.
 
     Attributes:
-        rates: of our ladders. peers: with all their qualities.
-        perceptual: also SSIMULACRA 2, about a second for each file.
-        tunes: which of our ladders.
+        rates: of our codec. peers: other codecs, each at all of its qualities.
+        perceptual: whether to measure SSIMULACRA 2 too, about a second for each file.
+        tunes: of our codec.
     """
 
     rates: tuple[float, ...]
-    peers: tuple[Peer, ...]
+    peers: tuple[PeerCodec, ...]
     perceptual: bool = False
     tunes: tuple[str, ...] = (PSNR,)
 
     @property
     def files(self) -> int:
-        """Files for each picture."""
+        """Number of files for each picture."""
         return len(self.rates) * len(self.tunes) + sum(len(p.qualities) for p in self.peers)
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
-    """Read "4", "1-8" or "2,4,6.5".
+    """Read rates from a text such as "4", "1-8" or "2,4,6.5".
 
     Raises:
-        BadParameter: neither numbers nor a range of whole numbers.
+        BadParameter: the text is neither numbers nor a range of whole numbers.
     """
     try:
         if "-" in text:
@@ -72,57 +72,58 @@ def parse_rates(text: str) -> tuple[float, ...]:
 
 
 def parse_tunes(text: str) -> tuple[str, ...]:
-    """Read "psnr" or "psnr,ms-ssim".
+    """Read tunes from a text such as "psnr" or "psnr,ms-ssim".
 
     Raises:
-        BadParameter: a name that is no tune.
+        BadParameter: there is no tune of a name.
     """
     tunes = tuple(dict.fromkeys(text.split(",")))
     unknown = [t for t in tunes if t not in TUNES]
     if unknown:
-        raise BadParameter(f"no tune {unknown[0]!r}; there are {', '.join(TUNES)}")
+        raise BadParameter(f"tune is {unknown[0]!r}, expected one of {', '.join(TUNES)}")
     return tunes
 
 
 def evaluate(
-    pictures: Sequence[Named],
+    pictures: Sequence[NamedPicture],
     codec: Codec,
-    plan: Plan,
-    known: Sequence[Row],
-    done: Callable[[Row], None],
-) -> tuple[Row, ...]:
+    plan: EvaluationPlan,
+    known: Sequence[Measurement],
+    on_result: Callable[[Measurement], None],
+) -> tuple[Measurement, ...]:
     """Measure every picture with every codec at every setting.
 
     Args:
-        pictures: to compress. codec: ours. plan: the settings.
-        known: rows of earlier runs; those of the same pixels, peer and setting are taken over.
-        done: called with each row as it is finished.
+        pictures: to compress. codec: our codec. plan: the settings.
+        known: measurements of earlier runs; those of the same pixels, peer and setting are reused.
+        on_result: is called with each measurement as soon as it is known.
 
     Raises:
         RateUnavailable: the store does not hold one of the rates; nothing was measured.
     """
     for tune, rate in product(plan.tunes, plan.rates):
-        codec.compress(pictures[0].picture, rate, tune)  # also warms up
-    taken = {row.key: row for row in known if row.codec not in OUR_NAMES}
-    rows = []
+        codec.compress(pictures[0].picture, rate, tune)  # fails early, and warms up
+    known_by_key = {m.key: m for m in known if m.codec not in OUR_NAMES}
+    results = []
     for named in pictures:
-        for codec_name, setting, compress, expand in _codecs(codec, plan, named):
-            row = taken.get((digest(named), codec_name, setting))
-            if row is None or (plan.perceptual and row.ssimulacra2 is None):
-                row = _measure(named, codec_name, setting, compress, expand, plan.perceptual)
-            rows.append(row)
-            done(row)
-    return tuple(rows)
+        for codec_name, setting, compress, decode in _codecs(codec, plan, named):
+            result = known_by_key.get((digest_pixels(named), codec_name, setting))
+            if result is None or (plan.perceptual and result.ssimulacra2 is None):
+                result = _measure(named, codec_name, setting, compress, decode, plan.perceptual)
+            results.append(result)
+            on_result(result)
+    return tuple(results)
 
 
 def summarise(
-    rows: Sequence[Row], codec: Codec, machine: Machine, anchor: str | None
+    rows: Sequence[Measurement], codec: Codec, machine: Machine, anchor: str | None
 ) -> dict[str, Any]:
-    """All results as one JSON object.
+    """Return all results as one JSON object.
 
     Args:
-        rows: of one evaluation. codec: for the model's name and hash. machine: that it ran on.
-        anchor: of BD-rate: a codec that was measured, or a published curve over Kodak.
+        rows: of one evaluation. codec: our codec, which names the model.
+        machine: that the evaluation ran on.
+        anchor: of BD-rates: a codec that was measured, or a published curve over Kodak.
 
     Raises:
         BadParameter: there is no curve of the anchor's name.
@@ -148,49 +149,49 @@ def summarise(
     }
 
 
-def to_json(summary: Mapping[str, Any]) -> str:
-    """The summary as it is committed: indented, six digits, ends in a newline."""
-    return json.dumps(_rounded(summary), indent=1, allow_nan=False) + "\n"
+def to_json(result: Mapping[str, Any]) -> str:
+    """Return results as the text of a file: indented JSON, six digits, a newline at the end."""
+    return json.dumps(_rounded(result), indent=1, allow_nan=False) + "\n"
 
 
 def _codecs(
-    codec: Codec, plan: Plan, named: Named
+    codec: Codec, plan: EvaluationPlan, named: NamedPicture
 ) -> Iterator[tuple[str, str, Callable[[], bytes], Callable[[bytes], U8]]]:
-    """(codec, setting, compress, decompress) of every file to make of a picture."""
+    """Yield codec, setting, compress and decompress of every file to make of a picture."""
     for tune, rate in product(plan.tunes, plan.rates):
 
-        def ours(rate: float = rate, tune: str = tune) -> bytes:
+        def compress_ours(rate: float = rate, tune: str = tune) -> bytes:
             return codec.compress(named.picture, rate, tune).data
 
         setting = f"rate {rate:g}"
-        yield our_name(tune), setting, ours, partial(decode_on_white, codec)
+        yield our_name(tune), setting, compress_ours, partial(decode_on_white, codec)
     for peer in plan.peers:
         for quality in peer.qualities:
 
-            def theirs(peer: Peer = peer, quality: int = quality) -> bytes:
+            def compress_peer(peer: PeerCodec = peer, quality: int = quality) -> bytes:
                 return peer.compress(named.picture, quality)
 
-            yield peer.name, f"q{quality}", theirs, decompress
+            yield peer.name, f"q{quality}", compress_peer, decompress
 
 
 def _measure(
-    named: Named,
+    named: NamedPicture,
     codec: str,
     setting: str,
     compress: Callable[[], bytes],
-    expand: Callable[[bytes], U8],
+    decode: Callable[[bytes], U8],
     perceptual: bool,
-) -> Row:
+) -> Measurement:
     start = perf_counter()
     data = compress()
     encoded = perf_counter()
-    rgb = expand(data)
+    rgb = decode(data)
     decoded = perf_counter()
     original = named.on_white
     height, width, _ = original.shape
-    return Row(
+    return Measurement(
         image=named.name,
-        sha256=digest(named),
+        sha256=digest_pixels(named),
         width=width,
         height=height,
         codec=codec,
@@ -205,61 +206,60 @@ def _measure(
     )
 
 
-def digest(named: Named) -> str:
-    """The first 16 hex digits of the sha256 of a picture's pixels."""
-    alpha = b"" if named.alpha is None else named.alpha.tobytes()
-    pixels = named.rgb.tobytes() + repr(named.rgb.shape).encode() + alpha
-    return hashlib.sha256(pixels).hexdigest()[:16]
-
-
 def _anchor(
-    measured: Sequence[curves.Curve], references: Sequence[curves.Curve], wanted: str | None
+    measured: Sequence[curves.Curve], references: Sequence[curves.Curve], requested: str | None
 ) -> curves.Curve | None:
-    """The curve that is wanted; else VTM over Kodak, else the peer that does best as a rule."""
+    """Return the requested curve; else VTM over Kodak, else the first of DEFAULT_ANCHORS."""
     by_name = {c.name: c for c in (*references, *measured)}
-    if wanted is not None and wanted not in by_name:
-        raise BadParameter(f"no curve {wanted!r} to compare with; there are {', '.join(by_name)}")
+    if requested is not None and requested not in by_name:
+        raise BadParameter(f"anchor is {requested!r}, expected one of {', '.join(by_name)}")
     peers = [c.name for c in measured if c.name not in OUR_NAMES]
-    names = (wanted,) if wanted else ("vtm", *DEFAULT_ANCHORS, *peers)
+    names = (requested,) if requested else ("vtm", *DEFAULT_ANCHORS, *peers)
     return next((by_name[n] for n in names if n in by_name), None)
 
 
 def _bd_rates(
     measured: Sequence[curves.Curve], references: Sequence[curves.Curve], anchor: curves.Curve
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"anchor": anchor.name, "anchor_source": anchor.source}
+    result: dict[str, Any] = {"anchor": anchor.name, "anchor_source": anchor.source}
     for metric in curves.METRICS:
         rates = [curves.bd_rate(anchor, c, metric) for c in (*measured, *references)]
-        found[metric] = [asdict(r) for r in rates if r is not None]
-    return found
+        result[metric] = [asdict(r) for r in rates if r is not None]
+    return result
 
 
 def _between_tunes(measured: Sequence[curves.Curve]) -> dict[str, Any]:
-    """BD-rate of each of our other ladders against the first, by metric."""
+    """Return the BD-rates of our other tunes against tune PSNR, by metric."""
     by_name = {c.name: c for c in measured}
-    found = {}
+    result = {}
     for metric in curves.METRICS:
         rates = [
             curves.bd_rate(by_name[OURS], by_name[name], metric)
             for name in OUR_NAMES[1:]
             if OURS in by_name and name in by_name
         ]
-        found[metric] = [asdict(r) for r in rates if r is not None]
-    return found
+        result[metric] = [asdict(r) for r in rates if r is not None]
+    return result
 
 
 def _published(
     measured: Sequence[curves.Curve], references: Sequence[curves.Curve]
 ) -> list[dict[str, Any]]:
-    """Bits per pixel of published mean curves at the mean PSNR of each of our settings."""
+    """Return bits per pixel of published mean curves at the mean PSNR of each of our settings."""
     ours = [p for c in measured if c.name == OURS for p in c.points if p.psnr_db is not None]
     return [
-        {"setting": p.setting, "codec": c.name, "title": c.title, "bpp": bpp,
-         "percent": 100 * (p.bpp / bpp - 1), "source": c.source}
+        {
+            "setting": p.setting,
+            "codec": c.name,
+            "title": c.title,
+            "bpp": bpp,
+            "percent": 100 * (p.bpp / bpp - 1),
+            "source": c.source,
+        }
         for p in ours
         for c in references
         if (bpp := curves.bpp_at(c, "psnr_db", p.psnr_db or 0.0)) is not None
-    ]  # fmt: skip
+    ]
 
 
 def _curve(curve: curves.Curve) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def _curve(curve: curves.Curve) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Six significant digits, and null for what JSON cannot say."""
+    """Return JSON values with six significant digits; infinite numbers become None."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):

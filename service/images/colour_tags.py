@@ -1,9 +1,9 @@
-"""What image files say of their colours in other ways than by an ICC profile.
+"""Descriptions of colours in image files by other means than an ICC profile.
 
-PNG has chunks (PNG, third edition, 4.3: cICP goes before iCCP, before sRGB, before gAMA and cHRM),
-AVIF and HEIC have code points (ITU-T H.273) in a `colr` box, and cameras say "Adobe RGB" in Exif. A
-profile goes before all of them but cICP. The curve of BT.709, which is one of cameras, is taken for
-that of sRGB, as web browsers take it.
+PNG has chunks: cICP overrides iCCP, which overrides sRGB, which overrides gAMA and cHRM (PNG, third
+edition, 4.3). AVIF and HEIC have code points (ITU-T H.273) in a `colr` box, and cameras write
+"Adobe RGB" into Exif. A profile overrides all of these but cICP. The curve of BT.709, which is that
+of cameras, is taken for that of sRGB, as in web browsers.
 """
 
 from __future__ import annotations
@@ -20,14 +20,21 @@ from PIL.ImageFile import ImageFile
 from service.errors import BadImage
 from service.images import colour
 from service.images.boxes import box_inside, boxes
-from service.images.colour import D65, SRGB_CURVE, SRGB_PRIMARIES, Curve, Primaries, Space
+from service.images.colour import (
+    D65,
+    SRGB_CURVE,
+    SRGB_PRIMARIES,
+    ColourSpace,
+    Primaries,
+    TransferCurve,
+)
 
 _P3: Final[Primaries] = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
 _NTSC: Final[Primaries] = ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070))
 _C: Final = (0.310, 0.316)
 _PRIMARIES: Final[Mapping[int, tuple[Primaries, tuple[float, float]]]] = {
     1: (SRGB_PRIMARIES, D65),
-    2: (SRGB_PRIMARIES, D65),  # "unspecified"
+    2: (SRGB_PRIMARIES, D65),  # 2 means "unspecified"
     4: (((0.67, 0.33), (0.21, 0.71), (0.14, 0.08)), _C),
     5: (((0.64, 0.33), (0.29, 0.60), (0.15, 0.06)), D65),
     6: (_NTSC, D65),
@@ -38,74 +45,83 @@ _PRIMARIES: Final[Mapping[int, tuple[Primaries, tuple[float, float]]]] = {
     12: (_P3, D65),
     22: (((0.630, 0.340), (0.295, 0.605), (0.155, 0.077)), D65),
 }
-"""Red, green and blue, and the white point, by H.273's ColourPrimaries."""
+"""Red, green and blue, and the white point, by ColourPrimaries of H.273."""
 
-_CURVES: Final[Mapping[int, Curve]] = {
+_CURVES: Final[Mapping[int, TransferCurve]] = {
     **dict.fromkeys((1, 2, 6, 13, 14, 15), SRGB_CURVE),
-    4: Curve(2.2),
-    5: Curve(2.8),
-    8: Curve(1.0),
+    4: TransferCurve(2.2),
+    5: TransferCurve(2.8),
+    8: TransferCurve(1.0),
 }
-"""By H.273's TransferCharacteristics; 2 is "unspecified"."""
+"""Curves by TransferCharacteristics of H.273; 2 means "unspecified"."""
 
 _UNSPECIFIED: Final = 2
 _RGB_OF_FULL_RANGE: Final = b"\0\1"
-"""A cICP's matrix and range: the only ones that PNG's samples have in practice."""
+"""Matrix and range of a cICP chunk that are supported: PNG has no others in practice."""
 
 _HDR: Final[Mapping[int, str]] = {16: "PQ", 18: "HLG"}
+"""Transfer characteristics of pictures of high dynamic range."""
 
-_ADOBE_RGB: Final = Space(Curve(563 / 256), ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06)))
+_ADOBE_RGB: Final = ColourSpace(
+    TransferCurve(563 / 256), ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
+)
 _UNCALIBRATED: Final = 0xFFFF
 _ADOBE_COLOR_SPACE: Final = 2
 _INTEROPERABILITY_INDEX: Final = 1
 _MAX_PARTS: Final = 10_000
-"""Chunks or associations that are looked at."""
+"""Chunks or associations that are read; later ones are ignored."""
 
 
 @dataclass(frozen=True)
 class ColourDescription:
-    """What a file says of its colours; `by` names where, `space` is None where it is not known."""
+    """The colour space that a file names.
 
-    by: str
-    space: Space | None
+    Attributes:
+        source: part of the file that names it, as in a note to the user.
+        space: the colour space; None where it is not known.
+    """
+
+    source: str
+    space: ColourSpace | None
 
 
 def describe_colours(name: str, image: ImageFile, data: bytes) -> ColourDescription | None:
-    """Return what an opened file says of its colours; None for nothing, or for a profile.
+    """Return the description of an opened file's colours; None if there is none or a profile.
 
     Args:
         name: of the kind of file. image: opened. data: the whole file.
 
     Raises:
-        BadImage: they are HDR, which eight bits cannot hold.
+        BadImage: the colours are HDR, which 8 bits cannot represent.
     """
-    coded = _by_cicp(data) if name == "PNG" else _by_nclx(name, data)
+    by_code_points = _by_cicp(data) if name == "PNG" else _by_nclx(name, data)
     icc = bool(image.info.get("icc_profile"))
-    if coded is not None and coded.space is not None and (name == "PNG" or not icc):
-        return coded
-    return None if icc else description_by_info(image) or coded
+    known = by_code_points is not None and by_code_points.space is not None
+    if known and (name == "PNG" or not icc):
+        return by_code_points
+    return None if icc else describe_by_info(image) or by_code_points
 
 
-def description_by_info(image: Image) -> ColourDescription | None:
-    """Return what Pillow's `info` says of colours, where it has no profile; None for nothing.
+def describe_by_info(image: Image) -> ColourDescription | None:
+    """Return the description in Pillow's `info` of an image without profile; None if there is none.
 
-    It has no code points: those are in the file alone.
+    Pillow does not read code points.
     """
     if "srgb" in image.info:
         return None
-    found = _by_gamma(image)
-    if found is None and is_adobe_rgb(image):
+    description = _by_gamma(image)
+    if description is None and is_adobe_rgb(image):
         return ColourDescription("Exif (Adobe RGB)", _ADOBE_RGB)
-    return found
+    return description
 
 
 def profile_by_info(image: Image, *, grey: bool) -> bytes | None:
-    """Return a profile of what `description_by_info` finds; None for sRGB and for nonsense."""
-    told = description_by_info(image)
-    if told is None or told.space is None:
+    """Return a profile of the space of `describe_by_info`; None for sRGB and unknown spaces."""
+    description = describe_by_info(image)
+    if description is None or description.space is None:
         return None
     mode: Literal["L", "RGB"] = "L" if grey else "RGB"
-    icc = told.space.profile(grey)
+    icc = description.space.profile(grey)
     transform = colour.to_srgb(icc, mode)
     return None if transform is None or colour.is_srgb(transform, mode) else icc
 
@@ -114,8 +130,8 @@ def _by_cicp(png: bytes) -> ColourDescription | None:
     cicp = next((body for kind, body in _chunks(png) if kind == b"cICP"), None)
     if cicp is None:
         return None
-    told = _by_code_points("PNG cICP", cicp[0], cicp[1]) if len(cicp) == 4 else None
-    return told if cicp[2:] == _RGB_OF_FULL_RANGE else ColourDescription("PNG cICP", None)
+    description = _by_code_points("PNG cICP", cicp[0], cicp[1]) if len(cicp) == 4 else None
+    return description if cicp[2:] == _RGB_OF_FULL_RANGE else ColourDescription("PNG cICP", None)
 
 
 def _by_nclx(name: str, file: bytes) -> ColourDescription | None:
@@ -123,57 +139,58 @@ def _by_nclx(name: str, file: bytes) -> ColourDescription | None:
     return None if points is None else _by_code_points(f"{name} nclx", *points)
 
 
-def _by_code_points(by: str, primaries: int, transfer: int) -> ColourDescription | None:
+def _by_code_points(source: str, primaries: int, transfer: int) -> ColourDescription | None:
     if primaries == transfer == _UNSPECIFIED:
         return None
     if transfer in _HDR:
         raise BadImage(
-            f"the picture is HDR ({_HDR[transfer]}, told by {by}), expected one of standard "
-            "dynamic range: convert it first"
+            f"the picture is HDR ({_HDR[transfer]} by {source}), expected one of standard dynamic "
+            "range: convert it first"
         )
     known, curve = _PRIMARIES.get(primaries), _CURVES.get(transfer)
     if known is None or curve is None:
-        return ColourDescription(f"{by} {primaries}, {transfer}", None)
-    return ColourDescription(by, Space(curve, *known))
+        return ColourDescription(f"{source} {primaries}, {transfer}", None)
+    return ColourDescription(source, ColourSpace(curve, *known))
 
 
 def _by_gamma(image: Image) -> ColourDescription | None:
-    """By the chunks gAMA and cHRM. 1/2.2 with sRGB's primaries stands for sRGB, as PNG says."""
+    """Return the description by the chunks gAMA and cHRM; gamma 1/2.2 stands for sRGB's curve."""
     gamma, points = image.info.get("gamma"), image.info.get("chromaticity")
     if gamma is None and points is None:
         return None
-    by = " and ".join(n for n, v in (("gAMA", gamma), ("cHRM", points)) if v is not None)
+    chunks = [n for n, v in (("gAMA", gamma), ("cHRM", points)) if v is not None]
+    source = f"PNG {' and '.join(chunks)}"
     try:
-        curve = SRGB_CURVE if gamma is None else Curve(1 / gamma)
+        curve = SRGB_CURVE if gamma is None else TransferCurve(1 / gamma)
         if gamma is not None and abs(gamma - 1 / 2.2) < 0.005:
             curve = SRGB_CURVE
         if points is None:
-            return ColourDescription(f"PNG {by}", Space(curve))
+            return ColourDescription(source, ColourSpace(curve))
         white, *corners = zip(points[::2], points[1::2], strict=True)
         red, green, blue = corners
-        return ColourDescription(f"PNG {by}", Space(curve, (red, green, blue), white))
+        return ColourDescription(source, ColourSpace(curve, (red, green, blue), white))
     except (ValueError, ZeroDivisionError):
-        return ColourDescription(f"PNG {by}", None)
+        return ColourDescription(source, None)
 
 
 def is_adobe_rgb(image: Image) -> bool:
-    """Whether Exif says so: colour space 2, or "uncalibrated" with the index R03."""
+    """Return whether Exif says Adobe RGB: colour space 2, or "uncalibrated" with the index R03."""
     try:
-        own = image.getexif()
-        space = own.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
-        index = _interoperability(own)
+        tags = image.getexif()
+        space = tags.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+        index = _interoperability(tags)
     except Exception:  # Pillow raises whatever damaged bytes lead to
         return False
     return space == _ADOBE_COLOR_SPACE or (space == _UNCALIBRATED and index.startswith("R03"))
 
 
 def _interoperability(exif: Exif) -> str:
-    found = exif.get_ifd(ExifTags.IFD.Interop).get(_INTEROPERABILITY_INDEX, "")
-    return found.decode("ascii", "replace") if isinstance(found, bytes) else str(found)
+    index = exif.get_ifd(ExifTags.IFD.Interop).get(_INTEROPERABILITY_INDEX, "")
+    return index.decode("ascii", "replace") if isinstance(index, bytes) else str(index)
 
 
 def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and content of a PNG's chunks before its pixels."""
+    """Yield name and content, cut to 64 bytes, of each chunk of a PNG before its pixels."""
     position = 8
     for _ in range(_MAX_PARTS):
         if position + 8 > len(png):
@@ -186,9 +203,9 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _nclx(file: bytes) -> tuple[int, int] | None:
-    """Primaries and transfer of the `colr` box with code points that the primary item has.
+    """Return primaries and transfer in the `colr` box of the primary item; None if there is none.
 
-    Thumbnails, alpha and gain maps may have others (ISO/IEC 23008-12, 6.5.5 and 9.3).
+    Thumbnails, alpha and gain maps may have boxes of their own (ISO/IEC 23008-12, 6.5.5 and 9.3).
     """
     primary = box_inside(file, (b"meta", b"pitm"))
     properties = box_inside(file, (b"meta", b"iprp", b"ipco"))
@@ -209,7 +226,7 @@ def _nclx(file: bytes) -> tuple[int, int] | None:
 
 
 def _properties_of(file: bytes, begin: int, item: int) -> Iterator[int]:
-    """Numbers, from 1, of an item's properties, as an `ipma` box lists them."""
+    """Yield the numbers, from 1, of an item's properties in an `ipma` box."""
     head, items = struct.unpack_from(">2I", file, begin)
     entry = ">IB" if head >> 24 else ">HB"
     number, mask = (">H", 0x7FFF) if head & 1 else (">B", 0x7F)  # the top bit says "essential"

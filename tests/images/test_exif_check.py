@@ -1,4 +1,4 @@
-"""Whatever bytes stand for Exif and a profile: pictures are read, and written in every format."""
+"""Pictures with any bytes for Exif and profile are read, and written in every format."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from PIL import Image
 
 from images.test_exif import camera_exif
 from service.images import exif
-from service.images.colour import SRGB_PRIMARIES, Curve, Space
-from service.images.read import Format, of_another_view, read_image, shrink, write_with_notes
+from service.images.colour import SRGB_PRIMARIES, ColourSpace, TransferCurve
+from service.images.read import read_image
+from service.images.resize import shrink, update_exif
+from service.images.write import Format, write_with_notes
 from service.picture import Picture
 
 FORMATS: tuple[Format, ...] = ("png", "webp", "jpeg", "avif")
@@ -32,7 +34,7 @@ PICTURES = {
 
 
 def entry(tag: int, kind: int, count: int, value: bytes) -> bytes:
-    """A block of one entry."""
+    """Return a block of one entry."""
     head = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHI", tag, kind, count)
     return head + value.ljust(4, b"\0")[:4] + bytes(4)
 
@@ -45,7 +47,7 @@ DAMAGED = {
     "orientation of text": entry(0x0112, 2, 4, b"six"),
     "orientation of a fraction": exif_of(6)[:8] + entry(0x0112, 5, 1, b"\x1a\0\0\0")[8:] + bytes(8),
 }
-"""Blocks that a writer refuses, each in its own way; Pillow reads the first ones without a word."""
+"""Blocks that a writer refuses, each for another reason; Pillow reads the first ones silently."""
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +59,7 @@ def _as_in_a_program() -> Iterator[None]:
 
 
 def mutated(blocks: list[bytes], count: int, seed: int = 1) -> Iterator[bytes]:
-    """Blocks with bytes changed, put in, taken out and cut off."""
+    """Yield blocks with bytes changed, inserted, removed and cut off."""
     draw = random.Random(seed)
     for _ in range(count):
         block = bytearray(draw.choice(blocks))
@@ -76,7 +78,7 @@ def mutated(blocks: list[bytes], count: int, seed: int = 1) -> Iterator[bytes]:
 
 
 def check_written(picture: Picture) -> None:
-    """It is written in every format, and what the files lack is noted."""
+    """Check that a picture is written in every format, with a note on what a file lacks."""
     for format in FORMATS:
         written = write_with_notes(picture, format)
         with Image.open(io.BytesIO(written.data)) as image:
@@ -94,7 +96,7 @@ def check_written(picture: Picture) -> None:
 @pytest.mark.parametrize("kind", PICTURES)
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damaged_exif_of_a_stream_is_left_out_with_a_note(kind: str, name: str) -> None:
-    """A stream may come from anywhere; that its Exif is damaged must not hide its picture."""
+    """Damaged Exif in a stream from elsewhere must not prevent that its picture is written."""
     picture = replace(PICTURES[kind], exif=DAMAGED[name])
     check_written(picture)
     noted = write_with_notes(picture, "avif").notes
@@ -103,7 +105,7 @@ def test_damaged_exif_of_a_stream_is_left_out_with_a_note(kind: str, name: str) 
 
 def test_any_exif_and_any_profile_are_written_or_left_out_in_every_format() -> None:
     blocks = [exif_of(1), exif_of(6, ">"), camera_exif()]
-    grey = Space(Curve(1.8), SRGB_PRIMARIES).profile(grey=True)
+    grey = ColourSpace(TransferCurve(1.8), SRGB_PRIMARIES).profile(grey=True)
     profiles = [profile(), grey, profile()[:200], bytes(132)]
     pairs = zip(mutated(blocks, 300), mutated(profiles, 300), strict=True)
     for number, (block, icc) in enumerate(pairs):
@@ -113,7 +115,7 @@ def test_any_exif_and_any_profile_are_written_or_left_out_in_every_format() -> N
 
 
 def read_with(block: bytes, way: str) -> Picture:
-    """The picture of a file with a block, as `metadata=all` reads it."""
+    """Return the picture of a file with a block, read with `metadata="all"`."""
     image = Image.fromarray(photo())
     if way == "PNG":
         png = file_of(image, "PNG")
@@ -138,7 +140,7 @@ def test_exif_that_is_kept_is_written_in_every_format(way: str) -> None:
 
 
 def test_an_orientation_that_only_pillow_understands_is_not_kept() -> None:
-    """The writer of AVIF would turn the picture by it, and nobody else."""
+    """Only the writer of AVIF would turn the picture by such an orientation."""
     two = entry(0x0112, 3, 2, struct.pack("<HH", 6, 6))
     assert exif.orientation(two) is None
     picture = read_with(two, "PNG")
@@ -158,7 +160,7 @@ def test_a_long_block_is_left_out_of_jpeg_alone_and_noted() -> None:
 
 
 def test_a_block_that_takes_seconds_to_take_apart_is_left_out() -> None:
-    """Half a million fractions, which AVIF's writer would read and write one by one."""
+    """A block of half a million fractions, which AVIF's writer would process one by one."""
     fractions = struct.pack("<II", 4_000_000_001, 4_000_000_003) * 500_000
     slow = b"II*\0" + struct.pack("<IH", 8, 2)
     slow += struct.pack("<HHII", 0x011A, 5, 500_000, 38) + struct.pack("<HHIHH", 0x0112, 3, 1, 1, 0)
@@ -166,7 +168,7 @@ def test_a_block_that_takes_seconds_to_take_apart_is_left_out() -> None:
     picture = Picture(RGB, exif=slow)
     for format in FORMATS:
         assert "the Exif block" in write_with_notes(picture, format).notes[0]
-    part = of_another_view(picture)
+    part = update_exif(picture)
     assert part.exif is None and part.notes == ("the Exif block is damaged and was left out",)
 
 

@@ -1,8 +1,8 @@
-"""A real server under load: throughput by concurrency, and what happens at twice its capacity.
+"""A real server under load: throughput by number of clients, and answers at twice its capacity.
 
-The server is a process of its own (`rankpress serve`), the clients are threads here with one
-connection each, and everything goes over loopback. Client and server share the machine, as the
-numbers then do.
+The server is a process of its own (`rankpress serve`), the clients are threads of this process with
+one connection each, and requests go over loopback. Clients and server share the machine, so the
+throughput is that of both together.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
@@ -30,19 +30,21 @@ import numpy as np
 
 from service.bench.memory import as_png
 from service.errors import RankpressError
+from service.eval.machine import machine_for_timing, this_machine
 from service.eval.pictures import generate
 
+SCHEMA: Final = 1
 CONCURRENCIES: Final = (1, 2, 4, 8)
 SECONDS: Final = 6.0
 START_TIMEOUT_S: Final = 120.0
 REQUEST_TIMEOUT_S: Final = 300.0
 MAX_WAITING: Final = 64
-"""Requests that the server lets wait: this many more than are worked on are admitted, then 503."""
+"""Requests that may wait for the server's workers; it answers 503 to more."""
 
 LIMITS: Final = MappingProxyType(
     {"RANKPRESS_MAX_WAITING": str(MAX_WAITING), "RANKPRESS_CLIENT_SHARE": "1"}
 )
-"""All requests come from one address, and stand for those of many clients."""
+"""Settings of the server: its one client address stands for many, so it may take every place."""
 
 MAX_OVERLOAD_S: Final = 60.0
 SIZE: Final = (768, 512)
@@ -54,28 +56,51 @@ class ServerFailed(RankpressError):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Status and milliseconds of one request; status 0 when the connection broke."""
+class LoadAnswer:
+    """Status and milliseconds of one request; the status is 0 when the connection broke."""
 
     status: int
     ms: float
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to send: path with query, and a body."""
+class LoadRequest:
+    """A POST request to send: path with query, and a body."""
 
     path: str
     body: bytes
 
 
-def throughput(rate: float, device: str, threads: int, store: Path | None) -> dict[str, Any]:
-    """Requests a second of compress and decompress by concurrency, and at twice the capacity."""
+def bench_server(
+    rate: float, device: str, threads: int, store: Path | None, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return the throughput of a server under load, with the machine, as JSON values.
+
+    Raises:
+        ServerFailed: the server did not start.
+    """
+    machine = machine_for_timing(device, progress)
+    progress("server under load")
+    return {
+        "what": "service",
+        "schema": SCHEMA,
+        "rate": rate,
+        "machine": asdict(machine),
+        "threads": threads,
+        "service": measure_throughput(rate, device, threads, store),
+        "load_at_end": this_machine(device).load,
+    }
+
+
+def measure_throughput(
+    rate: float, device: str, threads: int, store: Path | None
+) -> dict[str, Any]:
+    """Return requests per second by number of clients, and at twice the capacity of the server."""
     png = as_png(generate(*SIZE).rgb)
-    with server(device, threads, store) as port:
-        compress = Request(f"/compress?rate={rate:g}", png)
+    with run_server(device, threads, store) as port:
+        compress = LoadRequest(f"/compress?rate={rate:g}", png)
         stream = fetch(port, compress)
-        decompress = Request("/decompress?format=png", stream)
+        decompress = LoadRequest("/decompress?format=png", stream)
         results: dict[str, Any] = {"width": SIZE[0], "height": SIZE[1]}
         for name, request in (("compress", compress), ("decompress", decompress)):
             same = itertools.repeat(request)
@@ -90,19 +115,19 @@ def throughput(rate: float, device: str, threads: int, store: Path | None) -> di
 
 
 @contextmanager
-def server(
+def run_server(
     device: str,
     threads: int,
     store: Path | None,
     settings: Mapping[str, str] = WITHOUT_JOBS,
 ) -> Iterator[int]:
-    """A server process that is ready; gives its port and ends it afterwards.
+    """Start a server process, yield its port once it is ready, and stop it afterwards.
 
     Args:
-        settings: environment variables of the server; no other RANKPRESS_* is passed on.
+        settings: environment variables of the server; it gets no other RANKPRESS_* but LIMITS.
 
     Raises:
-        ServerFailed: it was not ready in START_TIMEOUT_S.
+        ServerFailed: it was not ready within START_TIMEOUT_S.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -122,16 +147,16 @@ def server(
         process.wait(60)
 
 
-def fetch(port: int, request: Request) -> bytes:
-    """The answer's body. Raises ServerFailed: it was not 200."""
-    status, body = ask(port, "POST", request.path, request.body)
+def fetch(port: int, request: LoadRequest) -> bytes:
+    """Return the body of the answer. Raises ServerFailed if its status is not 200."""
+    status, body = send(port, "POST", request.path, request.body)
     if status != 200:
         raise ServerFailed(f"POST {request.path} was answered {status}: {body[:200]!r}")
     return body
 
 
-def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """One request on a connection of its own: the answer's status and body."""
+def send(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """Send one request on a connection of its own; return the status and body of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_TIMEOUT_S)
     with closing(connection):
         connection.request(method, path, body)
@@ -140,76 +165,76 @@ def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[i
 
 
 def closed_loop(
-    port: int, requests: Iterator[Request], clients: int, seconds: float
+    port: int, requests: Iterator[LoadRequest], clients: int, seconds: float
 ) -> dict[str, Any]:
-    """Clients that each send the next request when they have the last one's answer.
+    """Let clients send requests, each as soon as its last one is answered; return the throughput.
 
     Args:
-        requests: without end; all clients take from it in turn.
+        requests: an endless iterator that all clients take from in turn.
     """
-    answers: list[Answer] = []
+    answers: list[LoadAnswer] = []
     deadline = time.monotonic() + seconds
 
-    def work() -> None:
+    def run_client() -> None:
         with closing(_Client(port)) as client:
             while time.monotonic() < deadline:
                 answers.append(client.send(next(requests)))
 
-    begun = time.monotonic()
-    threads = [threading.Thread(target=work) for _ in range(clients)]
+    begin = time.monotonic()
+    threads = [threading.Thread(target=run_client) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return {"clients": clients, **_summed(answers, time.monotonic() - begun)}
+    return {"clients": clients, **_summarise(answers, time.monotonic() - begin)}
 
 
-def open_loop(port: int, request: Request, per_second: float, seconds: float) -> dict[str, Any]:
-    """Requests at fixed times whatever the answers do, from as many connections as that takes."""
-    answers: list[Answer] = []
+def open_loop(port: int, request: LoadRequest, per_second: float, seconds: float) -> dict[str, Any]:
+    """Send requests at fixed times, however slow the answers are; return the throughput."""
+    answers: list[LoadAnswer] = []
     tickets: queue.SimpleQueue[float | None] = queue.SimpleQueue()
     clients = MAX_WAITING + 32
 
-    def work() -> None:
+    def run_client() -> None:
         with closing(_Client(port)) as client:
             while (due := tickets.get()) is not None:
                 answers.append(client.send(request, since=due))
 
-    threads = [threading.Thread(target=work) for _ in range(clients)]
+    threads = [threading.Thread(target=run_client) for _ in range(clients)]
     for thread in threads:
         thread.start()
-    begun = time.monotonic()
+    begin = time.monotonic()
     for i in range(int(per_second * seconds)):
-        due = begun + i / per_second
+        due = begin + i / per_second
         time.sleep(max(0.0, due - time.monotonic()))
         tickets.put(due)
     for _ in threads:
         tickets.put(None)
     for thread in threads:
         thread.join()
-    return {"offered_per_second": per_second, **_summed(answers, time.monotonic() - begun)}
+    return {"offered_per_second": per_second, **_summarise(answers, time.monotonic() - begin)}
 
 
 class _Client:
-    """One connection, opened again when the server has closed it."""
+    """One connection, opened again after the server closed it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._connection: http.client.HTTPConnection | None = None
 
-    def send(self, request: Request, since: float | None = None) -> Answer:
-        """Send and read the whole answer; time counts from `since`, else from now."""
+    def send(self, request: LoadRequest, since: float | None = None) -> LoadAnswer:
+        """Send a request and read the whole answer; its time counts from `since`, else from now."""
         start = time.monotonic() if since is None else since
         status = self._try(request) or self._try(request)  # a kept connection may have expired
-        return Answer(status, 1000 * (time.monotonic() - start))
+        return LoadAnswer(status, 1000 * (time.monotonic() - start))
 
     def close(self) -> None:
-        """Close the connection, if one is open."""
+        """Close the connection if one is open."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def _try(self, request: Request) -> int:
+    def _try(self, request: LoadRequest) -> int:
         if self._connection is None:
             self._connection = http.client.HTTPConnection(
                 "127.0.0.1", self._port, timeout=REQUEST_TIMEOUT_S
@@ -224,7 +249,7 @@ class _Client:
             return 0
 
 
-def _summed(answers: list[Answer], seconds: float) -> dict[str, Any]:
+def _summarise(answers: list[LoadAnswer], seconds: float) -> dict[str, Any]:
     good = [a.ms for a in answers if a.status == 200]
     statuses: Mapping[int, int] = Counter(a.status for a in answers)
     return {
@@ -249,7 +274,7 @@ def _await_ready(process: subprocess.Popen[bytes], port: int) -> None:
             if connection.getresponse().status == 200:
                 return
         except OSError:
-            pass  # it does not listen yet
+            pass  # the server does not listen yet
         finally:
             connection.close()
         time.sleep(0.1)

@@ -1,7 +1,7 @@
 """A contact sheet: the same crop of a picture by each codec at equal bytes, to be judged by eye.
 
-Peers get at least as many bytes as we do (`peers.fit_bytes`). Crops are shown at twice their size
-without smoothing, beside the original, with bytes and PSNR of the whole picture.
+Peers get at least as many bytes as our stream has (`peer_codecs.fit_bytes`). Crops are shown at
+twice their size without smoothing, next to the original, with bytes and PSNR of the whole picture.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from service.codec.container import TUNES
 from service.engine.target import Target
 from service.engine.types import Codec
 from service.eval.metrics import psnr_db
-from service.eval.peers import decompress, fit_bytes, named
-from service.eval.pictures import Named, decode_on_white
+from service.eval.peer_codecs import decompress, fit_bytes, peer_named
+from service.eval.pictures import NamedPicture, decode_on_white
 from service.picture import U8
 
 CROP: Final = (208, 160)
-"""Width and height in pixels of the picture."""
+"""Width and height of a crop, in pixels of the picture."""
 
 SCALE: Final = 2
 GAP: Final = 8
@@ -29,7 +29,7 @@ LABEL: Final = 22
 PEERS: Final = ("avif-s6-420", "webp-m6", "jpeg-420")
 TITLES: Final = {"avif-s6-420": "AVIF speed 6", "webp-m6": "WebP method 6", "jpeg-420": "JPEG"}
 
-CHOSEN: Final[Mapping[str, tuple[int, int]]] = {
+KODAK_CROPS: Final[Mapping[str, tuple[int, int]]] = {
     "kodim04": (200, 290),
     "kodim05": (270, 170),
     "kodim08": (540, 230),
@@ -37,25 +37,25 @@ CHOSEN: Final[Mapping[str, tuple[int, int]]] = {
     "kodim21": (270, 60),
     "kodim23": (100, 170),
 }
-"""Kodak pictures on the sheet and the left and top of their crops: a face, print, a
-facade, a fence, a lighthouse, feathers."""
+"""Left and top of the crops of Kodak pictures: a face, print, a facade, a fence, a lighthouse,
+feathers."""
 
 
-def choose(pictures: Sequence[Named], most: int = 6) -> tuple[Named, ...]:
-    """The pictures for the sheet: those named in CHOSEN, else an even pick."""
-    chosen = tuple(p for p in pictures if p.name in CHOSEN)
+def choose_pictures(pictures: Sequence[NamedPicture], most: int = 6) -> tuple[NamedPicture, ...]:
+    """Return the pictures for the sheet: those of KODAK_CROPS, else every n-th of the folder."""
+    chosen = tuple(p for p in pictures if p.name in KODAK_CROPS)
     if chosen:
         return chosen[:most]
     step = max(1, len(pictures) // most)
     return tuple(pictures[::step])[:most]
 
 
-def make(pictures: Sequence[Named], codec: Codec, rate: float) -> Image.Image:
-    """The sheet: a row for each picture; ours, the peers, and the original."""
-    return _stacked([_row(p, codec, rate) for p in pictures])
+def draw_peers_sheet(pictures: Sequence[NamedPicture], codec: Codec, rate: float) -> Image.Image:
+    """Draw a row for each picture: our codec, the peers, and the original."""
+    return _stack([_peers_row(p, codec, rate) for p in pictures])
 
 
-def _stacked(rows: Sequence[Image.Image]) -> Image.Image:
+def _stack(rows: Sequence[Image.Image]) -> Image.Image:
     sheet = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")
     top = 0
     for row in rows:
@@ -64,54 +64,54 @@ def _stacked(rows: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def between_tunes(pictures: Sequence[Named], codec: Codec, rate: float) -> Image.Image:
-    """The sheet of both tunes: a row for each picture; PSNR, MS-SSIM, and the original.
+def draw_tunes_sheet(pictures: Sequence[NamedPicture], codec: Codec, rate: float) -> Image.Image:
+    """Draw a row for each picture: tune PSNR, tune MS-SSIM, and the original.
 
-    Both get the bytes of the larger of their streams at the rate, and fill them as far as they can.
+    Both tunes get at most the bytes of the larger of their two streams at the rate.
     """
-    return _stacked([_tunes_row(p, codec, rate) for p in pictures])
+    return _stack([_tunes_row(p, codec, rate) for p in pictures])
 
 
-def busiest(rgb: U8) -> tuple[int, int]:
-    """Left and top of the crop with the most local contrast, on a grid of half crops."""
+def find_crop(rgb: U8) -> tuple[int, int]:
+    """Return left and top of the crop with the most local contrast, on a grid of half crops."""
     luma = rgb.mean(axis=2)
     width, height = _crop_size(rgb)
     detail = np.abs(np.diff(luma, axis=0))[:, :-1] + np.abs(np.diff(luma, axis=1))[:-1]
-    best, found = -1.0, (0, 0)
+    most_contrast, place = -1.0, (0, 0)
     for top in range(0, rgb.shape[0] - height + 1, max(1, height // 2)):
         for left in range(0, rgb.shape[1] - width + 1, max(1, width // 2)):
-            busy = float(detail[top : top + height, left : left + width].mean())
-            if busy > best:
-                best, found = busy, (left, top)
-    return found
+            contrast = float(detail[top : top + height, left : left + width].mean())
+            if contrast > most_contrast:
+                most_contrast, place = contrast, (left, top)
+    return place
 
 
-def _row(picture: Named, codec: Codec, rate: float) -> Image.Image:
-    """A picture's crops side by side, ours and the peers'."""
+def _peers_row(picture: NamedPicture, codec: Codec, rate: float) -> Image.Image:
+    """Draw the crops of a picture side by side: our codec's and the peers'."""
     data = codec.compress(picture.picture, rate).data
     cells = [(f"Rankpress rate {rate:g}", data, decode_on_white(codec, data))]
     for name in PEERS:
-        _, file = fit_bytes(named(name), picture.picture, len(data))
+        _, file = fit_bytes(peer_named(name), picture.picture, len(data))
         cells.append((TITLES[name], file, decompress(file)))
     return _side_by_side(picture, cells)
 
 
-def _tunes_row(picture: Named, codec: Codec, rate: float) -> Image.Image:
-    """A picture's crops side by side, one for each tune."""
+def _tunes_row(picture: NamedPicture, codec: Codec, rate: float) -> Image.Image:
+    """Draw the crops of a picture side by side, one for each tune."""
     most = max(len(codec.compress(picture.picture, rate, tune).data) for tune in TUNES)
-    found = [codec.compress(picture.picture, Target(max_bytes=most), tune) for tune in TUNES]
+    results = [codec.compress(picture.picture, Target(max_bytes=most), tune) for tune in TUNES]
     cells = [
-        (f"{made.tune} {made.rate:g}", made.data, decode_on_white(codec, made.data))
-        for made in found
+        (f"{result.tune} {result.rate:g}", result.data, decode_on_white(codec, result.data))
+        for result in results
     ]
     return _side_by_side(picture, cells)
 
 
-def _side_by_side(picture: Named, cells: Sequence[tuple[str, bytes, U8]]) -> Image.Image:
-    """Crops of (title, file, pixels), then of the original."""
+def _side_by_side(picture: NamedPicture, cells: Sequence[tuple[str, bytes, U8]]) -> Image.Image:
+    """Draw the crops of some (title, file, pixels), and then that of the original."""
     original = picture.on_white
     width, height = _crop_size(original)
-    left, top = CHOSEN.get(picture.name) or busiest(original)
+    left, top = KODAK_CROPS.get(picture.name) or find_crop(original)
     cell = (width * SCALE + GAP, height * SCALE + LABEL + GAP)
     row = Image.new("RGB", (cell[0] * (len(cells) + 1) + GAP, cell[1]), "white")
     for i, (title, file, rgb) in enumerate(cells):

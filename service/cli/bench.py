@@ -1,0 +1,210 @@
+"""`rankpress bench`: times and memory of the codec, a server, jobs and training.
+
+Each command prints a table, then the same results as one line of JSON. The commands need the `eval`
+extra.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli.opening import settings_of
+from service.cli.options import (
+    CompileOption,
+    Device,
+    DeviceOption,
+    RecordOption,
+    StoreOption,
+    ThreadsOption,
+)
+from service.cli.train_backbone import prepare
+from service.errors import BadParameter
+from service.files import write_whole
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+RateOption = Annotated[float, typer.Option(min=1, max=8, help="Rate of the streams.")]
+
+bench_app = typer.Typer(
+    no_args_is_help=True, help="Measure times and memory of the codec, a server, jobs or training."
+)
+
+
+@bench_app.command("codec")
+def codec(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Pictures; else generated ones.")
+    ] = None,
+    rate: RateOption = 4.0,
+    large: Annotated[bool, typer.Option("--large", help="Also 8660x5774 pixels.")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Peak memory, in fresh processes.")
+    ] = True,
+    record: RecordOption = None,
+    store: StoreOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure times and memory of compressing and decompressing, with AVIF and WebP."""
+    from service.bench.codec import CodecBenchOptions, bench_codec
+    from service.bench.report import bench_tables
+
+    s = _bench_settings(store, device, threads)
+    options = CodecBenchOptions(rate, s.device, s.threads, s.store, large, memory)
+    result = bench_codec(options, folder, _progress)
+    _publish(result, lambda r: "\n\n".join(bench_tables(r).values()), record)
+
+
+@bench_app.command("service")
+def service(
+    rate: RateOption = 4.0,
+    record: RecordOption = None,
+    store: StoreOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure the throughput of a server over loopback, up to twice its capacity."""
+    from service.bench.report import service_table
+    from service.bench.server_load import bench_server
+
+    s = _bench_settings(store, device, threads)
+    _publish(bench_server(rate, s.device, s.threads, s.store, _progress), service_table, record)
+
+
+@bench_app.command("rates")
+def rates(
+    record: RecordOption = None,
+    store: StoreOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure what a change of rate costs, and a server that gets all rates mixed."""
+    from service.bench.rate_changes import bench_rate_changes
+    from service.bench.report import swap_table
+
+    s = _bench_settings(store, device, threads)
+    _publish(bench_rate_changes(s.device, s.threads, s.store, _progress), swap_table, record)
+
+
+@bench_app.command("decoder")
+def decoder(
+    rate: RateOption = 4.0,
+    record: RecordOption = None,
+    store: StoreOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure start, times, memory and installed size of the light decoder."""
+    from service.bench.decoder import bench_decoder
+    from service.bench.report import decoder_table
+
+    s = _bench_settings(store, "cpu", threads)
+    _publish(bench_decoder(rate, s.threads, s.store, _progress), decoder_table, record)
+
+
+@bench_app.command("agreement")
+def agreement(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Pictures to compress.")],
+    record: RecordOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Compare the pixels of the light decoder with those of PyTorch over a folder."""
+    from service.bench.decoder import compare_pixels
+    from service.bench.report import agreement_table
+
+    s = _bench_settings(store, "cpu", None)
+    _publish(compare_pixels(folder, s.store, _progress), agreement_table, record)
+
+
+@bench_app.command("jobs")
+def jobs(
+    rate: RateOption = 4.0,
+    record: RecordOption = None,
+    store: StoreOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure how much a job slows down the requests that are answered meanwhile."""
+    from service.bench.during_job import bench_during_job
+    from service.bench.report import jobs_table
+
+    s = _bench_settings(store, device, threads)
+    _publish(bench_during_job(rate, s.device, s.threads, s.store, _progress), jobs_table, record)
+
+
+@bench_app.command("training")
+def training(
+    size: Annotated[
+        str, typer.Option(metavar="NAME", help="light, base, or a JSON file of sizes.")
+    ] = "light",
+    batch: Annotated[int | None, typer.Option(min=1, help="Crops a step; 8, on CUDA 64.")] = None,
+    groups: Annotated[int, typer.Option(min=1, max=8, help="Rates in each step.")] = 8,
+    crop: Annotated[int, typer.Option(min=64, help="Side of the crops in pixels.")] = 192,
+    compiled: CompileOption = "auto",
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds to time steps for.")] = 15.0,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    record: RecordOption = None,
+) -> None:
+    """Measure the pixels per second of training steps, and what bounds them."""
+    from dataclasses import asdict, replace
+
+    import torch
+
+    from service.bench.training import bench_training, summarise
+    from service.eval.machine import this_machine
+    from service.train.recipe import recipe_for, sizes_named
+
+    where, mode = prepare(threads, device, compiled)
+    machine = this_machine(where.type)
+    shipped = recipe_for(Path("no run"), where, batch=batch, groups=groups)
+    recipe = replace(shipped, crop=crop)
+    throughput = bench_training(sizes_named(size), recipe, where, mode, seconds)
+    result = {
+        "what": "bench train",
+        "size": size,
+        "batch": recipe.batch,
+        "groups": recipe.groups,
+        "crop": crop,
+        "compiled": mode,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": asdict(machine),
+        **asdict(throughput),
+    }
+    _publish(result, lambda _: summarise(throughput), record)
+
+
+def _bench_settings(store: Path | None, device: Device | None, threads: int | None) -> Settings:
+    """Return the settings of a measurement. Raises BadParameter if they name a model."""
+    settings = settings_of(store=store, device=device, threads=threads)
+    if settings.model is not None or settings.zoo is not None:
+        raise BadParameter(
+            "RANKPRESS_MODEL or RANKPRESS_ZOO is set, but bench measures the model that the store "
+            "itself names: set RANKPRESS_STORE or --store instead"
+        )
+    return settings
+
+
+def _publish(
+    result: Mapping[str, Any], describe: Callable[[Mapping[str, Any]], str], record: Path | None
+) -> None:
+    """Print the description of a result and the result as JSON, and write it to `record`."""
+    from service.eval.evaluation import to_json
+
+    text = to_json(result)
+    rounded = json.loads(text)
+    typer.echo(describe(rounded))
+    if record is not None:
+        write_whole(record, text.encode())
+    typer.echo(json.dumps(rounded))
+
+
+def _progress(text: str) -> None:
+    """Print what is measured next, on standard error."""
+    typer.echo(text, err=True)

@@ -1,0 +1,232 @@
+"""`rankpress compress`, `decompress` and `adapt`: files and folders in, files out."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
+
+import typer
+
+from service.cli.opening import open_codec, settings_of
+from service.cli.options import (
+    CheckOption,
+    DeviceOption,
+    FrameOption,
+    JsonOption,
+    MetadataOption,
+    ModelOption,
+    OverwriteOption,
+    StoreOption,
+)
+from service.errors import BadParameter
+from service.files import IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from service.cli.batch import ConvertedFile
+    from service.cli.plan import BatchPlan
+    from service.images.read import Metadata
+    from service.picture import Picture
+
+Loaded = TypeVar("Loaded")
+
+STREAM_SUFFIX: Final = ".rkp"
+Format = Literal["png", "webp", "jpeg", "avif"]
+FORMAT_OF_SUFFIX: Final[dict[str, Format]] = {
+    ".png": "png",
+    ".webp": "webp",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".avif": "avif",
+}
+
+SourcesArgument = Annotated[
+    list[str], typer.Argument(metavar="IN", show_default=False, help="Files or folders, or -.")
+]
+OutArgument = Annotated[
+    str, typer.Argument(metavar="OUT", show_default=False, help="A file, a folder, or -.")
+]
+TuneOption = Annotated[
+    Literal["psnr", "ms-ssim"], typer.Option(help="Quality measure that the rate is trained for.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to an app."""
+    for command in (compress, decompress, adapt):
+        app.command()(command)
+
+
+def compress(
+    sources: SourcesArgument,
+    out: OutArgument,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1, max=8, help="1 is smallest, 8 is best; 4 if no target is given."),
+    ] = None,
+    target_bpp: Annotated[
+        float | None, typer.Option(help="Most bits per pixel, in place of a rate.")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="Most bytes of a stream, in place of a rate.")
+    ] = None,
+    target_psnr: Annotated[
+        float | None, typer.Option(help="Least PSNR in dB, in place of a rate.")
+    ] = None,
+    tune: TuneOption = "psnr",
+    metadata: MetadataOption = "icc",
+    frame: FrameOption = None,
+    store: StoreOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    check: CheckOption = None,
+    json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Compress pictures, and all pictures in folders, to .rkp streams."""
+    from service.cli.batch import ConvertedFile, check_output
+    from service.cli.plan import plan_batch
+    from service.engine.target import rate_or_target
+
+    check_output(out, json)
+    requested = rate_or_target(rate, target_bpp, max_bytes, target_psnr, spelling=_option_name)
+    plan = plan_batch(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
+    settings = settings_of(store=store, model=model, device=device, check=check)
+    codec = open_codec(settings)
+
+    def convert(picture: Picture) -> ConvertedFile:
+        c = codec.compress(picture, requested, tune)
+        return ConvertedFile(
+            c.data, c.width, c.height, c.rate, c.bpp, c.psnr_db, picture.notes, is_stream=True
+        )
+
+    read = _reader(settings.max_pixels, metadata, frame)
+    _run(plan, read, convert, json=json, overwrite=overwrite)
+
+
+def decompress(
+    sources: SourcesArgument,
+    out: OutArgument,
+    format: Annotated[
+        Format | None,
+        typer.Option(help="Default: by the suffix of OUT, else png.", show_default=False),
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Quality of jpeg, avif and lossy webp.")
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Decode only this part.")
+    ] = None,
+    max_size: Annotated[
+        int | None, typer.Option(min=1, help="Shrink the longest side to this many pixels.")
+    ] = None,
+    store: StoreOption = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Decompress .rkp streams, and all streams in folders, to pictures. PNGs are made small."""
+    from service.cli.batch import ConvertedFile, check_output
+    from service.cli.plan import plan_batch
+    from service.images.resize import shrink, update_exif
+    from service.images.write import write_with_notes
+    from service.picture import Region
+
+    check_output(out, json)
+    by_suffix = FORMAT_OF_SUFFIX.get(Path(out).suffix.lower())
+    chosen = format or by_suffix or "png"
+    suffix = next(s for s, f in FORMAT_OF_SUFFIX.items() if f == chosen)
+    plan = plan_batch(sources, out, frozenset({STREAM_SUFFIX}), suffix)
+    if not (format or by_suffix) and any(task.target == Path(out) for task in plan.tasks):
+        known = ", ".join(FORMAT_OF_SUFFIX)
+        raise BadParameter(f"OUT is {out}, expected a suffix of {known}, or --format")
+    if quality is not None and chosen == "png":
+        raise BadParameter("PNG is lossless: --quality is for webp, jpeg and avif")
+    part = None if region is None else Region.parse(region)
+    codec = open_codec(settings_of(store=store, device=device))
+
+    def convert(data: bytes) -> ConvertedFile:
+        decompressed = codec.decompress(data, part)
+        picture, bpp = decompressed.picture, None
+        if part is None:
+            bpp = 8 * len(data) / (picture.width * picture.height)
+        else:
+            picture = update_exif(picture)
+        if max_size is not None:
+            picture = shrink(picture, max_size)
+        written = write_with_notes(picture, chosen, quality=quality, small_png=True)
+        size, notes = (picture.width, picture.height), picture.notes + written.notes
+        return ConvertedFile(written.data, *size, decompressed.rate, bpp, None, notes)
+
+    _run(plan, lambda data: data, convert, json=json, overwrite=overwrite)
+
+
+def adapt(
+    sources: SourcesArgument,
+    out: OutArgument,
+    rate: Annotated[float, typer.Option(min=1, max=8, help="1 is smallest, 8 is best.")] = 4.0,
+    effort: Annotated[
+        int,
+        typer.Option(min=0, max=4, help="0: a ready update; 1 to 4: 100 to 2000 steps a phase."),
+    ] = 2,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=1, help="Stop each picture after about this time.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    metadata: MetadataOption = "icc",
+    frame: FrameOption = None,
+    store: StoreOption = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Compress pictures with minutes of optimisation for each; any decoder reads the streams."""
+    from service.cli.batch import check_output
+    from service.cli.output import run_adaptation
+    from service.cli.plan import plan_batch
+    from service.engine.opening import open_engine
+
+    check_output(out, json)
+    plan = plan_batch(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
+    settings = settings_of(store=store, device=device)
+    engine = open_engine(settings)
+
+    def convert(picture: Picture) -> ConvertedFile:
+        adaptation = engine.adapt(picture, rate, effort=effort, seed=seed, max_seconds=max_seconds)
+        return run_adaptation(adaptation, picture, rate, quiet=json or len(plan.tasks) > 1)
+
+    read = _reader(settings.max_pixels, metadata, frame)
+    _run(plan, read, convert, json=json, overwrite=overwrite)
+
+
+def _option_name(name: str) -> str:
+    """Return an option as it is typed: --max-bytes for max_bytes."""
+    return "--" + name.replace("_", "-")
+
+
+def _reader(max_pixels: int, metadata: Metadata, frame: int | None) -> Callable[[bytes], Picture]:
+    """Return a function that reads image files."""
+    from service.images.read import read_image
+
+    return partial(read_image, max_pixels=max_pixels, metadata=metadata, frame=frame)
+
+
+def _run(
+    plan: BatchPlan,
+    load: Callable[[bytes], Loaded],
+    convert: Callable[[Loaded], ConvertedFile],
+    *,
+    json: bool,
+    overwrite: bool,
+) -> None:
+    """Do the tasks of a plan and report them; exit with 1 when any failed."""
+    from service.cli.batch import run_batch
+    from service.cli.output import report_outcomes
+
+    outcomes = report_outcomes(
+        run_batch(plan, load, convert, overwrite=overwrite), plan, json_lines=json
+    )
+    if any(outcome.error is not None for outcome in outcomes):
+        raise typer.Exit(1)
