@@ -35,21 +35,16 @@ class Adaptation(Protocol):
     @property
     def progress(self) -> AdaptProgress:
         """How far the adaptation is."""
-        ...
 
     @property
     def done(self) -> bool:
         """Whether there is nothing left to do."""
-        ...
 
     def advance(self, seconds: float) -> AdaptProgress:
         """Optimise for about that long."""
-        ...
 
     def best(self) -> bytes:
         """The best stream so far; always a valid .rkp."""
-        ...
 
     def checkpoint(self) -> bytes:
         """Everything that is needed to go on, as safetensors."""
-        ...

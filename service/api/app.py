@@ -1,4 +1,4 @@
-"""The FastAPI app: puts codec, admission, routes, errors and middleware together."""
+"""The FastAPI app: made of codec, admission, routes, error handlers and middleware."""
 
 from __future__ import annotations
 
@@ -13,34 +13,30 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api import adapters, docs_page, objects, openapi, routes
-from service.api.desk import Desk
+from service.api import adapter_routes, object_routes, openapi
+from service.api.file_work import SMALL_WORK, run_batch
 from service.api.guide import add_guide
-from service.api.job_metrics import JobMetrics
+from service.api.headers import EXPOSED
+from service.api.image_routes import compress_router, decompress_router
+from service.api.job_client import JobClient
+from service.api.job_monitoring import JobMetrics, JobStorageMonitor
 from service.api.job_routes import adapt_router, jobs_router
-from service.api.job_storage import JobStorage
-from service.api.work import SMALL_WORK, together
+from service.api.operation_routes import add_docs_page, models_router, operations_router
+from service.api.service import Service
 from service.blobs import open_objects
 from service.engine.admission import Admission, Batching
 from service.engine.types import Codec
 from service.errors import ObjectsUnavailable, RankpressError, Saturated
 from service.http import problems
-from service.http.calls import BlockingCalls
-from service.http.clients import SharedLimit
-from service.http.holds import Spool
+from service.http.call_pool import CallPool
+from service.http.clients import RETRY_S, SharedLimit
 from service.http.metrics import Metrics
 from service.http.middleware import RequestMiddleware
+from service.http.spool import Spool
 from service.settings import Settings
 
-EXPOSED_HEADERS = (
-    "Accept-Ranges, Allow, Content-Length, Content-Range, ETag, Location, Retry-After, "
-    "Server-Timing, X-Rankpress-Bpp, X-Rankpress-Model, X-Rankpress-Notes, X-Rankpress-Psnr, "
-    "X-Rankpress-Rate, X-Rankpress-Source-Bytes, X-Rankpress-Step, X-Rankpress-Tune, X-Request-Id"
-).split(", ")
-"""Headers of answers that pages of other origins may read."""
-
 OBJECT_THREADS = 16
-"""Calls of the object store that run at a time."""
+"""Calls of the object store that run at the same time."""
 
 DESCRIPTION = """A neural image codec: image files go in, short bitstreams come out, and back.
 
@@ -53,7 +49,7 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     """An app that serves one codec.
 
     Its lifespan must run: that starts the self-test, and work waits until the test has passed.
-    `app.state.service` is the `routes.Service` behind the endpoints.
+    `app.state.service` is the `Service` behind the endpoints.
 
     Raises:
         BadParameter: the settings name no place for the jobs or the objects.
@@ -64,7 +60,7 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
         max_wait_s=settings.max_wait_s,
         max_waiting_bytes=settings.max_waiting_bytes,
         small_size=SMALL_WORK,
-        batching=Batching(together, codec.max_batch, settings.batch_window_s),
+        batching=Batching(run_batch, codec.max_batch, settings.batch_window_s),
     )
     spool = Spool(settings)
     metrics = Metrics(admission, spool)
@@ -77,26 +73,25 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    place, timeout_s = settings.objects_url, settings.objects_timeout_s
-    store = open_objects(place, timeout_s) if place else None
-    desk = Desk(settings, codec.models())
-    app.state.service = routes.Service(
-        codec,
-        settings,
-        admission,
-        SharedLimit("places to wait", _places(settings), settings.client_share),
-        metrics,
-        desk,
-        JobMetrics(metrics.registry),
-        JobStorage(desk, metrics.registry),
-        store,
-        BlockingCalls("object store", OBJECT_THREADS, ObjectsUnavailable),
-        BlockingCalls("image headers", 1, _busy),
-        spool,
+    url, timeout_s = settings.objects_url, settings.objects_timeout_s
+    job_client = JobClient(settings, codec.models())
+    app.state.service = Service(
+        codec=codec,
+        settings=settings,
+        admission=admission,
+        places=SharedLimit("places to wait", _place_count(settings), settings.client_share),
+        metrics=metrics,
+        job_client=job_client,
+        job_metrics=JobMetrics(job_client, metrics.registry),
+        job_storage=JobStorageMonitor(job_client, metrics.registry),
+        objects=open_objects(url, timeout_s) if url else None,
+        object_calls=CallPool("object store", OBJECT_THREADS, ObjectsUnavailable),
+        header_calls=CallPool("image headers", 1, lambda text: Saturated(text, RETRY_S)),
+        spool=spool,
     )
     for router in _routers(settings):
         app.include_router(router)
-    docs_page.add_to(app)
+    add_docs_page(app)
     add_guide(app)
     app.add_exception_handler(RankpressError, problems.on_rankpress_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
@@ -117,30 +112,27 @@ def _allow_origins(app: FastAPI, origins: str) -> None:
         allow_origins=[origin.strip() for origin in origins.split(",")],
         allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"],
         allow_headers=["*"],
-        expose_headers=EXPOSED_HEADERS,
+        expose_headers=EXPOSED,
         max_age=86_400,
     )
 
 
-def _places(settings: Settings) -> int:
-    """Requests that may wait or be worked on: each lane has its workers."""
+def _place_count(settings: Settings) -> int:
+    """Number of requests that may wait or be worked on: small and large work have workers each."""
     return settings.max_waiting + 2 * settings.workers
 
 
-def _busy(message: str) -> Saturated:
-    return Saturated(message, 5)
-
-
 def _routers(settings: Settings) -> list[APIRouter]:
-    """What the settings offer."""
-    offered = [routes.decompressing, routes.operations]
+    """The routers of the endpoints that the settings offer."""
+    routers = [decompress_router, operations_router]
     if not settings.decode_only:
-        offered += [routes.compressing, routes.about, adapt_router, jobs_router, adapters.router]
+        routers += [compress_router, models_router, adapt_router, jobs_router]
+        routers.append(adapter_routes.router)
     if settings.objects_url:
-        offered.append(objects.reading)
+        routers.append(object_routes.read_router)
     if settings.objects_write:
-        offered.append(objects.writing)
-    return offered
+        routers.append(object_routes.write_router)
+    return routers
 
 
 def _version() -> str:
@@ -152,7 +144,7 @@ def _version() -> str:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    service: routes.Service = app.state.service
+    service: Service = app.state.service
     service.admission.start()
     test = asyncio.create_task(_self_test(service))
     try:
@@ -161,13 +153,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         test.cancel()
         await asyncio.gather(test, return_exceptions=True)
         service.admission.close()
-        calls = (service.ask_objects, service.read_headers, service.spool.calls)
-        await asyncio.gather(
-            *(each.close() for each in (service.job_storage, service.desk, *calls))
-        )
+        await service.close()
 
 
-async def _self_test(service: routes.Service) -> None:
+async def _self_test(service: Service) -> None:
     try:
         await service.admission.open_after(service.codec.self_test)
     except Exception:

@@ -1,116 +1,120 @@
-"""The endpoints of adaptation jobs: post a picture, watch, fetch, cancel."""
+"""The endpoints of adaptation jobs: post a picture, watch the job, fetch its stream, cancel it."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from service.api import openapi
-from service.api.job_events import EventStream, parse_id, watch
+from service.api import headers, openapi
+from service.api.guards import refuse_query, refuse_repeats
+from service.api.headers import header_values, notes_text
+from service.api.job_client import JobClient
 from service.api.job_schemas import AdaptQuery, JobDocument, document_of, has_ended
-from service.api.routes import (
-    STREAM_TYPE,
-    Service,
-    ServiceArg,
-    notes_header,
-    refuse_query,
-    refuse_repeats,
-    run_work,
-)
+from service.api.service import Service, ServiceArg
 from service.engine.admission import Phase
 from service.engine.requests import check_pixels
 from service.engine.types import ModelInfo
-from service.http.bodies import read_body
-from service.http.record import record_of
+from service.errors import RankpressError
+from service.http.context import context_of
 from service.images.read import read_image
 from service.jobs.job import Job, JobSpec, check_rate, spec_of
+
+EVENTS_TYPE: Final = "text/event-stream"
+POLL_S: Final = 1.0
+KEEP_ALIVE_POLLS: Final = 15
+"""Polls without an event after which a comment is sent, so that proxies keep the connection."""
+
+RECONNECT_MS: Final = 2000
+NO_STORE: Final = {"Cache-Control": "no-store"}
 
 adapt_router = APIRouter(tags=["jobs"], dependencies=[Depends(refuse_repeats)])
 jobs_router = APIRouter(tags=["jobs"], dependencies=[Depends(refuse_query)])
 
 JobId = Annotated[str, Path(description="The id of the job.")]
 
-NO_STORE = {"Cache-Control": "no-store"}
-
 
 @adapt_router.post("/adapt", status_code=202, response_model=JobDocument, **openapi.ADAPT)
 async def adapt(
     request: Request, service: ServiceArg, query: Annotated[AdaptQuery, Query()]
 ) -> Response:
-    """Have a stream fitted to one picture, which takes long; the same picture is the same job."""
-    service.desk.check()
-    check_rate(query.rate, service.desk.models)
-    record = record_of(request.scope)
-    record.rate = query.rate
-    body = await read_body(request, service.admission, record.hold, service.settings)
+    """Queue a job that fits a stream to one picture; the same picture is the same job."""
+    client = service.job_client
+    client.check()
+    check_rate(query.rate, client.models)
+    context = context_of(request.scope)
+    context.rate = query.rate
+    body = await service.read_body(request)
     limit = min(service.settings.max_pixels, service.settings.job_max_pixels)
-    work = partial(examine, body, query, service.desk.models, limit)
-    spec = (await run_work(request, service, work)).value
-    record.pixels = spec.width * spec.height
-    job = await service.desk.ask_files(lambda jobs: jobs.submit(body, spec, query.priority))
-    root = service.settings.root_path
-    headers = {"Location": f"{root}/jobs/{job.id}", **_again(job, service.settings.job_step_s)}
-    return _answer(service, job, 202, headers)
+    work = partial(spec_of_body, body, query, client.models, limit)
+    spec = (await service.run(request, work)).value
+    context.pixels = spec.width * spec.height
+    job = await client.call_with_files(lambda jobs: jobs.submit(body, spec, query.priority))
+    location: dict[headers.Header, object] = {
+        headers.JOB_LOCATION: f"{service.settings.root_path}/jobs/{job.id}"
+    }
+    return _job_response(service, job, 202, header_values(location | _poll_after(service, job)))
 
 
 @jobs_router.get("/jobs/{job_id}", response_model=JobDocument, **openapi.JOB)
 async def show(service: ServiceArg, job_id: JobId) -> Response:
-    """What became of a job, how far it is, and what it has gained."""
-    job = await service.desk.ask(lambda jobs: jobs.get(job_id))
-    return _answer(service, job, 200, _again(job, service.settings.job_step_s))
+    """The state of a job, its progress, and what it has gained."""
+    job = await service.job_client.call(lambda jobs: jobs.table.get(job_id))
+    return _job_response(service, job, 200, header_values(_poll_after(service, job)))
 
 
 @jobs_router.get("/jobs/{job_id}/events", response_class=Response, **openapi.JOB_EVENTS)
 async def events(
     service: ServiceArg,
     job_id: JobId,
-    last_event_id: Annotated[str | None, Header(description="The last event seen.")] = None,
+    last_event_id: Annotated[str | None, Header(description="The last event received.")] = None,
 ) -> Response:
     """The job as server-sent events, each a whole document, until one named `end`."""
-    job = await service.desk.ask(lambda jobs: jobs.get(job_id))
-    seen = parse_id(last_event_id)
-    if has_ended(job) and seen is not None and (seen.steps, seen.state) == (job.steps, job.state):
-        return Response(status_code=204, headers=NO_STORE)  # tells a client not to come back
-    root = service.settings.root_path
+    job = await service.job_client.call(lambda jobs: jobs.table.get(job_id))
+    if has_ended(job) and last_event_id == event_id(job):
+        return Response(status_code=204, headers=NO_STORE)  # tells a browser not to reconnect
     stream = watch(
-        service.desk, job, seen, root, lambda: service.admission.phase is Phase.DRAINING
+        service, job_id, last_event_id, lambda: service.admission.phase is Phase.DRAINING
     )
-    headers = NO_STORE | {"X-Accel-Buffering": "no"}
-    return EventStream(service.desk, stream, headers)
+    return EventStream(service.job_client, stream, NO_STORE | {"X-Accel-Buffering": "no"})
 
 
 @jobs_router.get("/jobs/{job_id}/stream", response_class=Response, **openapi.JOB_STREAM)
 async def best(request: Request, service: ServiceArg, job_id: JobId) -> Response:
-    """The best stream so far, whatever has become of the job."""
-    job, data = await service.desk.ask_files(lambda jobs: jobs.best(job_id))
-    return await _stream(request, service, job, data)
+    """The best stream so far, in whatever state the job is."""
+    job, data = await service.job_client.call_with_files(lambda jobs: jobs.best(job_id))
+    return await _stream_response(request, service, job, data)
 
 
 @jobs_router.get("/jobs/{job_id}/result", response_class=Response, **openapi.JOB_RESULT)
 async def result(request: Request, service: ServiceArg, job_id: JobId) -> Response:
     """The stream of a job that has succeeded."""
-    job, data = await service.desk.ask_files(lambda jobs: jobs.result(job_id))
-    return await _stream(request, service, job, data)
+    job, data = await service.job_client.call_with_files(lambda jobs: jobs.result(job_id))
+    return await _stream_response(request, service, job, data)
 
 
 @jobs_router.delete("/jobs/{job_id}", response_model=JobDocument, **openapi.JOB_CANCEL)
 async def cancel(service: ServiceArg, job_id: JobId) -> Response:
-    """Stop a job; its best stream so far is kept. Posting the picture again goes on with it."""
-    job = await service.desk.ask(lambda jobs: jobs.cancel(job_id))
-    return _answer(service, job, 200, {})
+    """Stop a job; its best stream so far is kept. If the picture is posted again, it goes on."""
+    job = await service.job_client.call(lambda jobs: jobs.cancel(job_id))
+    return _job_response(service, job, 200, {})
 
 
-def examine(
+def spec_of_body(
     body: bytes, query: AdaptQuery, models: tuple[ModelInfo, ...], max_pixels: int
 ) -> JobSpec:
-    """What is asked for, once the whole picture was read: a job must not fail for what it is of.
+    """The job for a request; the whole picture is read, so that no job fails because of it.
 
     Raises:
-        BadImage, BadParameter: as `read_image`. TooManyPixels: as `check_pixels`.
+        BadImage, BadParameter: as `read_image`.
+        TooManyPixels: as `check_pixels`.
         RateUnavailable: as `spec_of`.
     """
     picture = read_image(body, max_pixels=max_pixels, frame=query.frame)
@@ -119,29 +123,89 @@ def examine(
     return spec_of(body, *size, query.rate, query.effort, models, query.frame)
 
 
-def _again(job: Job, step_s: float) -> dict[str, str]:
-    """When to look again, for a job that goes on."""
-    return {} if has_ended(job) else {"Retry-After": str(max(1, round(step_s)))}
+class EventStream(StreamingResponse):
+    """A stream of events, which counts as a watcher of jobs while it is sent."""
+
+    def __init__(
+        self, job_client: JobClient, events: AsyncIterator[bytes], headers: dict[str, str]
+    ) -> None:
+        super().__init__(events, headers=headers, media_type=EVENTS_TYPE)
+        self._job_client = job_client
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events. Raises Saturated, before anything is sent: too many are open."""
+        with self._job_client.watching():
+            await super().__call__(scope, receive, send)
 
 
-def _answer(service: Service, job: Job, status: int, headers: dict[str, str]) -> Response:
+async def watch(
+    service: Service, job_id: str, last_id: str | None, must_end: Callable[[], bool]
+) -> AsyncIterator[bytes]:
+    """The job now and after every change, until it has ended or the server must end.
+
+    A client that reconnects gets the present document, which contains all that earlier ones said.
+
+    Args:
+        last_id: id of the event that the client has, None for none. It is not sent again.
+        must_end: whether to stop; the client then reconnects to another server.
+    """
+    yield f"retry: {RECONNECT_MS}\n\n".encode()
+    quiet_polls = 0
+    while not must_end():
+        try:
+            job = await service.job_client.call(lambda jobs: jobs.table.get(job_id))
+        except RankpressError:
+            return  # the client reconnects and then gets the error
+        if event_id(job) == last_id:
+            quiet_polls += 1
+        else:
+            yield event_of(job, service.settings.root_path)
+            last_id, quiet_polls = event_id(job), 0
+        if has_ended(job):
+            return
+        if quiet_polls % KEEP_ALIVE_POLLS == KEEP_ALIVE_POLLS - 1:
+            yield b": still here\n\n"
+        await asyncio.sleep(POLL_S)
+
+
+def event_id(job: Job) -> str:
+    """The id of an event that shows a job as it is: the number of its last step and its state."""
+    return f"{job.steps}.{job.state}"
+
+
+def event_of(job: Job, root_path: str) -> bytes:
+    """One event; the last one of a job is named `end`, the others have no name."""
+    name = "event: end\n" if has_ended(job) else ""
+    data = document_of(job, root_path).model_dump_json()
+    return f"id: {event_id(job)}\n{name}data: {data}\n\n".encode()
+
+
+def _poll_after(service: Service, job: Job) -> dict[headers.Header, object]:
+    """The seconds after which to look again, for a job that has not ended."""
+    seconds = max(1, round(service.settings.job_step_s))
+    return {headers.POLL_AFTER: None if has_ended(job) else seconds}
+
+
+def _job_response(service: Service, job: Job, status: int, values: dict[str, str]) -> Response:
     content = document_of(job, service.settings.root_path).model_dump(mode="json")
-    return JSONResponse(content, status, NO_STORE | headers)
+    return JSONResponse(content, status, NO_STORE | values)
 
 
-async def _stream(request: Request, service: Service, job: Job, data: bytes) -> Response:
-    record = record_of(request.scope)
-    headers = {
-        "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
-        "X-Rankpress-Rate": f"{job.spec.rate:g}",
+async def _stream_response(request: Request, service: Service, job: Job, data: bytes) -> Response:
+    context = context_of(request.scope)
+    context.rate, context.pixels = job.spec.rate, job.spec.width * job.spec.height
+    values: dict[headers.Header, object] = {
+        headers.STREAM_ETAG: f'"{hashlib.sha256(data).hexdigest()}"',
+        headers.RATE: job.spec.rate,
     }
-    record.rate, record.pixels = job.spec.rate, job.spec.width * job.spec.height
     if job.record is not None:
         progress = job.record.progress
-        record.bpp = progress.bpp
-        headers["X-Rankpress-Bpp"] = f"{progress.bpp:.4f}"
-        headers["X-Rankpress-Psnr"] = f"{progress.psnr_db:.3f}"
-        headers["X-Rankpress-Step"] = str(progress.step)
-        headers["X-Rankpress-Source-Bytes"] = str(job.spec.image_bytes)
-        headers |= notes_header(job.notes)
-    return await service.answer(request, data, headers, STREAM_TYPE)
+        context.bpp = progress.bpp
+        values |= {
+            headers.BPP: progress.bpp,
+            headers.PSNR: progress.psnr_db,
+            headers.STEP: progress.step,
+            headers.SOURCE_BYTES: job.spec.image_bytes,
+            headers.STREAM_NOTES: notes_text(job.notes),
+        }
+    return await service.respond(request, data, header_values(values), openapi.STREAM_TYPE)

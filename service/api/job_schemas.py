@@ -1,4 +1,4 @@
-"""Jobs over the wire: query parameters and JSON, with the words that OpenAPI shows."""
+"""Query parameters and JSON documents of jobs, with the descriptions that OpenAPI shows."""
 
 from __future__ import annotations
 
@@ -20,28 +20,26 @@ class AdaptQuery(Query):
     """Parameters of `POST /adapt`."""
 
     rate: float = Field(default=DEFAULT_RATE, ge=1, le=8, allow_inf_nan=False)
-    """Quality and size, from 1 (smallest) to 8 (best), as of `/compress`."""
+    """Quality and size, from 1 (smallest) to 8 (best), as for `/compress`."""
 
     effort: int = Field(default=2, ge=0, le=4)
-    """How much work the stream is worth, from 0 (seconds: a ready update is picked) to 4 (many
-    minutes)."""
+    """How much work is done, from 0 (seconds: a ready update is chosen) to 4 (many minutes)."""
 
     frame: int | None = Field(default=None, ge=0, le=2**31)
-    """Which frame or page of an animated or multi-page file, from 0; without it such a file is
-    refused."""
+    """Frame or page of an animated or multi-page file, from 0; without it the file is refused."""
 
     priority: int = Field(default=DEFAULT_PRIORITY, ge=1, le=9)
-    """Which of the waiting jobs is done first, from 1 (first) to 9 (last)."""
+    """Order among the waiting jobs, from 1 (first) to 9 (last)."""
 
 
 class JobLinks(Document):
-    """Where more of a job is."""
+    """URLs of a job."""
 
     self: str
     """The job."""
 
     events: str
-    """The same as server-sent events."""
+    """The job as server-sent events."""
 
     stream: str | None
     """The best stream so far; null before the first step."""
@@ -51,22 +49,22 @@ class JobLinks(Document):
 
 
 class JobDocument(Document):
-    """A job as it is now."""
+    """A job in its present state."""
 
     id: str
-    """Its name: a hash of the image and of all that was asked for."""
+    """Its name: a hash of the image and of all parameters."""
 
     status: State
-    """What became of it."""
+    """Its state."""
 
     rate: float
-    """The rate that was asked for."""
+    """The requested rate."""
 
     effort: int
-    """The effort that was asked for."""
+    """The requested effort."""
 
     priority: int
-    """Its priority when it was posted first."""
+    """Its priority when it was first posted."""
 
     width: int
     """Pixels of the picture."""
@@ -75,13 +73,13 @@ class JobDocument(Document):
     """Pixels of the picture."""
 
     frame: int | None
-    """Frame or page of the file; null where it has but one."""
+    """Frame or page of the file; null if it has only one."""
 
     source_bytes: int
     """Size of the image file."""
 
     phase: str | None
-    """What is being worked on: `latents`, `decoder`, or `done`; null before the first step."""
+    """Present part of the work: `latents`, `decoder`, or `done`; null before the first step."""
 
     step: int | None
     """Steps of optimisation done."""
@@ -93,44 +91,44 @@ class JobDocument(Document):
     """Size of the best stream so far."""
 
     bpp: float | None
-    """The same in bits per pixel."""
+    """Bits per pixel of the best stream so far."""
 
     psnr_db: float | None
-    """PSNR in dB of its 8-bit picture; null when exact."""
+    """PSNR in dB of the 8-bit picture of the best stream; null when exact."""
 
     first_bytes: int | None
     """Size of the stream without adaptation."""
 
     first_bpp: float | None
-    """The same in bits per pixel."""
+    """Bits per pixel of the stream without adaptation."""
 
     first_psnr_db: float | None
-    """PSNR in dB of its 8-bit picture; null when exact."""
+    """PSNR in dB of the 8-bit picture without adaptation; null when exact."""
 
     seconds: float
-    """Work on it so far."""
+    """Seconds of work so far."""
 
     created_at: datetime
-    """When it was posted first."""
+    """When it was first posted."""
 
     ended_at: datetime | None
     """When it ended; null before."""
 
     expires_at: datetime | None
-    """When it and its streams will be gone; null before it has ended."""
+    """When it and its streams are deleted; null before it has ended."""
 
     notes: list[str]
-    """What should be known of the best stream so far: that it is larger than its source."""
+    """Warnings about the best stream so far, such as that it is larger than its source."""
 
     error: str | None
-    """Why it failed; null unless it has."""
+    """Why it failed; null otherwise."""
 
     links: JobLinks
-    """Where more of it is."""
+    """Its URLs."""
 
 
 def document_of(job: Job, root_path: str) -> JobDocument:
-    """A job as it is shown; links begin with the root path."""
+    """The document of a job; its links begin with the root path."""
     record = job.record
     return JobDocument(
         **_progress(record),
@@ -154,7 +152,7 @@ def document_of(job: Job, root_path: str) -> JobDocument:
 
 
 def has_ended(job: Job) -> bool:
-    """Whether nothing more will become of it by itself."""
+    """Whether the job has succeeded, failed or been cancelled."""
     return job.state in ENDED
 
 
@@ -167,12 +165,12 @@ def _progress(record: StepRecord | None) -> dict[str, Any]:
 
 
 def _links(job: Job, root_path: str) -> JobLinks:
-    place = f"{root_path}/jobs/{job.id}"
+    url = f"{root_path}/jobs/{job.id}"
     return JobLinks(
-        self=place,
-        events=f"{place}/events",
-        stream=None if job.record is None else f"{place}/stream",
-        result=f"{place}/result" if job.state == "succeeded" else None,
+        self=url,
+        events=f"{url}/events",
+        stream=None if job.record is None else f"{url}/stream",
+        result=f"{url}/result" if job.state == "succeeded" else None,
     )
 
 

@@ -1,12 +1,14 @@
-"""What FastAPI cannot derive of the OpenAPI document: binary bodies, headers, problems."""
+"""What FastAPI cannot derive of the OpenAPI document: binary bodies, headers and problems."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.api import headers
+from service.api.headers import documented
 from service.api.schemas import StoredObject
 from service.http.documents import Problem
 from service.http.problems import KINDS, MEDIA_TYPE
@@ -14,25 +16,20 @@ from service.images.write import MEDIA_TYPES
 
 Json = dict[str, Any]
 
+STREAM_TYPE: Final = "application/vnd.rankpress"
 _BINARY: Json = {"type": "string", "format": "binary"}
-_REQUEST_ID: Json = {
-    "X-Request-Id": {
-        "description": "The id of the request in the log: the one sent, or a new one.",
-        "schema": {"type": "string"},
-    }
-}
+
 TAGS = [
     {"name": "images", "description": "Image files to streams and back."},
     {"name": "jobs", "description": "Streams fitted to one picture: posted, watched, fetched."},
-    {"name": "objects", "description": "Streams that are kept, by their SHA-256."},
+    {"name": "objects", "description": "Stored streams, by their SHA-256."},
     {"name": "models", "description": "What is loaded, and which rates it offers."},
     {"name": "adapters", "description": "Rate adapters, for admins to load and unload."},
-    {"name": "operations", "description": "Health and metrics; they never wait behind images."},
+    {"name": "operations", "description": "Health and metrics; they never wait for images."},
 ]
 
-
-ANY_ROUTE = (421, 429, 500, 503)
-"""Statuses of problems that any route may answer, those of health and metrics aside."""
+ANY_ROUTE: Final = (421, 429, 500, 503)
+"""Statuses of problems that every route may answer, except those of health and metrics."""
 
 
 def problems(*statuses: int) -> dict[int | str, Json]:
@@ -41,29 +38,39 @@ def problems(*statuses: int) -> dict[int | str, Json]:
 
 
 def only_problems(*statuses: int) -> dict[int | str, Json]:
-    """The same, without those that any route may answer."""
-    return {status: _problem_response(status) for status in statuses}
+    """OpenAPI responses for these statuses, without those that every route may answer."""
+    return {status: _problem(status) for status in statuses}
 
 
-def _problem_response(status: int) -> Json:
+def _problem(status: int) -> Json:
     kinds = [kind for kind in KINDS if kind.status == status]
     examples = {
         kind.slug: {"value": {"type": kind.type, "title": kind.title, "status": kind.status}}
         for kind in kinds
     }
     schema = {"$ref": "#/components/schemas/Problem"}
-    headers = dict(_REQUEST_ID)
-    if status in (429, 503):
-        headers |= _header("Retry-After", "Seconds after which to try again.", "integer")
+    retry = (headers.RETRY_AFTER,) if status in (429, 503) else ()
     return {
         "description": "; ".join(kind.title for kind in kinds),
         "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}},
-        "headers": headers,
+        "headers": documented(headers.REQUEST_ID, *retry),
     }
 
 
-def _header(name: str, description: str, kind: str = "string") -> Json:
-    return {name: {"description": description, "schema": {"type": kind}}}
+def _answer(
+    description: str,
+    *names: headers.Header,
+    media_types: tuple[str, ...] = (),
+    schema: Json = _BINARY,
+) -> Json:
+    """An OpenAPI response with these headers and the request's id."""
+    answer: Json = {
+        "description": description,
+        "headers": documented(*names, headers.REQUEST_ID),
+    }
+    if media_types:
+        answer["content"] = {media_type: {"schema": schema} for media_type in media_types}
+    return answer
 
 
 def _body(media_types: tuple[str, ...], description: str) -> Json:
@@ -79,95 +86,60 @@ def _body(media_types: tuple[str, ...], description: str) -> Json:
     return {"requestBody": {"required": True, "description": description, "content": content}}
 
 
-_TIMING = _header(
-    "Server-Timing",
-    "Milliseconds: queue, swap, net, code and file work; and how many encodes a search took.",
+_IMAGE_BODY = _body(
+    ("application/octet-stream", "image/*"),
+    "An image file. Its first bytes tell the format; the Content-Type does not matter.",
 )
-_RATE = _header("X-Rankpress-Rate", "The rate of the stream.", "number")
-
-_SOURCE: Json = {
-    **_header("X-Rankpress-Source-Bytes", "Size of the image file.", "integer"),
-    **_header(
-        "X-Rankpress-Notes",
-        "What reading the file changed, and that the stream is larger than it; often absent.",
-    ),
-}
-
-_PICTURE_NOTES: Json = _header(
-    "X-Rankpress-Notes", "What of the stream's profile and Exif is left out; mostly absent."
+_STREAM_BODY = _body((STREAM_TYPE, "application/octet-stream"), "A Rankpress stream.")
+_STREAM_HEADERS = (
+    *(headers.STREAM_ETAG, headers.RATE, headers.BPP, headers.PSNR),
+    *(headers.SOURCE_BYTES, headers.STREAM_NOTES),
 )
+_PICTURE_HEADERS = (headers.RATE, headers.PICTURE_NOTES, headers.TIMING)
 
-_STREAM_RESPONSE: Json = {
-    "description": "The stream.",
-    "content": {"application/vnd.rankpress": {"schema": _BINARY}},
-    "headers": {
-        **_header("ETag", "SHA-256 of the stream, in hex and quotes."),
-        **_RATE,
-        **_header("X-Rankpress-Tune", "What that rate was trained for: psnr or ms-ssim."),
-        **_header("X-Rankpress-Bpp", "Bits of the stream per pixel.", "number"),
-        **_header("X-Rankpress-Psnr", "PSNR in dB of what is seen; inf when exact."),
-        **_SOURCE,
-        **_TIMING,
-        **_REQUEST_ID,
-    },
-}
 
-_IMAGE_RESPONSE: Json = {
-    "description": "The picture as an image file.",
-    "content": {media_type: {"schema": _BINARY} for media_type in MEDIA_TYPES.values()},
-    "headers": {
-        **_header("Vary", "Always Accept."),
-        **_RATE,
-        **_header("X-Rankpress-Model", "The model that made the stream."),
-        **_PICTURE_NOTES,
-        **_TIMING,
-        **_REQUEST_ID,
-    },
-}
+def _stream(*more: headers.Header) -> Json:
+    return _answer("The stream.", *_STREAM_HEADERS, *more, media_types=(STREAM_TYPE,))
+
+
+def _picture(description: str, *more: headers.Header) -> Json:
+    return _answer(description, *_PICTURE_HEADERS, *more, media_types=tuple(MEDIA_TYPES.values()))
+
 
 COMPRESS: Json = {
     "summary": "Compress an image file",
     "responses": {
-        200: _STREAM_RESPONSE,
+        200: _stream(headers.TUNE, headers.TIMING),
         **problems(400, 403, 408, 413, 415, 422),
     },
-    "openapi_extra": _body(
-        ("application/octet-stream", "image/*"),
-        "An image file; what it is shows in its first bytes, the Content-Type does not matter.",
-    ),
+    "openapi_extra": _IMAGE_BODY,
 }
 
 DECOMPRESS: Json = {
     "summary": "Decompress a stream",
     "responses": {
-        200: _IMAGE_RESPONSE,
+        200: _picture("The picture as an image file.", headers.VARY, headers.MODEL),
         **problems(400, 403, 406, 408, 413, 415, 422),
     },
-    "openapi_extra": _body(
-        ("application/vnd.rankpress", "application/octet-stream"), "A Rankpress stream."
-    ),
+    "openapi_extra": _STREAM_BODY,
 }
-
-_RETRY_AFTER = _header("Retry-After", "Seconds after which to look again.", "integer")
 
 ADAPT: Json = {
     "summary": "Begin to adapt the codec to an image file",
     "responses": {
-        202: {
-            "description": "The job, new or as it is already.",
-            "headers": {**_header("Location", "The job."), **_RETRY_AFTER, **_REQUEST_ID},
-        },
+        202: _answer(
+            "The job: a new one, or the one that exists already.",
+            headers.JOB_LOCATION,
+            headers.POLL_AFTER,
+        ),
         **problems(400, 403, 404, 408, 413, 415, 422),
     },
-    "openapi_extra": COMPRESS["openapi_extra"],
+    "openapi_extra": _IMAGE_BODY,
 }
 
 JOB: Json = {
-    "summary": "How far a job is",
-    "responses": {
-        200: {"description": "The job.", "headers": {**_RETRY_AFTER, **_REQUEST_ID}},
-        **problems(404, 410, 422),
-    },
+    "summary": "State of a job",
+    "responses": {200: _answer("The job.", headers.POLL_AFTER), **problems(404, 410, 422)},
 }
 
 _EVENT: Json = {
@@ -188,46 +160,26 @@ _EVENT: Json = {
 JOB_EVENTS: Json = {
     "summary": "Watch a job",
     "responses": {
-        200: {
-            "description": "Events, each with the whole job as data; the last is named `end`.",
-            "content": {"text/event-stream": {"schema": _EVENT}},
-            "headers": _REQUEST_ID,
-        },
+        200: _answer(
+            "Events, each with the whole job as data; the last is named `end`.",
+            media_types=("text/event-stream",),
+            schema=_EVENT,
+        ),
         204: {"description": "The job has ended, and Last-Event-ID is its last event."},
         **problems(404, 410, 422),
     },
 }
 
-_JOB_STREAM_RESPONSE: Json = {
-    "description": "The stream.",
-    "content": {"application/vnd.rankpress": {"schema": _BINARY}},
-    "headers": {
-        **_header("ETag", "SHA-256 of the stream, in hex and quotes."),
-        **_RATE,
-        **_header("X-Rankpress-Bpp", "Bits of the stream per pixel.", "number"),
-        **_header("X-Rankpress-Psnr", "PSNR in dB of what is seen; inf when exact."),
-        **_header("X-Rankpress-Step", "Steps of optimisation behind it.", "integer"),
-        **_SOURCE,
-        **_REQUEST_ID,
-    },
-}
-
 JOB_STREAM: Json = {
     "summary": "The best stream so far",
-    "responses": {200: _JOB_STREAM_RESPONSE, **problems(404, 409, 410, 422)},
+    "responses": {200: _stream(headers.STEP), **problems(404, 409, 410, 422)},
 }
 
-JOB_RESULT: Json = {
-    "summary": "The result of a job",
-    "responses": {200: _JOB_STREAM_RESPONSE, **problems(404, 409, 410, 422)},
-}
+JOB_RESULT: Json = {**JOB_STREAM, "summary": "The result of a job"}
 
 JOB_CANCEL: Json = {
     "summary": "Cancel a job",
-    "responses": {
-        200: {"description": "The job, cancelled.", "headers": _REQUEST_ID},
-        **problems(403, 404, 409, 410, 422),
-    },
+    "responses": {200: _answer("The job, cancelled."), **problems(403, 404, 409, 410, 422)},
 }
 
 ADD_ADAPTER: Json = {
@@ -237,59 +189,35 @@ ADD_ADAPTER: Json = {
     "openapi_extra": _body(("application/octet-stream",), "A rate adapter, a safetensors file."),
 }
 
-_RENDITION_HEADERS: Json = {
-    **_PICTURE_NOTES,
-    **_header("ETag", "Strong: a hash of what was asked for, a dash, a hash of the bytes."),
-    **_header("Cache-Control", "A year, immutable: what a hash names never changes."),
-    **_header("Vary", "Accept, where the Accept header chose the format."),
-    **_RATE,
-    **_TIMING,
-    **_REQUEST_ID,
-}
-_IMAGES: Json = {media_type: {"schema": _BINARY} for media_type in MEDIA_TYPES.values()}
+_CACHING = headers.PICTURE_ETAG, headers.CACHE_CONTROL, headers.VARY_IF_NEGOTIATED
 
 GET_OBJECT: Json = {
     "summary": "A stored stream as a picture",
     "responses": {
-        200: {
-            "description": "The picture as an image file.",
-            "content": _IMAGES,
-            "headers": {**_RENDITION_HEADERS, **_header("Accept-Ranges", "Always bytes.")},
-        },
-        206: {
-            "description": "The part of the file that the Range header asks for.",
-            "content": _IMAGES,
-            "headers": {
-                **_RENDITION_HEADERS,
-                **_header("Content-Range", "Which bytes, of how many."),
-            },
-        },
-        304: {
-            "description": "The picture that If-None-Match names; nothing was decoded.",
-            "headers": _REQUEST_ID,
-        },
+        200: _picture("The picture as an image file.", *_CACHING, headers.ACCEPT_RANGES),
+        206: _picture(
+            "The part of the file that the Range header names.", *_CACHING, headers.CONTENT_RANGE
+        ),
+        304: _answer("The picture that If-None-Match names; nothing was decoded."),
         **problems(404, 406, 413, 416, 422),
     },
 }
 
 PUT_OBJECT: Json = {
-    "summary": "Keep a stream under its hash",
+    "summary": "Store a stream under its hash",
     "response_model": StoredObject,
     "responses": {
         200: {
-            "description": "It was kept already; a damaged copy was replaced.",
+            "description": "The stream was stored already; a damaged copy was replaced.",
             "model": StoredObject,
         },
         201: {
-            "description": "It is kept from now on.",
+            **_answer("The stream is stored from now on.", headers.OBJECT_LOCATION),
             "model": StoredObject,
-            "headers": {**_header("Location", "Where it is."), **_REQUEST_ID},
         },
         **problems(400, 403, 408, 413, 415, 422),
     },
-    "openapi_extra": _body(
-        ("application/vnd.rankpress", "application/octet-stream"), "A Rankpress stream."
-    ),
+    "openapi_extra": _STREAM_BODY,
 }
 
 METRICS: dict[int | str, Json] = {
@@ -299,7 +227,7 @@ METRICS: dict[int | str, Json] = {
 
 
 def document(app: FastAPI, root_path: str) -> Json:
-    """The whole OpenAPI document of the app; made once, then kept on the app."""
+    """The whole OpenAPI document of the app; it is made once and then kept on the app."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title,

@@ -1,4 +1,4 @@
-"""What goes over the wire as query parameters and JSON, with the words that OpenAPI shows."""
+"""Query parameters and JSON documents, with the descriptions that OpenAPI shows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Tune = Literal["psnr", "ms-ssim"]
 TUNES: tuple[Tune, ...] = get_args(Tune)
 """In the order in which they are listed."""
 LOSSLESS_ONLY: frozenset[Format] = frozenset({"png"})
-"""Formats that have no quality."""
+"""Formats that have no quality setting."""
 
 
 class Query(BaseModel):
-    """Parameters: none but those declared."""
+    """Query parameters; any that is not declared is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -29,31 +29,31 @@ class CompressQuery(Query):
     """Parameters of `POST /compress`."""
 
     rate: float | None = Field(default=None, ge=1, le=8, allow_inf_nan=False)
-    """Quality and size, from 1 (smallest) to 8 (best); fractions, in sixteenths, lie between. 4
-    where neither this nor a target is given. See `/rates`."""
+    """Quality and size, from 1 (smallest) to 8 (best), in steps of a sixteenth. The default is 4 if
+    no target is given. See `/rates`."""
 
     tune: Tune = "psnr"
-    """What the rate was trained for: `psnr`, least squared error, or `ms-ssim`, likeness of local
-    structure: better skin, grass and skies at equal size, worse lettering, fewer dB."""
+    """What the rate was trained for: `psnr` (least squared error) or `ms-ssim` (similar local
+    structure: better skin, grass and skies at equal size, worse text, fewer dB)."""
 
     metadata: Metadata = "icc"
-    """What the stream keeps besides the pixels: the colour profile (`icc`), also Exif, which may
-    tell the place (`all`), or nothing (`none`), for which colours are converted to sRGB.
-    Orientation is always applied to the pixels."""
+    """What the stream keeps besides the pixels: the colour profile (`icc`), the profile and Exif,
+    which may contain the place (`all`), or nothing (`none`), for which colours are converted to
+    sRGB. The orientation is always applied to the pixels."""
 
     frame: int | None = Field(default=None, ge=0, le=2**31)
-    """Which frame or page of an animated or multi-page file, from 0; without it such a file is
-    refused."""
+    """Frame or page of an animated or multi-page file, from 0; without it the file is refused."""
 
     target_bpp: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Bits per pixel, in place of `rate`: the answer is the closest stream not above."""
+    """Bits per pixel, instead of `rate`: the answer is the largest stream that does not exceed
+    it."""
 
     max_bytes: int | None = Field(default=None, gt=0, le=2**53)
-    """Bytes, in place of `rate`: the answer is the largest stream that has at most so many."""
+    """Bytes, instead of `rate`: the answer is the largest stream that has at most so many."""
 
     target_psnr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """PSNR in dB, in place of `rate`: the answer is the smallest stream that reaches it. Errors
-    count as alpha shows them."""
+    """PSNR in dB, instead of `rate`: the answer is the smallest stream that reaches it. Errors are
+    weighted by alpha."""
 
     def rate_or_target(self) -> float | Target:
         """What was asked for. Raises BadParameter for more than one of rate and targets."""
@@ -64,7 +64,7 @@ class DecompressQuery(Query):
     """Parameters of `POST /decompress`."""
 
     format: Format | None = None
-    """Image format of the answer; wins over the Accept header."""
+    """Image format of the answer; takes precedence over the Accept header."""
 
     region: str | None = Field(default=None, max_length=100, examples=["0,0,256,256"])
     """Decode only this rectangle: left, top, width and height in pixels, as `x,y,w,h`."""
@@ -84,26 +84,26 @@ class ObjectQuery(DecompressQuery):
     """Parameters of `GET /objects/{sha256}`."""
 
     format: Format | None = None
-    """Image format of the answer; wins over the Accept header. Without it Accept chooses a lossy
-    format where it allows one: of those it names AVIF, WebP, JPEG, PNG in this order, JPEG where
-    it has only wildcards or is missing; a picture with alpha is WebP instead of JPEG, or PNG."""
+    """Image format of the answer; takes precedence over the Accept header. Without it Accept
+    chooses, and lossy formats come first: AVIF, WebP, JPEG, PNG of those that it names; JPEG if it
+    has only wildcards or is missing. A picture with alpha is WebP instead of JPEG, or PNG."""
 
     quality: int | None = Field(default=None, ge=1, le=100)
-    """Quality of a lossy file: webp, jpeg or avif. Ignored where Accept leaves nothing but PNG,
-    refused together with `format=png`. With `format=webp` and without it webp is lossless."""
+    """Quality of a lossy file: webp, jpeg or avif. It is ignored if Accept allows only PNG, and
+    refused with `format=png`. With `format=webp` and no quality, webp is lossless."""
 
 
 class Rate(Document):
     """One rate of a model, with averages over the 24 Kodak pictures recorded at publication."""
 
     rate: float
-    """What to ask for."""
+    """Value of the parameter `rate`."""
 
     tune: Tune
-    """What it was trained for, to be asked for with it."""
+    """What it was trained for: value of the parameter `tune`."""
 
     lmbda: float | None
-    """Weight of the error it was trained with; null for an adapter loaded at run time."""
+    """Weight of the error in its training; null for an adapter that was loaded at run time."""
 
     kodak_bpp: float | None
     """Bits per pixel."""
@@ -112,7 +112,7 @@ class Rate(Document):
     """PSNR in dB."""
 
     kodak_ms_ssim: float | None
-    """MS-SSIM, 1 where equal."""
+    """MS-SSIM, 1 if equal."""
 
     sha256: str | None
     """Hash of its adapter's file; null for the base's own rate, which needs none."""
@@ -128,7 +128,7 @@ class Model(Document):
     """Its name in the store."""
 
     sha256: str
-    """Hash of its base weights; streams carry the beginning of it."""
+    """Hash of its base weights; streams contain its first bytes."""
 
     parameters: int
     """Number of weights."""
@@ -137,13 +137,13 @@ class Model(Document):
     """Size of its files."""
 
     rates: tuple[Rate, ...]
-    """What it can be asked for."""
+    """Rates that it offers."""
 
     training: dict[str, object]
     """How it was trained."""
 
     same_machine: bool
-    """Its streams decode only on the machine that made them (a CompressAI model)."""
+    """Whether its streams decode only on the machine that made them (a CompressAI model)."""
 
 
 class Models(Document):
@@ -154,7 +154,7 @@ class Models(Document):
 
 
 class ModelRate(Rate):
-    """A rate, and the model it belongs to."""
+    """A rate and its model."""
 
     model: str
     """Name of the model."""
@@ -164,10 +164,10 @@ class Rates(Document):
     """Answer of `GET /rates`."""
 
     default: float = DEFAULT_RATE
-    """The rate of a request that names none."""
+    """The rate of a request without one."""
 
     rates: tuple[ModelRate, ...]
-    """What can be asked for, one tune after the other, smallest first."""
+    """All rates, by tune and then from the smallest."""
 
 
 class AdapterQuery(Query):
@@ -177,10 +177,10 @@ class AdapterQuery(Query):
     """Hash of the base weights that the adapter is for: `sha256` of a model in `/models`."""
 
     rate: int = Field(ge=1, le=8)
-    """The whole rate that it makes; rates between mix it with the next."""
+    """The whole rate that it makes; a rate between two whole ones mixes both."""
 
     tune: Tune = "psnr"
-    """The ladder that the rate belongs to."""
+    """What the rate was trained for."""
 
 
 class Adapter(Document):
@@ -193,36 +193,36 @@ class Adapter(Document):
     """Hash of the base weights that it is for."""
 
     model: str
-    """Name of the model with those."""
+    """Name of the model with these base weights."""
 
     rate: int
     """The rate that it makes."""
 
     tune: Tune
-    """The ladder that the rate belongs to."""
+    """What the rate was trained for."""
 
     file_bytes: int
     """Size of its file."""
 
     served: bool
-    """Whether new requests get it; otherwise it only decodes streams that it made."""
+    """Whether new requests use it; otherwise it only decodes streams that it made."""
 
     stored: bool
-    """Whether it belongs to the store, and so cannot be removed."""
+    """Whether it belongs to the store and so cannot be unloaded."""
 
 
 class Adapters(Document):
     """Answer of `GET /adapters`."""
 
     adapters: tuple[Adapter, ...]
-    """Those of the store, then the loaded ones, oldest first."""
+    """Adapters of the store, then those loaded since, oldest first."""
 
 
 class StoredObject(Document):
-    """Answer of `PUT /objects`: a stream that is kept."""
+    """Answer of `PUT /objects`: a stored stream."""
 
     sha256: str
-    """Hash of the stream, its name from now on."""
+    """Hash of the stream, which is its name."""
 
     bytes: int
     """Its size."""
@@ -241,7 +241,7 @@ class Health(Document):
     """Answer of `/livez`."""
 
     status: Literal["alive"]
-    """What is true."""
+    """The state."""
 
 
 JobStorageState = Literal[
@@ -250,12 +250,12 @@ JobStorageState = Literal[
 
 
 class Readiness(Document):
-    """Answer of `/readyz` where requests should be sent here."""
+    """Answer of `/readyz` if requests should be sent here."""
 
     status: Literal["ready"]
-    """What is true."""
+    """The state."""
 
     jobs: JobStorageState
-    """Whether adaptation jobs can be stored; no state of this makes a server unready. `waiting`: a
-    worker waits for storage that this server can use; `unknown`: nobody has looked yet; `off`: no
-    jobs are offered."""
+    """Whether adaptation jobs can be stored; this never makes a server unready. `waiting`: a worker
+    waits for storage that this server can use; `unknown`: not checked yet; `off`: no jobs are
+    offered."""

@@ -1,7 +1,8 @@
 """Runs the app under uvicorn: limits on connections, and a shutdown that loses no work.
 
-On SIGTERM or SIGINT: /readyz and new work answer 503 while what was admitted is finished, with the
-port still open so that load balancers see it; then connections are closed and `serve` returns.
+On SIGTERM or SIGINT the admitted work is finished, while /readyz and new work are answered with 503
+and the port stays open, so that load balancers notice. Then connections are closed and `serve`
+returns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import structlog
 import uvicorn
 
 from service.api.app import create_app
-from service.api.routes import Service
+from service.api.service import Service
 from service.engine.admission import Admission
 from service.engine.types import Codec
 from service.http.connections import (
@@ -42,11 +43,11 @@ log = structlog.get_logger("rankpress.server")
 
 
 def serve(codec: Codec, settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was begun and return.
+    """Serve until SIGTERM or SIGINT, then finish the work that has begun and return.
 
-    Work that `drain_s` does not suffice for, and calls of an object store or database that does not
-    answer, cannot be interrupted: the process then exits with 1.
-    A worker process for jobs runs beside it, if the settings want one.
+    If the settings say so, a worker process for jobs runs too. Work that takes longer than
+    `drain_s`, and calls of an object store or database that does not answer, cannot be interrupted:
+    the process then exits with 1.
     """
     configure_logs(settings.log_format, settings.log_level)
     settings = without_idle_jobs(settings)
@@ -57,7 +58,7 @@ def serve(codec: Codec, settings: Settings) -> None:
     finally:
         if worker is not None:
             worker.stop()
-    running, calls = server.admission.running, server.service.calls
+    running, calls = server.admission.running, server.service.pending_calls
     if running or calls:
         log.error("work cut off", running=running, calls=calls, drain_s=settings.drain_s)
         logging.shutdown()
@@ -65,7 +66,7 @@ def serve(codec: Codec, settings: Settings) -> None:
 
 
 def without_idle_jobs(settings: Settings) -> Settings:
-    """The settings, without jobs where none can be posted or the worker could not do them."""
+    """The settings, without jobs if none can be posted or if the worker could not do them."""
     if settings.decode_only:
         return settings.model_copy(update={"jobs": False})
     if settings.jobs and settings.jobs_worker and importlib.util.find_spec("torch") is None:
@@ -107,18 +108,18 @@ class Server(uvicorn.Server):
         super().run(sockets or _all_addresses(self.config))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, on a loop that reports connections it could not accept in few words.
+        """Listen, and report connections that could not be accepted by a short warning.
 
         Raises:
-            OSError: the address cannot be listened at.
+            OSError: the server cannot listen at the address.
         """
         report_accept_errors(asyncio.get_running_loop())
         try:
             await super().startup(sockets)
-        except OSError as error:  # of a UNIX or an inherited socket: it lacks the place
+        except OSError as error:  # of a UNIX or an inherited socket: it does not name the address
             await self.lifespan.shutdown()
             raise OSError(error.errno, error.strerror, address_of(self.config)) from error
-        except SystemExit as error:  # how uvicorn ends where a port is taken, after its shutdown
+        except SystemExit as error:  # how uvicorn ends if a port is in use, after its shutdown
             cause = error.__context__
             if not isinstance(cause, OSError):
                 raise
@@ -126,42 +127,41 @@ class Server(uvicorn.Server):
         for server in self.servers if self.started else ():
             for each in server.sockets:
                 with socket.fromfd(each.fileno(), each.family, each.type) as listening:
-                    listening.listen(BACKLOG)  # asyncio made the queue as short as what it takes
+                    listening.listen(BACKLOG)  # asyncio made the queue as short as ACCEPTED_AT_ONCE
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ask the main loop to end. A second Ctrl-C does not wait for anything."""
-        # Uvicorn's own would raise the signal again at the end and so not exit with 0.
+        # Uvicorn's own handler would raise the signal again at the end and so not exit with 0.
         del frame
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse new work, wait for the admitted, then close connections; `drain_s` in all."""
+        """Refuse new work, wait for admitted work, then close connections; `drain_s` in all."""
         deadline_s = time.monotonic() + self._drain_s
         self.admission.begin_drain()
         log.info("draining", waiting=self.admission.waiting, running=self.admission.running)
         while self._is_busy() and time.monotonic() < deadline_s and not self.force_exit:
             await asyncio.sleep(POLL_S)
-        left_s = deadline_s - time.monotonic()
-        self.config.timeout_graceful_shutdown = max(1, math.ceil(left_s))
+        remaining_s = deadline_s - time.monotonic()
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(remaining_s))
         await super().shutdown(sockets)
 
     def _is_busy(self) -> bool:
         return self.admission.waiting + self.admission.running > 0
 
 
-def address_of(place: uvicorn.Config) -> str:
-    """Where a server listens, or should."""
-    if place.uds is not None:
-        return str(place.uds)
-    return f"{place.host}:{place.port}" if place.fd is None else f"descriptor {place.fd}"
+def address_of(config: uvicorn.Config) -> str:
+    """The address at which a server listens or should listen."""
+    if config.uds is not None:
+        return str(config.uds)
+    return f"{config.host}:{config.port}" if config.fd is None else f"descriptor {config.fd}"
 
 
 def _all_addresses(config: uvicorn.Config) -> list[socket.socket] | None:
-    """A socket of IPv6 and IPv4 for the host `::`, which asyncio takes for IPv6 alone."""
+    """A socket for IPv6 and IPv4 at the host `::`, which asyncio would open for IPv6 alone."""
     dual = config.host == "::" and config.uds is None and config.fd is None
     if not dual or not socket.has_dualstack_ipv6():
         return None
-    place = config.host, config.port
-    family = socket.AF_INET6
-    return [socket.create_server(place, family=family, backlog=BACKLOG, dualstack_ipv6=True)]
+    address, family = (config.host, config.port), socket.AF_INET6
+    return [socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=True)]

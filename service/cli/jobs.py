@@ -77,7 +77,7 @@ def list_jobs(
 ) -> None:
     """List jobs, the newest first."""
     with _open_jobs(state) as jobs:
-        recent = jobs.recent((status,) if status else (), limit)
+        recent = jobs.table.recent((status,) if status else (), limit)
     if json:
         for job in recent:
             typer.echo(_json(job))
@@ -93,7 +93,7 @@ def show(
 ) -> None:
     """Show all details of a job."""
     with _open_jobs(state) as jobs:
-        job = jobs.get(job_id)
+        job = jobs.table.get(job_id)
     if json:
         typer.echo(_json(job))
     else:

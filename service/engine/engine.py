@@ -58,7 +58,7 @@ from service.store.adapters import AdapterFiles, StoredAdapter
 
 
 class Engine:
-    """Answers compress and decompress; implements engine.types.Codec."""
+    """Implements `Codec` and `AdaptationEngine` of engine.types, which document its methods."""
 
     def __init__(
         self,
@@ -106,12 +106,12 @@ class Engine:
         return self._entries[0].current
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """The models that are loaded; the first compresses."""
+        """See `Codec`."""
         return tuple(entry.info() for entry in self._entries)
 
     @property
     def max_batch(self) -> int:
-        """Pictures or streams to work on in one call: as many as make the device faster."""
+        """See `Codec`."""
         return self._max_batch
 
     def warm(self) -> int:
@@ -135,21 +135,7 @@ class Engine:
         return len(merged)
 
     def compress(self, picture: Picture, rate: float | Target, tune: str = PSNR) -> Compressed:
-        """A picture as a stream.
-
-        Args:
-            picture: to compress.
-            rate: 1–8; or a target, and the stream is the one that meets it best, see
-                target_search.py. A search leaves streams unchecked that are too large, and
-                measures each PSNR where that is the target.
-            tune: the ladder that the rate belongs to, one of container.TUNES.
-
-        Raises:
-            RateUnavailable: no weights for that rate. BadParameter: no rate or tune at all.
-            TargetUnreachable: no rate of the tune meets the target.
-            TooManyPixels: over the limit. MissingExtra: torch is not installed.
-            CheckFailed: the fresh stream did not decode to what was encoded.
-        """
+        """See `Codec`."""
         base = self._base
         if isinstance(rate, Target):
             return self._compress_to(base, picture, rate, tune)
@@ -173,13 +159,7 @@ class Engine:
     def compress_batch(
         self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
     ) -> list[Compressed | RankpressError]:
-        """What `compress` returns or raises for each picture; the bytes are the same.
-
-        Pictures of one padded size share the calls of the entropy networks.
-
-        Raises:
-            RateUnavailable, BadParameter, MissingExtra: as `compress` does, for all of them.
-        """
+        """See `Codec`."""
         base = self._base
         key = rate_key(rate, tune, base.stored)
 
@@ -199,10 +179,7 @@ class Engine:
         max_seconds: float | None = None,
         checkpoint: bytes | None = None,
     ) -> Adaptation:
-        """Begin to adapt to a picture, or go on; see `types.AdaptationEngine`.
-
-        Besides a level, `effort` may be a plan.
-        """
+        """See `AdaptationEngine`; `effort` may also be a plan."""
         base = self._base
         if not (max_seconds is None or max_seconds > 0):
             raise BadParameter(f"max_seconds is {max_seconds:g}, expected more than 0")
@@ -222,20 +199,11 @@ class Engine:
         return PictureAdaptation(model, task, checkpoint)
 
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
-        """A stream, or a region of it, as a picture.
-
-        Raises:
-            BadStream: damaged. UnsupportedStream: needs a newer decoder.
-            UnknownModel: its weights are not in the store. TooManyPixels: over the limit.
-            BadParameter: the region reaches outside the picture.
-        """
+        """See `Codec`."""
         return self._coder.decompress(self._request(data, region))
 
     def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
-        """What `decompress` returns or raises for each stream; the pixels are the same.
-
-        Streams of one rate and padded size share the calls of the entropy networks.
-        """
+        """See `Codec`."""
 
         def prepare(data: bytes) -> tuple[Hashable, DecodeRequest]:
             request = self._request(data)
@@ -266,16 +234,7 @@ class Engine:
     def picture_load(
         self, size: tuple[int, int] | None, rate: float | Target, tune: str = PSNR
     ) -> Load:
-        """How much work compressing a picture is, the check included: see `Codec.picture_load`.
-
-        Args:
-            size: width and height where they are known; otherwise it counts as the smallest
-                picture and is worked on alone.
-            rate, tune: as of `compress`.
-
-        Raises:
-            TooManyPixels: over the limit.
-        """
+        """See `Codec`."""
         base, pixels = self._base, LEAST_WORK
         if size is not None:
             check_pixels(self._max_pixels, *size)
@@ -291,14 +250,7 @@ class Engine:
         return Load(pixels, RequestGroup((key.identity[:4].hex(), key.rate16), batch))
 
     def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
-        """What a stream's header says of its picture and of the work to decompress it.
-
-        Args:
-            data: the stream. region: that will be decompressed, None is all of it.
-
-        Raises:
-            BadStream, UnsupportedStream, TooManyPixels, BadParameter: as `decompress`.
-        """
+        """See `Codec`."""
         info = container.describe(data, partial(self._check_header, region=region))
         box = latent_box(info.width, info.height)
         need = latents_under(requested_pixels(info.width, info.height, region))
@@ -312,25 +264,13 @@ class Engine:
         )
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
-        """Every rate adapter that is loaded."""
+        """See `Codec`."""
         return self._registry.adapters()
 
     def add_adapter(
         self, data: bytes, base_sha256: str, rate: int, tune: str = PSNR
     ) -> AdapterInfo:
-        """Load a rate adapter: from now on, requests for its rate use it.
-
-        It is checked, merged and kept in the folder first. Loading one again changes nothing.
-
-        Args:
-            data: a safetensors file, see codec/lowrank.py.
-            base_sha256: SHA-256 of the base weights that it is for, hex.
-            rate: a whole rate; rates between mix it with the next. tune: the rate's ladder.
-
-        Raises:
-            BadAdapter: it does not fit. TooManyBytes: larger than any that fits.
-            BadParameter: no such base or rate, or the file is loaded for another rate already.
-        """
+        """See `Codec`."""
 
         def prove(model: LoadedModel) -> None:
             """Merge it, which fails where it does not fit and saves the first request the merge."""
@@ -340,23 +280,10 @@ class Engine:
         return self._registry.add(StoredAdapter(data, base_sha256, rate, tune), prove)
 
     def remove_adapter(self, sha256: str) -> None:
-        """Unload an adapter; the one loaded before it serves its rate again, or none does.
-
-        Requests that run keep it until they end. Afterwards its streams cannot be decoded.
-
-        Args:
-            sha256: SHA-256 of its file, hex.
-
-        Raises:
-            UnknownAdapter: it is not loaded. BadParameter: it belongs to the store.
-        """
+        """See `Codec`."""
         self._registry.remove(sha256)
 
     def self_test(self) -> None:
-        """Decode every model's golden stream: equal latents, and pixels equal but for rounding.
-
-        Raises:
-            SelfTestFailed: this machine does not reproduce them.
-        """
+        """See `Codec`."""
         for entry in self._entries:
             check_golden_stream(entry.current)

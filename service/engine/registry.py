@@ -91,36 +91,22 @@ class RegisteredModel:
         """The model as new requests get it."""
         m = self.current.stored
         rates = tuple(
-            RateInfo(
-                r.rate,
-                r.tune,
-                r.lmbda,
-                r.kodak_bpp,
-                r.kodak_psnr_db,
-                r.kodak_ms_ssim,
-                r.digest.hex() or None,
-                r.file_bytes,
-            )
+            RateInfo(r.rate, r.tune, r.lmbda, r.kodak_bpp, r.kodak_psnr_db, r.kodak_ms_ssim,
+                     r.digest.hex() or None, r.file_bytes)
             for r in m.rates
-        )
+        )  # fmt: skip
         return ModelInfo(m.name, m.sha256, m.parameters, m.file_bytes, rates, dict(m.training))
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """Every adapter: those of the store, then the loaded ones, oldest first."""
-        stored, current = self.base.stored, self.current.stored.rates
+        base = (self.base.stored.sha256, self.base.stored.name)
+        current = {id(r) for r in self.current.stored.rates}
+        in_store = {id(r) for r in self._in_store()}
         return tuple(
-            AdapterInfo(
-                r.digest.hex(),
-                stored.sha256,
-                stored.name,
-                int(r.rate),
-                r.tune,
-                r.file_bytes,
-                served=any(r is s for s in current),
-                stored=any(r is s for s in self._in_store()),
-            )
+            AdapterInfo(r.digest.hex(), *base, int(r.rate), r.tune, r.file_bytes,
+                        served=id(r) in current, stored=id(r) in in_store)
             for r in self._adapters()
-        )
+        )  # fmt: skip
 
     def _adapters(self) -> Iterator[StoredRate]:
         yield from self._in_store()

@@ -47,20 +47,16 @@ class Goal(Protocol):
     @property
     def level(self) -> float:
         """The value to meet, on the scale of `value`."""
-        ...
 
     @property
     def from_below(self) -> bool:
         """Whether the result is the last rate up to the level; otherwise the first from it on."""
-        ...
 
     def value(self, stream: Compressed) -> float:
         """A stream's value on a scale that is almost linear in the rate."""
-        ...
 
     def meets(self, stream: Compressed) -> bool:
         """Whether a stream may be the result."""
-        ...
 
     def needs_check(self, data: bytes, check: bool) -> bool:
         """Whether a fresh stream must be decoded again and measured.
@@ -68,15 +64,12 @@ class Goal(Protocol):
         Args:
             data: the stream. check: whether streams are checked where no target is given.
         """
-        ...
 
     def curve(self, rates: Sequence[StoredRate]) -> list[float]:
         """The expected value of each stored rate, ascending."""
-        ...
 
     def unreachable(self, nearest: Compressed) -> TargetUnreachable:
         """The error that says how far the nearest stream is from the target."""
-        ...
 
 
 @dataclass(frozen=True)

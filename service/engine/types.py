@@ -177,7 +177,6 @@ class AdaptationEngine(Protocol):
 
     def models(self) -> tuple[ModelInfo, ...]:
         """The models that are loaded; the first adapts."""
-        ...
 
     def adapt(
         self,
@@ -202,72 +201,120 @@ class AdaptationEngine(Protocol):
             RateUnavailable, BadParameter, TooManyPixels: as `Codec.compress`.
             MissingExtra: torch is not installed.
         """
-        ...
 
 
 class Codec(Protocol):
-    """Compress and decompress pictures. Thread-safe; each call is one whole unit of work."""
+    """Compresses and decompresses pictures. Thread-safe; each call is one whole unit of work."""
 
     def models(self) -> tuple[ModelInfo, ...]:
         """The models that are loaded; the first compresses."""
-        ...
 
     def compress(self, picture: Picture, rate: float | Target, tune: str = PSNR) -> Compressed:
-        """At a rate, or at the rate that meets a target best.
+        """A picture as a stream.
 
-        Raises RateUnavailable or TargetUnreachable (both BadParameter).
+        Args:
+            picture: to compress.
+            rate: 1–8; or a target, and the stream is the one that meets it best, see
+                target_search.py. A search leaves streams unchecked that are too large, and
+                measures each PSNR where that is the target.
+            tune: the ladder that the rate belongs to, one of container.TUNES.
+
+        Raises:
+            RateUnavailable: no weights for that rate. BadParameter: no rate or tune at all.
+            TargetUnreachable: no rate of the tune meets the target.
+            TooManyPixels: over the limit. MissingExtra: torch is not installed.
+            CheckFailed: the fresh stream did not decode to what was encoded.
         """
-        ...
 
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
         """A stream, or a region of it, as a picture.
 
-        Raises BadStream, UnknownModel, UnsupportedStream, TooManyPixels, BadParameter.
+        Raises:
+            BadStream: damaged. UnsupportedStream: needs a newer decoder.
+            UnknownModel: its weights are not in the store. TooManyPixels: over the limit.
+            BadParameter: the region reaches outside the picture.
         """
-        ...
 
     @property
     def max_batch(self) -> int:
-        """Pictures or streams to work on in one call; 1 where batches are no faster."""
-        ...
+        """Pictures or streams to work on in one call: as many as make the device faster."""
 
     def compress_batch(
         self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
     ) -> list[Compressed | RankpressError]:
-        """What `compress` returns or raises for each."""
-        ...
+        """What `compress` returns or raises for each picture; the bytes are the same.
+
+        Pictures of one padded size share the calls of the entropy networks.
+
+        Raises:
+            RateUnavailable, BadParameter, MissingExtra: as `compress` does, for all of them.
+        """
 
     def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
-        """What `decompress` returns or raises for each."""
-        ...
+        """What `decompress` returns or raises for each stream; the pixels are the same.
+
+        Streams of one rate and padded size share the calls of the entropy networks.
+        """
 
     def picture_load(
         self, size: tuple[int, int] | None, rate: float | Target, tune: str = PSNR
     ) -> Load:
-        """How much work compressing a picture of that width and height is. Raises TooManyPixels."""
-        ...
+        """How much work compressing a picture is, and what it may share a call with.
+
+        Args:
+            size: width and height where they are known; otherwise it counts as the smallest
+                picture and is worked on alone.
+            rate, tune: as of `compress`.
+
+        Raises:
+            TooManyPixels: over the limit.
+        """
 
     def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
         """What a stream's header tells of its picture and of the work to decompress it.
 
-        Raises BadStream, UnsupportedStream, TooManyPixels, BadParameter, as `decompress`.
+        Args:
+            data: the stream. region: that will be decompressed, None is all of it.
+
+        Raises:
+            BadStream, UnsupportedStream, TooManyPixels, BadParameter: as `decompress`.
         """
-        ...
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """Every rate adapter that is loaded."""
-        ...
 
     def add_adapter(
         self, data: bytes, base_sha256: str, rate: int, tune: str = PSNR
     ) -> AdapterInfo:
-        """Load one. Raises BadAdapter, BadParameter, TooManyBytes; then nothing has changed."""
-        ...
+        """Load a rate adapter: from now on, requests for its rate use it.
+
+        It is checked, merged and kept in the folder first. Loading one again changes nothing.
+
+        Args:
+            data: a safetensors file, see codec/lowrank.py.
+            base_sha256: SHA-256 of the base weights that it is for, hex.
+            rate: a whole rate; rates between mix it with the next. tune: the rate's ladder.
+
+        Raises:
+            BadAdapter: it does not fit. TooManyBytes: larger than any that fits.
+            BadParameter: no such base or rate, or the file is loaded for another rate already.
+        """
 
     def remove_adapter(self, sha256: str) -> None:
-        """Unload one. Raises UnknownAdapter, BadParameter; then nothing has changed."""
-        ...
+        """Unload an adapter; the one loaded before it serves its rate again, or none does.
+
+        Requests that run keep it until they end. Afterwards its streams cannot be decoded.
+
+        Args:
+            sha256: SHA-256 of its file, hex.
+
+        Raises:
+            UnknownAdapter: it is not loaded. BadParameter: it belongs to the store.
+        """
 
     def self_test(self) -> None:
-        """Decode the golden stream of every model. Raises SelfTestFailed."""
-        ...
+        """Decode every model's golden stream: equal latents, and pixels equal but for rounding.
+
+        Raises:
+            SelfTestFailed: this machine does not reproduce them.
+        """

@@ -72,7 +72,7 @@ class WeightCache:
         if key.identity == base.stored.identity:
             yield base
             return
-        entry = (self._take if keep else self._borrow)(key, base)
+        entry = self._take(key, base, keep)
         try:
             yield entry.model
         finally:
@@ -86,23 +86,17 @@ class WeightCache:
         with self._lock:
             return sum(e.size_bytes for e in self._entries.values())
 
-    def _take(self, key: RateKey, base: LoadedModel) -> _Entry:
-        """The entry of a key with one more user, merged and cached if it is missing."""
+    def _take(self, key: RateKey, base: LoadedModel, keep: bool) -> _Entry:
+        """The entry of a key with one more user, merged if it is missing, then cached if `keep`."""
         entry = self._find(key)
         if entry is None:
             with self._building:  # one merge at a time: two equal ones would waste memory
                 entry = self._find(key)
                 if entry is None:
-                    entry = self._insert(key, _merged(base, key))
-        return entry
-
-    def _borrow(self, key: RateKey, base: LoadedModel) -> _Entry:
-        """The entry of a key with one more user, or one merged for this request alone."""
-        entry = self._find(key)
-        if entry is None:
-            with self._building:
-                entry = _merged(base, key)
-            entry.users += 1
+                    entry = _merged(base, key)
+                    entry.users += 1
+                    if keep:
+                        self._insert(key, entry)
         return entry
 
     def _find(self, key: RateKey) -> _Entry | None:
@@ -113,12 +107,10 @@ class WeightCache:
                 entry.users += 1
             return entry
 
-    def _insert(self, key: RateKey, entry: _Entry) -> _Entry:
+    def _insert(self, key: RateKey, entry: _Entry) -> None:
         with self._lock:
-            entry.users += 1
             self._entries[key] = entry
             self._evict()
-        return entry
 
     def _evict(self) -> None:
         """Drop unused entries, oldest first, until the rest fits. The lock is held."""

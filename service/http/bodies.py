@@ -1,15 +1,18 @@
 """Request bodies: raw bytes, or the field `file` of multipart/form-data, into one bytes object.
 
-Everything is limited while it arrives, whatever Content-Length says: the bytes of one body, those
-of one client and of all, the bytes a second and the seconds in all. Multipart is parsed as it
-streams; the one part that is kept goes straight to its buffer, any other part is refused.
+Everything is limited while it arrives, whatever Content-Length says: the bytes of one body, of one
+client and of all clients, the bytes per second and the seconds in all. Multipart is parsed while it
+arrives: the content of the part `file` goes straight to a buffer, and any other part is refused.
+What has arrived is in memory at first, then in a file, and is read back once it is complete.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import IO, TYPE_CHECKING
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -20,7 +23,8 @@ from starlette.types import Message
 
 from service.engine.admission import Admission
 from service.errors import BadParameter, TooManyBytes
-from service.http.holds import ArrivingBody, ClientHold
+from service.http.context import RequestBytes
+from service.http.spool import SPOOLED_BYTES
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,16 +35,16 @@ MAX_PART_HEADER_BYTES = 8 * 1024
 
 
 async def read_body(
-    request: Request, admission: Admission, hold: ClientHold, settings: Settings
+    request: Request, admission: Admission, request_bytes: RequestBytes, settings: Settings
 ) -> bytes:
-    """The whole body, or the content of its part `file` when it is multipart/form-data.
+    """Read the whole body, or the content of its part `file` when it is multipart/form-data.
 
     Raises:
         TooManyBytes: more than `max_body_bytes`, declared or sent.
         Saturated: the queue is full, or the bytes of the client or of all exceed their limit.
-        BadParameter: a multipart body without exactly the part `file`.
-        HTTPException: 400 malformed multipart, 408 too slow, 415 has a content coding.
-        ClientDisconnect: the client left.
+        BadParameter: a multipart body has other parts than one named `file`.
+        HTTPException: 400 for malformed multipart, 408 for a slow client, 415 for a content coding.
+        ClientDisconnect: the client closed the connection.
     """
     _refuse_coding(request)
     declared = _declared_bytes(request)
@@ -49,15 +53,15 @@ async def read_body(
             f"Content-Length is {declared}, expected at most {settings.max_body_bytes} bytes"
         )
     admission.check(declared)
-    hold.check(declared)
+    request_bytes.check(declared)
     kind, options = parse_options_header(request.headers.get("content-type"))
-    with ArrivingBody(hold) as body:
+    with BodyBuffer(request_bytes) as body:
         if kind == b"multipart/form-data":
-            form = _Form(options.get(b"boundary", b""), body)
-            await _receive(request, form.write, body, hold, settings)
+            form = _FormParser(options.get(b"boundary", b""), body)
+            await _receive(request, form.write, body, request_bytes, settings)
             form.finish()
         else:
-            await _receive(request, body.write, body, hold, settings)
+            await _receive(request, body.write, body, request_bytes, settings)
         return await body.read()
 
 
@@ -79,16 +83,16 @@ def _declared_bytes(request: Request) -> int:
 async def _receive(
     request: Request,
     write: Callable[[bytes], object],
-    body: ArrivingBody,
-    hold: ClientHold,
+    body: BodyBuffer,
+    request_bytes: RequestBytes,
     settings: Settings,
 ) -> None:
     """Pass what arrives to `write` piece by piece, within the limits of bytes and time."""
-    clock = _Patience(settings, asyncio.get_running_loop().time)
+    timer = _BodyTimer(settings, asyncio.get_running_loop().time)
     received = 0
     more = True
     while more:
-        message = await _next_message(request, clock.left_s())
+        message = await _next_message(request, timer.remaining_s())
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece: bytes = message.get("body", b"")
@@ -96,43 +100,89 @@ async def _receive(
         received += len(piece)
         if received > settings.max_body_bytes:
             raise TooManyBytes(f"the body has more than {settings.max_body_bytes} bytes")
-        clock.note(len(piece))
-        hold.grow(len(piece))
+        timer.count(len(piece))
+        request_bytes.grow(len(piece))
         write(piece)
-        await body.settle()
-        clock.go_on()
+        await body.move_to_disk()
+        timer.restart()
 
 
-class _Patience:
-    """How long a body is still waited for.
+class BodyBuffer:
+    """The bytes of a body that have arrived. Use as a context manager, which drops them."""
 
-    A client is behind by the seconds that it has taken beyond those that its bytes may take at
-    `min_bytes_per_s`. Bytes that came faster than that give it no time for later.
+    def __init__(self, request_bytes: RequestBytes) -> None:
+        """Begin without bytes and without a file."""
+        self._request_bytes, self._spool = request_bytes, request_bytes.spool
+        self._memory = io.BytesIO()
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> BodyBuffer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._spool.calls.submit(self._file.close)
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes, which are counted already, into memory."""
+        self._memory.write(piece)
+
+    async def move_to_disk(self) -> None:
+        """Move the bytes in memory to disk if they are many. Raises Saturated: no room."""
+        if self._memory.tell() < SPOOLED_BYTES or self._spool.is_off:
+            return
+        piece = self._memory.getbuffer()
+        self._request_bytes.grow_on_disk(len(piece))
+        self._memory = io.BytesIO()
+        if self._file is None:
+            self._file = await self._spool.run(self._spool.open)
+        self._request_bytes.add(-await self._spool.run(partial(self._file.write, piece)))
+
+    async def read(self) -> bytes:
+        """Return the whole body, in memory. Raises as `RequestBytes.grow`."""
+        if self._file is None:
+            return self._memory.getvalue()
+        self._request_bytes.move_to_memory()
+        return await self._spool.run(partial(_read_back, self._file, self._memory.getvalue()))
+
+
+def _read_back(file: IO[bytes], rest: bytes) -> bytes:
+    """Everything that was written to a file, followed by the rest."""
+    file.write(rest)
+    file.seek(0)
+    return file.read()
+
+
+class _BodyTimer:
+    """How long the server still waits for the next bytes of a body.
+
+    A client is late by the seconds it has taken beyond those that its bytes may take at
+    `min_bytes_per_s`. Bytes that arrive faster than that earn no time for later.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         self._settings, self._clock = settings, clock
-        self._since_s = clock()
-        self._end_s = self._since_s + settings.body_timeout_s
-        self._behind_s = 0.0
+        self._started_s = clock()
+        self._end_s = self._started_s + settings.body_timeout_s
+        self._late_s = 0.0
 
-    def left_s(self) -> float:
+    def remaining_s(self) -> float:
         """Seconds that the next bytes may take."""
-        left_s = self._settings.stall_timeout_s - self._behind_s
-        return min(left_s, self._end_s - self._clock())
+        remaining_s = self._settings.stall_timeout_s - self._late_s
+        return min(remaining_s, self._end_s - self._clock())
 
-    def note(self, received: int) -> None:
-        """Bytes have come."""
+    def count(self, received_bytes: int) -> None:
+        """Take note of bytes that have arrived."""
         rate = self._settings.min_bytes_per_s
         if rate == 0:
-            self._behind_s = 0.0
+            self._late_s = 0.0
         else:
-            took_s = self._clock() - self._since_s
-            self._behind_s = max(0.0, self._behind_s + took_s - received / rate)
+            elapsed_s = self._clock() - self._started_s
+            self._late_s = max(0.0, self._late_s + elapsed_s - received_bytes / rate)
 
-    def go_on(self) -> None:
-        """Wait for the next bytes from now on: what was done with the last is not the client's."""
-        self._since_s = self._clock()
+    def restart(self) -> None:
+        """Measure from now on: the time spent on handling the last bytes is not the client's."""
+        self._started_s = self._clock()
 
 
 async def _next_message(request: Request, seconds: float) -> Message:
@@ -140,20 +190,20 @@ async def _next_message(request: Request, seconds: float) -> Message:
         async with asyncio.timeout(seconds):
             return await request.receive()
     except TimeoutError:
-        # The rest of the body may never come, so the connection is of no more use.
-        detail = "the body came too slowly, or not at all"
+        # The rest of the body may never arrive, so the connection cannot be used again.
+        detail = "the body arrived too slowly, or not at all"
         raise HTTPException(408, detail, {"Connection": "close"}) from None
 
 
-class _Form:
-    """Passes on the content of the part `file` of a multipart body."""
+class _FormParser:
+    """Writes the content of the part `file` of a multipart body to a buffer."""
 
-    def __init__(self, boundary: bytes, content: ArrivingBody) -> None:
+    def __init__(self, boundary: bytes, content: BodyBuffer) -> None:
         if not boundary:
             raise HTTPException(400, "the multipart body has no boundary")
         self._content = content
-        self._begun = False
-        self._ended = False
+        self._has_file = False
+        self._is_complete = False
         self._begin_part()
         callbacks: MultipartCallbacks = {
             "on_part_begin": self._begin_part,
@@ -170,17 +220,17 @@ class _Form:
             raise HTTPException(400, "the multipart boundary is malformed") from None
 
     def write(self, piece: bytes) -> None:
-        """Take the next bytes of the body."""
+        """Parse the next bytes of the body."""
         try:
             self._parser.write(piece)
         except FormParserError:
             raise HTTPException(400, "the multipart body is malformed") from None
 
     def finish(self) -> None:
-        """Raise unless the bytes that were written are a whole form."""
-        if not self._ended:
+        """Raise HTTPException or BadParameter unless the form is complete."""
+        if not self._is_complete:
             raise HTTPException(400, "the multipart body ends before its last boundary")
-        if not self._begun:
+        if not self._has_file:
             raise BadParameter(f"the multipart body has no part named {FIELD!r}")
 
     def _begin_part(self) -> None:
@@ -216,12 +266,12 @@ class _Form:
                 f"the multipart body has a part named {name[:100]!r}, expected only {FIELD!r}; "
                 "everything else is a query parameter"
             )
-        if self._begun:
+        if self._has_file:
             raise BadParameter(f"the multipart body has more than one part named {FIELD!r}")
-        self._begun = True
+        self._has_file = True
 
     def _add_content(self, data: bytes, start: int, end: int) -> None:
         self._content.write(memoryview(data)[start:end])
 
     def _end(self) -> None:
-        self._ended = True
+        self._is_complete = True

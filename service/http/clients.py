@@ -1,9 +1,9 @@
-"""Clients, told apart by their addresses, and how much one may take of what all share.
+"""Clients, distinguished by their addresses, and each one's share of a limit that all share.
 
-A client may always have one request, with its body. Beyond that it gets no more than a part of what
-the others leave, so that nobody can take it all; as more clients come, each gets less. What counts
-as one client is an IPv4 address, or a network of 64 bits of IPv6. Behind a proxy whose
-X-Forwarded-For does not count, all are one.
+A client may always have one request, with its body. Beyond that it gets at most a share of what
+the other clients leave, so that no client can take everything; the more clients there are, the less
+each gets. One client is an IPv4 address or a 64-bit network of IPv6. Behind a proxy whose
+X-Forwarded-For is not trusted, all clients count as one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from functools import lru_cache
 from service.errors import QuotaReached
 
 RETRY_S = 5
-"""Seconds after which a client that has taken its part may come back."""
+"""Seconds after which a client that has used up its share may try again."""
 
 
 @lru_cache(maxsize=4096)
 def client_of(host: str | None) -> str:
-    """What stands for the client at an address; empty without one, as on a UNIX socket."""
+    """The name of the client at an address; empty without one, as on a UNIX socket."""
     try:
         address = ipaddress.ip_address(host or "")
     except ValueError:
@@ -34,7 +34,11 @@ def client_of(host: str | None) -> str:
 
 
 def addresses_in(networks: str) -> Callable[[str], bool]:
-    """Whether an address is one of these addresses and networks, by commas; all are in *."""
+    """A test whether an address is in a list of addresses and networks; "*" contains all.
+
+    Args:
+        networks: separated by commas.
+    """
     names = [name.strip() for name in networks.split(",")]
     known = [ipaddress.ip_network(name, strict=False) for name in names if _is_network(name)]
 
@@ -49,7 +53,7 @@ def addresses_in(networks: str) -> Callable[[str], bool]:
 
 
 def _is_network(name: str) -> bool:
-    """Whether this is an IP network, or an address, which is one of its own."""
+    """Whether this is an IP network or an IP address."""
     try:
         ipaddress.ip_network(name, strict=False)
     except ValueError:
@@ -58,37 +62,39 @@ def _is_network(name: str) -> bool:
 
 
 class SharedLimit:
-    """An amount, of bytes or of requests, that is limited for all clients together."""
+    """A limit on an amount, of bytes or of requests, for all clients together and for each."""
 
-    def __init__(self, what: str, limit: int, share: float) -> None:
-        """Nothing is taken at first.
+    def __init__(self, name: str, limit: int, share: float) -> None:
+        """Begin with nothing taken.
 
         Args:
-            what: is limited, for messages, such as "bytes of bodies".
-            limit: of all clients together. share: of what the others leave, that one may take.
+            name: what is limited, for messages, such as "memory".
+            limit: of all clients together.
+            share: of what the other clients leave, that one client may take.
         """
-        self._what, self._limit, self._share = what, limit, share
+        self._name, self._limit, self._share = name, limit, share
         self._taken: Counter[str] = Counter()
         self.total = 0
 
     @property
-    def left(self) -> int:
-        """What is not taken."""
+    def available(self) -> int:
+        """The amount that is not taken."""
         return self._limit - self.total
 
     def check(self, client: str, more: int, own: int = 0) -> None:
-        """Raise QuotaReached if a client would have more than its part.
+        """Raise QuotaReached if a client would have more than its share.
 
         Args:
-            more: what one of its requests is about to take. own: what that request has already.
+            more: the amount that one of its requests is about to take.
+            own: the amount that this request has already.
         """
         taken = self._taken[client]
-        most = self._share * (self.left + taken)
+        most = self._share * (self.available + taken)
         if self._share < 1 and taken > own and taken + more > most:
-            raise QuotaReached(f"this client has taken its part of the {self._what}", RETRY_S)
+            raise QuotaReached(f"this client has used up its share of the {self._name}", RETRY_S)
 
     def take(self, client: str, more: int) -> None:
-        """Count what a client takes, or gives back where it is below 0."""
+        """Count an amount that a client takes; a negative one is given back."""
         self.total += more
         self._taken[client] += more
         if not self._taken[client]:

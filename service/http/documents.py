@@ -1,4 +1,4 @@
-"""The JSON documents that every service answers with: the base of all of them, and problems."""
+"""JSON documents of answers: the base class of all of them, and problems (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Document(BaseModel):
-    """Something that is answered."""
+    """A JSON document of an answer; attribute docstrings become its OpenAPI descriptions."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, from_attributes=True)
 
@@ -34,17 +34,17 @@ class Problem(Document):
     """The HTTP status."""
 
     detail: str
-    """What happened here: what was found and what was expected."""
+    """What is wrong with this request, and what was expected."""
 
     instance: str
-    """Names this request; it ends in the X-Request-Id that the log line carries."""
+    """URI of this request; it ends in the X-Request-Id that the log line carries."""
 
     available: tuple[float, ...] | None = None
-    """With `rate-unavailable`: the whole rates that can be asked for; where two of them are
-    neighbours, so can those between."""
+    """With `rate-unavailable`: the whole rates that can be requested. Rates between two neighbours
+    of them can be requested too."""
 
     found: float | None = None
-    """With `target-unreachable`: the nearest there is, in the unit of the target."""
+    """With `target-unreachable`: the nearest value that can be reached, in the target's unit."""
 
     asked: float | None = None
     """With `target-unreachable`: the target."""

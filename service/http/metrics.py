@@ -1,6 +1,8 @@
-"""What Prometheus sees. One registry per app, so that two apps in a process do not mix."""
+"""Metrics for Prometheus, in a registry per app, so that two apps in a process do not mix."""
 
 from __future__ import annotations
+
+from typing import Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,28 +15,38 @@ from prometheus_client import (
 
 from service.engine.admission import Admission
 from service.engine.types import Timings
-from service.http.holds import Spool
-from service.http.record import Record
+from service.http.exchange import Exchange
+from service.http.spool import Spool
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-STAGES = ("queue", "swap", "net", "code", "check", "file")
+
+STAGES: Final = {
+    "queue": "waiting for a worker",
+    "swap": "making a rate's weights live",
+    "net": "in the networks",
+    "code": "turning symbols to bits and back",
+    "check": "decoding fresh streams again",
+    "file": "reading and writing image files",
+}
+"""Where a request spends its time, by the name of the metric."""
 
 
 class Metrics:
     """Counters and histograms of one app.
 
     Args:
-        admission, spool: read when Prometheus asks, for the gauges.
+        admission: read for the gauges when Prometheus asks.
+        spool: read for the gauges when Prometheus asks.
     """
 
     def __init__(self, admission: Admission, spool: Spool) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._count_requests()
-        self._gauge(admission, spool)
+        self._add_request_metrics()
+        self._add_gauges(admission, spool)
         self._stages = {stage: self._histogram(stage) for stage in STAGES}
 
-    def _count_requests(self) -> None:
+    def _add_request_metrics(self) -> None:
         self._requests = Counter(
             "rankpress_requests",
             "Requests answered (499: the client left first).",
@@ -64,7 +76,7 @@ class Metrics:
             "rankpress_in_flight", "Requests being answered.", registry=self.registry
         )
 
-    def _gauge(self, admission: Admission, spool: Spool) -> None:
+    def _add_gauges(self, admission: Admission, spool: Spool) -> None:
         gauges = (
             ("queue_depth", "Requests waiting for a worker.", lambda: admission.waiting),
             ("running", "Requests in a worker thread.", lambda: admission.running),
@@ -75,17 +87,9 @@ class Metrics:
             Gauge(f"rankpress_{name}", text, registry=self.registry).set_function(read)
 
     def _histogram(self, stage: str) -> Histogram:
-        meanings = {
-            "queue": "waiting for a worker",
-            "swap": "making a rate's weights live",
-            "net": "in the networks",
-            "code": "turning symbols to bits and back",
-            "check": "decoding fresh streams again",
-            "file": "reading and writing image files",
-        }
         return Histogram(
             f"rankpress_{stage}_seconds",
-            f"Seconds of a request spent {meanings[stage]}.",
+            f"Seconds of a request spent {STAGES[stage]}.",
             buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
@@ -94,17 +98,16 @@ class Metrics:
         """Count a request that begins."""
         self._in_flight.inc()
 
-    def end_request(
-        self, route: str, status: int, seconds: float, bytes_in: int, bytes_out: int, record: Record
-    ) -> None:
-        """Count a request that has been answered or abandoned."""
+    def end_request(self, exchange: Exchange, seconds: float) -> None:
+        """Count a request that has been answered or abandoned after so many seconds."""
+        route = exchange.route
         self._in_flight.dec()
-        self._requests.labels(route, str(status)).inc()
+        self._requests.labels(route, str(exchange.status)).inc()
         self._seconds.labels(route).observe(seconds)
-        self._bytes_in.labels(route).inc(bytes_in)
-        self._bytes_out.labels(route).inc(bytes_out)
-        if record.problem is not None:
-            self._rejected.labels(record.problem).inc()
+        self._bytes_in.labels(route).inc(exchange.bytes_in)
+        self._bytes_out.labels(route).inc(exchange.bytes_out)
+        if exchange.context.problem is not None:
+            self._rejected.labels(exchange.context.problem).inc()
 
     def observe_work(self, queue_s: float, timings: Timings, file_s: float) -> None:
         """Record where one finished piece of work spent its time."""
@@ -120,5 +123,5 @@ class Metrics:
             self._stages[stage].observe(value)
 
     def page(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,9 +1,9 @@
-"""Which image format answers an `Accept` header (RFC 9110, section 12.5.1) and holds the picture.
+"""Chooses the image format of an answer by the `Accept` header (RFC 9110, section 12.5.1).
 
-The most specific range that matches a format gives its weight; the heaviest format wins. Between
-equals, a format that was named wins over one that a wildcard let in (browsers send
-`image/avif,image/webp,image/*`), then the order of the preference that is passed: `EXACT` where
-somebody wants what was decoded, `SMALL` where a picture is delivered to be looked at.
+The most specific media range that matches a format gives its weight, and the format with the
+highest weight wins. Between equal weights, a format that is named wins over one that a wildcard
+allows (browsers send `image/avif,image/webp,image/*`); then the order of a `Preference` decides:
+`EXACT` for clients that need the decoded pixels, `SMALL` for pictures that are shown to people.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.images.write import MEDIA_TYPES, OPAQUE, Format, fits
 
 @dataclass(frozen=True)
 class Form:
-    """A file format and its quality; None is what `write_image` takes for the format."""
+    """A file format and its quality; None for the format's default in `write_image`."""
 
     format: Format
     quality: int | None
@@ -32,8 +32,9 @@ class Preference:
     """Orders of the formats, the best first.
 
     Attributes:
-        named: among those that Accept names. unnamed: among those that a wildcard lets in, and
-            where there is no Accept: whoever asks so may not read new formats.
+        named: of the formats that Accept names.
+        unnamed: of the formats that a wildcard allows, also if there is no Accept header. Such a
+            client may not be able to read new formats.
     """
 
     named: tuple[Format, ...]
@@ -41,31 +42,31 @@ class Preference:
 
 
 EXACT: Final = Preference(("png", "webp", "avif", "jpeg"), ("png", "webp", "avif", "jpeg"))
-"""Lossless formats first: they show what was decoded."""
+"""Lossless formats first: they keep the decoded pixels."""
 
 SMALL: Final = Preference(("avif", "webp", "jpeg", "png"), ("jpeg", "webp", "avif", "png"))
-"""The smallest that is named; else what every client reads. PNG only where nothing else is."""
+"""The smallest format that is named, else one that every client reads; PNG is the last choice."""
 
 MAX_RANGES = 100
-"""Media ranges of a header that are looked at."""
+"""Media ranges of a header that are read; more are ignored."""
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _RANGE = re.compile(rf"({_TOKEN})/({_TOKEN})")
 _NAMED = 2
-"""Specificity of a range without a wildcard."""
+"""Specificity of a media range without a wildcard."""
 _WEIGHT = re.compile(r"\d{1,9}(?:\.\d{0,9})?|\.\d{1,9}")
-"""More than RFC 9110 allows: of what clients send, q=.8 and q=0.8000 have a meaning."""
+"""More than RFC 9110 allows: some clients send q=.8 or q=0.8000."""
 
 
 def rank_formats(accept: str | None, preference: Preference) -> tuple[Format, ...]:
-    """The formats that the value of an `Accept` header leaves, the best first.
+    """The formats that an `Accept` header allows, the best first.
 
     Args:
-        accept: the header; none, or an empty one, means `*/*`.
-        preference: decides between equals.
+        accept: value of the header; None or an empty one means `*/*`.
+        preference: decides between equal weights.
 
     Raises:
-        NotAcceptable: the header leaves none of the formats.
+        NotAcceptable: the header allows none of the formats.
     """
     weights = _parse(accept) if accept and accept.strip() else {"*/*": 1.0}
 
@@ -75,33 +76,36 @@ def rank_formats(accept: str | None, preference: Preference) -> tuple[Format, ..
         order = preference.named if named else preference.unnamed
         return weight, named, -order.index(name)
 
-    left = [name for name in preference.named if _rank(weights, name)[0] > 0]
-    if not left:
-        offers = ", ".join(MEDIA_TYPES[name] for name in preference.named)
-        raise NotAcceptable(f"the Accept header leaves no format that can be written: {offers}")
-    return tuple(sorted(left, key=rank, reverse=True))
+    allowed = [name for name in preference.named if _rank(weights, name)[0] > 0]
+    if not allowed:
+        formats = ", ".join(MEDIA_TYPES[name] for name in preference.named)
+        raise NotAcceptable(f"the Accept header allows none of the formats: {formats}")
+    return tuple(sorted(allowed, key=rank, reverse=True))
 
 
 def choose_forms(
     forms: Sequence[Form], shape: StreamShape, limits: WriteLimits
 ) -> tuple[Form, ...]:
-    """The forms that a picture can be written in, the best first; those without alpha last.
+    """The forms that a picture can be written in, the best first.
+
+    For a picture with alpha, the formats without alpha are last.
 
     Args:
-        forms: that may be written, the best first. shape: of the picture as it will be written.
-        limits: of what writing may take.
+        forms: that the client accepts, the best first.
+        shape: of the picture as it will be written.
+        limits: on the time and memory of writing.
 
     Raises:
-        NotAcceptable: it can be written in none of them.
+        NotAcceptable: the picture can be written in none of the forms.
     """
     refusals = [(form, _refusal(form, shape, limits)) for form in forms]
-    able = [form for form, refusal in refusals if refusal is None]
-    if not able:
+    possible = [form for form, refusal in refusals if refusal is None]
+    if not possible:
         reasons = "; ".join(refusal for _, refusal in refusals if refusal is not None)
-        raise NotAcceptable(f"{reasons}: ask for another format, for a region or for max_size")
+        raise NotAcceptable(f"{reasons}: request another format, a region or a max_size")
     if shape.has_alpha:
-        able.sort(key=lambda form: form.format in OPAQUE)
-    return tuple(able)
+        possible.sort(key=lambda form: form.format in OPAQUE)
+    return tuple(possible)
 
 
 def _refusal(form: Form, shape: StreamShape, limits: WriteLimits) -> str | None:
@@ -112,9 +116,9 @@ def _refusal(form: Form, shape: StreamShape, limits: WriteLimits) -> str | None:
 
 
 def _parse(accept: str) -> dict[str, float]:
-    """Weight of every well-formed media range; malformed ones are left out.
+    """Weight of every well-formed media range; malformed ranges are ignored.
 
-    A range keeps its place where only its weight is malformed.
+    A range whose weight alone is malformed has the weight 1.
     """
     weights: dict[str, float] = {}
     for element in accept.split(",", MAX_RANGES)[:MAX_RANGES]:
@@ -125,7 +129,7 @@ def _parse(accept: str) -> dict[str, float]:
 
 
 def _weight(parameters: list[str]) -> float:
-    """The q parameter, between 0 and 1; 1 without one and for a malformed one."""
+    """The q parameter, between 0 and 1; 1 if it is missing or malformed."""
     for parameter in parameters:
         key, _, value = parameter.partition("=")
         if key.strip().lower() == "q":

@@ -1,7 +1,7 @@
-"""Where a request says that it comes from: the Host it asks, and the origin of the page it is of.
+"""Checks of the Host and Origin headers of a request.
 
-That is true of browsers alone, and only they can be made to send what their user did not mean.
-`Settings.allowed_hosts` and `Settings.check_origin` say which attacks are stopped.
+Only browsers send true values, and only browsers can be made to send requests that their users did
+not intend. `Settings.allowed_hosts` and `Settings.check_origin` say which attacks are stopped.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from service.errors import ForeignOrigin, UnknownHost
 from service.settings import Settings
 
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-"""Methods that make the server work or change something."""
+"""Methods that make the server do work or change something."""
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
-"""Load balancers ask these by address, and they say nothing that is not for everyone."""
+"""Load balancers request these paths by address; the answers are no secret."""
 
 
 class Origins:
@@ -28,20 +28,25 @@ class Origins:
         self._pages = _names(settings.cors_origins)
 
     def check(self, method: str, path: str, headers: Headers) -> None:
-        """Raise UnknownHost or ForeignOrigin for a request that should not be here."""
+        """Raise UnknownHost or ForeignOrigin for a request that must not be answered."""
         host = headers.get("host", "").lower()
-        if self._hosts and path not in HEALTH_PATHS and not self._is_ours(_without_port(host)):
+        if self._hosts and path not in HEALTH_PATHS and not self._is_allowed(_without_port(host)):
             raise UnknownHost(f"the Host is {host[:100]!r}, expected one of allowed_hosts")
         origin = headers.get("origin", "").lower()
-        if self._checks_origin and method in CHANGING and origin and not self._may(origin, host):
+        if (
+            self._checks_origin
+            and method in CHANGING
+            and origin
+            and not self._may_change(origin, host)
+        ):
             raise ForeignOrigin(f"the Origin is {origin[:100]!r}, expected {host[:100]!r}")
 
-    def _is_ours(self, name: str) -> bool:
-        """Whether a host is one of the allowed; `*.` in front of one stands for any name below."""
+    def _is_allowed(self, name: str) -> bool:
+        """Whether a host is allowed; `*.` at the beginning of an entry is any one label."""
         parent = "*." + name.partition(".")[2]
         return name in self._hosts or parent in self._hosts
 
-    def _may(self, origin: str, host: str) -> bool:
+    def _may_change(self, origin: str, host: str) -> bool:
         return origin.partition("://")[2] == host or not self._pages.isdisjoint((origin, "*"))
 
 

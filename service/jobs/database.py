@@ -23,16 +23,12 @@ if TYPE_CHECKING:
 
 APPLICATION: Final = "rankpress"
 VERSION: Final = "jobs-1"
-"""Changes when a step's meaning does: a worker takes up only jobs of its own version."""
+"""Version of the meaning of steps: a worker takes only jobs of its own version."""
 
 QUEUE: Final = "adapt"
 WORKFLOW: Final = "adapt"
 ADVANCE: Final = "advance"
-"""Name of the steps that optimise; their outputs are the records of a job."""
-
-LAST_STEP: Final = "last_step"
-"""Attribute of a workflow: [number, record] of a step, the last where that could be written. A look
-at a job then reads one row and no step."""
+"""Name of the steps that optimise; their outputs are the records of a job's steps."""
 
 SQLITE: Final = "sqlite:///"
 CONNECT_S: Final = 10
@@ -41,10 +37,10 @@ CHECK_S: Final = 1.0
 
 
 def check_places(settings: Settings) -> None:
-    """Find out at the start whether settings name every place that a server's jobs need.
+    """Check at the start that the settings name every place that a server's jobs need.
 
     Raises:
-        BadParameter: one of them cannot be told.
+        BadParameter: they do not name a place.
     """
     if settings.jobs:
         database_url(settings)
@@ -53,7 +49,7 @@ def check_places(settings: Settings) -> None:
 
 
 def database_url(settings: Settings) -> str:
-    """The URL that the settings name, or that of the SQLite file in the state folder.
+    """The URL in the settings, or that of the SQLite file in the state folder.
 
     Raises:
         BadParameter: not an SQLite or PostgreSQL URL, or no state folder.
@@ -62,9 +58,7 @@ def database_url(settings: Settings) -> str:
     if not url:
         return f"{SQLITE}{settings.state_folder / 'jobs.sqlite'}"
     if not url.startswith((SQLITE, "postgresql://", "postgres://")):
-        raise BadParameter(
-            "jobs_url is another kind of URL, expected postgresql://… or sqlite:///…"
-        )
+        raise BadParameter("jobs_url has an unknown scheme, expected postgresql://… or sqlite:///…")
     if url.startswith(SQLITE):
         return url
     url = url.replace("postgres://", "postgresql://", 1)
@@ -74,7 +68,7 @@ def database_url(settings: Settings) -> str:
 
 
 def place_of(settings: Settings) -> str:
-    """The URL of the database without what may be secret: its password and its parameters.
+    """The URL of the database without its password and its parameters, which may be secret.
 
     Raises:
         BadParameter: as `database_url`.
@@ -88,7 +82,8 @@ def prepare(settings: Settings) -> str:
     """Make the database or bring its tables up to date, and return its URL.
 
     Raises:
-        JobsUnavailable: it cannot be reached or written. BadParameter: as `database_url`.
+        JobsUnavailable: the database cannot be reached or written.
+        BadParameter: as `database_url`.
     """
     url = database_url(settings)
     with reported():
@@ -102,7 +97,7 @@ def prepare(settings: Settings) -> str:
 
 
 def open_client(url: str) -> DBOSClient:
-    """A client of a prepared database; raises what `reported` turns into JobsUnavailable."""
+    """A client of a prepared database. Raises exceptions that `reported` converts."""
     from dbos import DBOSClient, DBOSPortableJSONSerializer
 
     return DBOSClient(
@@ -115,7 +110,7 @@ def open_client(url: str) -> DBOSClient:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Raise what the database's libraries raise as JobsUnavailable, without the URL's password."""
+    """Convert exceptions of the database's libraries to JobsUnavailable, without the password."""
     try:
         from dbos import error as dbos_error
         from sqlalchemy.exc import SQLAlchemyError
@@ -129,10 +124,10 @@ def reported() -> Iterator[None]:
 
 
 def check_file(url: str) -> None:
-    """Write to the file of an SQLite URL, changing nothing; any other URL is no file.
+    """Write to the file of an SQLite URL without changing it; do nothing for any other URL.
 
     Raises:
-        sqlite3.Error: it cannot be written.
+        sqlite3.Error: the file cannot be written.
     """
     if not url.startswith(SQLITE):
         return
@@ -142,14 +137,14 @@ def check_file(url: str) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         connection.execute(f"PRAGMA user_version={version}")
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # somebody writes to it
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # another connection writes to it
             raise
     finally:
         connection.close()
 
 
 def _prepare_file(settings: Settings, path: str) -> None:
-    """Write-ahead logging, kept in the file: readers then never wait for a writer."""
+    """Turn on write-ahead logging, which the file keeps: readers then never wait for a writer."""
     if not settings.jobs_url:
         _make_folder(settings.state_folder)
     connection = sqlite3.connect(path, timeout=30)

@@ -1,9 +1,9 @@
-"""Which workers live: each writes an object every few seconds, and is lost when it stops.
+"""Which workers are alive: each writes an object every few seconds, and is lost when it stops.
 
-Every worker has a name that no other has and that it has again when it is restarted: the host's
-name, a hash of its folder's path, for several on one host may each have their own, and the number
-of a slot, held by a lock on a file that the system drops when a process ends, however it does. By
-that name a restarted worker finds the jobs it was at.
+Every worker has a unique name, which it gets again after a restart. By that name a restarted worker
+finds the jobs it was working on. The name consists of the host's name, a hash of the folder's path
+(several workers of one host may each have a folder), and the number of a slot. A slot is held by a
+lock on a file, which the system releases when the process ends in any way.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from service.errors import JobsUnavailable
 
 BEAT_S: Final = 10.0
 LOST_S: Final = 60.0
-"""A worker without a heartbeat for so long is taken for dead, and its jobs are given to others."""
+"""A worker without a heartbeat for so long counts as dead, and other workers take its jobs."""
 
 MAX_SLOTS: Final = 256
 
 
 def beat(objects: Objects, worker: str) -> None:
-    """Say that the worker lives."""
+    """Show that the worker is alive."""
     objects.put_named(f"workers/{worker}", str(os.getpid()).encode())
 
 
 def leave(objects: Objects, worker: str) -> None:
-    """Say that the worker has ended by itself."""
+    """Show that the worker has ended regularly."""
     objects.delete(f"workers/{worker}")
 
 
 def live_workers(objects: Objects) -> set[str]:
     """Names of the workers that showed a heartbeat in the last `LOST_S`."""
-    latest_s = time.time() - LOST_S
-    found = objects.list("workers")
-    return {o.key.rpartition("/")[2] for o in found if o.written_s > latest_s}
+    oldest_s = time.time() - LOST_S
+    beats = objects.list("workers")
+    return {b.key.rpartition("/")[2] for b in beats if b.written_s > oldest_s}
 
 
 class WorkerName:
-    """A worker's name, held until the process ends."""
+    """A worker's name, held until `release` or until the process ends."""
 
     def __init__(self, folder: Path) -> None:
         """Take the first free slot of this machine.
@@ -61,6 +61,10 @@ class WorkerName:
             raise JobsUnavailable(f"{folder} cannot be written: {error.strerror}") from error
         place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:6]
         self.name = f"{host}-{place}-{slot}"
+
+    def release(self) -> None:
+        """Let another worker have the name."""
+        self._file.close()
 
 
 def _lock_slot(folder: Path, host: str) -> tuple[int, IO[bytes]]:

@@ -1,7 +1,7 @@
-"""What a job is: what was asked for, how far it is, and the records that the database keeps.
+"""What a job is: the request, its progress, and the records that the database keeps.
 
-The id of a job is a hash over all that its result depends on, so that the same picture posted twice
-is one job. Only hashes and numbers are kept in the database; bytes are objects.
+The id of a job is a hash of everything that its result depends on, so that the same picture posted
+twice is one job. The database keeps only hashes and numbers; bytes are in the object store.
 """
 
 from __future__ import annotations
@@ -22,26 +22,32 @@ from service.picture import larger_note
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
-PRIORITIES: Final = range(1, 10)
+EFFORTS: Final = range(5)
 DEFAULT_PRIORITY: Final = 5
 TUNE: Final = "psnr"
-"""The ladder that adaptation takes its rates of."""
+"""The training of the rates that adaptation uses."""
 
 STREAM_FORMAT: Final = 1
-"""Version of the stream format that results have; a test compares it with the container's."""
+"""Version of the stream format of results; a test compares it with the container's."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """All that a job's result depends on.
+    """Everything that a job's result depends on.
 
     Attributes:
-        image: SHA-256 of the image file, hex. rate16: the rate in sixteenths. effort: 0 to 4.
-        seed: of everything random. model: `model_identity`. format: `STREAM_FORMAT`.
-        width: pixels of the picture. height: pixels of the picture.
-        image_bytes: of the image file. frame: its frame or page, None where it has but one.
+        image: SHA-256 of the image file, hex.
+        rate16: the rate in sixteenths.
+        effort: 0 to 4.
+        model: `model_identity` of the weights.
+        width: pixels of the picture.
+        height: pixels of the picture.
+        image_bytes: size of the image file.
+        frame: frame or page of the file, None if it has only one.
+        seed: of everything random.
+        format: `STREAM_FORMAT`.
     """
 
     image: str
@@ -62,7 +68,7 @@ class JobSpec:
 
     @property
     def id(self) -> str:
-        """Name of the job: 32 hex digits of a SHA-256 over all of it."""
+        """Name of the job: the first 32 hex digits of a SHA-256 over all attributes."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
     @property
@@ -91,9 +97,11 @@ class StepRecord:
     """What is kept of a finished step.
 
     Attributes:
-        progress: as the adaptation said. stream: key of the best stream so far.
-        checkpoint: key of what the next step goes on from, None when there is none.
-        seconds: work on the job so far. done: whether the stream is the result.
+        progress: of the adaptation.
+        stream: key of the best stream so far.
+        checkpoint: key of the state that the next step starts from, None if there is none.
+        seconds: of work on the job so far.
+        done: whether the stream is the result.
     """
 
     progress: AdaptProgress
@@ -113,7 +121,7 @@ class StepRecord:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StepRecord:
-        """The record that `to_json` gave these values of."""
+        """The record with these values, which `to_json` made."""
         progress: dict[str, Any] = {
             name: math.inf if value is None else value for name, value in values["progress"].items()
         }
@@ -125,17 +133,21 @@ class Job:
     """A job as it is now.
 
     Attributes:
-        id: its name. state: what became of it. spec: what was asked for.
+        id: of the job.
+        state: whether it waits, runs or how it ended.
+        spec: the request.
         priority: 1 is served first, 9 last.
-        steps: steps recorded. record: the last of them, None before the first.
-        created_s: Unix time when it was posted first. ended_s: when it ended, None before.
-        expires_s: when its result goes, None before it has ended.
-        attempts: times that a worker has begun it. worker: the last that did.
-        error: why it failed, None unless it has.
-        waiting_since_s: Unix time since when it waits in mid-step for what it is stored in, None
-            unless it does.
+        steps: number of the last recorded step, 0 before the first.
+        record: of that step, None before the first.
+        created_s: Unix time when it was first posted.
+        ended_s: Unix time when it ended, None before.
+        expires_s: Unix time when its result is deleted, None before it has ended.
+        attempts: number of times that a worker has begun it.
+        worker: the last worker that began it.
+        error: why it failed, None otherwise.
+        waiting_since_s: Unix time since which it waits for storage within a step, None otherwise.
         again_after: number of the step after which it was last begun again because it had failed,
-            None where it has got further since.
+            None if it has done another step since.
     """
 
     id: str
@@ -155,7 +167,7 @@ class Job:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What should be known of the best stream so far."""
+        """Warnings about the best stream so far."""
         if self.record is None:
             return ()
         return larger_note(self.record.progress.bytes, self.spec.image_bytes)
@@ -163,12 +175,6 @@ class Job:
     def at(self, step: int, record: StepRecord) -> Job:
         """The same job as it was after one of its steps."""
         return replace(self, steps=step, record=record)
-
-    def during(self, step: int, record: StepRecord) -> Job:
-        """The same job as it was when it had done a step and went on."""
-        return replace(
-            self.at(step, record), state="running", ended_s=None, expires_s=None, error=None
-        )
 
 
 def spec_of(
@@ -180,10 +186,19 @@ def spec_of(
     models: tuple[ModelInfo, ...],
     frame: int | None = None,
 ) -> JobSpec:
-    """What a picture, a rate and an effort ask of the first of these models.
+    """The job for a picture at a rate with an effort, by the first of these models.
+
+    Args:
+        image: the image file.
+        width: pixels of the picture.
+        height: pixels of the picture.
+        rate: 1 to 8.
+        effort: 0 to 4.
+        models: those that are loaded.
+        frame: frame or page of the file, None if it has only one.
 
     Raises:
-        BadParameter: an effort or rate that does not exist.
+        BadParameter: the effort or rate does not exist.
         RateUnavailable: the model has no weights for the rate.
     """
     plan_of(effort)  # raises for an effort that does not exist
@@ -204,7 +219,8 @@ def check_rate(rate: float, models: tuple[ModelInfo, ...]) -> int:
     """The rate in sixteenths.
 
     Raises:
-        BadParameter: no rate at all. RateUnavailable: the first model has no weights for it.
+        BadParameter: the rate does not exist.
+        RateUnavailable: the first model has no weights for it.
     """
     rate16 = rate16_of(rate)
     model_identity(models[0], rate16)
@@ -215,7 +231,7 @@ def model_identity(model: ModelInfo, rate16: int) -> str:
     """SHA-256 over the weights that a model uses at a rate, hex.
 
     Raises:
-        RateUnavailable: it has none for it.
+        RateUnavailable: it has no weights for the rate.
     """
     ladder = {info.rate: info for info in model.rates if info.tune == TUNE}
     needed = whole_rates(rate16)

@@ -8,17 +8,23 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from service.errors import JobsUnavailable
-from service.jobs.database import LAST_STEP
 from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord
 
 if TYPE_CHECKING:
     from dbos import WorkflowStatus
 
+LAST_STEP: Final = "last_step"
+"""Attribute of a workflow: [number, record] of its last step, if the worker could write it. Reading
+a job then reads one row and no steps."""
+
+BEGUN: Final = "begun"
+"""Attribute of a workflow: [number of its last step, attempt that first began after that step]."""
+
 AGAIN: Final = "again"
-"""Attribute of a workflow: number of the step after which it was begun again when it had failed."""
+"""Attribute of a workflow: number of the step after which it was begun again after a failure."""
 
 WAITING: Final = "waiting"
-"""Attribute of a workflow: Unix time since when its worker waits for storage, None where it does
+"""Attribute of a workflow: Unix time since which its worker waits for storage, None if it does
 not."""
 
 _STATES: Final[dict[str, State]] = {
@@ -33,11 +39,11 @@ _STATES: Final[dict[str, State]] = {
 
 
 class JobFailed(Exception):
-    """Ends a job as failed; the message is kept and shown to whoever asks for the job."""
+    """Ends a job as failed; the message is kept and shown to everyone who asks for the job."""
 
 
 def job_of(row: WorkflowStatus, result_ttl_s: float) -> Job:
-    """A job from its row, with the last of its steps. Raises JobsUnavailable: it is incomplete."""
+    """A job from its row, with the last step there. Raises JobsUnavailable: it is incomplete."""
     if row.input is None or row.created_at is None:
         raise JobsUnavailable(f"the row of job {row.workflow_id} is incomplete")
     state = _STATES.get(row.status) or _state_of_unknown(row)
@@ -64,31 +70,31 @@ def job_of(row: WorkflowStatus, result_ttl_s: float) -> Job:
 
 def statuses(states: Iterable[State]) -> list[str]:
     """The database's names for these states."""
-    wanted = set(states)
-    return [status for status, state in _STATES.items() if state in wanted]
+    selected = set(states)
+    return [status for status, state in _STATES.items() if state in selected]
 
 
 def is_over(expires_s: float | None) -> bool:
-    """Whether a Unix time has come; None never does."""
+    """Whether a Unix time has passed; None never has."""
     return expires_s is not None and expires_s <= time.time()
 
 
 def iso(unix_s: float) -> str:
-    """A Unix time as the database's filters take it."""
+    """A Unix time in the form that the database's filters take."""
     return datetime.fromtimestamp(unix_s, UTC).isoformat()
 
 
 def _state_of_unknown(row: WorkflowStatus) -> State:
-    """The state for a status of a later DBOS: all that is known is whether the job ended."""
+    """The state for a status of a later DBOS, of which only the end of the job is known."""
     return "failed" if row.completed_at else "running"
 
 
 def _error(row: WorkflowStatus) -> str | None:
     if row.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
         begun = max(1, (row.recovery_attempts or 0) - 1)
-        return f"the worker died each of the {begun} times that it worked on this job"
+        return f"the worker died all {begun} times that it worked on this job"
     if row.status not in _STATES and row.completed_at:
-        return f"it ended with the status {row.status}, which is not known here"
+        return f"the job ended with the status {row.status}, which is not known here"
     if row.status != "ERROR":
         return None
     if getattr(row.error, "name", None) == JobFailed.__name__:
@@ -97,5 +103,5 @@ def _error(row: WorkflowStatus) -> str | None:
 
 
 def attributes_after(number: int, record: StepRecord) -> dict[str, Any]:
-    """All that a row's attributes say after a step of that number."""
+    """All attributes of a row after a step of that number."""
     return {LAST_STEP: [number, record.to_json()]}

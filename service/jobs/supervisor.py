@@ -1,4 +1,4 @@
-"""The worker process of `rankpress serve`: started, started again when it dies, and stopped."""
+"""The worker process of `rankpress serve`: started, restarted when it dies, and stopped."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Final
 
 import structlog
 
-from service.jobs.outage import growing_pauses
+from service.jobs.storage_outages import growing_pauses
 from service.jobs.worker import STOP_S
 from service.settings import Settings
 
 HEALTHY_S: Final = 60.0
-"""A worker that lived so long had no bad start: the next pause is short again."""
+"""After a worker has run for so long, the next pause before a restart is short again."""
 
 log = structlog.get_logger("rankpress.server")
 
@@ -29,8 +29,8 @@ class WorkerProcess:
         """Start it.
 
         Args:
-            settings: given on through the environment.
-            command: what to run, which takes `--parent PID`; `rankpress worker` if empty.
+            settings: passed on through the environment.
+            command: to run, which takes `--parent PID`; `rankpress worker` if empty.
         """
         self._command = command or (sys.executable, "-m", "service", "worker")
         others = {k: v for k, v in os.environ.items() if not k.startswith("RANKPRESS_")}
@@ -42,11 +42,11 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process that runs now, or ran last."""
+        """Id of the process that runs, or ran last."""
         return self._process.pid
 
     def stop(self) -> None:
-        """Ask the process to end and wait for it, `STOP_S` and a little more at most."""
+        """Ask the process to end and wait for it, at most a little longer than `STOP_S`."""
         self._stopping.set()
         if self._process.poll() is None:
             self._process.terminate()

@@ -35,11 +35,9 @@ class GraphLayer(Protocol):
 
     def shapes(self, name: str) -> Shapes:
         """Its tensors, as the graph declares them: those of a Linear have a kernel's two sides."""
-        ...
 
     def add(self, g: Graph, x: str, name: str) -> str:
         """Append its nodes."""
-        ...
 
 
 @dataclass(frozen=True)

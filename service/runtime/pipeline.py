@@ -51,7 +51,6 @@ class SynthesisTransform(Protocol):
         Returns:
             [16 inner.height, 16 inner.width, 3].
         """
-        ...
 
 
 class AnalysisTransform(Protocol):
@@ -59,11 +58,9 @@ class AnalysisTransform(Protocol):
 
     def analyse(self, pixels: U8) -> NDArray[np.float32]:
         """Pixels [H, W, 3], H and W multiples of 16 -> y [H/16, W/16, M]."""
-        ...
 
     def hyper_analyse(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
         """y [B, h, w, M] -> z [B, ceil(h/4), ceil(w/4), Cz]."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

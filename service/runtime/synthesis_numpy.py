@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from service.codec.entropy_model import Y_FRAC
 from service.codec.fixed_point import LEAK
-from service.codec.sizes import Sizes
 from service.codec.tiles import Box, visible_at_eighth
-from service.errors import StoreError
+from service.runtime.onnx_graph import synthesis
+from service.runtime.onnx_weights import weights_of
 from service.store.model import StoredModel
 
 F32 = NDArray[np.float32]
@@ -29,14 +29,10 @@ class NumpySynthesis:
         Raises:
             StoreError: a tensor of g_s is missing, unknown or of the wrong shape.
         """
-        stored = {n: t.shape for n, t in model.transforms.items() if n.startswith("g_s.")}
-        wrong = sorted(dict(stored.items() ^ _shapes(model.sizes).items()))
-        if wrong:
-            raise StoreError(f"the stored tensors {', '.join(wrong)} do not fit the sizes")
+        tensors = weights_of(model.transforms, "g_s", synthesis(model.sizes))
         self._tensors = {
-            name.removeprefix("g_s."): np.ascontiguousarray(t.astype(np.float32).T)
-            for name, t in model.transforms.items()
-            if name.startswith("g_s.")
+            name.removeprefix("g_s."): np.ascontiguousarray(t.T.squeeze())
+            for name, t in tensors.items()
         }
         self._sizes = model.sizes
 
@@ -74,7 +70,7 @@ class NumpySynthesis:
         return x
 
     def _depthwise(self, name: str, x: F32) -> F32:
-        """3×3 with edges repeated; taps are stored as [C, 1, 3, 3], here [3 (x), 3 (y), 1, C]."""
+        """3×3 with edges repeated; taps are stored as [C, 1, 3, 3], here [3 (x), 3 (y), C]."""
         taps = self._tensors[f"{name}.weight"]
         height, width, _ = x.shape
         padded = np.pad(x, ((1, 1), (1, 1), (0, 0)), mode="edge")
@@ -82,24 +78,8 @@ class NumpySynthesis:
         out[:] = self._tensors[f"{name}.bias"]
         for dy in range(3):
             for dx in range(3):
-                out += padded[dy : dy + height, dx : dx + width] * taps[dx, dy, 0]
+                out += padded[dy : dy + height, dx : dx + width] * taps[dx, dy]
         return out
-
-
-def _shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of g_s."""
-    weights: dict[str, tuple[int, ...]] = {
-        "g_s.0": (s.c16, s.c16),
-        f"g_s.{1 + s.nd16}.l": (4 * s.c8, s.M),
-        f"g_s.{2 + s.nd16 + s.nd8}.l": (3 * 64, s.c8),
-    }
-    blocks = {1 + i: s.c16 for i in range(s.nd16)} | {2 + s.nd16 + i: s.c8 for i in range(s.nd8)}
-    for i, c in blocks.items():
-        parts = {"pw1": (c, c), "pw2": (c, c), "f1": (2 * c, c), "f2": (c, 2 * c)}
-        weights |= {f"g_s.{i}.{part}": shape for part, shape in parts.items()}
-        weights[f"g_s.{i}.dw"] = (c, 1, 3, 3)
-    named = [(f"{n}.weight", shape) for n, shape in weights.items()]
-    return dict([*named, *((f"{n}.bias", shape[:1]) for n, shape in weights.items())])
 
 
 def _leaky(x: F32) -> F32:

@@ -154,17 +154,6 @@ def device_and_dtype(analysis: AnalysisTransform) -> tuple[torch.device, torch.d
     return torch.device("cpu"), torch.float32
 
 
-def best_batch(device: torch.device) -> int:
-    """Requests to work on in one call: see engine/admission_queue.py.
-
-    It is one on a CPU. Measured with the shipped model, a picture takes these milliseconds of one
-    core alone, in batches of two and of four: 177, 174, 182 at 768x512; 38, 34, 32 at 256x256. A
-    service of thumbnails may gain by setting more. On a GPU the entropy networks of one picture
-    leave most of it idle; eight is a guess that was not measured.
-    """
-    return 8 if device.type == "cuda" else 1
-
-
 def _byte_input(down: nn.Module, dtype: torch.dtype) -> tuple[Unshuffle, nn.Linear]:
     """g_a's first layer for pixels 0–255, which every working type holds exactly.
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from service.api.app import create_app
-from service.api.routes import Service
+from service.api.service import Service
 from service.engine.types import Codec
 from service.settings import Settings
 

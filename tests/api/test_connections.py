@@ -16,14 +16,14 @@ import pytest
 
 from service.errors import QuotaReached
 from service.http.clients import SharedLimit, addresses_in, client_of
-from service.http.connections import (
+from service.http.parser import (
     BURST_EVENTS,
-    EVENTS_A_TURN,
     EVENTS_PER_S,
-    MOST_HEADERS,
-    WorkPace,
+    EVENTS_PER_TURN,
+    MAX_HEADERS,
+    EventRateLimit,
 )
-from service.http.holds import Spool
+from service.http.spool import Spool
 from service.settings import MIB
 
 from .client import PNG, png_of
@@ -74,7 +74,7 @@ def test_little_of_a_body_of_tiny_chunks_is_parsed_in_a_turn_of_the_loop(
             until(lambda: counts[1] > 3000, 20)
             client.sendall(b"0\r\n\r\n")
             assert client.recv(100).startswith(b"HTTP/1.1 415 "), "it is no image, but it is read"
-        assert counts[0] <= 2 * EVENTS_A_TURN
+        assert counts[0] <= 2 * EVENTS_PER_TURN
 
 
 def test_little_of_many_requests_sent_at_once_is_parsed_in_a_turn_of_the_loop(
@@ -86,27 +86,27 @@ def test_little_of_many_requests_sent_at_once_is_parsed_in_a_turn_of_the_loop(
             answered = b""
             while answered.count(b"HTTP/1.1 200 ") < 200:
                 answered += client.recv(1 << 16)
-        assert counts[0] <= EVENTS_A_TURN
+        assert counts[0] <= EVENTS_PER_TURN
 
 
 def test_a_client_gets_the_work_of_a_rate_and_no_other_waits_for_it() -> None:
-    paces = WorkPace()
+    rate_limit = EventRateLimit()
     parsed, now_s = 0, 50.0
     while now_s < 60.0:
-        rest_s = paces.rest_s("greedy", now_s)
-        now_s += max(rest_s, 0.001)
-        if not rest_s:
-            paces.charge("greedy", EVENTS_A_TURN, now_s)
-            parsed += EVENTS_A_TURN
-        assert paces.rest_s("other", now_s) == 0
-    assert parsed <= 10 * EVENTS_PER_S + BURST_EVENTS + EVENTS_A_TURN
+        pause_s = rate_limit.pause_s("greedy", now_s)
+        now_s += max(pause_s, 0.001)
+        if not pause_s:
+            rate_limit.charge("greedy", EVENTS_PER_TURN, now_s)
+            parsed += EVENTS_PER_TURN
+        assert rate_limit.pause_s("other", now_s) == 0
+    assert parsed <= 10 * EVENTS_PER_S + BURST_EVENTS + EVENTS_PER_TURN
     assert parsed >= 9 * EVENTS_PER_S
 
 
 @pytest.mark.parametrize("first", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"])
 def test_many_headers_are_refused_before_they_are_parsed(first: bytes) -> None:
     with served(FakeCodec()) as (_, port):
-        for headers, status in ((MOST_HEADERS - 1, b"200"), (MOST_HEADERS + 1, b"400")):
+        for headers, status in ((MAX_HEADERS - 1, b"200"), (MAX_HEADERS + 1, b"400")):
             with connected(port) as client:
                 rest = b"Host: x\r\n" + b"a:\r\n" * (headers - 1) + b"Connection: close\r\n\r\n"
                 client.sendall(first + b"GET /livez HTTP/1.1\r\n" + rest[: -len("a:\r\n")])
@@ -129,7 +129,7 @@ def from_elsewhere(port: int) -> Iterator[httpx.Client]:
 def test_beside_eight_bodies_that_do_not_end_another_client_is_served(
     kib: int, kept: int, tmp_path: Path
 ) -> None:
-    """Large ones wait on disk; small ones of one client get half of the memory."""
+    """Large bodies wait on disk; small bodies of one client get half of the memory."""
     body_bytes = kib * 1024
     settings = {"max_body_bytes": body_bytes, "max_waiting_bytes": max(4, kept) * body_bytes}
     with served(FakeCodec(), **settings, spool=tmp_path / "spool") as (server, port):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
-from service.api.work import PIXELS_PER_SECOND
+from service.api.file_work import PIXELS_PER_SECOND
 from service.engine.target import Target
 from service.engine.target_search import USUAL_ENCODES
 from service.engine.types import LEAST_WORK, Load, StreamPreview
@@ -26,6 +26,8 @@ from service.picture import Region
 
 from .client import HEIGHT, PIXELS, PNG, WIDTH, Client, pixels_of, running, until
 from .fake_codec import FakeCodec
+
+pytestmark = pytest.mark.anyio
 
 PROBLEM = "application/problem+json"
 
@@ -45,208 +47,169 @@ async def stream_of(client: Client) -> bytes:
     return (await client.post("/compress", content=PNG)).content
 
 
-def test_a_picture_comes_back_pixel_for_pixel_with_the_headers_of_the_contract() -> None:
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            compressed = await client.post("/compress?rate=2", content=PNG)
-            assert compressed.status_code == 200
-            stream, headers = compressed.content, compressed.headers
-            assert headers["content-type"] == "application/vnd.rankpress"
-            assert headers["etag"] == f'"{hashlib.sha256(stream).hexdigest()}"'
-            assert headers["x-rankpress-rate"] == "2"
-            bpp = 8 * len(stream) / (WIDTH * HEIGHT)
-            assert float(headers["x-rankpress-bpp"]) == pytest.approx(bpp, abs=5e-5)
-            assert headers["x-rankpress-psnr"] == "inf"
-            assert "x-rankpress-notes" not in headers
-            names = re.findall(r"(\w+);dur=\d+\.\d+", headers["server-timing"])
-            assert names == ["queue", "swap", "net", "code", "check", "read"]
+async def test_a_picture_comes_back_pixel_for_pixel_with_the_headers_of_the_contract() -> None:
+    async with running(FakeCodec()) as client:
+        compressed = await client.post("/compress?rate=2", content=PNG)
+        assert compressed.status_code == 200
+        stream, headers = compressed.content, compressed.headers
+        assert headers["content-type"] == "application/vnd.rankpress"
+        assert headers["etag"] == f'"{hashlib.sha256(stream).hexdigest()}"'
+        assert headers["x-rankpress-rate"] == "2"
+        bpp = 8 * len(stream) / (WIDTH * HEIGHT)
+        assert float(headers["x-rankpress-bpp"]) == pytest.approx(bpp, abs=5e-5)
+        assert headers["x-rankpress-psnr"] == "inf"
+        assert "x-rankpress-notes" not in headers
+        names = re.findall(r"(\w+);dur=\d+\.\d+", headers["server-timing"])
+        assert names == ["queue", "swap", "net", "code", "check", "read"]
 
-            decoded = await client.post("/decompress", content=stream)
-            assert decoded.headers["content-type"] == "image/png"
-            assert decoded.headers["vary"] == "Accept"
-            assert decoded.headers["x-rankpress-rate"] == "2"
-            assert decoded.headers["x-rankpress-model"] == "fake"
-            assert "write;dur=" in decoded.headers["server-timing"]
-            np.testing.assert_array_equal(pixels_of(decoded.content), PIXELS)
-
-    asyncio.run(law())
+        decoded = await client.post("/decompress", content=stream)
+        assert decoded.headers["content-type"] == "image/png"
+        assert decoded.headers["vary"] == "Accept"
+        assert decoded.headers["x-rankpress-rate"] == "2"
+        assert decoded.headers["x-rankpress-model"] == "fake"
+        assert "write;dur=" in decoded.headers["server-timing"]
+        np.testing.assert_array_equal(pixels_of(decoded.content), PIXELS)
 
 
-def test_the_default_rate_is_4() -> None:
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            answer = await client.post("/compress", content=PNG)
-            assert answer.headers["x-rankpress-rate"] == "4"
-
-    asyncio.run(law())
+async def test_the_default_rate_is_4() -> None:
+    async with running(FakeCodec()) as client:
+        answer = await client.post("/compress", content=PNG)
+        assert answer.headers["x-rankpress-rate"] == "4"
 
 
-def test_tune_is_asked_for_by_name_with_a_rate_or_a_target() -> None:
+async def test_tune_is_asked_for_by_name_with_a_rate_or_a_target() -> None:
     codec = FakeCodec()
-
-    async def law() -> None:
-        async with running(codec) as client:
-            for wanted in ("rate=2", "max_bytes=99999", ""):
-                answer = await client.post(f"/compress?tune=ms-ssim&{wanted}", content=PNG)
-                assert answer.headers["x-rankpress-tune"] == "ms-ssim"
-            assert codec.tunes == ["ms-ssim"] * 3
-            answer = await client.post("/compress", content=PNG)
-            assert (answer.headers["x-rankpress-tune"], codec.tunes[-1]) == ("psnr", "psnr")
-            refused = await client.post("/compress?tune=vmaf", content=PNG)
-            (wrong,) = check_problem(refused, 422, "bad-parameter")["invalid"]
-            assert wrong["parameter"] == "tune"
-
-    asyncio.run(law())
+    async with running(codec) as client:
+        for parameter in ("rate=2", "max_bytes=99999", ""):
+            answer = await client.post(f"/compress?tune=ms-ssim&{parameter}", content=PNG)
+            assert answer.headers["x-rankpress-tune"] == "ms-ssim"
+        assert codec.tunes == ["ms-ssim"] * 3
+        answer = await client.post("/compress", content=PNG)
+        assert (answer.headers["x-rankpress-tune"], codec.tunes[-1]) == ("psnr", "psnr")
+        refused = await client.post("/compress?tune=vmaf", content=PNG)
+        (wrong,) = check_problem(refused, 422, "bad-parameter")["invalid"]
+        assert wrong["parameter"] == "tune"
 
 
-def test_curls_default_content_type_and_chunks_make_no_difference() -> None:
+async def test_curls_default_content_type_and_chunks_make_no_difference() -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(PNG), 100):
             yield PNG[start : start + 100]
 
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            plain = await client.post("/compress", content=PNG)
-            form = {"Content-Type": "application/x-www-form-urlencoded"}
-            curl = await client.post("/compress", content=PNG, headers=form)
-            chunked = await client.post("/compress", content=chunks())
-            multipart = await client.post("/compress", files={"file": ("a.png", PNG)})
-            bodies = {r.content for r in (plain, curl, chunked, multipart)}
-            assert bodies == {plain.content}
-
-    asyncio.run(law())
+    async with running(FakeCodec()) as client:
+        plain = await client.post("/compress", content=PNG)
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        curl = await client.post("/compress", content=PNG, headers=form)
+        chunked = await client.post("/compress", content=chunks())
+        multipart = await client.post("/compress", files={"file": ("a.png", PNG)})
+        bodies = {r.content for r in (plain, curl, chunked, multipart)}
+        assert bodies == {plain.content}
 
 
-def test_what_reading_changed_is_said_in_a_header() -> None:
+async def test_what_reading_changed_is_said_in_a_header() -> None:
     deep = io.BytesIO()
     Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16)).save(deep, "PNG")
-
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            answer = await client.post("/compress", content=deep.getvalue())
-            assert "8 bits" in answer.headers["x-rankpress-notes"]
-
-    asyncio.run(law())
+    async with running(FakeCodec()) as client:
+        answer = await client.post("/compress", content=deep.getvalue())
+        assert "8 bits" in answer.headers["x-rankpress-notes"]
 
 
-def test_a_stream_that_is_larger_than_its_source_says_so() -> None:
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            small, large = io.BytesIO(), io.BytesIO()
-            noise = Image.effect_noise((40, 40), 90).convert("RGB")
-            noise.save(small, "JPEG", quality=5)
-            noise.save(large, "BMP")
-            for file, larger in ((small, True), (large, False)):
-                source = file.getvalue()
-                answer = await client.post("/compress?rate=2", content=source)
-                assert answer.headers["x-rankpress-source-bytes"] == str(len(source))
-                assert (len(answer.content) > len(source)) == larger
-                told = answer.headers.get("x-rankpress-notes", "")
-                assert (told == f"the stream of {len(answer.content)} bytes is larger than its "
-                                f"source of {len(source)}") == larger  # fmt: skip
-
-    asyncio.run(law())
+async def test_a_stream_that_is_larger_than_its_source_says_so() -> None:
+    async with running(FakeCodec()) as client:
+        small, large = io.BytesIO(), io.BytesIO()
+        noise = Image.effect_noise((40, 40), 90).convert("RGB")
+        noise.save(small, "JPEG", quality=5)
+        noise.save(large, "BMP")
+        for file, larger in ((small, True), (large, False)):
+            source = file.getvalue()
+            answer = await client.post("/compress?rate=2", content=source)
+            assert answer.headers["x-rankpress-source-bytes"] == str(len(source))
+            assert (len(answer.content) > len(source)) == larger
+            note = answer.headers.get("x-rankpress-notes", "")
+            assert (note == f"the stream of {len(answer.content)} bytes is larger than its "
+                            f"source of {len(source)}") == larger  # fmt: skip
 
 
-def test_a_frame_of_an_animation_is_chosen() -> None:
+async def test_a_frame_of_an_animation_is_chosen() -> None:
     gif = io.BytesIO()
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
     frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
-
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            check_problem(await client.post("/compress", content=gif.getvalue()), 415, "bad-image")
-            late = await client.post("/compress?frame=2", content=gif.getvalue())
-            check_problem(late, 422, "bad-parameter")
-            negative = await client.post("/compress?frame=-1", content=gif.getvalue())
-            check_problem(negative, 422, "bad-parameter")
-            made = await client.post("/compress?rate=2&frame=1", content=gif.getvalue())
-            shown = await client.post("/decompress?format=png", content=made.content)
-            assert pixels_of(shown.content)[3, 4].tolist() == [0, 0, 255]
-
-    asyncio.run(law())
+    async with running(FakeCodec()) as client:
+        check_problem(await client.post("/compress", content=gif.getvalue()), 415, "bad-image")
+        late = await client.post("/compress?frame=2", content=gif.getvalue())
+        check_problem(late, 422, "bad-parameter")
+        negative = await client.post("/compress?frame=-1", content=gif.getvalue())
+        check_problem(negative, 422, "bad-parameter")
+        compressed = await client.post("/compress?rate=2&frame=1", content=gif.getvalue())
+        shown = await client.post("/decompress?format=png", content=compressed.content)
+        assert pixels_of(shown.content)[3, 4].tolist() == [0, 0, 255]
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_format_is_chosen_that_holds_the_picture_before_it_is_decoded(
+async def test_a_format_is_chosen_that_holds_the_picture_before_it_is_decoded(
     batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long screenshot, of 17 rows more than WebP holds."""
-
-    async def law() -> None:
-        codec = FakeCodec(max_pixels=1 << 20)
-        monkeypatch.setattr(type(codec), "max_batch", batch)
-        tall = io.BytesIO()
-        Image.new("RGB", (3, 16400), "white").save(tall, "PNG")
-        async with running(codec) as client:
-            stream = (await client.post("/compress?rate=2", content=tall.getvalue())).content
-            calls = codec.calls
-            for query, accept in (("", "image/webp"), ("?format=webp", "*/*")):
-                answer = await client.post(
-                    f"/decompress{query}", content=stream, headers={"Accept": accept}
-                )
-                told = check_problem(answer, 406, "not-acceptable")
-                assert "3x16400" in str(told["detail"])
-            assert codec.calls == calls, "nothing was decoded"
-            fallback = {"Accept": "image/webp,*/*;q=.8"}
-            answer = await client.post("/decompress", content=stream, headers=fallback)
-            assert answer.headers["content-type"] == "image/png"
-            for query in ("region=0,0,3,16383", "max_size=16383"):
-                path = f"/decompress?{query}"
-                answer = await client.post(path, content=stream, headers=fallback)
-                assert answer.headers["content-type"] == "image/webp", query
-
-    asyncio.run(law())
+    codec = FakeCodec(max_pixels=1 << 20)
+    monkeypatch.setattr(type(codec), "max_batch", batch)
+    tall = io.BytesIO()
+    Image.new("RGB", (3, 16400), "white").save(tall, "PNG")
+    async with running(codec) as client:
+        stream = (await client.post("/compress?rate=2", content=tall.getvalue())).content
+        calls = codec.calls
+        for query, accept in (("", "image/webp"), ("?format=webp", "*/*")):
+            answer = await client.post(
+                f"/decompress{query}", content=stream, headers={"Accept": accept}
+            )
+            problem = check_problem(answer, 406, "not-acceptable")
+            assert "3x16400" in str(problem["detail"])
+        assert codec.calls == calls, "nothing was decoded"
+        fallback = {"Accept": "image/webp,*/*;q=.8"}
+        answer = await client.post("/decompress", content=stream, headers=fallback)
+        assert answer.headers["content-type"] == "image/png"
+        for query in ("region=0,0,3,16383", "max_size=16383"):
+            path = f"/decompress?{query}"
+            answer = await client.post(path, content=stream, headers=fallback)
+            assert answer.headers["content-type"] == "image/webp", query
 
 
 @pytest.mark.parametrize("name", ["png", "webp", "jpeg", "avif"])
-def test_format_and_accept_choose_the_same_file_and_format_wins(name: str) -> None:
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            stream = await stream_of(client)
-            media_type = MEDIA_TYPES[name]  # type: ignore[index]
-            asked = await client.post(
-                f"/decompress?format={name}", content=stream, headers={"Accept": "text/html"}
-            )
-            accepted = await client.post(
-                "/decompress", content=stream, headers={"Accept": media_type}
-            )
-            assert asked.headers["content-type"] == accepted.headers["content-type"] == media_type
-            assert asked.content == accepted.content
-            assert Image.open(io.BytesIO(asked.content)).format == name.upper()
-
-    asyncio.run(law())
+async def test_format_and_accept_choose_the_same_file_and_format_wins(name: str) -> None:
+    async with running(FakeCodec()) as client:
+        stream = await stream_of(client)
+        media_type = MEDIA_TYPES[name]  # type: ignore[index]
+        asked = await client.post(
+            f"/decompress?format={name}", content=stream, headers={"Accept": "text/html"}
+        )
+        accepted = await client.post("/decompress", content=stream, headers={"Accept": media_type})
+        assert asked.headers["content-type"] == accepted.headers["content-type"] == media_type
+        assert asked.content == accepted.content
+        assert Image.open(io.BytesIO(asked.content)).format == name.upper()
 
 
-def test_png_and_webp_are_lossless_and_quality_shrinks_lossy_files() -> None:
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            stream = await stream_of(client)
-            webp = await client.post("/decompress?format=webp", content=stream)
-            np.testing.assert_array_equal(pixels_of(webp.content), PIXELS)
-            sizes = [
-                len((await client.post(f"/decompress?{query}", content=stream)).content)
-                for query in ("format=jpeg&quality=10", "format=jpeg&quality=95")
-            ]
-            assert sizes[0] < sizes[1]
-            lossless = await client.post("/decompress?quality=10", content=stream)
-            check_problem(lossless, 422, "bad-parameter")
-
-    asyncio.run(law())
+async def test_png_and_webp_are_lossless_and_quality_shrinks_lossy_files() -> None:
+    async with running(FakeCodec()) as client:
+        stream = await stream_of(client)
+        webp = await client.post("/decompress?format=webp", content=stream)
+        np.testing.assert_array_equal(pixels_of(webp.content), PIXELS)
+        sizes = [
+            len((await client.post(f"/decompress?{query}", content=stream)).content)
+            for query in ("format=jpeg&quality=10", "format=jpeg&quality=95")
+        ]
+        assert sizes[0] < sizes[1]
+        lossless = await client.post("/decompress?quality=10", content=stream)
+        check_problem(lossless, 422, "bad-parameter")
 
 
-def test_a_region_is_cut_out_and_max_size_bounds_the_longest_side() -> None:
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            stream = await stream_of(client)
-            cut = await client.post("/decompress?region=3,2,8,5", content=stream)
-            np.testing.assert_array_equal(pixels_of(cut.content), PIXELS[2:7, 3:11])
-            small = await client.post("/decompress?max_size=10", content=stream)
-            assert pixels_of(small.content).shape == (6, 10, 3)
-            both = await client.post("/decompress?region=3,2,8,5&max_size=4", content=stream)
-            assert max(pixels_of(both.content).shape) == 4
-
-    asyncio.run(law())
+async def test_a_region_is_cut_out_and_max_size_bounds_the_longest_side() -> None:
+    async with running(FakeCodec()) as client:
+        stream = await stream_of(client)
+        cut = await client.post("/decompress?region=3,2,8,5", content=stream)
+        np.testing.assert_array_equal(pixels_of(cut.content), PIXELS[2:7, 3:11])
+        small = await client.post("/decompress?max_size=10", content=stream)
+        assert pixels_of(small.content).shape == (6, 10, 3)
+        both = await client.post("/decompress?region=3,2,8,5&max_size=4", content=stream)
+        assert max(pixels_of(both.content).shape) == 4
 
 
 @pytest.mark.parametrize(
@@ -274,65 +237,50 @@ def test_a_region_is_cut_out_and_max_size_bounds_the_longest_side() -> None:
         ("/decompress?size=3", "size"),
     ],
 )
-def test_a_wrong_parameter_is_refused_by_name(path: str, named: str) -> None:
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            body = PNG if path.startswith("/compress") else await stream_of(client)
-            document = check_problem(await client.post(path, content=body), 422, "bad-parameter")
-            assert named in str(document["detail"])
-
-    asyncio.run(law())
+async def test_a_wrong_parameter_is_refused_by_name(path: str, named: str) -> None:
+    async with running(FakeCodec()) as client:
+        body = PNG if path.startswith("/compress") else await stream_of(client)
+        document = check_problem(await client.post(path, content=body), 422, "bad-parameter")
+        assert named in str(document["detail"])
 
 
 @pytest.mark.parametrize("target", ["target_bpp=90", "max_bytes=9000", "target_psnr=30"])
-def test_a_target_is_met_and_says_how_many_encodes_it_took(target: str) -> None:
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            answer = await client.post(f"/compress?{target}", content=PNG)
-            assert answer.status_code == 200
-            assert answer.headers["x-rankpress-rate"] == "2", "what the codec chose"
-            assert 'search;desc="5 encodes"' in answer.headers["server-timing"]
-            plain = await client.post("/compress?rate=2", content=PNG)
-            assert "search" not in plain.headers["server-timing"]
-
-    asyncio.run(law())
+async def test_a_target_is_met_and_says_how_many_encodes_it_took(target: str) -> None:
+    async with running(FakeCodec()) as client:
+        answer = await client.post(f"/compress?{target}", content=PNG)
+        assert answer.status_code == 200
+        assert answer.headers["x-rankpress-rate"] == "2", "what the codec chose"
+        assert 'search;desc="5 encodes"' in answer.headers["server-timing"]
+        plain = await client.post("/compress?rate=2", content=PNG)
+        assert "search" not in plain.headers["server-timing"]
 
 
-def test_a_target_out_of_reach_says_by_how_much() -> None:
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            answer = await client.post("/compress?max_bytes=7", content=PNG)
-            document = check_problem(answer, 422, "target-unreachable")
-            assert document["asked"] == 7
-            assert float(str(document["found"])) > 7
-
-    asyncio.run(law())
+async def test_a_target_out_of_reach_says_by_how_much() -> None:
+    async with running(FakeCodec()) as client:
+        answer = await client.post("/compress?max_bytes=7", content=PNG)
+        document = check_problem(answer, 422, "target-unreachable")
+        assert document["asked"] == 7
+        assert float(str(document["found"])) > 7
 
 
 @pytest.mark.parametrize(
     "query",
     ["rate=4&target_bpp=1", "max_bytes=9&target_psnr=30", "target_bpp=1&max_bytes=9&rate=2"],
 )
-def test_more_than_one_of_rate_and_targets_is_refused(query: str) -> None:
-    async def law() -> None:
-        codec = FakeCodec()
-        async with running(codec) as client:
-            answer = await client.post(f"/compress?{query}", content=PNG)
-            document = check_problem(answer, 422, "bad-parameter")
-            for name in re.findall(r"\w+(?==)", query):
-                assert name in str(document["detail"])
-            assert codec.calls == 0
-
-    asyncio.run(law())
+async def test_more_than_one_of_rate_and_targets_is_refused(query: str) -> None:
+    codec = FakeCodec()
+    async with running(codec) as client:
+        answer = await client.post(f"/compress?{query}", content=PNG)
+        document = check_problem(answer, 422, "bad-parameter")
+        for name in re.findall(r"\w+(?==)", query):
+            assert name in str(document["detail"])
+        assert codec.calls == 0
 
 
-def test_a_missing_rate_lists_the_rates_there_are() -> None:
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            answer = await client.post("/compress?rate=4.5", content=PNG)
-            assert check_problem(answer, 422, "rate-unavailable")["available"] == [2.0, 4.0]
-
-    asyncio.run(law())
+async def test_a_missing_rate_lists_the_rates_there_are() -> None:
+    async with running(FakeCodec()) as client:
+        answer = await client.post("/compress?rate=4.5", content=PNG)
+        assert check_problem(answer, 422, "rate-unavailable")["available"] == [2.0, 4.0]
 
 
 @pytest.mark.parametrize(
@@ -348,25 +296,21 @@ def test_a_missing_rate_lists_the_rates_there_are() -> None:
         ("/decompress", b"fake\x40\xff\xff\x00\x00\xff\xff\x00\x00", 422, "too-many-pixels"),
     ],
 )
-def test_a_bad_body_has_its_own_problem(path: str, body: bytes, status: int, slug: str) -> None:
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            check_problem(await client.post(path, content=body), status, slug)
-
-    asyncio.run(law())
-
-
-def test_a_picture_over_the_pixel_limit_is_refused_before_the_codec_sees_it() -> None:
-    async def law() -> None:
-        codec = FakeCodec()
-        async with running(codec, max_pixels=WIDTH * HEIGHT - 1) as client:
-            check_problem(await client.post("/compress", content=PNG), 422, "too-many-pixels")
-        assert codec.calls == 0
-
-    asyncio.run(law())
+async def test_a_bad_body_has_its_own_problem(
+    path: str, body: bytes, status: int, slug: str
+) -> None:
+    async with running(FakeCodec()) as client:
+        check_problem(await client.post(path, content=body), status, slug)
 
 
-def test_a_picture_that_is_too_much_work_is_refused_before_it_waits() -> None:
+async def test_a_picture_over_the_pixel_limit_is_refused_before_the_codec_sees_it() -> None:
+    codec = FakeCodec()
+    async with running(codec, max_pixels=WIDTH * HEIGHT - 1) as client:
+        check_problem(await client.post("/compress", content=PNG), 422, "too-many-pixels")
+    assert codec.calls == 0
+
+
+async def test_a_picture_that_is_too_much_work_is_refused_before_it_waits() -> None:
     class Strict(FakeCodec):
         def picture_load(
             self, size: tuple[int, int] | None, rate: float | Target, tune: str = "psnr"
@@ -376,121 +320,105 @@ def test_a_picture_that_is_too_much_work_is_refused_before_it_waits() -> None:
         def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
             raise TooManyPixels(f"{len(data)} bytes, {region}, with sides rounded up to 16")
 
-    async def law() -> None:
-        codec = Strict()
-        async with running(codec) as client:
-            codec.gate.clear()
-            for path in ("/compress", "/compress?target_bpp=1", "/decompress"):
-                refused = await client.post(path, content=PNG)
-                assert "sides rounded up" in str(check_problem(refused, 422, "too-many-pixels"))
-            codec.gate.set()
-        assert codec.calls == 0
-
-    asyncio.run(law())
+    codec = Strict()
+    async with running(codec) as client:
+        codec.gate.clear()
+        for path in ("/compress", "/compress?target_bpp=1", "/decompress"):
+            refused = await client.post(path, content=PNG)
+            assert "sides rounded up" in str(check_problem(refused, 422, "too-many-pixels"))
+        codec.gate.set()
+    assert codec.calls == 0
 
 
-def test_what_waits_is_counted_by_the_work_that_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_waits_is_counted_by_the_work_that_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sizes: list[float] = []
 
     def written(pixels: int, format: Format) -> int:
         return round(effort_for(format, None, pixels).seconds(pixels) * PIXELS_PER_SECOND)
 
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            run = client.service.admission.run
+    async with running(FakeCodec()) as client:
+        run = client.service.admission.run
 
-            def noting(work: Callable[[], Any], group: Any = None, size: float = 1.0) -> Any:
-                sizes.append(size)
-                return run(work, group, size)
+        def noting(work: Callable[[], Any], group: Any = None, size: float = 1.0) -> Any:
+            sizes.append(size)
+            return run(work, group, size)
 
-            monkeypatch.setattr(client.service.admission, "run", noting)
-            stream = await stream_of(client)
-            await client.post("/compress?target_bpp=9", content=PNG)
-            await client.post("/compress", content=b"no image")
-            await client.post("/decompress", content=stream)
-            await client.post("/decompress?region=0,0,5,4&format=avif", content=stream)
-            assert sizes == [
-                WIDTH * HEIGHT,
-                USUAL_ENCODES * WIDTH * HEIGHT,
-                LEAST_WORK,
-                len(stream) + written(WIDTH * HEIGHT, "png"),  # what the codec says, and the file
-                20 + written(20, "avif"),
-            ]
-
-    asyncio.run(law())
+        monkeypatch.setattr(client.service.admission, "run", noting)
+        stream = await stream_of(client)
+        await client.post("/compress?target_bpp=9", content=PNG)
+        await client.post("/compress", content=b"no image")
+        await client.post("/decompress", content=stream)
+        await client.post("/decompress?region=0,0,5,4&format=avif", content=stream)
+        assert sizes == [
+            WIDTH * HEIGHT,
+            USUAL_ENCODES * WIDTH * HEIGHT,
+            LEAST_WORK,
+            len(stream) + written(WIDTH * HEIGHT, "png"),  # what the codec says, and the file
+            20 + written(20, "avif"),
+        ]
 
 
-def test_an_unacceptable_answer_is_refused_before_the_body_is_read() -> None:
-    async def law() -> None:
-        async with running(FakeCodec()) as client:
-            refused = {"Accept": "text/html"}
-            answer = await client.post("/decompress", content=b"anything", headers=refused)
-            check_problem(answer, 406, "not-acceptable")
-            assert answer.headers["vary"] == "Accept"
-
-    asyncio.run(law())
+async def test_an_unacceptable_answer_is_refused_before_the_body_is_read() -> None:
+    async with running(FakeCodec()) as client:
+        refused = {"Accept": "text/html"}
+        answer = await client.post("/decompress", content=b"anything", headers=refused)
+        check_problem(answer, 406, "not-acceptable")
+        assert answer.headers["vary"] == "Accept"
 
 
-def test_a_stream_that_fails_its_own_check_is_the_servers_fault_and_logged() -> None:
-    async def law() -> None:
-        codec = FakeCodec()
-        codec.fault = CheckFailed("the fresh stream does not decode: tile 3")
-        async with running(codec) as client:
-            with capture_logs() as lines:
-                answer = await client.post("/compress", content=PNG)
-            check_problem(answer, 500, "check-failed")
-            assert "tile 3" not in answer.text
-            (error,) = [line for line in lines if line["log_level"] == "error"]
-            assert "tile 3" in error["error"]
-            assert error["id"] == answer.headers["x-request-id"]
-
-    asyncio.run(law())
+async def test_a_stream_that_fails_its_own_check_is_the_servers_fault_and_logged() -> None:
+    codec = FakeCodec()
+    codec.fault = CheckFailed("the fresh stream does not decode: tile 3")
+    async with running(codec) as client:
+        with capture_logs() as lines:
+            answer = await client.post("/compress", content=PNG)
+        check_problem(answer, 500, "check-failed")
+        assert "tile 3" not in answer.text
+        (error,) = [line for line in lines if line["log_level"] == "error"]
+        assert "tile 3" in error["error"]
+        assert error["id"] == answer.headers["x-request-id"]
 
 
 @pytest.mark.parametrize(
     "fault", [RuntimeError("secret path /etc"), StoreError("secret"), MemoryError("secret")]
 )
-def test_an_unexpected_error_says_nothing_of_itself(fault: Exception) -> None:
-    async def law() -> None:
-        codec = FakeCodec()
-        codec.fault = fault
-        async with running(codec) as client:
-            with capture_logs() as lines:
-                answer = await client.post("/compress", content=PNG)
-            check_problem(answer, 500, "internal")
-            error, request = lines[-2:]
-            assert error["log_level"] == "error" and error["exc_info"]
-            assert error["id"] == request["id"] == answer.headers["x-request-id"]
-            assert "secret" not in answer.text
-            assert "secret" not in str(answer.headers)
-            codec.fault = None
-            assert (await client.post("/compress", content=PNG)).status_code == 200
-
-    asyncio.run(law())
+async def test_an_unexpected_error_says_nothing_of_itself(fault: Exception) -> None:
+    codec = FakeCodec()
+    codec.fault = fault
+    async with running(codec) as client:
+        with capture_logs() as lines:
+            answer = await client.post("/compress", content=PNG)
+        check_problem(answer, 500, "internal")
+        error, request = lines[-2:]
+        assert error["log_level"] == "error" and error["exc_info"]
+        assert error["id"] == request["id"] == answer.headers["x-request-id"]
+        assert "secret" not in answer.text
+        assert "secret" not in str(answer.headers)
+        codec.fault = None
+        assert (await client.post("/compress", content=PNG)).status_code == 200
 
 
-def test_one_client_leaves_places_to_wait_to_the_others() -> None:
-    async def law() -> None:
-        codec = FakeCodec()
-        async with running(codec, max_waiting=14) as client:
-            assert (await client.post("/compress", content=PNG)).status_code == 200  # it is open
-            codec.gate.clear()
-            many = [asyncio.create_task(client.post("/compress", content=PNG)) for _ in range(20)]
-            admission = client.service.admission
-            await until(lambda: sum(task.done() for task in many) == 12)
-            assert admission.running + admission.waiting == 8, "half of the 16 places"
-            for task in many:
-                if task.done():
-                    check_problem(await task, 429, "too-many-requests")
-                    assert (await task).headers["retry-after"] == "5"
-            other = httpx.ASGITransport(client.app, client=("192.0.2.7", 1234))
-            async with httpx.AsyncClient(transport=other, base_url="http://test") as others:
-                served = asyncio.create_task(others.post("/compress", content=PNG))
-                await until(lambda: admission.running + admission.waiting == 9)
-                codec.gate.set()
-                assert (await served).status_code == 200
-            assert [(await task).status_code for task in many].count(200) == 8
-            again = await client.post("/compress", content=PNG)
-            assert again.status_code == 200, "places are given back"
-
-    asyncio.run(law())
+async def test_one_client_leaves_places_to_wait_to_the_others() -> None:
+    codec = FakeCodec()
+    async with running(codec, max_waiting=14) as client:
+        assert (await client.post("/compress", content=PNG)).status_code == 200  # it is open
+        codec.gate.clear()
+        many = [asyncio.create_task(client.post("/compress", content=PNG)) for _ in range(20)]
+        admission = client.service.admission
+        await until(lambda: sum(task.done() for task in many) == 12)
+        assert admission.running + admission.waiting == 8, "half of the 16 places"
+        for task in many:
+            if task.done():
+                check_problem(await task, 429, "too-many-requests")
+                assert (await task).headers["retry-after"] == "5"
+        other = httpx.ASGITransport(client.app, client=("192.0.2.7", 1234))
+        async with httpx.AsyncClient(transport=other, base_url="http://test") as others:
+            served = asyncio.create_task(others.post("/compress", content=PNG))
+            await until(lambda: admission.running + admission.waiting == 9)
+            codec.gate.set()
+            assert (await served).status_code == 200
+        assert [(await task).status_code for task in many].count(200) == 8
+        again = await client.post("/compress", content=PNG)
+        assert again.status_code == 200, "places are given back"

@@ -65,7 +65,7 @@ def connected(port: int) -> Iterator[socket.socket]:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """What arrives until the server closes the connection."""
+    """All bytes that arrive until the server closes the connection."""
     received = b""
     while piece := connection.recv(1 << 16):
         received += piece
@@ -101,13 +101,11 @@ def test_a_stalled_body_is_answered_408_and_the_connection_closed() -> None:
 
 def test_headers_that_trickle_in_are_cut_off() -> None:
     with served(FakeCodec(), header_timeout_s=0.3) as (_, port), connected(port) as client:
-        begun = time.monotonic()
+        client.sendall(POST)
         with pytest.raises(OSError):  # noqa: PT012
-            client.sendall(POST)
-            while time.monotonic() < begun + 5:
+            while True:
                 client.sendall(b"X: y\r\n")
-                time.sleep(0.05)
-        assert time.monotonic() - begun < 2
+                time.sleep(0.05)  # the client's pace; without the limit this would never end
 
 
 def test_a_silent_connection_is_closed_and_a_used_one_lives_on() -> None:
@@ -387,8 +385,7 @@ def test_work_that_outlasts_the_drain_is_cut_off_and_said_so() -> None:
     server = Process(work_s=20, drain_s=0.2)
     statuses: list[int] = []
     thread = compress_in_thread(server.url, statuses)
-    while "rankpress_running 1.0" not in httpx.get(f"{server.url}/metrics").text:
-        time.sleep(0.01)
+    until(lambda: "rankpress_running 1.0" in httpx.get(f"{server.url}/metrics").text)
     server.process.send_signal(signal.SIGTERM)
     status, lines = server.end(6)
     thread.join(5)
@@ -468,7 +465,7 @@ def answers(url: str) -> bool:
 
 
 def request_on(connection: socket.socket, target: str = "/livez") -> bytes:
-    """The answer to a GET of JSON on an open connection; cut short when that was closed."""
+    """The answer to a GET of JSON on an open connection; incomplete if that was closed."""
     connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     answer = b""
     while not answer.endswith(b"}"):
@@ -480,7 +477,7 @@ def request_on(connection: socket.socket, target: str = "/livez") -> bytes:
 
 
 def test_an_idle_connection_is_kept_for_longer_than_headers_may_take() -> None:
-    """A load balancer that reuses it after a while must not find it closed."""
+    """A load balancer that reuses a connection after a while must not find it closed."""
     assert Settings().keep_alive_s > 60
     with served(FakeCodec(), header_timeout_s=0.2, keep_alive_s=30.0) as (_, port):
         with connected(port) as kept, connected(port) as slow:

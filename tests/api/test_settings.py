@@ -74,8 +74,10 @@ def test_settings_do_not_change() -> None:
 
 def test_settings_need_neither_torch_nor_a_web_framework() -> None:
     code = "import sys, service.settings; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert not {"torch", "fastapi", "starlette", "uvicorn"} & set(found.stdout.split())
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    )
+    assert not {"torch", "fastapi", "starlette", "uvicorn"} & set(result.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -91,11 +93,11 @@ def test_connections_leave_open_files_to_the_rest_of_the_program(
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [({}, "RANKPRESS_STATE"), ({"state": "x", "jobs_url": "mysql://host/db"}, "jobs_url")],
 )
 def test_a_server_whose_settings_name_no_place_for_jobs_does_not_start(
-    settings: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nobody(user: int) -> None:
         raise KeyError(user)
@@ -103,7 +105,7 @@ def test_a_server_whose_settings_name_no_place_for_jobs_does_not_start(
     monkeypatch.setattr("pwd.getpwuid", nobody)
     for name in ("HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(BadParameter, match=told):
+    with pytest.raises(BadParameter, match=message):
         create_app(FakeCodec(), Settings(**settings))
     create_app(FakeCodec(), Settings(**settings, jobs=False))
     elsewhere = {"jobs_url": "postgresql://host/db", "objects_url": "memory://"}

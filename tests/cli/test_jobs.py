@@ -9,7 +9,7 @@ import signal
 import pytest
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import name_of
-from jobs.machines import Place, picture, png
+from jobs.machines import Place, picture, png, until
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -35,7 +35,8 @@ def test_jobs_are_listed_shown_and_cancelled(place: Place) -> None:
     assert rankpress("jobs", "list").exit_code == 0
     first, second = place.submit(effort=2, priority=3), place.submit(png(1))
     place.jobs.cancel(second.id)
-    place.worker().wait_for(lambda: place.jobs.get(first.id).state == "succeeded")
+    place.worker()
+    until(lambda: place.jobs.table.get(first.id).state == "succeeded")
     listed = rankpress("jobs", "list", "--json")
     rows = [json.loads(line) for line in listed.stdout.splitlines()]
     assert [(row["id"], row["state"]) for row in rows] == [
@@ -80,25 +81,25 @@ def test_rescue_queues_failed_and_named_jobs_again(place: Place) -> None:
     assert "nothing to rescue" in rankpress("jobs", "rescue").stderr
     job = place.submit()
     worker = place.worker(poison="raise", poisoned=name_of(picture(png())))
-    worker.wait_for(lambda: place.jobs.get(job.id).state == "failed")
+    until(lambda: place.jobs.table.get(job.id).state == "failed")
     assert "internal error, logged by the worker as" in rankpress("jobs", "show", job.id).stdout
     worker.end(signal.SIGTERM)
     assert rankpress("jobs", "rescue", job.id).stdout == f"{job.id} queued again\n"
     worker = place.worker()
-    worker.wait_for(lambda: place.jobs.get(job.id).state == "succeeded")
+    until(lambda: place.jobs.table.get(job.id).state == "succeeded")
     assert "nothing to rescue" in rankpress("jobs", "rescue", job.id).stderr
 
 
 def test_rescue_alone_takes_the_jobs_of_dead_workers(place: Place) -> None:
     job = place.submit(effort=4)
     worker = place.worker()
-    worker.wait_for(lambda: place.jobs.get(job.id).steps >= 2)
+    until(lambda: place.jobs.table.get(job.id).steps >= 2)
     assert "nothing to rescue" in rankpress("jobs", "rescue").stderr
     worker.end()
-    name = place.jobs.get(job.id).worker
-    place.jobs._objects.delete(f"workers/{name}")  # as it is a minute later
+    name = place.jobs.table.get(job.id).worker
+    place.jobs.objects.delete(f"workers/{name}")  # as it is a minute later
     assert rankpress("jobs", "rescue").stdout == f"{job.id} queued again\n"
-    assert place.jobs.get(job.id).state == "queued"
+    assert place.jobs.table.get(job.id).state == "queued"
 
 
 def test_a_worker_without_torch_says_what_to_install(

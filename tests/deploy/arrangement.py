@@ -237,7 +237,7 @@ def started() -> Iterator[Arrangement]:
 
 
 if __name__ == "__main__":
-    from deploy.checks import CHECKS, Walk
+    from deploy.checks import CHECKS, CheckState
 
     reason = what_is_missing()
     if reason is not None:
@@ -246,12 +246,12 @@ if __name__ == "__main__":
     failed = 0
     with started() as arrangement:
         print(f"started in {time.monotonic() - begun:.1f} s", flush=True)  # noqa: T201
-        walk = Walk(arrangement)
+        state = CheckState(arrangement)
         for check in CHECKS:
             begun = time.monotonic()
             said = "ok"
             try:
-                check(walk)
+                check(state)
             except Exception:
                 traceback.print_exc()
                 said, failed = "FAILED", failed + 1

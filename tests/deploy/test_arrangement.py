@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from deploy.arrangement import started, what_is_missing
-from deploy.checks import CHECKS, Walk
+from deploy.checks import CHECKS, CheckState
 
 
 @pytest.fixture(scope="module")
-def walk() -> Iterator[Walk]:
+def state() -> Iterator[CheckState]:
     if os.environ.get("RANKPRESS_ARRANGEMENT") != "1":
         pytest.skip("asked for by RANKPRESS_ARRANGEMENT=1")
     reason = what_is_missing()
     if reason is not None:
         pytest.skip(reason)
     with started() as arrangement:
-        walk = Walk(arrangement)
-        yield walk
-        walk.client.close()
+        state = CheckState(arrangement)
+        yield state
+        state.client.close()
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_many_machines(walk: Walk, check: Callable[[Walk], None]) -> None:
-    check(walk)
+def test_many_machines(state: CheckState, check: Callable[[CheckState], None]) -> None:
+    check(state)

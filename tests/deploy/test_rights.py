@@ -191,7 +191,7 @@ def test_jobs_need_no_superuser(postgres: Database, tmp_path: Path) -> None:
         image = png()
         job = jobs.submit(image, spec_of(image, 20, 12, 4.0, 1, (model_info(),)), 5)
         assert jobs.cancel(job.id).state == "cancelled"
-        assert [j.id for j in jobs.recent()] == [job.id]
+        assert [j.id for j in jobs.table.recent()] == [job.id]
     finally:
         jobs.close()
 

@@ -14,7 +14,7 @@ from api.fake_codec import FakeCodec
 from image_files import chunk, exif_of, file_of, photo
 from PIL import ExifTags, Image, ImageOps
 
-from service.api.work import DecompressFile, View
+from service.api.file_work import DecompressFile, View
 from service.engine.types import Decompressed, Timings
 from service.http.negotiate import Form
 from service.images import exif

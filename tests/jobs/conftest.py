@@ -25,7 +25,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """One for all tests; each takes a database of its own."""
+    """One server for all tests; each test uses a database of its own."""
     with postgres_or_skip() as (programs, folder):
         server = PostgresServer(programs, folder)
         try:

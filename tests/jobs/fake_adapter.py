@@ -107,10 +107,10 @@ class FakeAdapter:
         self.log(f"{os.getpid()} {start[:8]} {'again' if checkpoint else 'new'}")
         if checkpoint is not None:
             try:
-                found = json.loads(checkpoint)
+                values = json.loads(checkpoint)
             except ValueError:
                 raise BadParameter("not a checkpoint") from None
-            adaptation.step, adaptation.state = found["step"], found["state"]
+            adaptation.step, adaptation.state = values["step"], values["state"]
         return adaptation
 
     def before_step(self, adaptation: FakeAdaptation) -> None:
@@ -126,12 +126,12 @@ class FakeAdapter:
 
 
 def name_of(picture: Picture) -> str:
-    """What the log calls the picture's job."""
+    """The name of the picture's job in the log."""
     return hashlib.sha256(picture.rgb.tobytes()).hexdigest()[:8]
 
 
 def expected_result(picture: Picture, rate: float, effort: int, steps: int = 20) -> bytes:
-    """What the job's result must be, however often it was interrupted."""
+    """The result that the job must have, however often it was interrupted."""
     state = f"{hashlib.sha256(picture.rgb.tobytes()).hexdigest()} {rate} {effort} 0"
     for _ in range(steps * effort):
         state = hashlib.sha256(state.encode()).hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 import dbos  # noqa: F401  (the fork server imports it once for all workers)
 
 from jobs.fake_adapter import FakeAdapter
-from service.jobs import heartbeat, outage, worker
+from service.jobs import heartbeat, storage_outages, upkeep, worker
 from service.logs import configure_logs
 from service.settings import Settings
 
@@ -26,17 +26,17 @@ def main(
     sys.stderr = os.fdopen(2, "w", buffering=1)
     if hasty:  # a minute is long for a test
         heartbeat.BEAT_S, heartbeat.LOST_S = 0.2, 1.0
-    outage.FIRST_PAUSE_S, outage.LONGEST_PAUSE_S = 0.05, 0.2
+    storage_outages.FIRST_PAUSE_S, storage_outages.LONGEST_PAUSE_S = 0.05, 0.2
     worker.NICENESS = 1  # else a busy machine's tests wait for ever
     worker.POLL_S = 0.1
     if stuck:
-        worker.expire = partial(expire_for_ever, folder / "expiring")
+        upkeep.expire = partial(expire_for_ever, folder / "expiring")
     configure_logs(settings.log_format, settings.log_level)
     worker.run_worker(lambda: FakeAdapter(folder, **options), settings)
 
 
 def expire_for_ever(marker: Path, *_: object) -> int:
-    """An expiry that a slow bucket holds up."""
+    """An expiry that never ends, as with a slow bucket."""
     marker.touch()
     time.sleep(3600)
     return 0

@@ -26,7 +26,6 @@ from service.images.read import read_image
 from service.jobs import database
 from service.jobs.job import Job, JobSpec, spec_of
 from service.jobs.jobs import Jobs, open_jobs
-from service.jobs.notes import JobNotes
 from service.picture import Picture
 from service.settings import Settings
 
@@ -44,6 +43,14 @@ def png(seed: int = 0, width: int = 20, height: int = 12) -> bytes:
 
 def picture(data: bytes) -> Picture:
     return read_image(data, max_pixels=10**6)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.02)
 
 
 class Worker:
@@ -65,17 +72,10 @@ class Worker:
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        """Its exit code, once it has ended by itself; minus the signal that killed it."""
+        """Its exit code, or minus the signal that killed it, once it has ended by itself."""
         self._process.join(30)
         assert self._process.exitcode is not None, "the worker did not end"
         return self._process.exitcode
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Return once the condition holds."""
-        deadline = time.monotonic() + WAIT_S
-        while not condition():
-            assert time.monotonic() < deadline, "the condition never held"
-            time.sleep(0.05)
 
     def end(self, number: int = signal.SIGKILL) -> int:
         """Send it a signal, and wait."""
@@ -89,7 +89,7 @@ class Place:
 
     Attributes:
         settings: of all that runs here. folder: where fake adapters log.
-        server: of the database, None for SQLite. jobs: a client. notes: as a worker writes them.
+        server: of the database, None for SQLite. jobs: a client.
     """
 
     def __init__(
@@ -101,8 +101,6 @@ class Place:
         self.settings = Settings(**given)
         self.url = database.prepare(self.settings)
         self.jobs = self.client()
-        self._client = database.open_client(self.url)
-        self.notes = JobNotes(self._client, self.jobs)
         self.workers: list[Worker] = []
 
     def client(self, **settings: Any) -> Jobs:
@@ -136,7 +134,7 @@ class Place:
         """The job once the condition holds for it, as `jobs` see it."""
         deadline = time.monotonic() + WAIT_S
         while True:
-            job = (jobs or self.jobs).get(job_id)
+            job = (jobs or self.jobs).table.get(job_id)
             if condition(job):
                 return job
             assert time.monotonic() < deadline, f"{job}\n{self.errors()}"
@@ -151,7 +149,6 @@ class Place:
         for worker in self.workers:
             worker.end()
         self.jobs.close()
-        self._client.destroy()
 
 
 @contextmanager
@@ -181,9 +178,9 @@ def postgres_or_skip() -> Iterator[tuple[Path, Path]]:
 
 def find_postgres() -> Path | None:
     """Folder of PostgreSQL's programs, the newest if there are several."""
-    found = sorted(POSTGRES_FOLDERS.glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
-    if found:
-        return found[-1].parent
+    paths = sorted(POSTGRES_FOLDERS.glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
+    if paths:
+        return paths[-1].parent
     on_path = shutil.which("initdb")
     return Path(on_path).parent if on_path else None
 

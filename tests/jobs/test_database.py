@@ -14,7 +14,7 @@ from jobs.fake_adapter import expected_result
 from jobs.machines import Place, picture, png
 from service.adapt.types import AdaptProgress
 from service.errors import BadParameter, JobsUnavailable
-from service.jobs import database
+from service.jobs import database, rows
 from service.jobs.database import database_url, prepare
 from service.jobs.job import StepRecord
 from service.jobs.jobs import open_jobs
@@ -57,9 +57,9 @@ def test_urls_are_checked_and_get_a_time_limit(tmp_path: Path) -> None:
 def test_a_password_is_neither_shown_nor_told(tmp_path: Path) -> None:
     settings = Settings(state=tmp_path, jobs_url="postgresql://u:hunter2@127.0.0.1:1/db")
     assert "hunter2" not in repr(settings)
-    with pytest.raises(JobsUnavailable) as told:
+    with pytest.raises(JobsUnavailable) as raised:
         prepare(settings)
-    assert "hunter2" not in str(told.value)
+    assert "hunter2" not in str(raised.value)
 
 
 def test_a_lost_database_is_reported_and_comes_back(place: Place) -> None:
@@ -69,36 +69,36 @@ def test_a_lost_database_is_reported_and_comes_back(place: Place) -> None:
     place.server.stop()
     try:
         with pytest.raises(JobsUnavailable):
-            place.jobs.get(job.id)
+            place.jobs.table.get(job.id)
         with pytest.raises(JobsUnavailable):
             open_jobs(place.settings, place.url)
     finally:
         place.server.start()
-    assert place.jobs.get(job.id).id == job.id
+    assert place.jobs.table.get(job.id).id == job.id
 
 
 @pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
 def test_a_look_at_jobs_reads_none_of_their_steps(
     make_place: MakePlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise an hour of looks at an hour's job would read thousands of steps each time."""
+    """Otherwise every reading of a long job would read thousands of steps."""
     list_steps, read = DBOSClient.list_workflow_steps, []
     place = make_place()
     jobs = [place.submit(png(seed), effort=1) for seed in range(2)]
     place.worker()
     for job in jobs:
         place.wait(job.id, lambda job: job.state == "succeeded")
-    expected = {job.id: place.jobs.steps(job.id, 0)[-1] for job in jobs}
+    expected = {job.id: place.jobs.table.steps(job.id, 0)[-1] for job in jobs}
 
     def count(*arguments: Any, **options: Any) -> list[StepInfo]:
-        found = list_steps(*arguments, **options)
-        read.append([step["function_name"] for step in found])
-        return found
+        steps = list_steps(*arguments, **options)
+        read.append([step["function_name"] for step in steps])
+        return steps
 
     monkeypatch.setattr(DBOSClient, "list_workflow_steps", count)
-    shown = place.jobs.recent()
+    shown = place.jobs.table.recent()
     assert not read
-    shown += [place.jobs.get(job.id) for job in jobs]
+    shown += [place.jobs.table.get(job.id) for job in jobs]
     assert read == [["finish"], ["finish"]]
     assert len(shown) == 4
     for job in shown:
@@ -109,16 +109,16 @@ def test_a_look_at_jobs_reads_none_of_their_steps(
 def test_a_job_whose_last_steps_are_not_in_its_row_is_shown_as_it_is(
     make_place: MakePlace,
 ) -> None:
-    """The worker could not write there; what the row names was deleted."""
+    """The worker could not write to the row, and the files that the row names were deleted."""
     place = make_place()
     job = place.submit(effort=2)
     place.worker()
     done = place.wait(job.id, lambda job: job.state == "succeeded")
-    first, *_ = place.jobs.steps(job.id, 0)
+    first, *_ = place.jobs.table.steps(job.id, 0)
     client = database.open_client(place.url)
-    for behind in ({database.LAST_STEP: [first[0], first[1].to_json()]}, None):
+    for behind in ({rows.LAST_STEP: [first[0], first[1].to_json()]}, None):
         client.update_workflow_attributes(job.id, behind)
-        assert place.jobs.get(job.id) == done
+        assert place.jobs.table.get(job.id) == done
         assert place.jobs.result(job.id) == (done, expected_result(picture(png()), 4.0, 2))
         assert place.submit(effort=2) == done, "there is nothing to do again"
     client.destroy()
@@ -137,9 +137,9 @@ def test_a_status_that_is_not_known_is_shown_and_breaks_no_list(
             "WHERE workflow_uuid = ?",
             (1_700_000_000_000 if ended else None, job.id),
         )
-    found = {each.id: each for each in place.jobs.recent()}
-    assert found[other.id].state == "queued" and found[job.id].state == state
-    assert ("PAUSED" in (found[job.id].error or "")) == ended
+    jobs_by_id = {each.id: each for each in place.jobs.table.recent()}
+    assert jobs_by_id[other.id].state == "queued" and jobs_by_id[job.id].state == state
+    assert ("PAUSED" in (jobs_by_id[job.id].error or "")) == ended
 
 
 @pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
@@ -152,17 +152,19 @@ def test_deaths_of_workers_count_since_the_last_step_and_not_while_they_waited(
     def begin(attempt: int) -> int:
         with sqlite3.connect(place.folder / "state" / "jobs.sqlite") as file:
             file.execute("UPDATE workflow_status SET recovery_attempts = ?", (attempt,))
-        return place.notes.begin(job.id)
+        return place.jobs.table.record_start(job.id)
 
     assert [begin(attempt) for attempt in (1, 2, 3)] == [0, 1, 2]
-    place.notes.waits(job.id)
+    place.jobs.table.record_waiting(job.id)
     assert [begin(attempt) for attempt in (4, 5)] == [0, 1]
     progress = AdaptProgress("latents", 1, 2, 3, 0.5, 30.0, 4, 0.75, 30.0)
-    place.notes.step(job.id, 1, StepRecord(progress, "stream", "checkpoint", 1.0, False))
+    place.jobs.table.record_step(
+        job.id, 1, StepRecord(progress, "stream", "checkpoint", 1.0, False)
+    )
     assert [begin(attempt) for attempt in (6, 7)] == [0, 1]
     assert [begin(attempt) for attempt in (1, 2)] == [0, 1], "after it was queued again by hand"
-    place.notes.waits(job.id)
-    assert place.jobs.get(job.id).waiting_since_s is None, "it is queued"
+    place.jobs.table.record_waiting(job.id)
+    assert place.jobs.table.get(job.id).waiting_since_s is None, "it is queued"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -18,16 +16,10 @@ from conftest import Small
 from PIL import Image
 from small_model import photo_like
 
+from jobs.machines import until
 from service.engine.engine import Engine
 from service.settings import Settings
 from service.store.write import write_model
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.05)
 
 
 def test_a_posted_picture_gets_smaller_and_decodes_elsewhere(
@@ -56,9 +48,9 @@ def test_a_posted_picture_gets_smaller_and_decodes_elsewhere(
     ):
         try:
             until(lambda: re.search(r"running on (http://[0-9.:]+)", log.read_text()) is not None)
-            found = re.search(r"running on (http://[0-9.:]+)", log.read_text())
-            assert found is not None
-            with httpx.Client(base_url=found[1], timeout=60) as client:
+            match = re.search(r"running on (http://[0-9.:]+)", log.read_text())
+            assert match is not None
+            with httpx.Client(base_url=match[1], timeout=60) as client:
                 until(lambda: client.get("/readyz").status_code == 200)
                 posted = client.post("/adapt?rate=4&effort=1", content=file.getvalue())
                 assert posted.status_code == 202, posted.text

@@ -6,8 +6,7 @@ import io
 import json
 import math
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -21,31 +20,37 @@ from structlog.testing import capture_logs
 
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result
-from jobs.machines import Place, objects_away, picture, png
-from service.api import desk, job_storage
+from jobs.machines import Place, objects_away, picture, png, until
+from service.api import job_client, job_monitoring
 from service.api.server import Server
+from service.api.service import Service
 from service.blobs import Objects
-from service.errors import ObjectsUnavailable
-from service.jobs import jobs as jobs_module
+from service.errors import ExpiredJob, ObjectsUnavailable
+from service.jobs import job_table
 from service.picture import Picture
 
 pytestmark = pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
 
 
+class Client(httpx.Client):
+    """A client of a server, with the service behind it."""
+
+    service: Service
+
+
 @contextmanager
-def served(place: Place, codec: FakeCodec | None = None) -> Iterator[httpx.Client]:
+def served(place: Place, codec: FakeCodec | None = None) -> Iterator[Client]:
     """A client of a server on the place's settings."""
     codec = codec or FakeCodec()
     server = Server(codec, place.settings)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        while not server.started:
-            time.sleep(0.01)
+        until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            while client.get("/readyz").status_code != 200:
-                time.sleep(0.01)
+        with Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            client.service = server.service
+            until(lambda: client.get("/readyz").status_code == 200)
             yield client
     finally:
         codec.gate.set()
@@ -72,8 +77,8 @@ def events(client: httpx.Client, path: str, last_id: str | None = None) -> list[
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
         blocks = "".join(answer.iter_text()).split("\n\n")
-    found = [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
-    return [event | {"data": json.loads(event["data"])} for event in found if "data" in event]
+    entries = [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
+    return [event | {"data": json.loads(event["data"])} for event in entries if "data" in event]
 
 
 def test_a_picture_is_posted_watched_and_fetched(place: Place) -> None:
@@ -90,11 +95,13 @@ def test_a_picture_is_posted_watched_and_fetched(place: Place) -> None:
             assert (early.status_code, problem(early)) == (409, "job-unfinished")
             assert early.headers["retry-after"] == "1"
         place.worker()
-        seen = events(client, f"{path}/events")
-        steps = [event["data"]["step"] for event in seen if event["data"]["step"] is not None]
-        assert steps == sorted(steps) and steps[-1] == 40 and len(steps) > 4
-        assert [event.get("event") for event in seen] == [None] * (len(seen) - 1) + ["end"]
-        last = seen[-1]["data"]
+        all_events = events(client, f"{path}/events")
+        steps = [e["data"]["step"] for e in all_events if e["data"]["step"] is not None]
+        assert steps == sorted(steps) and steps[-1] == 40
+        assert [event.get("event") for event in all_events] == [None] * (len(all_events) - 1) + [
+            "end"
+        ]
+        last = all_events[-1]["data"]
         assert last == client.get(path).json()
         assert (last["status"], last["phase"], last["total"]) == ("succeeded", "done", 40)
         assert last["bytes"] < last["first_bytes"] and last["bpp"] < last["first_bpp"]
@@ -131,19 +138,16 @@ def test_a_frame_is_a_job_of_its_own_and_larger_streams_are_told(place: Place) -
         assert "larger than its source" in result.headers["x-rankpress-notes"]
 
 
-def test_events_go_on_where_a_client_was_cut_off(place: Place) -> None:
+def test_a_client_that_reconnects_gets_the_job_as_it_is_now(place: Place) -> None:
     with served(place) as client:
         path = client.post("/adapt?effort=2", content=png()).headers["location"]
         place.worker()
         all_events = events(client, f"{path}/events")
-        cut = next(n for n, event in enumerate(all_events) if event["id"].startswith("4."))
-        again = events(client, f"{path}/events", all_events[cut]["id"])
-        last = all_events[-1]["id"].partition(".")[0]  # may have been seen before it was the end
-        assert again == [e for e in all_events[cut + 1 :] if e["id"] != f"{last}.running"]
-        done = client.get(f"{path}/events", headers={"Last-Event-ID": all_events[-1]["id"]})
+        last = all_events[-1]
+        for old in ("0.queued", "4.running", "x", "99999999.running", "4", "-1.running"):
+            assert events(client, f"{path}/events", old) == [last]
+        done = client.get(f"{path}/events", headers={"Last-Event-ID": last["id"]})
         assert (done.status_code, done.content) == (204, b"")
-        for nonsense in ("x", "99999999.running", "4", "-1.running"):
-            assert events(client, f"{path}/events", nonsense)[-1] == all_events[-1]
 
 
 def test_a_job_is_cancelled_and_posted_again(place: Place) -> None:
@@ -202,8 +206,8 @@ def test_what_is_no_picture_is_refused_at_once(make_place: MakePlace) -> None:
         ):
             answer = client.post(f"/adapt{query}", content=body)
             assert (answer.status_code, problem(answer)) == (status, slug), query
-        assert place.jobs.recent() == []
-        kept = {found.key for found in place.jobs._objects.list("jobs")}
+        assert place.jobs.table.recent() == []
+        kept = {info.key for info in place.jobs.objects.list("jobs")}
         assert kept <= {"jobs/check/image"}, "what readiness writes, and nothing of what was posted"
 
 
@@ -236,7 +240,10 @@ def test_an_expired_result_is_410(make_place: MakePlace) -> None:
     place.worker()
     place.wait(job.id, lambda job: job.state == "succeeded")
     place.settings = place.settings.model_copy(update={"result_ttl_s": 0.1})
-    time.sleep(0.2)
+    brief = place.client(result_ttl_s=0.1)
+    with pytest.raises(ExpiredJob):
+        place.wait(job.id, lambda _: False, jobs=brief)
+    brief.close()
     path = f"/jobs/{job.id}"
     with served(place) as client:
         for part in ("", "/result", "/stream", "/events"):
@@ -263,15 +270,15 @@ def test_a_database_that_fails_leaves_compress_alone(make_place: MakePlace) -> N
             assert "retry-after" in answer.headers
             assert str(state) not in answer.text, "the reason is for the log"
             number = answer.json()["instance"].rpartition(":")[2]
-            told = [(e["error"], e["id"]) for e in lines if e["event"] == "jobs-unavailable"]
-            (error,) = [error for error, request in told if request == number]
+            errors = [(e["error"], e["id"]) for e in lines if e["event"] == "jobs-unavailable"]
+            (error,) = [error for error, request in errors if request == number]
             assert str(state) in error and "RANKPRESS_STATE" in error
         assert client.post("/compress", content=png()).status_code == 200
         assert "rankpress_jobs_queued NaN" in client.get("/metrics").text
 
 
 def readiness(client: httpx.Client) -> str:
-    """What /readyz says of jobs; it always says that the server is ready."""
+    """The state of jobs in the answer of /readyz, which always says that the server is ready."""
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (200, "ready")
     return str(answer.json()["jobs"])
@@ -284,17 +291,10 @@ def metric(client: httpx.Client, name: str) -> float:
     return float(line.partition(" ")[2])
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.05)
-
-
 def test_an_outage_of_what_jobs_are_stored_in_is_told_and_makes_no_server_unready(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_storage, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(job_monitoring, "CHECK_INTERVAL_S", 0.1)
     with served(place) as client:
         until(lambda: readiness(client) == "available")
         assert metric(client, "rankpress_jobs_storage_available") == 1
@@ -317,13 +317,13 @@ def test_an_outage_of_what_jobs_are_stored_in_is_told_and_makes_no_server_unread
 def test_a_job_that_waits_for_storage_is_told(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_storage, "LOOK_EVERY_S", 0.1)
-    """A worker may lack more than this server sees, such as room for a large checkpoint."""
+    monkeypatch.setattr(job_monitoring, "CHECK_INTERVAL_S", 0.1)
+    """A worker may need more than this server checks, such as room for a large checkpoint."""
     job = place.submit(effort=4)
     worker = place.worker()
     place.wait(job.id, lambda job: job.steps >= 1)
     worker.end()  # a job's row says that it runs until another worker takes it up
-    place.notes.waits(job.id)
+    place.jobs.table.record_waiting(job.id)
     with served(place) as client:
         until(lambda: readiness(client) == "waiting")
         assert metric(client, "rankpress_jobs_waiting_for_storage") == 1
@@ -345,7 +345,7 @@ def test_a_slow_database_holds_up_nobody_else(
         asked.set()
         go.wait(60)
 
-    monkeypatch.setattr(jobs_module.Jobs, "get", slow)
+    monkeypatch.setattr(job_table.JobTable, "get", slow)
     with served(place) as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.get, "/jobs/" + "0" * 32)
         assert asked.wait(60)
@@ -365,7 +365,7 @@ def test_metrics_count_jobs_and_time_their_steps(place: Place) -> None:
         client.delete(path)
         place.worker()
         place.wait(path[6:], lambda job: job.state == "cancelled")
-        (other,) = place.jobs.active()
+        (other,) = place.jobs.table.active()
         done = place.wait(other.id, lambda job: job.state == "succeeded")
         for _ in range(2):  # nothing is counted twice
             page = client.get("/metrics").text
@@ -375,26 +375,31 @@ def test_metrics_count_jobs_and_time_their_steps(place: Place) -> None:
             assert f"rankpress_job_step_seconds_count {done.steps:.1f}" in page
 
 
-def test_event_streams_end_when_the_server_does(place: Place) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        with served(place) as client:
-            path = client.post("/adapt", content=png()).headers["location"]
-            watcher = httpx.Client(base_url=client.base_url, timeout=60)
-            watching = pool.submit(events, watcher, f"{path}/events")
-            time.sleep(0.5)
-            assert not watching.done()
-        watching.result(60)
-        watcher.close()
-    assert [event["data"]["status"] for event in watching.result(60)] == ["queued"]
+@pytest.mark.parametrize(("last_id", "statuses"), [(None, ["queued"]), ("0.queued", [])])
+def test_event_streams_end_when_the_server_does_and_repeat_nothing(
+    place: Place, last_id: str | None, statuses: list[str]
+) -> None:
+    headers = {} if last_id is None else {"Last-Event-ID": last_id}
+    with ExitStack() as running, httpx.Client(timeout=60) as watcher:
+        client = running.enter_context(served(place))
+        path = client.post("/adapt", content=png()).headers["location"]
+        url = f"{client.base_url}{path}/events"
+        with watcher.stream("GET", url, headers=headers) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "retry: 2000"
+            first = [next(line for line in lines if line.startswith("data: "))] if statuses else []
+            running.close()
+            data = first + [line for line in lines if line.startswith("data: ")]
+    assert [json.loads(line.removeprefix("data: "))["status"] for line in data] == statuses
 
 
 def test_every_job_endpoint_is_in_openapi(place: Place) -> None:
     with served(place) as client:
         paths = client.get("/openapi.json").json()["paths"]
     ours = [path for path in paths if path == "/adapt" or path.startswith("/jobs")]
-    found = {(path, method) for path in ours for method in paths[path]}
+    endpoints = {(path, method) for path in ours for method in paths[path]}
     job = "/jobs/{job_id}"
-    assert found == {
+    assert endpoints == {
         ("/adapt", "post"),
         (job, "get"),
         (job, "delete"),
@@ -410,7 +415,7 @@ def test_every_job_endpoint_is_in_openapi(place: Place) -> None:
 def test_event_streams_are_limited_while_they_are_open(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk, "MAX_WATCHERS", 2)
+    monkeypatch.setattr(job_client, "MAX_WATCHERS", 2)
     with served(place) as client, ExitStack() as streams:
         path = client.post("/adapt?effort=1", content=png()).headers["location"] + "/events"
         opened = [streams.enter_context(client.stream("GET", path)) for _ in range(2)]
@@ -420,12 +425,9 @@ def test_event_streams_are_limited_while_they_are_open(
         assert (refused.status_code, problem(refused)) == (503, "saturated")
         assert int(refused.headers["retry-after"]) > 0
         streams.close()
-        deadline = time.monotonic() + 60
-        while True:
-            with client.stream("GET", path) as again:
-                if again.status_code == 200:
-                    break
-            assert time.monotonic() < deadline
+        until(lambda: client.service.job_client.watchers == 0)
+        with client.stream("GET", path) as again:
+            assert again.status_code == 200
 
 
 def test_links_of_jobs_have_the_prefix_of_the_proxy(make_place: MakePlace) -> None:
@@ -443,7 +445,7 @@ def test_links_of_jobs_have_the_prefix_of_the_proxy(make_place: MakePlace) -> No
 def test_files_of_jobs_that_hang_leave_looks_at_jobs_alone(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bucket that does not answer holds up what needs it, and no status, event or metric."""
+    """A bucket that does not answer delays what needs it, but no status, event or metric."""
     inside, goes_on = threading.Semaphore(0), threading.Event()
 
     def hang(*_: object) -> bytes:
@@ -451,7 +453,7 @@ def test_files_of_jobs_that_hang_leave_looks_at_jobs_alone(
         goes_on.wait(60)
         raise ObjectsUnavailable("it hangs")
 
-    with served(place) as client, ThreadPoolExecutor(2 * desk.THREADS) as others:
+    with served(place) as client, ThreadPoolExecutor(2 * job_client.THREADS) as others:
         path = client.post("/adapt?effort=1", content=png()).headers["location"]
         place.worker()
         place.wait(path.rpartition("/")[2], lambda job: job.state == "succeeded")
@@ -459,9 +461,9 @@ def test_files_of_jobs_that_hang_leave_looks_at_jobs_alone(
             monkeypatch.setattr(Objects, name, hang)
         try:
             asked = [others.submit(client.post, "/adapt", content=png(1))]
-            parts = ("result", "stream") * desk.THREADS
+            parts = ("result", "stream") * job_client.THREADS
             asked += [others.submit(client.get, f"{path}/{part}") for part in parts]
-            for _ in range(desk.THREADS):
+            for _ in range(job_client.THREADS):
                 assert inside.acquire(timeout=30)
             assert client.get(path, timeout=20).json()["status"] == "succeeded"
             assert events(client, f"{path}/events")[-1]["event"] == "end"

@@ -10,7 +10,6 @@ import logging
 import resource
 import signal
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,9 @@ from sqlalchemy import event
 
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result, name_of
-from jobs.machines import Place, objects_away, picture, png
-from service.jobs import database, expiry, outage
-from service.jobs.dbos_logs import Repeated
+from jobs.machines import Place, objects_away, picture, png, until
+from service.jobs import database, expiry, storage_outages
+from service.jobs.dbos_logs import RepeatedFilter
 from service.jobs.expiry import expire
 from service.jobs.job import Job
 
@@ -54,13 +53,13 @@ def test_jobs_wait_for_an_object_store_that_is_away(make_place: MakePlace) -> No
     place = make_place(job_attempts=1)
     jobs = {place.submit(data).id: data for data in map(png, range(6))}
     first = next(iter(jobs))
-    worker = place.worker(hasty=True, step_s=0.03)
+    place.worker(hasty=True, step_s=0.03)
     place.wait(first, lambda job: job.steps >= 2)
     with objects_away(place):
         waiting = place.wait(first, lambda job: job.waiting_since_s is not None)
         assert waiting.state == "running"
-        worker.wait_for(lambda: place.errors().count("step waits for storage") > 5)
-        active = {job.id: job.state for job in place.jobs.active()}
+        until(lambda: place.errors().count("step waits for storage") > 5)
+        active = {job.id: job.state for job in place.jobs.table.active()}
         assert active == dict.fromkeys(jobs, "queued") | {first: "running"}
     assert place.wait(first, lambda job: job.waiting_since_s is None)
     check_ended_well(place, jobs)
@@ -78,9 +77,9 @@ def test_what_waits_for_storage_can_be_cancelled_and_its_worker_stopped(
         place.jobs.cancel(first.id)
         place.wait(second.id, lambda job: job.waiting_since_s is not None)
         assert worker.end(signal.SIGTERM) == 0
-        left = place.jobs.get(second.id)
+        left = place.jobs.table.get(second.id)
         assert (left.state, left.attempts) == ("queued", 0)
-    assert place.jobs.get(first.id).state == "cancelled"
+    assert place.jobs.table.get(first.id).state == "cancelled"
     place.worker()
     check_ended_well(place, {second.id: png(1)})
 
@@ -95,7 +94,7 @@ def test_jobs_wait_for_a_database_that_cannot_be_written(make_place: MakePlace) 
     before = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
     assert written > 100_000
     resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (100_000, before[1]))
-    worker.wait_for(lambda: place.errors().count("Database connection failed") >= 2)
+    until(lambda: place.errors().count("Database connection failed") >= 2)
     resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, before)
     check_ended_well(place, jobs)
 
@@ -117,15 +116,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_jobs_wait_for_room_on_a_full_disk(make_place: MakePlace, small_disk: Path) -> None:
     place = make_place(job_attempts=1, state=small_disk)
     jobs = {place.submit(data).id: data for data in map(png, range(3))}
-    worker = place.worker(step_s=0.03)
+    place.worker(step_s=0.03)
     place.wait(next(iter(jobs)), lambda job: job.steps >= 2)
     filler = small_disk / "filler"
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(4096))
-    told = "step waits for storage", "Database connection failed"
-    worker.wait_for(lambda: any(text in place.errors() for text in told))
-    time.sleep(1)
+    messages = "step waits for storage", "Database connection failed"
+    until(lambda: sum(map(place.errors().count, messages)) > 3)
     filler.unlink()
     check_ended_well(place, jobs)
 
@@ -135,7 +133,7 @@ def test_sqlite_s_outages_are_lost_connections_and_its_other_errors_are_not(
 ) -> None:
     """DBOS repeats what failed with a lost connection until it succeeds."""
     del make_place
-    outage.wait_out_sqlite_outages()
+    storage_outages.wait_out_sqlite_outages()
     engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/file")
     try:
         with engine.begin() as connection:
@@ -158,7 +156,7 @@ def test_sqlite_s_outages_are_lost_connections_and_its_other_errors_are_not(
             away.connect()
         assert raised.value.connection_invalidated
     finally:
-        event.remove(sqlalchemy.Engine, "handle_error", outage._mark_outage)
+        event.remove(sqlalchemy.Engine, "handle_error", storage_outages.mark_outage)
         engine.dispose()
 
 
@@ -166,19 +164,23 @@ def test_a_look_at_the_queue_that_fails_all_the_time_is_told_once_a_minute(
     make_place: MakePlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del make_place
-    repeated, now_s = Repeated(), 1000.0
+    repeated, now_s = RepeatedFilter(), 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now_s)
 
-    def told(text: str, level: int = logging.WARNING) -> bool:
+    def passes(text: str, level: int = logging.WARNING) -> bool:
         return repeated.filter(logging.LogRecord("dbos", level, "", 0, text, None, None))
 
     fails = "Exception encountered in queue thread for adapt: (sqlite3.OperationalError) full"
-    assert [told(fails), told(fails), told("Exception listing queues: x")] == [True, False, True]
-    assert told("Retrying in 1 s") and told("Retrying in 1 s"), "that has growing pauses"
+    assert [passes(fails), passes(fails), passes("Exception listing queues: x")] == [
+        True,
+        False,
+        True,
+    ]
+    assert passes("Retrying in 1 s") and passes("Retrying in 1 s"), "that has growing pauses"
     failed = "Exception encountered in background workflow:"
-    assert told(failed, logging.ERROR) and told(failed, logging.ERROR), "another job's, maybe"
+    assert passes(failed, logging.ERROR) and passes(failed, logging.ERROR), "another job's, maybe"
     now_s += 61
-    assert told(fails)
+    assert passes(fails)
 
 
 def test_a_job_outlives_more_deaths_of_workers_than_it_has_attempts_if_it_gets_further(
@@ -207,17 +209,17 @@ def test_a_failed_job_keeps_what_it_goes_on_from_and_goes_on_from_there(
     worker = place.worker(poison="raise", step_s=0.11)  # a step of the job is one of the adapter
     failed = place.wait(job.id, lambda job: job.state == "failed")
     worker.end()
-    objects, record = place.jobs._objects, failed.record
+    objects, record = place.jobs.objects, failed.record
     assert failed.steps == 3 and record is not None and record.checkpoint is not None
     kept = {job.spec.image_key, record.stream, record.checkpoint}
-    assert {found.key for found in objects.list(job.spec.folder)} == kept
+    assert {info.key for info in objects.list(job.spec.folder)} == kept
 
     left = objects.put(b"of a step that was not recorded", job.spec.folder)
     client = database.open_client(place.url)
     monkeypatch.setattr(expiry, "REFRESH_S", 0.0)
-    assert expire(client, place.jobs, objects, 3600.0) == 1
+    assert expire(place.jobs.table, objects) == 1
     assert objects.head(left) is None
-    assert {found.key for found in objects.list(job.spec.folder)} == kept
+    assert {info.key for info in objects.list(job.spec.folder)} == kept
     client.destroy()
 
     assert place.submit().state == "queued"
@@ -233,13 +235,13 @@ def test_a_failed_job_keeps_what_it_goes_on_from_and_goes_on_from_there(
 def test_a_job_that_fails_again_at_the_same_place_then_begins_anew(
     make_place: MakePlace,
 ) -> None:
-    """Its last checkpoint may be what it fails of."""
+    """The reason of the failure may be its last checkpoint."""
     place = make_place(job_attempts=1)
     place.worker(poison="raise", step_s=0.11)
     for attempt in range(3):
         job = place.submit()
         place.wait(job.id, lambda job: job.state == "failed")
-        assert place.jobs.get(job.id).steps == 3, attempt
+        assert place.jobs.table.get(job.id).steps == 3, attempt
     opened = [line.split()[2] for line in place.log() if line.endswith((" new", " again"))]
     assert opened == ["new", "again", "new"]
 
@@ -254,15 +256,15 @@ def test_a_full_disk_takes_the_checkpoints_of_stopped_jobs_and_leaves_their_stre
     stopped = place.jobs.cancel(job.id)
     place.wait(running.id, lambda job: job.steps >= 1)
     worker.end()
-    objects, client = place.jobs._objects, database.open_client(place.url)
-    before = {found.key for found in objects.list(running.spec.folder)}
+    objects, client = place.jobs.objects, database.open_client(place.url)
+    before = {info.key for info in objects.list(running.spec.folder)}
     monkeypatch.setattr(expiry, "FULL_SPARED_S", 0.0)
-    assert expire(client, place.jobs, objects, 3600.0, full=True) > 0
+    assert expire(place.jobs.table, objects, full=True) > 0
     client.destroy()
     assert stopped.record is not None
-    kept = {found.key for found in objects.list(job.spec.folder)}
+    kept = {info.key for info in objects.list(job.spec.folder)}
     assert kept == {job.spec.image_key, stopped.record.stream}
-    assert {found.key for found in objects.list(running.spec.folder)} == before
+    assert {info.key for info in objects.list(running.spec.folder)} == before
     assert place.jobs.best(job.id)[1].startswith(b"rkp ")
     place.submit()
     place.worker()
@@ -272,13 +274,13 @@ def test_a_full_disk_takes_the_checkpoints_of_stopped_jobs_and_leaves_their_stre
 
 def test_a_slow_expiry_makes_no_live_worker_look_dead(make_place: MakePlace) -> None:
     place = make_place(result_ttl_s=0.2)
-    worker = place.worker(hasty=True, stuck=True)
-    objects = place.jobs._objects
+    place.worker(hasty=True, stuck=True)
+    objects = place.jobs.objects
 
     def beats() -> float:
-        return max((found.written_s for found in objects.list("workers")), default=0.0)
+        return max((info.written_s for info in objects.list("workers")), default=0.0)
 
-    worker.wait_for((place.folder / "expiring").exists)
+    until((place.folder / "expiring").exists)
     for _ in range(2):
         last_s = beats()
-        worker.wait_for(lambda last_s=last_s: beats() > last_s)
+        until(lambda last_s=last_s: beats() > last_s)

@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+import threading
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from jobs.machines import until
 from service.api import server
-from service.jobs import outage
+from service.jobs import storage_outages
 from service.jobs.heartbeat import WorkerName
 from service.jobs.supervisor import WorkerProcess
 from service.jobs.worker import NICENESS
@@ -33,20 +34,13 @@ LAST_IN_LINE = """
 import os
 import sys
 from pathlib import Path
-from service.jobs.worker import AUTOGROUP, NICENESS, let_others_first
-let_others_first()
+from service.jobs.worker import AUTOGROUP, NICENESS, lower_priority
+lower_priority()
 niceness = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[16]
-told = os.access(AUTOGROUP, os.W_OK)
-group = AUTOGROUP.read_text().split()[-1] if told else str(NICENESS)
+is_writable = os.access(AUTOGROUP, os.W_OK)
+group = AUTOGROUP.read_text().split()[-1] if is_writable else str(NICENESS)
 Path(sys.argv[1]).write_text(f"{niceness} {group}")
 """
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.02)
 
 
 def is_there(pid: int) -> bool:
@@ -60,18 +54,19 @@ def is_there(pid: int) -> bool:
 def test_a_worker_that_dies_is_started_again_and_stopped_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outage, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(storage_outages, "FIRST_PAUSE_S", 0.05)
     log = tmp_path / "log"
     command = [sys.executable, "-c", SCRIPT, str(log)]
-    begun = time.monotonic()
-    worker = WorkerProcess(Settings(job_threads=3), command)
-    until(lambda: log.exists() and len(log.read_text().splitlines()) == 3)
-    assert time.monotonic() - begun >= 0.05 + 0.1  # the pauses double
+    with capture_logs() as messages:
+        worker = WorkerProcess(Settings(job_threads=3), command)
+        until(lambda: log.exists() and len(log.read_text().splitlines()) == 3)
+    deaths = [message for message in messages if message["event"] == "worker died"]
+    assert [death["again_in_s"] for death in deaths] == [0.05, 0.1], "the pauses double"
     lines = log.read_text().splitlines()
     assert lines[-1] == f"{worker.pid} ['--parent', '{os.getpid()}'] 3"
     worker.stop()
     assert not is_there(worker.pid)
-    time.sleep(0.3)
+    assert "worker-watch" not in {thread.name for thread in threading.enumerate()}
     assert len(log.read_text().splitlines()) == 3
 
 
@@ -100,8 +95,8 @@ def test_a_worker_does_not_outlive_its_server(tmp_path: Path, number: int) -> No
 
 
 def children_of(pid: int) -> list[int]:
-    found = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in found.read_text().split()]
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in children.read_text().split()]
 
 
 def test_a_worker_comes_last_also_against_other_sessions(tmp_path: Path) -> None:
@@ -144,7 +139,7 @@ def test_workers_of_one_host_have_names_of_their_own_and_get_them_again(tmp_path
     assert len({first.name, *(w.name for w in others)}) == 3
     name = first.name
     for worker in (first, *others):
-        worker._file.close()  # as when its process ends
+        worker.release()  # as when its process ends
     again = WorkerName(tmp_path / "a")
-    again._file.close()
+    again.release()
     assert again.name == name

@@ -31,7 +31,7 @@ from service.errors import (
     Saturated,
     TargetUnreachable,
 )
-from service.jobs import outage
+from service.jobs import storage_outages
 from service.jobs.job import (
     STREAM_FORMAT,
     JobSpec,
@@ -40,16 +40,16 @@ from service.jobs.job import (
     model_identity,
     spec_of,
 )
-from service.jobs.outage import lacks_room
-from service.jobs.work import PUBLIC, JobWork, Pauses, StepFailed, WorkLimits
+from service.jobs.step_runner import PUBLIC, StepFailed, StepLimits, StepRunner, WaitPolicy
+from service.jobs.storage_outages import lacks_room
 
-LIMITS = WorkLimits(step_s=0.0, job_s=60.0, attempts=3, max_pixels=1000)
+LIMITS = StepLimits(step_s=0.0, job_s=60.0, attempts=3, max_pixels=1000)
 SPEC = spec_of(png(), 20, 12, 4.0, 1, (model_info(),))
 
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outage, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(storage_outages, "FIRST_PAUSE_S", 0.0)
 
 
 @pytest.fixture
@@ -59,14 +59,14 @@ def objects(tmp_path: Path) -> Objects:
     return objects
 
 
-class Waits(Pauses):
-    """Counts the outages that were waited for."""
+class Waits(WaitPolicy):
+    """Counts the outages and the waits, and does not wait."""
 
-    def __init__(self, pause_s: float = 0.0) -> None:
-        self.outages, self.pause_s = 0, pause_s
+    def __init__(self) -> None:
+        self.outages = self.waits = 0
 
     def wait(self, _job_id: str, _seconds: float) -> None:
-        time.sleep(self.pause_s)
+        self.waits += 1
 
     def note_outage(self, _job_id: str, _error: Exception) -> None:
         self.outages += 1
@@ -76,7 +76,7 @@ def adapter(folder: Path) -> FakeAdapter:
     return FakeAdapter(folder, steps=5, step_s=0.0)
 
 
-def run(work: JobWork, record: StepRecord | None = None) -> StepRecord:
+def run(work: StepRunner, record: StepRecord | None = None) -> StepRecord:
     stale = None
     while record is None or not record.done:
         record, stale = work.try_step(SPEC, record, stale), record
@@ -89,7 +89,7 @@ def opened(folder: Path) -> list[str]:
 
 
 def test_one_process_opens_the_picture_once(tmp_path: Path, objects: Objects) -> None:
-    record = run(JobWork(adapter(tmp_path), objects, LIMITS))
+    record = run(StepRunner(adapter(tmp_path), objects, LIMITS))
     assert opened(tmp_path) == ["new"]
     assert record.checkpoint is None and record.progress.step == 5
     assert objects.get(record.stream) == expected_result(picture(png()), 4.0, 1, steps=5)
@@ -101,7 +101,7 @@ def test_every_step_by_another_process_gives_the_same_result(
     record: StepRecord | None = None
     stale = None
     while record is None or not record.done:
-        work = JobWork(adapter(tmp_path), objects, LIMITS)
+        work = StepRunner(adapter(tmp_path), objects, LIMITS)
         record, stale = work.try_step(SPEC, record, stale), record
     assert opened(tmp_path) == ["new"] + ["again"] * 4
     assert objects.get(record.stream) == expected_result(picture(png()), 4.0, 1, steps=5)
@@ -110,7 +110,7 @@ def test_every_step_by_another_process_gives_the_same_result(
 def test_a_step_done_again_from_an_older_record_ignores_what_is_in_memory(
     tmp_path: Path, objects: Objects
 ) -> None:
-    work = JobWork(adapter(tmp_path), objects, LIMITS)
+    work = StepRunner(adapter(tmp_path), objects, LIMITS)
     first = work.try_step(SPEC, None, None)
     second = work.try_step(SPEC, first, None)
     assert replace(work.try_step(SPEC, first, None), seconds=0) == replace(second, seconds=0)
@@ -120,7 +120,7 @@ def test_a_step_done_again_from_an_older_record_ignores_what_is_in_memory(
 def test_a_job_whose_checkpoint_is_of_no_use_begins_again(
     tmp_path: Path, objects: Objects, harm: str
 ) -> None:
-    first = JobWork(adapter(tmp_path), objects, LIMITS).try_step(SPEC, None, None)
+    first = StepRunner(adapter(tmp_path), objects, LIMITS).try_step(SPEC, None, None)
     assert first.checkpoint is not None
     if harm == "delete":
         objects.delete(first.checkpoint)
@@ -131,25 +131,25 @@ def test_a_job_whose_checkpoint_is_of_no_use_begins_again(
         objects.put_named(first.checkpoint, harmed)
     else:
         first = replace(first, checkpoint=objects.put(b"of another version", SPEC.folder))
-    record = run(JobWork(adapter(tmp_path), objects, LIMITS), first)
+    record = run(StepRunner(adapter(tmp_path), objects, LIMITS), first)
     assert objects.get(record.stream) == expected_result(picture(png()), 4.0, 1, steps=5)
 
 
 def test_only_the_last_two_steps_are_kept_and_then_the_result(
     tmp_path: Path, objects: Objects
 ) -> None:
-    work = JobWork(adapter(tmp_path), objects, LIMITS)
+    work = StepRunner(adapter(tmp_path), objects, LIMITS)
     record, stale = None, None
     for _ in range(4):
         record, stale = work.try_step(SPEC, record, stale), record
     assert record is not None and stale is not None
-    kept = {found.key for found in objects.list(SPEC.folder)}
+    kept = {info.key for info in objects.list(SPEC.folder)}
     both = {record.stream, record.checkpoint, stale.stream, stale.checkpoint}
     assert kept == both | {SPEC.image_key}
     record = run(work, record)
     work.try_finish(SPEC, record)
     work.try_finish(SPEC, record)
-    assert [found.key for found in objects.list(SPEC.folder)] == [record.stream]
+    assert [info.key for info in objects.list(SPEC.folder)] == [record.stream]
 
 
 class Counting(FakeAdapter):
@@ -188,20 +188,21 @@ def test_a_store_that_is_away_costs_a_job_no_attempt_and_no_work(
         monkeypatch.setattr(objects, each, away(getattr(objects, each)))
     record, stale = None, None
     while record is None or not record.done:  # each step in another process
-        work = JobWork(counting, objects, replace(LIMITS, attempts=1), waits)
+        work = StepRunner(counting, objects, replace(LIMITS, attempts=1), waits)
         record, stale = work.try_step(SPEC, record, stale), record
     work.try_finish(SPEC, record)
     monkeypatch.undo()
     assert counting.advances == 5 and waits.outages >= failures // 2
     assert objects.get(record.stream) == expected_result(picture(png()), 4.0, 1, steps=5)
-    assert [found.key for found in objects.list(SPEC.folder)] == [record.stream]
+    assert [info.key for info in objects.list(SPEC.folder)] == [record.stream]
 
 
 def test_the_time_of_an_outage_is_no_work_on_a_job(
     tmp_path: Path, objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise an outage of an hour would end jobs before they are done, with other bytes."""
-    put, waits = objects.put, Waits(pause_s=0.1)
+    """Otherwise an outage of an hour would end jobs early, with other bytes."""
+    put, waits, clock = objects.put, Waits(), time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600 * waits.waits)
     failures = iter([True] * 5)
 
     def away(data: bytes, under: str | None = None) -> str:
@@ -210,7 +211,7 @@ def test_the_time_of_an_outage_is_no_work_on_a_job(
         return put(data, under)
 
     monkeypatch.setattr(objects, "put", away)
-    work = JobWork(adapter(tmp_path), objects, replace(LIMITS, job_s=0.4), waits)
+    work = StepRunner(adapter(tmp_path), objects, LIMITS, waits)
     record = run(work)
     assert waits.outages == 5
     assert record.progress.step == 5
@@ -219,13 +220,13 @@ def test_the_time_of_an_outage_is_no_work_on_a_job(
 def test_one_object_that_cannot_be_read_is_the_job_s_own_error(
     tmp_path: Path, objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody else waits for a job whose file lies on a bad sector: others can be stored."""
+    """A file on a bad sector concerns only its own job: other files can be stored."""
 
     def unreadable(key: str) -> bytes:
         raise ObjectsUnavailable(f"the object store cannot get /srv/secret/{key}")
 
     waits = Waits()
-    work = JobWork(adapter(tmp_path), objects, LIMITS, waits)
+    work = StepRunner(adapter(tmp_path), objects, LIMITS, waits)
     get = objects.get
     monkeypatch.setattr(
         objects, "get", lambda key: unreadable(key) if key == SPEC.image_key else get(key)
@@ -248,12 +249,12 @@ def test_a_full_disk_that_the_adapter_meets_by_itself_is_waited_for(
 
     waits = Waits()
     full = Full(tmp_path, steps=5, step_s=0.0)
-    record = run(JobWork(full, objects, replace(LIMITS, attempts=1), waits))
+    record = run(StepRunner(full, objects, replace(LIMITS, attempts=1), waits))
     assert record.progress.step == 5 and waits.outages == 10
 
 
 def all_errors() -> list[Exception]:
-    """One of every class of ours and some of others, each with a path in its message."""
+    """An error of every class of ours and of some others, each with a path in its message."""
     kinds, ours = [RankpressError], []
     while kinds:
         kind = kinds.pop()
@@ -281,13 +282,13 @@ def all_errors() -> list[Exception]:
 def test_a_job_s_public_error_names_no_path_and_the_log_has_it_under_an_id(
     tmp_path: Path, objects: Objects, error: Exception
 ) -> None:
-    """What errors of the picture and of the weights say is ours, and meant for who posted it."""
+    """Messages of errors of the picture and of the weights are ours, and meant for the user."""
 
     class Raising(FakeAdapter):
         def before_step(self, _: FakeAdaptation) -> None:
             raise error
 
-    work = JobWork(Raising(tmp_path), objects, LIMITS, Waits())
+    work = StepRunner(Raising(tmp_path), objects, LIMITS, Waits())
     with capture_logs() as lines, pytest.raises(StepFailed) as failed:
         work.try_step(SPEC, None, None)
     if isinstance(error, PUBLIC):
@@ -303,7 +304,7 @@ def test_a_job_s_public_error_names_no_path_and_the_log_has_it_under_an_id(
 def test_a_picture_that_is_gone_fails_at_once(tmp_path: Path, objects: Objects) -> None:
     objects.delete(SPEC.image_key)
     with pytest.raises(StepFailed, match="no longer stored: post it again"):
-        JobWork(adapter(tmp_path), objects, LIMITS).try_step(SPEC, None, None)
+        StepRunner(adapter(tmp_path), objects, LIMITS).try_step(SPEC, None, None)
 
 
 def test_another_picture_than_the_job_s_is_not_taken_for_it(
@@ -312,7 +313,7 @@ def test_another_picture_than_the_job_s_is_not_taken_for_it(
     """Damage in the middle of a file may change pixels and nothing else."""
     objects.put_named(SPEC.image_key, png(seed=1))
     with pytest.raises(StepFailed, match="the stored picture is damaged: post it again"):
-        JobWork(adapter(tmp_path), objects, LIMITS).try_step(SPEC, None, None)
+        StepRunner(adapter(tmp_path), objects, LIMITS).try_step(SPEC, None, None)
 
 
 def test_a_record_goes_through_json_also_when_the_picture_is_exact() -> None:

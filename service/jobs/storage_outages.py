@@ -1,7 +1,7 @@
-"""Outages of what jobs are stored in: told from errors of a job's own, and waited for.
+"""Outages of the database and the object store: how they are recognised and waited out.
 
-An outage is nobody's fault who posted a job: whoever meets one waits, with growing pauses and for
-as long as it takes, and no attempt of the job is used up.
+An outage is not the fault of a job, so it uses up none of its attempts: the worker waits with
+growing pauses until the outage is over.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 60.0
-"""Pauses between two looks whether an outage is over double up to this."""
+"""The pause between two tries doubles up to this."""
 
 SQLITE_OUTAGES: Final = (
     sqlite3.SQLITE_FULL,
@@ -26,11 +26,11 @@ SQLITE_OUTAGES: Final = (
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_READONLY,
 )
-"""What SQLite says where its file, or the disk below it, cannot be used."""
+"""SQLite's error codes for a file or disk that cannot be used."""
 
 
 def growing_pauses() -> Iterator[float]:
-    """Seconds to wait, without end: each twice the one before, up to `LONGEST_PAUSE_S`."""
+    """Endless pauses in seconds: each is twice the one before, up to `LONGEST_PAUSE_S`."""
     pause_s = FIRST_PAUSE_S
     while True:
         yield pause_s
@@ -38,12 +38,12 @@ def growing_pauses() -> Iterator[float]:
 
 
 def lacks_room(error: Exception) -> bool:
-    """Whether an error says that a disk is full, also one that an adapter met by itself."""
+    """Whether an error says that a disk is full, in the object store or in the adaptation."""
     return isinstance(error, ObjectsFull) or (isinstance(error, OSError) and is_full(error))
 
 
 def is_outage(error: Exception, objects: Objects) -> bool:
-    """Whether an error is the store's and not of one object: nothing else can be stored either."""
+    """Whether an error concerns the whole store and not one object: nothing can be stored."""
     if lacks_room(error):
         return True
     if not isinstance(error, ObjectsUnavailable):
@@ -56,18 +56,18 @@ def is_outage(error: Exception, objects: Objects) -> bool:
 
 
 def wait_out_sqlite_outages() -> None:
-    """Have DBOS wait where SQLite's file cannot be used, as it does where PostgreSQL is away."""
+    """Make DBOS wait while SQLite's file cannot be used, as it does while PostgreSQL is away."""
     from sqlalchemy import Engine, event
 
-    if not event.contains(Engine, "handle_error", _mark_outage):
-        event.listen(Engine, "handle_error", _mark_outage)
+    if not event.contains(Engine, "handle_error", mark_outage):
+        event.listen(Engine, "handle_error", mark_outage)
 
 
-def _mark_outage(context: ExceptionContext) -> None:
-    """Call an outage of SQLite a lost connection: DBOS repeats what failed with one, for ever.
+def mark_outage(context: ExceptionContext) -> None:
+    """Mark an outage of SQLite as a lost connection, for DBOS repeats what fails with one.
 
     A full disk would otherwise end the workflow whose step was to be recorded.
     """
     code = getattr(context.original_exception, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF in SQLITE_OUTAGES:  # the rest tells kinds of each apart
+    if code is not None and code & 0xFF in SQLITE_OUTAGES:  # the upper bits are details
         context.is_disconnect = True

@@ -1,9 +1,9 @@
 """The steps of one job: optimise for a while, then keep the best stream and a checkpoint.
 
-Knows nothing of queues and databases. A step begins from the record of the step before it and ends
-in its own, so that it may be repeated, or done by another worker, at any time. Between two steps in
-one process the adaptation stays in memory, also while the object store cannot be used: a step waits
-for it with what it has.
+This knows nothing of queues and databases. A step begins from the record of the step before it and
+ends with its own record, so that it may be repeated, or done by another worker, at any time.
+Between two steps in one process the adaptation stays in memory, also while the object store cannot
+be used: the step then waits with its result.
 """
 
 from __future__ import annotations
@@ -30,32 +30,39 @@ from service.errors import (
 )
 from service.images.read import read_image
 from service.jobs.job import JobSpec, StepRecord, model_identity
-from service.jobs.outage import growing_pauses, is_outage, lacks_room
+from service.jobs.storage_outages import growing_pauses, is_outage, lacks_room
 
 T = TypeVar("T")
 
 OPTIMISING: Final = 0.9
-"""Share of a job's time that the optimiser plans to end in; the rest is for files and restarts."""
+"""Share of a job's time that the optimiser may plan with; the rest is for files and restarts."""
 
 log = structlog.get_logger("rankpress.jobs")
 
 
 class StepFailed(Exception):
-    """A step of a job failed as often as it may; the message is fit for the one who posted it."""
+    """A step failed too often; the message may be shown to the user who posted the job."""
 
 
 class WrongModel(RankpressError):
-    """The worker's weights are not those that the job was posted for."""
+    """The worker has other weights than those that the job was posted for."""
 
 
 PUBLIC: Final = (BadImage, NoSuchObject, WrongModel)
-"""Errors of which all is said outside, and that another attempt would meet again. Messages of
-others may name paths, hosts and libraries."""
+"""Errors whose message may be shown to users, and which another attempt would meet again. Messages
+of other errors may name paths, hosts and libraries."""
 
 
 @dataclass(frozen=True)
-class WorkLimits:
-    """Seconds of a step and of a job's work, times a step is tried, pixels of a picture."""
+class StepLimits:
+    """Limits on the work on a job.
+
+    Attributes:
+        step_s: seconds of a step.
+        job_s: seconds of all steps.
+        attempts: times that a step is tried.
+        max_pixels: of the picture.
+    """
 
     step_s: float
     job_s: float
@@ -63,8 +70,8 @@ class WorkLimits:
     max_pixels: int
 
 
-class Pauses:
-    """What a step does when it cannot go on at once. A worker has one that can be interrupted."""
+class WaitPolicy:
+    """How a step waits when it cannot go on at once. A worker has one that can be interrupted."""
 
     def wait(self, job_id: str, seconds: float) -> None:
         """Wait before a job is tried again."""
@@ -72,50 +79,51 @@ class Pauses:
         time.sleep(seconds)
 
     def note_outage(self, job_id: str, error: Exception) -> None:
-        """Take note of an error of the storage that a job is about to wait for."""
+        """Take note of a storage error that a job is about to wait for."""
 
 
-class JobWork:
-    """Does steps of jobs with one adapter."""
+class StepRunner:
+    """Does steps of jobs with one adapter (engine/types.py)."""
 
     def __init__(
         self,
         adapter: AdaptationEngine,
         objects: Objects,
-        limits: WorkLimits,
-        pauses: Pauses | None = None,
+        limits: StepLimits,
+        wait_policy: WaitPolicy | None = None,
     ) -> None:
         self._adapter, self._objects, self._limits = adapter, objects, limits
-        self._pauses = pauses or Pauses()
-        self._live: dict[str, tuple[StepRecord, Adaptation]] = {}
+        self._wait_policy = wait_policy or WaitPolicy()
+        self._in_memory: dict[str, tuple[StepRecord, Adaptation]] = {}
         self._lock = threading.Lock()
 
     def try_step(
         self, spec: JobSpec, before: StepRecord | None, stale: StepRecord | None
     ) -> StepRecord:
-        """Do the step after `before`, again where it fails, and once the storage can be used.
+        """Do the step after `before`, trying again if it fails and waiting for the storage.
 
         Args:
-            spec: the job. before: the last record, None for the first step.
-            stale: the record before that, whose objects nobody needs any more.
+            spec: the job.
+            before: the last record, None for the first step.
+            stale: the record before that, whose objects are no longer needed.
 
         Raises:
-            StepFailed: it failed `attempts` times, or in a way that will not change.
+            StepFailed: it failed `attempts` times, or in a way that another try would not change.
         """
         self._try(spec, lambda: self._sweep(spec, stale, before))
         return self._try(spec, lambda: self._step(spec, before))
 
     def try_finish(self, spec: JobSpec, last: StepRecord) -> None:
-        """Remove what only an unfinished job needs: all objects of the job but its result."""
+        """Remove what only an unfinished job needs: all objects of the job except its result."""
         self._try(spec, lambda: self._finish(spec, last))
 
     def clean_failed(self, spec: JobSpec, last: StepRecord | None) -> None:
-        """Remove what nobody can use of a failed job: all but image and objects of its last step.
+        """Remove the objects of a failed job except its image and those of its last step.
 
-        Posting the job again goes on from there.
+        If the job is posted again, it goes on from there.
 
         Raises:
-            ObjectsUnavailable: they are left, to be swept later.
+            ObjectsUnavailable: expiry removes them later.
         """
         kept = {spec.image_key}
         if last is not None:
@@ -129,40 +137,40 @@ class JobWork:
             try:
                 return work()
             except Exception as error:  # the top of a worker's step
-                if lacks_room(error):  # not in the store: there, calls wait by themselves
+                if lacks_room(error):  # of another disk: calls of the store wait by themselves
                     self._wait_out(spec, error, next(pauses))
                     continue
                 error_id = secrets.token_hex(8)
                 log.exception(
                     "step failed", job=spec.id, attempt=attempt, of=attempts, error_id=error_id
                 )
-                last = isinstance(error, PUBLIC)
-                if last or attempt == attempts:
-                    times = "" if last else f" {attempts} times"
+                is_final = isinstance(error, PUBLIC)
+                if is_final or attempt == attempts:
+                    times = "" if is_final else f" {attempts} times"
                     raise StepFailed(f"a step failed{times}: {_reason(error, error_id)}") from error
                 attempt += 1
-                self._pauses.wait(spec.id, next(pauses))
+                self._wait_policy.wait(spec.id, next(pauses))
 
     def _stored(self, spec: JobSpec, call: Callable[[], T]) -> T:
-        """What a call of the object store returns, however long the store cannot be used."""
+        """The result of a call of the object store, however long the store cannot be used."""
         for pause_s in growing_pauses():
             try:
                 return call()
             except ObjectsUnavailable as error:
                 if not is_outage(error, self._objects):
-                    return call()  # not its own error if the store has come back just now
+                    return call()  # the store may have come back just now
                 self._wait_out(spec, error, pause_s)
         raise AssertionError("unreachable: there is always another pause")
 
     def _wait_out(self, spec: JobSpec, error: Exception, pause_s: float) -> None:
         log.warning("step waits for storage", job=spec.id, pause_s=pause_s, reason=str(error))
-        self._pauses.note_outage(spec.id, error)
-        self._pauses.wait(spec.id, pause_s)
+        self._wait_policy.note_outage(spec.id, error)
+        self._wait_policy.wait(spec.id, pause_s)
 
     def _step(self, spec: JobSpec, before: StepRecord | None) -> StepRecord:
         adaptation = self._take(spec, before)
         kept = None if adaptation else self._read(spec, before)
-        begun_s = time.monotonic()  # work alone, and not what the store takes
+        begun_s = time.monotonic()  # of the work alone, without calls of the store
         spent_s = 0.0 if before is None else before.seconds
         if kept is not None:
             adaptation = self._open(spec, *kept)
@@ -181,20 +189,20 @@ class JobWork:
         record = StepRecord(adaptation.progress, stream, checkpoint, seconds, done)
         if not done:
             with self._lock:
-                self._live = {spec.id: (record, adaptation)}
+                self._in_memory = {spec.id: (record, adaptation)}
         return record
 
     def _take(self, spec: JobSpec, before: StepRecord | None) -> Adaptation | None:
-        """The adaptation as `before` left it, if it is in memory; nobody else gets it then.
+        """Take the adaptation out of memory if it is there as `before` left it, else None.
 
-        A job cancelled and posted again may run in two threads until the first notices.
+        A job that was cancelled and posted again may run in two threads until the first notices.
         """
         with self._lock:
-            record, adaptation = self._live.pop(spec.id, (None, None))
+            record, adaptation = self._in_memory.pop(spec.id, (None, None))
         return adaptation if record is not None and record == before else None
 
     def _read(self, spec: JobSpec, before: StepRecord | None) -> tuple[bytes, bytes | None]:
-        """The image file and the checkpoint that a step goes on from, None for the start."""
+        """The image file and the checkpoint that a step starts from, None for the beginning."""
         try:
             image = self._stored(spec, lambda: self._objects.get(spec.image_key))
         except NoSuchObject as error:
@@ -202,10 +210,10 @@ class JobWork:
         return image, self._checkpoint(spec, before)
 
     def _open(self, spec: JobSpec, image: bytes, checkpoint: bytes | None) -> Adaptation:
-        found = model_identity(self._adapter.models()[0], spec.rate16)
-        if found != spec.model:
+        model = model_identity(self._adapter.models()[0], spec.rate16)
+        if model != spec.model:
             raise WrongModel(
-                f"the job needs weights {spec.model[:8]}, this worker has {found[:8]}; "
+                f"the job needs weights {spec.model[:8]}, this worker has {model[:8]}; "
                 "post the picture again"
             )
         if digest_of(image) != spec.image:
@@ -222,7 +230,7 @@ class JobWork:
         if checkpoint is not None:
             try:
                 return begin(checkpoint=checkpoint)
-            except RankpressError:  # of another version; the job is worth more than the steps
+            except RankpressError:  # of another version: begin anew rather than fail
                 log.warning("checkpoint refused: from the start", job=spec.id, exc_info=True)
         return begin()
 
@@ -250,14 +258,14 @@ class JobWork:
         self._stored(spec, lambda: self._objects.delete(key))
 
     def _keys(self, spec: JobSpec) -> set[str]:
-        return {found.key for found in self._objects.list(spec.folder)}
+        return {info.key for info in self._objects.list(spec.folder)}
 
 
 def _reason(error: Exception, error_id: str) -> str:
-    """What may be said of an error outside."""
-    return str(error) if isinstance(error, PUBLIC) else logged_reason(error_id)
+    """The reason that users may see for an error."""
+    return str(error) if isinstance(error, PUBLIC) else reason_in_log(error_id)
 
 
-def logged_reason(error_id: str) -> str:
-    """What is said outside of an error that only the log tells."""
+def reason_in_log(error_id: str) -> str:
+    """The reason that users see for an error whose details are only in the log."""
     return f"internal error, logged by the worker as {error_id}"

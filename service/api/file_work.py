@@ -1,6 +1,6 @@
-"""Requests' work from file bytes to file bytes, alone or several in one call of the codec.
+"""The work of requests, from file bytes to file bytes, for one request or for a batch of them.
 
-It runs in a worker thread and knows no HTTP; nothing here may touch the event loop.
+It runs in a worker thread, knows no HTTP, and must not touch the event loop.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from service.runtime.interruption import allow_interruption
 T = TypeVar("T")
 
 PIXELS_PER_SECOND: Final = 5e6
-"""Pixels, as `Load` counts them, that a machine decodes in the time in which it writes
-an image file for one second of `image_cost`: about what two cores of a Zen 4 do."""
+"""Pixels, as `Load` counts them, that a machine decodes in one second. It converts the
+seconds of writing an image file to pixels. Measured on two cores of a Zen 4."""
 
 SMALL_WORK: Final = 8 * 10**6
-"""Largest work, in those pixels, that takes the lane for small work: a picture of about three
-megapixels compressed and checked, or one to three seconds of two cores."""
+"""Largest work, in pixels, that counts as small: to compress and check a picture of about three
+megapixels, or one to three seconds of two cores."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """A fresh stream, the hash of its bytes in hex, and what reading the file changed."""
+    """A new stream, the hash of its bytes in hex, and notes of what reading the file changed."""
 
     compressed: Compressed
     sha256: str
@@ -56,11 +56,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class View:
-    """What to show of a stream, and how to write it.
+    """Which part of a stream to decode, and how to write it.
 
     Attributes:
-        forms: that may be written, the best first; the first that can hold the picture is.
-        region: to show, None is all. max_size: of the longest side in pixels, None is as it is.
+        forms: file formats, the best first. The first one that can hold the picture is written.
+        region: to decode, None for the whole picture.
+        max_size: of the longest side in pixels, None to keep the size.
     """
 
     forms: tuple[Form, ...]
@@ -70,7 +71,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """A written image file of `width` x `height` pixels, how it came about, and what it lacks."""
+    """An image file of `width` x `height` pixels, its origin, and notes of what it leaves out."""
 
     data: bytes
     format: Format
@@ -93,7 +94,7 @@ class CompressFile:
 
     codec: Codec
     data: bytes
-    wanted: float | Target
+    rate: float | Target
     tune: str
     metadata: Metadata
     frame: int | None
@@ -102,11 +103,11 @@ class CompressFile:
     def __call__(self) -> Stream:
         """Read the file and compress it."""
         picture, read_s = self.read()
-        compressed = self.codec.compress(picture, self.wanted, self.tune)
+        compressed = self.codec.compress(picture, self.rate, self.tune)
         return self.stream(compressed, picture, read_s)
 
     def stream(self, compressed: Compressed, picture: Picture, read_s: float) -> Stream:
-        """The answer, with what should be known of it."""
+        """The result for a compressed picture."""
         digest = hashlib.sha256(compressed.data).hexdigest()
         notes = picture.notes + larger_note(len(compressed.data), len(self.data))
         return Stream(compressed, digest, notes, len(self.data), read_s)
@@ -120,15 +121,15 @@ class CompressFile:
         return picture, time.perf_counter() - begun
 
     def load(self) -> Load:
-        """What it may run beside and how much it is, by the file's header.
+        """How much work it is, by the file's header.
 
-        The header tells of the first frame alone: pages of a TIFF may differ in size.
+        The header describes only the first frame; pages of a TIFF may differ in size.
 
         Raises:
             TooManyPixels: as `Codec.compress` does.
         """
         size = None if self.frame else image_size(self.data)
-        return self.codec.picture_load(size, self.wanted, self.tune)
+        return self.codec.picture_load(size, self.rate, self.tune)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +138,7 @@ class DecompressFile:
 
     Raises:
         BadStream, TooManyPixels, BadParameter: as `Codec.decompress` does.
-        NotAcceptable: the picture can be written in no form that is asked for.
+        NotAcceptable: the picture can be written in no requested form.
     """
 
     codec: Codec
@@ -151,7 +152,7 @@ class DecompressFile:
         return self.write(self.codec.decompress(self.data, self.view.region), forms)
 
     def forms(self) -> tuple[Form, ...]:
-        """What may be written, the best first. Raises BadStream, NotAcceptable."""
+        """Forms that can be written, the best first. Raises BadStream, NotAcceptable."""
         return self._forms_of(self._shape())
 
     def _forms_of(self, shape: StreamShape) -> tuple[Form, ...]:
@@ -163,7 +164,7 @@ class DecompressFile:
         return self.codec.preview_stream(self.data, self.view.region)
 
     def _shape(self) -> StreamShape:
-        """What will be written, by the stream's header. Raises BadStream, BadParameter."""
+        """Shape of the image file, by the stream's header. Raises BadStream, BadParameter."""
         shape, view = self._preview.shape, self.view
         width, height = shape.width, shape.height
         if view.region is not None:
@@ -196,11 +197,11 @@ class DecompressFile:
         )
 
     def load(self) -> Load:
-        """What it may run beside and how much it is, by the stream's header.
+        """How much work it is, by the stream's header.
 
         Raises:
             BadStream, TooManyPixels, BadParameter: as `Codec.decompress` does.
-            NotAcceptable: the picture can be written in no form that is asked for.
+            NotAcceptable: the picture can be written in no requested form.
         """
         load, shape = self._preview.load, self._shape()
         form, area = self._forms_of(shape)[0], shape.width * shape.height
@@ -217,50 +218,55 @@ def _written(picture: Picture, forms: Sequence[Form]) -> tuple[Form, WrittenImag
     return last, write_with_notes(picture, last.format, quality=last.quality)
 
 
-def together(works: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Several of one group in one call of the codec: what each gives, or the exception it raises.
+def run_batch(works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Do the work of several requests of one group in one call of the codec.
 
-    Files are read and written one by one; what fails for one does not touch the others.
+    Files are read and written one by one, and a failure of one request does not affect the others.
+
+    Returns:
+        For each request its result, or the exception that it raised.
     """
     if all(isinstance(work, CompressFile) for work in works):
-        return _compress_together([w for w in works if isinstance(w, CompressFile)])
-    return _decompress_together([w for w in works if isinstance(w, DecompressFile)])
+        return _compress_batch([w for w in works if isinstance(w, CompressFile)])
+    return _decompress_batch([w for w in works if isinstance(w, DecompressFile)])
 
 
-def _compress_together(works: Sequence[CompressFile]) -> list[Any]:
-    read = [_outcome(work.read) for work in works]
-    good = [outcome for outcome in read if not isinstance(outcome, Exception)]
-    codec, rate, tune = works[0].codec, works[0].wanted, works[0].tune
-    assert not isinstance(rate, Target)  # those have no group
-    made = iter(codec.compress_batch([picture for picture, _ in good], rate, tune))
+def _compress_batch(works: Sequence[CompressFile]) -> list[Any]:
+    outcomes = [_outcome(work.read) for work in works]
+    good = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+    codec, rate, tune = works[0].codec, works[0].rate, works[0].tune
+    assert not isinstance(rate, Target)  # requests with a target have no group
+    results = iter(codec.compress_batch([picture for picture, _ in good], rate, tune))
 
     def finish(work: CompressFile, outcome: Any) -> Any:
         if isinstance(outcome, Exception):
             return outcome
-        compressed = next(made)
+        compressed = next(results)
         if isinstance(compressed, Exception):
             return compressed
         return work.stream(compressed, *outcome)
 
-    return [finish(work, outcome) for work, outcome in zip(works, read, strict=True)]
+    return [finish(work, outcome) for work, outcome in zip(works, outcomes, strict=True)]
 
 
-def _decompress_together(works: Sequence[DecompressFile]) -> list[Any]:
-    chosen = [_outcome(work.forms) for work in works]
-    good = [w.data for w, forms in zip(works, chosen, strict=True) if isinstance(forms, tuple)]
-    decoded = iter(works[0].codec.decompress_batch(good))
+def _decompress_batch(works: Sequence[DecompressFile]) -> list[Any]:
+    outcomes = [_outcome(work.forms) for work in works]
+    good = [w.data for w, forms in zip(works, outcomes, strict=True) if isinstance(forms, tuple)]
+    results = iter(works[0].codec.decompress_batch(good))
 
     def finish(work: DecompressFile, forms: tuple[Form, ...] | Exception) -> Any:
         if isinstance(forms, Exception):
             return forms
-        one = next(decoded)
-        return one if isinstance(one, Exception) else _outcome(partial(work.write, one, forms))
+        decoded = next(results)
+        if isinstance(decoded, Exception):
+            return decoded
+        return _outcome(partial(work.write, decoded, forms))
 
-    return [finish(work, forms) for work, forms in zip(works, chosen, strict=True)]
+    return [finish(work, forms) for work, forms in zip(works, outcomes, strict=True)]
 
 
 def _outcome(work: Callable[[], T]) -> T | Exception:
-    """What a step of one request gives; its failure is that request's alone."""
+    """The result of a step of one request, or the exception that it raised."""
     try:
         return work()
     except Exception as error:

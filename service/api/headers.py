@@ -1,0 +1,99 @@
+"""The headers of answers, in one table that sets them and documents them in OpenAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+MAX_NOTES_CHARS: Final = 1000
+
+
+@dataclass(frozen=True)
+class Header:
+    """A header of answers.
+
+    Attributes:
+        name: of the header. description: for OpenAPI. type: of its value, for OpenAPI.
+        spec: how a value is formatted, see `format`.
+    """
+
+    name: str
+    description: str
+    type: str = "string"
+    spec: str = ""
+
+
+REQUEST_ID: Final = Header(
+    "X-Request-Id", "The id of the request in the log: the client's own, or a new one."
+)
+RATE: Final = Header("X-Rankpress-Rate", "The rate of the stream.", "number", "g")
+TUNE: Final = Header("X-Rankpress-Tune", "What that rate was trained for: psnr or ms-ssim.")
+BPP: Final = Header("X-Rankpress-Bpp", "Bits of the stream per pixel.", "number", ".4f")
+PSNR: Final = Header(
+    "X-Rankpress-Psnr", "PSNR in dB of the visible pixels; inf when exact.", spec=".3f"
+)
+STEP: Final = Header("X-Rankpress-Step", "Steps of optimisation that made the stream.", "integer")
+MODEL: Final = Header("X-Rankpress-Model", "The model that made the stream.")
+SOURCE_BYTES: Final = Header("X-Rankpress-Source-Bytes", "Size of the image file.", "integer")
+STREAM_NOTES: Final = Header(
+    "X-Rankpress-Notes",
+    "What reading the image file changed, and whether the stream is larger than it; often absent.",
+)
+PICTURE_NOTES: Final = Header(
+    "X-Rankpress-Notes",
+    "Which parts of the stream's colour profile and Exif are left out; mostly absent.",
+)
+TIMING: Final = Header(
+    "Server-Timing",
+    "Milliseconds of queue, swap, net, code and file work; and the number of encodes of a search.",
+)
+STREAM_ETAG: Final = Header("ETag", "SHA-256 of the stream, in hex and quotes.")
+PICTURE_ETAG: Final = Header(
+    "ETag", "Strong: a hash of what was requested, a dash, and a hash of the bytes."
+)
+CACHE_CONTROL: Final = Header(
+    "Cache-Control", "A year, immutable: the stream of a hash never changes."
+)
+VARY: Final = Header("Vary", "Always Accept.")
+VARY_IF_NEGOTIATED: Final = Header("Vary", "Accept, if the Accept header chose the format.")
+ACCEPT_RANGES: Final = Header("Accept-Ranges", "Always bytes.")
+CONTENT_RANGE: Final = Header("Content-Range", "Which bytes these are, and of how many.")
+JOB_LOCATION: Final = Header("Location", "The URL of the job.")
+OBJECT_LOCATION: Final = Header("Location", "The URL of the object.")
+RETRY_AFTER: Final = Header("Retry-After", "Seconds after which to try again.", "integer")
+POLL_AFTER: Final = Header(
+    "Retry-After", "Seconds after which to look at the job again.", "integer"
+)
+
+EXPOSED: Final = (
+    *("Accept-Ranges", "Allow", "Content-Length", "Content-Range", "ETag", "Location"),
+    *("Retry-After", "Server-Timing", "X-Rankpress-Bpp", "X-Rankpress-Model"),
+    *("X-Rankpress-Notes", "X-Rankpress-Psnr", "X-Rankpress-Rate", "X-Rankpress-Source-Bytes"),
+    *("X-Rankpress-Step", "X-Rankpress-Tune", "X-Request-Id"),
+)
+"""Headers that pages of other origins may read."""
+
+
+def documented(*headers: Header) -> dict[str, Any]:
+    """These headers as an OpenAPI response lists them."""
+    return {h.name: {"description": h.description, "schema": {"type": h.type}} for h in headers}
+
+
+def header_values(values: Mapping[Header, object]) -> dict[str, str]:
+    """Headers with these values, formatted as the table says; None leaves a header out."""
+    return {
+        header.name: _printable(format(value, header.spec))
+        for header, value in values.items()
+        if value is not None
+    }
+
+
+def notes_text(notes: tuple[str, ...]) -> str | None:
+    """The value of a header that lists notes; None without notes."""
+    return "; ".join(notes)[:MAX_NOTES_CHARS] if notes else None
+
+
+def _printable(text: str) -> str:
+    """Printable ASCII only, so that no text can end or split a header."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)

@@ -1,0 +1,133 @@
+"""The endpoints `/compress` and `/decompress`, and the headers that describe their answers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from service.api import headers, openapi
+from service.api.file_work import CompressFile, DecompressFile, ImageFile, Stream, View
+from service.api.guards import refuse_repeats
+from service.api.headers import header_values, notes_text
+from service.api.schemas import LOSSLESS_ONLY, CompressQuery, DecompressQuery
+from service.api.service import ServiceArg
+from service.engine.admission import WorkResult
+from service.engine.target import Target
+from service.engine.types import Timings
+from service.errors import BadParameter
+from service.http.context import context_of
+from service.http.negotiate import EXACT, Form, rank_formats
+from service.images.write import MEDIA_TYPES
+
+compress_router = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
+decompress_router = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
+
+
+@compress_router.post("/compress", response_class=Response, **openapi.COMPRESS)
+async def compress(
+    request: Request, service: ServiceArg, query: Annotated[CompressQuery, Query()]
+) -> Response:
+    """Turn an image file into a Rankpress stream."""
+    rate = query.rate_or_target()
+    context = context_of(request.scope)
+    context.rate = None if isinstance(rate, Target) else rate
+    body = await service.read_body(request)
+    limit = service.settings.max_pixels
+    work = CompressFile(service.codec, body, rate, query.tune, query.metadata, query.frame, limit)
+    # Reading a header is quick, but nobody has checked these bytes: keep them off the event loop.
+    load = await service.header_calls(work.load, service.settings.request_timeout_s)
+    done = await service.run(request, work, load)
+    compressed = done.value.compressed
+    context.rate, context.bpp = compressed.rate, compressed.bpp
+    context.pixels = compressed.width * compressed.height
+    service.metrics.observe_work(done.queue_s, compressed.timings, done.value.read_s)
+    return await service.respond(
+        request, compressed.data, _stream_headers(done), openapi.STREAM_TYPE
+    )
+
+
+@decompress_router.post("/decompress", response_class=Response, **openapi.DECOMPRESS)
+async def decompress(
+    request: Request, service: ServiceArg, query: Annotated[DecompressQuery, Query()]
+) -> Response:
+    """Turn a Rankpress stream into an image file."""
+    view = view_of(query, ",".join(request.headers.getlist("accept")))
+    context = context_of(request.scope)
+    body = await service.read_body(request)
+    work = DecompressFile(service.codec, body, view, service.write_limits)
+    done = await service.run(request, work, work.load())
+    image = done.value
+    context.rate, context.model = image.rate, image.model
+    context.pixels = image.width * image.height
+    service.metrics.observe_work(done.queue_s, image.timings, image.write_s)
+    values = header_values({headers.VARY: "Accept"}) | image_headers(done)
+    return await service.respond(request, image.data, values, MEDIA_TYPES[image.format])
+
+
+def view_of(query: DecompressQuery, accept: str) -> View:
+    """The picture that a request wants, and in which formats.
+
+    Raises:
+        BadParameter: the region is malformed, or a quality was given for a lossless format.
+        NotAcceptable: the Accept header allows no format.
+    """
+    names = (query.format,) if query.format else rank_formats(accept, EXACT)
+    if query.quality is not None:
+        if names[0] in LOSSLESS_ONLY:
+            raise BadParameter(
+                f"quality is {query.quality}, but {names[0]} is lossless: request another format"
+            )
+        names = tuple(name for name in names if name not in LOSSLESS_ONLY)
+    forms = tuple(Form(name, query.quality) for name in names)
+    return View(forms, query.parsed_region(), query.max_size)
+
+
+def _stream_headers(done: WorkResult[Stream]) -> dict[str, str]:
+    stream, compressed = done.value, done.value.compressed
+    timings = compressed.timings
+    timing = _server_timing(done.queue_s, timings, check=timings.check_s, read=stream.read_s)
+    if compressed.encodes > 1:
+        timing += f', search;desc="{compressed.encodes} encodes"'
+    return header_values(
+        {
+            headers.STREAM_ETAG: f'"{stream.sha256}"',
+            headers.RATE: compressed.rate,
+            headers.TUNE: compressed.tune,
+            headers.BPP: compressed.bpp,
+            headers.PSNR: compressed.psnr_db,
+            headers.SOURCE_BYTES: stream.source_bytes,
+            headers.STREAM_NOTES: notes_text(stream.notes),
+            headers.TIMING: timing,
+        }
+    )
+
+
+def image_headers(done: WorkResult[ImageFile], **more_s: float) -> dict[str, str]:
+    """Headers that describe a decoded picture.
+
+    Args:
+        more_s: seconds of other parts of the work, for Server-Timing.
+    """
+    image = done.value
+    return header_values(
+        {
+            headers.RATE: image.rate,
+            headers.MODEL: image.model,
+            headers.PICTURE_NOTES: notes_text(image.notes),
+            headers.TIMING: _server_timing(
+                done.queue_s, image.timings, write=image.write_s, **more_s
+            ),
+        }
+    )
+
+
+def _server_timing(queue_s: float, timings: Timings, **more_s: float) -> str:
+    seconds = {
+        "queue": queue_s,
+        "swap": timings.swap_s,
+        "net": timings.net_s,
+        "code": timings.code_s,
+        **more_s,
+    }
+    return ", ".join(f"{name};dur={value * 1000:.2f}" for name, value in seconds.items())

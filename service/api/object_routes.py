@@ -1,0 +1,218 @@
+"""`/objects`: streams by their SHA-256, read as pictures (for CDNs) and stored by those who may.
+
+A hash always names the same stream, so pictures made of it may be cached for ever. Their entity tag
+is `"K-B"`: K is a hash of the request, B of the bytes. If-None-Match, whose comparison is weak,
+needs only K and so no decoding. If-Range needs both, because another version of a codec may write
+other bytes for the same picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Final, TypeVar
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.api import headers, openapi
+from service.api.file_work import DecompressFile, ImageFile, View
+from service.api.guards import refuse_query, refuse_repeats
+from service.api.headers import header_values
+from service.api.image_routes import image_headers, view_of
+from service.api.schemas import LOSSLESS_ONLY, ObjectQuery, StoredObject
+from service.api.service import Service, ServiceArg
+from service.blobs import Objects, digest_of, shared_key
+from service.engine.admission import WorkResult
+from service.engine.types import Load
+from service.errors import (
+    BadParameter,
+    BadStream,
+    DamagedObject,
+    NoSuchObject,
+    TooManyBytes,
+    UnknownModel,
+    UnsupportedStream,
+)
+from service.http.context import context_of
+from service.http.negotiate import SMALL, Form, rank_formats
+from service.http.responses import entity_tags, requested_span
+from service.images.write import MEDIA_TYPES, Format
+
+T = TypeVar("T")
+
+IMMUTABLE = "public, max-age=31536000, immutable"
+
+RENDITION = 1
+"""Part of every entity tag: raise it to make caches fetch all pictures anew."""
+
+_QUALITY: Final[Mapping[Format, int]] = {"webp": 90}
+"""Quality of a format that Accept chose, if none was requested and the default is lossless."""
+
+Digest = Annotated[
+    str,
+    Path(
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of the stream in lower-case hex.",
+        examples=["e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"],
+    ),
+]
+
+read_router = APIRouter(tags=["objects"], dependencies=[Depends(refuse_repeats)])
+write_router = APIRouter(tags=["objects"], dependencies=[Depends(refuse_query)])
+
+
+@read_router.get("/objects/{sha256}", response_class=Response, **openapi.GET_OBJECT)
+async def get_object(
+    request: Request,
+    service: ServiceArg,
+    sha256: Digest,
+    query: Annotated[ObjectQuery, Query()],
+) -> Response:
+    """Decode a stored stream, whole or in part, in the requested or accepted format."""
+    view = _view(query, ",".join(request.headers.getlist("accept")))
+    request_tag = _request_tag(sha256, view)
+    vary = "Accept" if query.format is None else None
+    caching = header_values({headers.CACHE_CONTROL: IMMUTABLE, headers.VARY_IF_NEGOTIATED: vary})
+    started_s = time.perf_counter()
+    size = await _size(service, sha256)
+    if (known_tag := _known_tag(request, request_tag)) is not None:
+        return Response(
+            None, 304, caching | header_values({headers.PICTURE_ETAG: f'"{known_tag}"'})
+        )
+    stream = await _read(request, service, sha256, size)
+    fetch_s = time.perf_counter() - started_s
+    work = DecompressFile(service.codec, stream, view, service.write_limits)
+    done = await _decode(request, service, sha256, work)
+    image, context = done.value, context_of(request.scope)
+    context.rate, context.model = image.rate, image.model
+    context.pixels = image.width * image.height
+    service.metrics.observe_work(done.queue_s, image.timings, image.write_s)
+    etag = f'"{request_tag}-{_short_hash(image.data)}"'
+    span = requested_span(request.headers, etag, len(image.data))
+    data, status, content_range = image.data, 200, None
+    if span is not None:
+        content_range = f"bytes {span.first}-{span.last}/{len(data)}"
+        data, status = data[span.first : span.last + 1], 206
+    values = header_values(
+        {
+            headers.PICTURE_ETAG: etag,
+            headers.ACCEPT_RANGES: "bytes",
+            headers.CONTENT_RANGE: content_range,
+        }
+    )
+    values |= caching | image_headers(done, fetch=fetch_s)
+    return await service.respond(request, data, values, MEDIA_TYPES[image.format], status)
+
+
+@write_router.put("/objects", status_code=201, **openapi.PUT_OBJECT)
+async def put_object(request: Request, service: ServiceArg) -> Response:
+    """Store a stream under the hash of its bytes, after it has been decoded here."""
+    return await _store(request, service, None)
+
+
+@write_router.put("/objects/{sha256}", status_code=201, **openapi.PUT_OBJECT)
+async def put_named_object(request: Request, service: ServiceArg, sha256: Digest) -> Response:
+    """Store a stream under the hash of its bytes; refuse it if the path has another hash."""
+    return await _store(request, service, sha256)
+
+
+async def _store(request: Request, service: Service, expected: str | None) -> Response:
+    context = context_of(request.scope)
+    data = await service.read_body(request)
+    digest = digest_of(data)
+    if expected is not None and digest != expected:
+        raise BadParameter(f"the body has the SHA-256 {digest}, the path says {expected}")
+    load = Load(service.codec.preview_stream(data).load.pixels)
+    done = await service.run(request, partial(service.codec.decompress, data), load)
+    decoded = done.value
+    context.rate, context.model = decoded.rate, decoded.model
+    context.pixels = decoded.picture.width * decoded.picture.height
+    objects = _objects(service)
+    is_stored = await _call(service, partial(objects.head, shared_key(digest))) is not None
+    await _call(service, partial(objects.put, data))
+    document = StoredObject(
+        sha256=digest,
+        bytes=len(data),
+        width=decoded.picture.width,
+        height=decoded.picture.height,
+        rate=decoded.rate,
+    )
+    url = f"{service.settings.root_path}/objects/{digest}"
+    location = header_values({headers.OBJECT_LOCATION: url})
+    return JSONResponse(document.model_dump(), 200 if is_stored else 201, location)
+
+
+def _objects(service: Service) -> Objects:
+    assert service.objects is not None  # create_app includes these routes only with a store
+    return service.objects
+
+
+async def _size(service: Service, sha256: str) -> int:
+    """Bytes of a stored stream. Raises NoSuchObject, ObjectsUnavailable or TooManyBytes."""
+    info = await _call(service, partial(_objects(service).head, shared_key(sha256)))
+    if info is None:
+        raise NoSuchObject(f"there is no object {sha256}")
+    limit = service.settings.max_body_bytes
+    if info.size_bytes > limit:
+        raise TooManyBytes(f"the object has {info.size_bytes} bytes, expected at most {limit}")
+    return info.size_bytes
+
+
+async def _read(request: Request, service: Service, sha256: str, size: int) -> bytes:
+    """A stored stream, whose bytes count as those of the request."""
+    service.admission.check(size)
+    context_of(request.scope).bytes.grow(size)
+    return await _call(service, partial(_objects(service).get, shared_key(sha256)))
+
+
+async def _call(service: Service, call: Callable[[], T]) -> T:
+    """Call the object store, in a thread, for no longer than a request may take."""
+    return await service.object_calls(call, service.settings.request_timeout_s)
+
+
+async def _decode(
+    request: Request, service: Service, sha256: str, work: DecompressFile
+) -> WorkResult[ImageFile]:
+    """Decode a stored stream. Raises DamagedObject: it is not a whole stream."""
+    try:
+        return await service.run(request, work, work.load())
+    except (UnknownModel, UnsupportedStream):
+        raise
+    except BadStream as error:
+        raise DamagedObject(f"object {sha256} is not a whole stream: {error}") from error
+
+
+def _view(query: ObjectQuery, accept: str) -> View:
+    """The picture that a request wants: a small file if Accept decides. Raises as `view_of`."""
+    if query.format is not None:
+        return view_of(query, accept)
+
+    def form(name: Format) -> Form:
+        lossless = name in LOSSLESS_ONLY
+        return Form(name, None if lossless else query.quality or _QUALITY.get(name))
+
+    names = rank_formats(accept, SMALL)
+    if query.quality is not None:  # formats that have a quality first
+        names = tuple(sorted(names, key=LOSSLESS_ONLY.__contains__))
+    return View(tuple(map(form, names)), query.parsed_region(), query.max_size)
+
+
+def _request_tag(sha256: str, view: View) -> str:
+    """A hash of everything that determines the picture, the first half of its entity tag."""
+    return _short_hash(repr((RENDITION, sha256, view)).encode())
+
+
+def _known_tag(request: Request, request_tag: str) -> str | None:
+    """The entity tag of If-None-Match that belongs to this picture, if any; * matches any."""
+    header = ",".join(request.headers.getlist("if-none-match"))
+    if header.strip() == "*":
+        return request_tag
+    tags = entity_tags(header)
+    return next((tag for tag in tags if tag.partition("-")[0] == request_tag), None)
+
+
+def _short_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]

@@ -1,0 +1,127 @@
+"""The endpoints that describe the service: what is loaded, health, metrics, and `/docs`.
+
+`/docs` is Swagger UI, which loads nothing from another host: its Content-Security-Policy allows the
+page's own script by its hash, and no other script that is written into the page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import fastapi_offline
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.api import openapi
+from service.api.guards import refuse_query
+from service.api.schemas import TUNES, Health, Model, ModelRate, Models, Rates, Readiness
+from service.api.service import ServiceArg
+from service.engine.admission import Phase
+from service.http.problems import NOT_READY, problem
+
+STATIC: Final = "/docs/static"
+_INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+models_router = APIRouter(tags=["models"], dependencies=[Depends(refuse_query)])
+operations_router = APIRouter(tags=["operations"])
+
+
+@models_router.get("/models", summary="What is loaded", responses=openapi.problems(422))
+async def models(service: ServiceArg) -> Models:
+    """Every model with its hash, its rates and how it was trained."""
+    return Models(models=tuple(Model.model_validate(m) for m in service.codec.models()))
+
+
+@models_router.get("/rates", summary="Rates that can be requested", responses=openapi.problems(422))
+async def rates(service: ServiceArg) -> Rates:
+    """Every rate with the bits per pixel, PSNR and MS-SSIM measured over Kodak."""
+    offered = [
+        ModelRate(model=model.name, **asdict(rate))
+        for model in service.codec.models()
+        for rate in model.rates
+    ]
+    order = sorted(offered, key=lambda rate: (TUNES.index(rate.tune), rate.rate))
+    return Rates(rates=tuple(order))
+
+
+@operations_router.get("/livez", summary="Is the process alive")
+async def livez(response: Response) -> Health:
+    """200 for as long as the event loop runs, also while the server drains."""
+    response.headers["Cache-Control"] = "no-store"
+    return Health(status="alive")
+
+
+@operations_router.get(
+    "/readyz",
+    summary="Should requests be sent here",
+    response_model=Readiness,
+    responses=openapi.only_problems(503),
+)
+async def readyz(request: Request, response: Response, service: ServiceArg) -> Readiness | Response:
+    """200 from the time when the golden streams decoded as recorded until shutdown begins.
+
+    The answer also says whether jobs can be stored.
+    """
+    phase = service.admission.phase
+    if phase is not Phase.OPEN:
+        return problem(request, NOT_READY, f"the server is {phase.value}")
+    response.headers["Cache-Control"] = "no-store"
+    return Readiness(status="ready", jobs=service.job_storage.latest())
+
+
+@operations_router.get(
+    "/metrics", summary="Prometheus metrics", response_class=Response, responses=openapi.METRICS
+)
+async def metrics(service: ServiceArg) -> Response:
+    """Counts, bytes and seconds in Prometheus' text format."""
+    await asyncio.gather(service.job_metrics.refresh(), service.job_storage.refresh())
+    return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
+
+def add_docs_page(app: FastAPI) -> None:
+    """Add `/docs` and the files that it loads."""
+    files = Path(fastapi_offline.__file__).parent / "static"
+    app.mount(STATIC, StaticFiles(directory=files), name="docs-static")
+    app.add_api_route("/docs", _show_docs, include_in_schema=False)
+
+
+async def _show_docs(request: Request) -> HTMLResponse:
+    app: FastAPI = request.app
+    root = request.scope.get("root_path", "")
+    page = get_swagger_ui_html(
+        openapi_url=f"{root}{app.openapi_url}",
+        title=f"{app.title} - Swagger UI",
+        oauth2_redirect_url=None,
+        swagger_js_url=f"{root}{STATIC}/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}{STATIC}/swagger-ui.css",
+        swagger_favicon_url=f"{root}{STATIC}/favicon.png",
+    )
+    page.headers["Content-Security-Policy"] = _policy(bytes(page.body))
+    return page
+
+
+def _policy(page: bytes) -> str:
+    """What the page may load and run. Swagger UI needs `data:` icons and styles on its elements."""
+    digests = [hashlib.sha256(script).digest() for script in _INLINE_SCRIPT.findall(page)]
+    hashes = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src 'self' {' '.join(hashes)}",
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data:",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
