@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,3 +115,24 @@ def pictures(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "0.png").write_bytes(write_image(Picture(photo_like(70, 96)), "png"))
     return folder
+
+
+FULL = os.environ.get("RANKPRESS_FULL") == "1"
+"""Whether a test that is skipped has failed, unless it needs a GPU or another platform."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, object]:
+    report = yield
+    excused = any(item.get_closest_marker(name) for name in ("gpu", "platform"))
+    if FULL and report.skipped and not excused and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"RANKPRESS_FULL=1: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, object]:
+    report = yield
+    if FULL and report.skipped:
+        report.outcome, report.longrepr = "failed", f"RANKPRESS_FULL=1: {report.longrepr}"
+    return report

@@ -115,6 +115,15 @@ def test_folders_are_small_enough_to_read() -> None:
         assert len(modules) <= 16, folder
 
 
+def test_a_class_name_has_one_meaning() -> None:
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module_of(path))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
 def test_the_walk_over_imports_sees_every_form(tmp_path: Path) -> None:
     """The test above would pass in silence if it saw nothing."""
     found = {unit_of(n) for f in FILES for n in imports(f) if n.startswith("service.")}

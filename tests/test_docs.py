@@ -24,7 +24,7 @@ from served import serving
 from small_model import photo_like
 
 from service.api.app import create_app
-from service.api.guide import add_guide
+from service.api.operation_routes import add_guide
 from service.bench.readme import DOCS, README, ROOT, pages
 from service.bench.site import SITE, build
 from service.cli.main import app
@@ -32,8 +32,8 @@ from service.http.problems import KINDS
 from service.settings import Settings
 
 PAGES = pages()
-NAMED_TO_OTHERS = {"RANKPRESS_BIND"}
-"""Variables of docker-compose.yml, which are no settings of the service."""
+NAMED_TO_OTHERS = {"RANKPRESS_BIND", "RANKPRESS_FULL"}
+"""Variables of docker-compose.yml and of the tests, which are no settings of the service."""
 
 OPTIONS_OF_OTHERS = {"--upgrade"}
 """Options that the pages name of programs of others."""

@@ -65,6 +65,7 @@ def test_what_is_replaced_keeps_its_mode(old: Path, bits: int) -> None:
     assert old.read_bytes() == NEW and mode(old) == bits
 
 
+@pytest.mark.platform
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_what_root_replaces_keeps_its_owner(old: Path) -> None:
     os.chown(old, 1234, 2345)
@@ -115,7 +116,6 @@ def test_a_pipe_with_a_name_is_written_to(tmp_path: Path) -> None:
 
 
 def test_a_device_is_written_to(tmp_path: Path) -> None:
-    """Return a device that discards all bytes, like /dev/null."""
     device = tmp_path / "device"
     try:
         os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
@@ -197,6 +197,7 @@ def test_folders_and_what_lies_in_files_are_refused(old: Path, tmp_path: Path) -
         check_target(old / "x", overwrite=True)
 
 
+@pytest.mark.platform
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_refused(old: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o555)

@@ -15,13 +15,17 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.api import adapter_routes, object_routes, openapi
 from service.api.file_work import SMALL_WORK, run_batch
-from service.api.guide import add_guide
 from service.api.headers import EXPOSED
 from service.api.image_routes import compress_router, decompress_router
 from service.api.job_client import JobClient
 from service.api.job_monitoring import JobMetrics, JobStorageMonitor
 from service.api.job_routes import adapt_router, jobs_router
-from service.api.operation_routes import add_docs_page, models_router, operations_router
+from service.api.operation_routes import (
+    add_docs_page,
+    add_guide,
+    models_router,
+    operations_router,
+)
 from service.api.service import Service
 from service.blobs import open_objects
 from service.engine.admission import Admission, Batching

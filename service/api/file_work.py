@@ -44,7 +44,7 @@ megapixels, or one to three seconds of two cores."""
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
+class StreamFile:
     """A new stream, the hash of its bytes in hex, and notes of what reading the file changed."""
 
     compressed: Compressed
@@ -100,17 +100,17 @@ class CompressFile:
     frame: int | None
     max_pixels: int
 
-    def __call__(self) -> Stream:
+    def __call__(self) -> StreamFile:
         """Read the file and compress it."""
         picture, read_s = self.read()
         compressed = self.codec.compress(picture, self.rate, self.tune)
         return self.stream(compressed, picture, read_s)
 
-    def stream(self, compressed: Compressed, picture: Picture, read_s: float) -> Stream:
+    def stream(self, compressed: Compressed, picture: Picture, read_s: float) -> StreamFile:
         """The result for a compressed picture."""
         digest = hashlib.sha256(compressed.data).hexdigest()
         notes = picture.notes + larger_note(len(compressed.data), len(self.data))
-        return Stream(compressed, digest, notes, len(self.data), read_s)
+        return StreamFile(compressed, digest, notes, len(self.data), read_s)
 
     def read(self) -> tuple[Picture, float]:
         """The picture, and the seconds that reading it took."""

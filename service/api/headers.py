@@ -10,7 +10,7 @@ MAX_NOTES_CHARS: Final = 1000
 
 
 @dataclass(frozen=True)
-class Header:
+class ResponseHeader:
     """A header of answers.
 
     Attributes:
@@ -24,45 +24,49 @@ class Header:
     spec: str = ""
 
 
-REQUEST_ID: Final = Header(
+REQUEST_ID: Final = ResponseHeader(
     "X-Request-Id", "The id of the request in the log: the client's own, or a new one."
 )
-RATE: Final = Header("X-Rankpress-Rate", "The rate of the stream.", "number", "g")
-TUNE: Final = Header("X-Rankpress-Tune", "What that rate was trained for: psnr or ms-ssim.")
-BPP: Final = Header("X-Rankpress-Bpp", "Bits of the stream per pixel.", "number", ".4f")
-PSNR: Final = Header(
+RATE: Final = ResponseHeader("X-Rankpress-Rate", "The rate of the stream.", "number", "g")
+TUNE: Final = ResponseHeader("X-Rankpress-Tune", "What that rate was trained for: psnr or ms-ssim.")
+BPP: Final = ResponseHeader("X-Rankpress-Bpp", "Bits of the stream per pixel.", "number", ".4f")
+PSNR: Final = ResponseHeader(
     "X-Rankpress-Psnr", "PSNR in dB of the visible pixels; inf when exact.", spec=".3f"
 )
-STEP: Final = Header("X-Rankpress-Step", "Steps of optimisation that made the stream.", "integer")
-MODEL: Final = Header("X-Rankpress-Model", "The model that made the stream.")
-SOURCE_BYTES: Final = Header("X-Rankpress-Source-Bytes", "Size of the image file.", "integer")
-STREAM_NOTES: Final = Header(
+STEP: Final = ResponseHeader(
+    "X-Rankpress-Step", "Steps of optimisation that made the stream.", "integer"
+)
+MODEL: Final = ResponseHeader("X-Rankpress-Model", "The model that made the stream.")
+SOURCE_BYTES: Final = ResponseHeader(
+    "X-Rankpress-Source-Bytes", "Size of the image file.", "integer"
+)
+STREAM_NOTES: Final = ResponseHeader(
     "X-Rankpress-Notes",
     "What reading the image file changed, and whether the stream is larger than it; often absent.",
 )
-PICTURE_NOTES: Final = Header(
+PICTURE_NOTES: Final = ResponseHeader(
     "X-Rankpress-Notes",
     "Which parts of the stream's colour profile and Exif are left out; mostly absent.",
 )
-TIMING: Final = Header(
+TIMING: Final = ResponseHeader(
     "Server-Timing",
     "Milliseconds of queue, swap, net, code and file work; and the number of encodes of a search.",
 )
-STREAM_ETAG: Final = Header("ETag", "SHA-256 of the stream, in hex and quotes.")
-PICTURE_ETAG: Final = Header(
+STREAM_ETAG: Final = ResponseHeader("ETag", "SHA-256 of the stream, in hex and quotes.")
+PICTURE_ETAG: Final = ResponseHeader(
     "ETag", "Strong: a hash of what was requested, a dash, and a hash of the bytes."
 )
-CACHE_CONTROL: Final = Header(
+CACHE_CONTROL: Final = ResponseHeader(
     "Cache-Control", "A year, immutable: the stream of a hash never changes."
 )
-VARY: Final = Header("Vary", "Always Accept.")
-VARY_IF_NEGOTIATED: Final = Header("Vary", "Accept, if the Accept header chose the format.")
-ACCEPT_RANGES: Final = Header("Accept-Ranges", "Always bytes.")
-CONTENT_RANGE: Final = Header("Content-Range", "Which bytes these are, and of how many.")
-JOB_LOCATION: Final = Header("Location", "The URL of the job.")
-OBJECT_LOCATION: Final = Header("Location", "The URL of the object.")
-RETRY_AFTER: Final = Header("Retry-After", "Seconds after which to try again.", "integer")
-POLL_AFTER: Final = Header(
+VARY: Final = ResponseHeader("Vary", "Always Accept.")
+VARY_IF_NEGOTIATED: Final = ResponseHeader("Vary", "Accept, if the Accept header chose the format.")
+ACCEPT_RANGES: Final = ResponseHeader("Accept-Ranges", "Always bytes.")
+CONTENT_RANGE: Final = ResponseHeader("Content-Range", "Which bytes these are, and of how many.")
+JOB_LOCATION: Final = ResponseHeader("Location", "The URL of the job.")
+OBJECT_LOCATION: Final = ResponseHeader("Location", "The URL of the object.")
+RETRY_AFTER: Final = ResponseHeader("Retry-After", "Seconds after which to try again.", "integer")
+POLL_AFTER: Final = ResponseHeader(
     "Retry-After", "Seconds after which to look at the job again.", "integer"
 )
 
@@ -75,12 +79,12 @@ EXPOSED: Final = (
 """Headers that pages of other origins may read."""
 
 
-def documented(*headers: Header) -> dict[str, Any]:
+def documented(*headers: ResponseHeader) -> dict[str, Any]:
     """These headers as an OpenAPI response lists them."""
     return {h.name: {"description": h.description, "schema": {"type": h.type}} for h in headers}
 
 
-def header_values(values: Mapping[Header, object]) -> dict[str, str]:
+def header_values(values: Mapping[ResponseHeader, object]) -> dict[str, str]:
     """Headers with these values, formatted as the table says; None leaves a header out."""
     return {
         header.name: _printable(format(value, header.spec))

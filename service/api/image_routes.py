@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api import headers, openapi
-from service.api.file_work import CompressFile, DecompressFile, ImageFile, Stream, View
+from service.api.file_work import CompressFile, DecompressFile, ImageFile, StreamFile, View
 from service.api.guards import refuse_repeats
 from service.api.headers import header_values, notes_text
 from service.api.schemas import LOSSLESS_ONLY, CompressQuery, DecompressQuery
@@ -83,7 +83,7 @@ def view_of(query: DecompressQuery, accept: str) -> View:
     return View(forms, query.parsed_region(), query.max_size)
 
 
-def _stream_headers(done: WorkResult[Stream]) -> dict[str, str]:
+def _stream_headers(done: WorkResult[StreamFile]) -> dict[str, str]:
     stream, compressed = done.value, done.value.compressed
     timings = compressed.timings
     timing = _server_timing(done.queue_s, timings, check=timings.check_s, read=stream.read_s)

@@ -57,7 +57,7 @@ async def adapt(
     spec = (await service.run(request, work)).value
     context.pixels = spec.width * spec.height
     job = await client.call_with_files(lambda jobs: jobs.submit(body, spec, query.priority))
-    location: dict[headers.Header, object] = {
+    location: dict[headers.ResponseHeader, object] = {
         headers.JOB_LOCATION: f"{service.settings.root_path}/jobs/{job.id}"
     }
     return _job_response(service, job, 202, header_values(location | _poll_after(service, job)))
@@ -180,7 +180,7 @@ def event_of(job: Job, root_path: str) -> bytes:
     return f"id: {event_id(job)}\n{name}data: {data}\n\n".encode()
 
 
-def _poll_after(service: Service, job: Job) -> dict[headers.Header, object]:
+def _poll_after(service: Service, job: Job) -> dict[headers.ResponseHeader, object]:
     """The seconds after which to look again, for a job that has not ended."""
     seconds = max(1, round(service.settings.job_step_s))
     return {headers.POLL_AFTER: None if has_ended(job) else seconds}
@@ -194,7 +194,7 @@ def _job_response(service: Service, job: Job, status: int, values: dict[str, str
 async def _stream_response(request: Request, service: Service, job: Job, data: bytes) -> Response:
     context = context_of(request.scope)
     context.rate, context.pixels = job.spec.rate, job.spec.width * job.spec.height
-    values: dict[headers.Header, object] = {
+    values: dict[headers.ResponseHeader, object] = {
         headers.STREAM_ETAG: f'"{hashlib.sha256(data).hexdigest()}"',
         headers.RATE: job.spec.rate,
     }

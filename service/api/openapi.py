@@ -59,7 +59,7 @@ def _problem(status: int) -> Json:
 
 def _answer(
     description: str,
-    *names: headers.Header,
+    *names: headers.ResponseHeader,
     media_types: tuple[str, ...] = (),
     schema: Json = _BINARY,
 ) -> Json:
@@ -98,11 +98,11 @@ _STREAM_HEADERS = (
 _PICTURE_HEADERS = (headers.RATE, headers.PICTURE_NOTES, headers.TIMING)
 
 
-def _stream(*more: headers.Header) -> Json:
+def _stream(*more: headers.ResponseHeader) -> Json:
     return _answer("The stream.", *_STREAM_HEADERS, *more, media_types=(STREAM_TYPE,))
 
 
-def _picture(description: str, *more: headers.Header) -> Json:
+def _picture(description: str, *more: headers.ResponseHeader) -> Json:
     return _answer(description, *_PICTURE_HEADERS, *more, media_types=tuple(MEDIA_TYPES.values()))
 
 

@@ -1,7 +1,8 @@
-"""The endpoints that describe the service: what is loaded, health, metrics, and `/docs`.
+"""The endpoints that describe the service: what is loaded, health, metrics, `/docs` and `/guide`.
 
 `/docs` is Swagger UI, which loads nothing from another host: its Content-Security-Policy allows the
-page's own script by its hash, and no other script that is written into the page.
+page's own script by its hash, and no other script that is written into the page. `/guide` is the
+documentation as a site, on servers that are installed with its built pages.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 import fastapi_offline
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -29,6 +30,8 @@ from service.engine.admission import Phase
 from service.http.problems import NOT_READY, problem
 
 STATIC: Final = "/docs/static"
+SITE: Final = Path(__file__).parents[1] / "docs" / "site"
+"""Where `python -m service.bench.site` puts the pages."""
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 models_router = APIRouter(tags=["models"], dependencies=[Depends(refuse_query)])
@@ -107,6 +110,18 @@ async def _show_docs(request: Request) -> HTMLResponse:
     )
     page.headers["Content-Security-Policy"] = _policy(bytes(page.body))
     return page
+
+
+def add_guide(app: FastAPI, site: Path = SITE) -> None:
+    """Serve a built site at `/guide`; nothing is added where it was not built."""
+    if (site / "index.html").is_file():
+        app.add_api_route("/guide", _redirect_to_guide, include_in_schema=False)
+        app.mount("/guide", StaticFiles(directory=site, html=True), name="guide")
+
+
+async def _redirect_to_guide(request: Request) -> RedirectResponse:
+    """Links of the pages are relative to a path that ends with a slash."""
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/guide/")
 
 
 def _policy(page: bytes) -> str:

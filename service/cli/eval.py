@@ -121,7 +121,9 @@ def evaluate_adaptation(
 
     settings = settings_of(store=store, device=device, threads=threads, check=False)
     kinds = (adaptation.BOTH, adaptation.LATENTS) if latents else (adaptation.BOTH,)
-    plan = adaptation.AdaptationPlan(parse_rates(rates), adaptation.parse_efforts(efforts), kinds)
+    plan = adaptation.AdaptationEvaluation(
+        parse_rates(rates), adaptation.parse_efforts(efforts), kinds
+    )
     pictures = read_folder(folder)
     engine = open_engine(settings)
     out.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ class AdaptationMeasurement:
 
 
 @dataclass(frozen=True)
-class AdaptationPlan:
+class AdaptationEvaluation:
     """What to measure.
 
     Attributes:
@@ -112,7 +112,7 @@ def parse_efforts(text: str) -> tuple[int, ...]:
 def measure_adaptation(
     pictures: Sequence[NamedPicture],
     engine: Engine,
-    plan: AdaptationPlan,
+    plan: AdaptationEvaluation,
     known: Sequence[AdaptationMeasurement],
     on_result: Callable[[AdaptationMeasurement], None],
 ) -> tuple[AdaptationMeasurement, ...]:

@@ -481,6 +481,7 @@ async def test_large_work_pauses_while_small_work_is_here_but_not_for_ever() -> 
     admission.close()
 
 
+@pytest.mark.platform
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
 async def test_large_work_has_a_lower_priority_and_small_work_the_process_s() -> None:
     def niceness() -> int:

@@ -567,6 +567,7 @@ def test_an_address_that_cannot_be_listened_at_is_named(tmp_path: Path) -> None:
         os.close(no_socket)
 
 
+@pytest.mark.platform
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
 def test_the_host_of_two_colons_listens_on_ipv4_too() -> None:
     with served(FakeCodec(), host="::") as (_, port):

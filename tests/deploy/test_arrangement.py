@@ -16,8 +16,8 @@ from deploy.checks import CHECKS, CheckState
 
 @pytest.fixture(scope="module")
 def state() -> Iterator[CheckState]:
-    if os.environ.get("RANKPRESS_ARRANGEMENT") != "1":
-        pytest.skip("asked for by RANKPRESS_ARRANGEMENT=1")
+    if "1" not in {os.environ.get(f"RANKPRESS_{name}") for name in ("ARRANGEMENT", "FULL")}:
+        pytest.skip("runs with RANKPRESS_ARRANGEMENT=1 or RANKPRESS_FULL=1")
     reason = what_is_missing()
     if reason is not None:
         pytest.skip(reason)

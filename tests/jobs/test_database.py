@@ -62,6 +62,7 @@ def test_a_password_is_neither_shown_nor_told(tmp_path: Path) -> None:
     assert "hunter2" not in str(raised.value)
 
 
+@pytest.mark.platform
 def test_a_lost_database_is_reported_and_comes_back(place: Place) -> None:
     if place.server is None:
         pytest.skip("a file does not go away")

@@ -103,6 +103,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory, small: Small) -> dict[
     return os.environ | ours
 
 
+@pytest.mark.platform
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork")
 @pytest.mark.parametrize(
     ("script", "lines"),
