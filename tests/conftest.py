@@ -125,14 +125,18 @@ FULL = os.environ.get("RANKPRESS_FULL") == "1"
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, object]:
     report = yield
     excused = any(item.get_closest_marker(name) for name in ("gpu", "platform"))
-    if FULL and report.skipped and not excused and not hasattr(report, "wasxfail"):
-        report.outcome, report.longrepr = "failed", f"RANKPRESS_FULL=1: {report.longrepr}"
+    if not excused and not hasattr(report, "wasxfail"):
+        fail_if_skipped(report)
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, object]:
     report = yield
+    fail_if_skipped(report)
+    return report
+
+
+def fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
     if FULL and report.skipped:
         report.outcome, report.longrepr = "failed", f"RANKPRESS_FULL=1: {report.longrepr}"
-    return report

@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> int:
     outdated = {
         page: filled
         for page in pages()
-        if (filled := fill(page.read_text(), contents)) != page.read_text()
+        if (filled := fill(text := page.read_text(), contents)) != text
     }
     if "--check" in arguments:
         for page in outdated:

@@ -164,9 +164,9 @@ class ModelRegistry:
         """
         available = []
         for entry in self.entries:
-            found = entry.model_of(header)
-            if found is not None:
-                return found
+            match = entry.model_of(header)
+            if match is not None:
+                return match
             stored = entry.current.stored
             if stored.offers(header.rate16, header.tune):
                 available.append(stored.identity_at(header.rate16, header.tune)[:4].hex())

@@ -45,12 +45,13 @@ class _Stack:
     """Matrices of one shape.
 
     Attributes:
-        weights: k matrices [m, n].
+        names, weights: of k matrices [m, n].
         mean, square: Adam's moments [k, m, n]: the mean of the gradient, and the mean square of the
             gradient in the bases.
         rows, columns: places of their bases in the stacks of bases of size m and n.
     """
 
+    names: list[str]
     weights: list[Tensor]
     mean: Tensor
     square: Tensor
@@ -80,7 +81,6 @@ class Soap:
             by_shape[weight.shape].append(name)
         sides: dict[int, int] = defaultdict(int)
         self._stacks: list[_Stack] = []
-        self._names: list[list[str]] = []
         for (m, n), names in by_shape.items():
             places = []
             for side in (m, n):
@@ -88,8 +88,7 @@ class Soap:
                 sides[side] += len(names)
             zeros = torch.zeros(len(names), m, n, device=device)
             matrices: list[Tensor] = [weights[name] for name in names]
-            self._stacks.append(_Stack(matrices, zeros, zeros.clone(), *places))
-            self._names.append(names)
+            self._stacks.append(_Stack(names, matrices, zeros, zeros.clone(), *places))
         self._covariances, self._bases = (
             {side: torch.zeros(count, side, side, device=device) for side, count in sides.items()}
             for _ in range(2)
@@ -101,7 +100,7 @@ class Soap:
     def tensors(self) -> dict[str, Tensor]:
         """Return views of the whole state; loading copies into them."""
         out = {"steps": self._steps}
-        for stack, names in zip(self._stacks, self._names, strict=True):
+        for stack in self._stacks:
             m, n = stack.mean.shape[1:]
             for part, whole in (
                 ("m", stack.mean),
@@ -111,7 +110,7 @@ class Soap:
                 ("rows basis", self._bases[m][stack.rows]),
                 ("columns basis", self._bases[n][stack.columns]),
             ):
-                out |= {f"{part}.{name}": t for name, t in zip(names, whole, strict=True)}
+                out |= {f"{part}.{name}": t for name, t in zip(stack.names, whole, strict=True)}
         return out
 
     @torch.no_grad()
