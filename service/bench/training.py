@@ -20,9 +20,9 @@ from service.codec.sizes import Sizes
 from service.nets.compiling import Compile
 from service.nets.model import add_noise
 from service.train.recipe import BackboneRecipe
-from service.train.sampler import Source, TrainingData
+from service.train.sampler import Sampler, Source
+from service.train.start import new_ladder
 from service.train.step import WARM_UP_STEPS, TrainingStep
-from service.train.transform_start import new_ladder
 
 TILES: Final = 256
 """Random tiles that the steps take their crops from."""
@@ -59,7 +59,7 @@ def bench_training(
     """Time training steps for about `seconds`, after those that compile and capture a graph."""
     side = 2 * recipe.crop  # room for every reduction
     tiles = torch.randint(256, (TILES, side, side, 3), dtype=torch.uint8, device=device)
-    sampler = TrainingData([Source(tiles, 1.0, True)], {}).sampler(recipe)
+    sampler = Sampler([Source(tiles, 1.0, True)], recipe)
     ladder = new_ladder(sampler, sizes, recipe)
     x = torch.rand(1, 128, 128, 3)
     kmac_per_pixel = kmac(lambda: ladder.base(x, relax=add_noise)) / 128**2

@@ -152,9 +152,8 @@ def base(
     from service.eval.machine import code_commit
     from service.train.recipe import recipe_for
     from service.train.run import TrainingRun, TrainingSession
-    from service.train.sampler import gather_data
-    from service.train.transform_start import draw_crops, new_ladder
-    from service.train.weights import from_weights
+    from service.train.sampler import Sampler, gather_data
+    from service.train.start import draw_crops, from_weights, new_ladder
     from service.train.widening import widen_ladder
     from service.train.world import join_world
 
@@ -193,7 +192,7 @@ def base(
     training_data = gather_data(photographs, mixed, recipe, where)
 
     def initial_ladder() -> RateLadder:
-        sampler = training_data.sampler(recipe)
+        sampler = Sampler(training_data.sources, recipe)
         if start is None:
             return new_ladder(sampler, sizes or Sizes(), recipe)
         ladder = from_weights(start, sizes, recipe.rates)

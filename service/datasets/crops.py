@@ -23,12 +23,7 @@ class Crops:
     """
 
     def __init__(self, folder: Path, size: int, seed: int) -> None:
-        """Read the pictures of a folder whose sides are at least `size`; see images/folder.py.
-
-        Args:
-            folder: of pictures.
-            size: side of the crops in pixels.
-            seed: of the crops.
+        """Read the pictures of a folder whose sides are at least `size` pixels, that of the crops.
 
         Raises:
             BadParameter: the folder has no such picture.

@@ -8,46 +8,24 @@ from typing import Final
 
 from PIL import Image, ImageDraw
 
-from service.datasets.primitives import (
-    BLACK,
-    WHITE,
-    Canvas,
-    Colour,
-    Drawing,
-    Rect,
-    Rng,
-    chance,
-    grey,
-    hue,
-    luminance,
-    mixed,
-    palette,
-    pick,
-    shadow,
-    whole,
-)
+from service.datasets.canvas import Canvas, Rect, shadow
+from service.datasets.colours import BLACK, WHITE, Colour, Rng, grey, luminance, mixed
+from service.datasets.gradients import Drawing
 from service.datasets.text import Face, label, lines_of, number, some_face, write
 
 
 @dataclass(frozen=True)
 class Theme:
-    """The look of a program.
+    """The look of a program."""
 
-    Attributes:
-        paper, panel, ink, faint, border, accent: colours of the ground, of bars and buttons, of
-            text, of less important text, of edges, and of selected items.
-        face: typeface of text.
-        radius: of corners in pixels.
-    """
-
-    paper: Colour
-    panel: Colour
-    ink: Colour
-    faint: Colour
-    border: Colour
-    accent: Colour
+    paper: Colour  # of the ground
+    panel: Colour  # of bars and buttons
+    ink: Colour  # of text
+    faint: Colour  # of less important text
+    border: Colour  # of edges
+    accent: Colour  # of selected items
     face: Face
-    radius: int
+    radius: int  # of corners in pixels
 
     @property
     def on_accent(self) -> Colour:
@@ -57,19 +35,19 @@ class Theme:
 
 def some_theme(rng: Rng) -> Theme:
     """A light or dark theme; greys may be tinted."""
-    dark = chance(rng, 0.3)
-    paper = grey(whole(rng, 15, 49)) if dark else pick(rng, (WHITE, WHITE, grey(245), grey(236)))
-    ink = grey(whole(rng, 200, 255)) if dark else grey(whole(rng, 0, 79))
-    tint = hue(rng, 0.5, 0.5) if chance(rng, 0.4) else grey(128)
+    dark = rng.chance(0.3)
+    paper = grey(rng.whole(15, 49)) if dark else rng.pick((WHITE, WHITE, grey(245), grey(236)))
+    ink = grey(rng.whole(200, 255)) if dark else grey(rng.whole(0, 79))
+    tint = rng.hue(0.5, 0.5) if rng.chance(0.4) else grey(128)
     return Theme(
         paper=mixed(paper, tint, 0.1) if dark else paper,
         panel=mixed(paper, tint, rng.uniform(0.05, 0.25)),
         ink=ink,
         faint=mixed(paper, ink, 0.55),
         border=mixed(paper, ink, rng.uniform(0.1, 0.4)),
-        accent=hue(rng, rng.uniform(0.5, 1), rng.uniform(0.5, 1)),
+        accent=rng.hue(rng.uniform(0.5, 1), rng.uniform(0.5, 1)),
         face=some_face(rng, 10, 19),
-        radius=pick(rng, (0, 0, 3, 5, 8, 14)),
+        radius=rng.pick((0, 0, 3, 5, 8, 14)),
     )
 
 
@@ -78,15 +56,15 @@ def interface(rng: Rng, size: int) -> Drawing:
     theme = some_theme(rng)
     picture = Image.new("RGB", (size, size), theme.paper)
     top, left = 0, 0
-    if chance(rng, 0.65):
+    if rng.chance(0.65):
         top = _title_bar(rng, picture, theme)
-    if chance(rng, 0.45):
+    if rng.chance(0.45):
         left = _sidebar(rng, picture, theme, top)
-    y = top + whole(rng, 4, 20)
+    y = top + rng.whole(4, 20)
     while y < size:
-        block = pick(rng, BLOCKS)
-        y += block(rng, picture, theme, (left + 14, y, size - 14, size)) + whole(rng, 8, 24)
-    if chance(rng, 0.3):
+        block = rng.pick(BLOCKS)
+        y += block(rng, picture, theme, (left + 14, y, size - 14, size)) + rng.whole(8, 24)
+    if rng.chance(0.3):
         _menu(rng, picture, theme)
     return picture
 
@@ -109,8 +87,8 @@ def rounded(
 def icon(rng: Rng, picture: Drawing, x: float, y: float, side: int, ink: Colour) -> None:
     """Draw a small sign of simple shapes into a picture in place, its corner at (x, y)."""
     at = (round(x), round(y), round(x) + side, round(y) + side)
-    canvas = Canvas(picture.crop(at), pick(rng, (1, 3, 3, 4)))
-    s, kind, stroke = side - 1, whole(rng, 0, 8), max(1, side / 10)
+    canvas = Canvas(picture.crop(at), rng.pick((1, 3, 3, 4)))
+    s, kind, stroke = side - 1, rng.whole(0, 8), max(1, side / 10)
     if kind == 0:
         canvas.ellipse((0, 0, s, s), ink)
     elif kind == 1:
@@ -140,8 +118,8 @@ def icon(rng: Rng, picture: Drawing, x: float, y: float, side: int, ink: Colour)
 
 def _title_bar(rng: Rng, picture: Drawing, theme: Theme) -> int:
     """Draw a title bar and perhaps a row of menus; return their height."""
-    face, height = theme.face, theme.face.size + whole(rng, 12, 30)
-    strong = chance(rng, 0.4)
+    face, height = theme.face, theme.face.size + rng.whole(12, 30)
+    strong = rng.chance(0.4)
     fill, ink = (theme.accent, theme.on_accent) if strong else (theme.panel, theme.ink)
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, 0, picture.width, height - 1), fill)
@@ -151,10 +129,10 @@ def _title_bar(rng: Rng, picture: Drawing, theme: Theme) -> int:
     write(picture, (18 + face.size, y), label(rng), face.bolder(), ink)
     for k in range(3):
         icon(rng, picture, picture.width - (k + 1) * 2 * face.size, y, face.size, ink)
-    if chance(rng, 0.5):
+    if rng.chance(0.5):
         return height + 1
     x = 10.0
-    for _ in range(whole(rng, 3, 7)):
+    for _ in range(rng.whole(3, 7)):
         text = label(rng, 1, 1)
         write(picture, (x, height + 5), text, face, theme.ink)
         x += face.length(text) + face.size
@@ -164,12 +142,12 @@ def _title_bar(rng: Rng, picture: Drawing, theme: Theme) -> int:
 
 def _sidebar(rng: Rng, picture: Drawing, theme: Theme, top: int) -> int:
     """Draw a navigation list at the left; return its width."""
-    face, width = theme.face, whole(rng, 90, 170)
+    face, width = theme.face, rng.whole(90, 170)
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, top, width, picture.height), theme.panel)
     draw.line((width, top, width, picture.height), theme.border)
-    pitch = face.size + whole(rng, 6, 18)
-    chosen = whole(rng, 0, 8)
+    pitch = face.size + rng.whole(6, 18)
+    chosen = rng.whole(0, 8)
     for k in range((picture.height - top) // pitch):
         y, ink = top + 6 + k * pitch, theme.ink
         if k == chosen:
@@ -184,18 +162,18 @@ def _sidebar(rng: Rng, picture: Drawing, theme: Theme, top: int) -> int:
 
 def _menu(rng: Rng, picture: Drawing, theme: Theme) -> None:
     """Draw an open menu over the rest, with a soft shadow."""
-    face, rows = theme.face, whole(rng, 4, 10)
-    pitch, width = face.size + whole(rng, 7, 14), whole(rng, 130, 220)
-    x, y = whole(rng, 0, picture.width - width), whole(rng, 0, picture.height * 0.6)
+    face, rows = theme.face, rng.whole(4, 10)
+    pitch, width = face.size + rng.whole(7, 14), rng.whole(130, 220)
+    x, y = rng.whole(0, picture.width - width), rng.whole(0, picture.height * 0.6)
     box = (x, y, x + width, y + rows * pitch + 10)
     shadow(picture, (x, y + 4, box[2], box[3] + 4), theme.radius, rng.uniform(3, 10), 0.35)
     rounded(picture, box, theme.radius / 2, theme.paper, theme.border)
-    chosen = whole(rng, 0, 12)
+    chosen = rng.whole(0, 12)
     for k in range(rows):
         top, ink = y + 6 + k * pitch, theme.ink
         if k == chosen:
             ImageDraw.Draw(picture).rectangle((x + 1, top, box[2] - 2, top + pitch), theme.panel)
-        if chance(rng, 0.15):
+        if rng.chance(0.15):
             ink = theme.faint
         icon(rng, picture, x + 8, top + 3, face.size, ink)
         write(picture, (x + 16 + face.size, top + 3), label(rng), face, ink)
@@ -205,10 +183,10 @@ def _table(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
     """Draw rows of words and numbers; return the height."""
     face, draw = theme.face, ImageDraw.Draw(picture)
     x0, y0, x1, _ = (int(v) for v in box)
-    rows, columns = whole(rng, 3, 10), whole(rng, 2, 5)
-    pitch, width = face.size + whole(rng, 6, 14), (x1 - x0) / columns
+    rows, columns = rng.whole(3, 10), rng.whole(2, 5)
+    pitch, width = face.size + rng.whole(6, 14), (x1 - x0) / columns
     numbers = rng.random(columns) < 0.5
-    striped, ruled, framed = (chance(rng, p) for p in (0.4, 0.5, 0.4))
+    striped, ruled, framed = (rng.chance(p) for p in (0.4, 0.5, 0.4))
     for row in range(rows):
         y = y0 + row * pitch
         if row == 0 or (striped and row % 2 == 0):
@@ -232,28 +210,28 @@ def _table(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
 
 def _buttons(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
     """Draw a row of buttons; return the height."""
-    face, height, x = theme.face, theme.face.size + whole(rng, 8, 20), box[0]
+    face, height, x = theme.face, theme.face.size + rng.whole(8, 20), box[0]
     while x < box[2] - 60:
         text = label(rng, 1, 2)
         width = face.length(text) + 2 * face.size
-        strong = chance(rng, 0.35)
+        strong = rng.chance(0.35)
         fill, ink = (theme.accent, theme.on_accent) if strong else (theme.panel, theme.ink)
         button = (x, box[1], x + width, box[1] + height)
         rounded(picture, button, theme.radius, fill, None if strong else theme.border)
         at = (x + face.size, box[1] + (height - face.size) / 2 - 1)
         write(picture, at, text, face, ink)
-        x += width + whole(rng, 6, 20)
+        x += width + rng.whole(6, 20)
     return height
 
 
 def _form(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
     """Draw labelled fields and check boxes; return the height."""
-    face, rows = theme.face, whole(rng, 2, 5)
-    pitch, split = face.size + whole(rng, 14, 24), (box[2] - box[0]) * rng.uniform(0.3, 0.45)
+    face, rows = theme.face, rng.whole(2, 5)
+    pitch, split = face.size + rng.whole(14, 24), (box[2] - box[0]) * rng.uniform(0.3, 0.45)
     for k in range(rows):
         y = box[1] + k * pitch
         write(picture, (box[0], y + 5), label(rng, 1, 2), face, theme.ink)
-        if chance(rng, 0.3):
+        if rng.chance(0.3):
             icon(rng, picture, box[0] + split, y + 3, face.size + 4, theme.accent)
             continue
         field = (box[0] + split, y, box[2], y + pitch - 6)
@@ -264,9 +242,9 @@ def _form(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
 
 def _cards(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
     """Draw a row of cards with a coloured top and a few words; return the height."""
-    face, count, gap = theme.face, whole(rng, 1, 4), whole(rng, 8, 20)
-    width, height = (box[2] - box[0] + gap) / count - gap, whole(rng, 70, 170)
-    raised = chance(rng, 0.5)
+    face, count, gap = theme.face, rng.whole(1, 4), rng.whole(8, 20)
+    width, height = (box[2] - box[0] + gap) / count - gap, rng.whole(70, 170)
+    raised = rng.chance(0.5)
     for k in range(count):
         x, y = box[0] + k * (width + gap), box[1]
         card = (x, y, x + width, y + height)
@@ -275,7 +253,7 @@ def _cards(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
         rounded(picture, card, theme.radius, theme.paper, theme.border)
         band = height * rng.uniform(0.2, 0.5)
         inner = (x + 6, y + 6, x + width - 6, y + band)
-        rounded(picture, inner, theme.radius / 2, pick(rng, palette(rng, 3)))
+        rounded(picture, inner, theme.radius / 2, rng.pick(rng.palette(3)))
         icon(rng, picture, x + width / 2 - 10, y + band / 2 - 7, 20, theme.paper)
         for row, line in enumerate(lines_of(rng, face, width - 24, 3)):
             top = y + band + 6 + row * face.pitch
@@ -288,7 +266,7 @@ def _words(rng: Rng, picture: Drawing, theme: Theme, box: Rect) -> int:
     """Write a heading and a paragraph; return the height."""
     face, big = theme.face, Face(round(theme.face.size * rng.uniform(1.2, 2.6))).bolder()
     write(picture, (box[0], box[1]), label(rng), big, theme.ink)
-    lines = lines_of(rng, face, box[2] - box[0], whole(rng, 1, 4))
+    lines = lines_of(rng, face, box[2] - box[0], rng.whole(1, 4))
     for k, line in enumerate(lines):
         y = box[1] + big.pitch + k * face.pitch
         write(picture, (box[0], y), " ".join(line), face, theme.faint)

@@ -15,7 +15,9 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from service.datasets.primitives import Colour, Drawing, Point, Rng, chance, pick, whole
+from service.datasets.canvas import Point
+from service.datasets.colours import Colour, Rng
+from service.datasets.gradients import Drawing
 
 LETTERS: Final = "etaoinshrdlcumwfgypbvkjxqz"
 LETTER_SHARES: Final = np.array(
@@ -38,23 +40,14 @@ BITMAP_PX: Final = 11
 
 @dataclass(frozen=True)
 class Face:
-    """How text is set.
+    """How text is set."""
 
-    Attributes:
-        size: of the font in pixels.
-        bold: pixels by which strokes are widened on each side.
-        slant: of italics, pixels to the right per pixel upwards.
-        smooth: anti-aliased.
-        fringed: drawn on the red, green and blue thirds of a pixel, as on LCD screens.
-        zoom: factor by which the bitmap font is enlarged; 0 for Aileron.
-    """
-
-    size: int
-    bold: float = 0
-    slant: float = 0
-    smooth: bool = True
-    fringed: bool = False
-    zoom: int = 0
+    size: int  # of the font in pixels
+    bold: float = 0  # pixels by which strokes are widened on each side
+    slant: float = 0  # of italics, pixels to the right per pixel upwards
+    smooth: bool = True  # anti-aliased
+    fringed: bool = False  # drawn on the red, green and blue thirds of a pixel, as on LCD screens
+    zoom: int = 0  # factor by which the bitmap font is enlarged; 0 for Aileron
 
     @property
     def pitch(self) -> int:
@@ -75,13 +68,13 @@ class Face:
 def some_face(rng: Rng, low: int = 8, high: int = 64) -> Face:
     """A random typeface of a size from `low` to `high`; smaller sizes are more likely."""
     size = round(low * (high / low) ** (rng.random() ** 1.5))
-    if chance(rng, 0.1):
+    if rng.chance(0.1):
         zoom = max(1, size // BITMAP_PX)
         return Face(BITMAP_PX * zoom, zoom=zoom)
-    bold = rng.uniform(0.2, 1) * size / 20 if chance(rng, 0.2) else 0
-    slant = rng.uniform(0.15, 0.3) if chance(rng, 0.08) else 0
-    smooth = chance(rng, 0.9)
-    return Face(size, bold, slant, smooth, smooth and size < 24 and chance(rng, 0.2))
+    bold = rng.uniform(0.2, 1) * size / 20 if rng.chance(0.2) else 0
+    slant = rng.uniform(0.15, 0.3) if rng.chance(0.08) else 0
+    smooth = rng.chance(0.9)
+    return Face(size, bold, slant, smooth, smooth and size < 24 and rng.chance(0.2))
 
 
 def words(rng: Rng, count: int) -> list[str]:
@@ -98,7 +91,7 @@ def words(rng: Rng, count: int) -> list[str]:
             word = str(int(rng.integers(10 ** min(int(n), 5))))
         elif kind < 0.08:
             vowel = next((c for c in word if c in "aeou"), "")
-            word = word.replace(vowel, vowel + pick(rng, tuple(ACCENTS)), 1) if vowel else word
+            word = word.replace(vowel, vowel + rng.pick(tuple(ACCENTS)), 1) if vowel else word
         elif kind < 0.2:
             word = word.capitalize()
         elif kind < 0.22:
@@ -109,15 +102,15 @@ def words(rng: Rng, count: int) -> list[str]:
 
 def label(rng: Rng, low: int = 1, high: int = 3) -> str:
     """A few words, as on buttons and in menus."""
-    text = " ".join(words(rng, whole(rng, low, high)))
-    return text[:1].upper() + text[1:] if chance(rng, 0.85) else text.upper()
+    text = " ".join(words(rng, rng.whole(low, high)))
+    return text[:1].upper() + text[1:] if rng.chance(0.85) else text.upper()
 
 
 def number(rng: Rng) -> str:
     """A number as it is written in tables."""
     value = float(10 ** rng.uniform(0, 5))
-    text = f"{value:,.{pick(rng, (0, 0, 1, 2))}f}"
-    return pick(rng, ("", "", "", "$", "-", "+")) + text + pick(rng, ("", "", "", "%", " kB"))
+    text = f"{value:,.{rng.pick((0, 0, 1, 2))}f}"
+    return rng.pick(("", "", "", "$", "-", "+")) + text + rng.pick(("", "", "", "%", " kB"))
 
 
 def prose(rng: Rng, count: int) -> list[str]:
@@ -129,7 +122,7 @@ def prose(rng: Rng, count: int) -> list[str]:
             out[k] = out[k][:1].upper() + out[k][1:]
         starts = False
         if stopped:
-            stop = pick(rng, STOPS)
+            stop = rng.pick(STOPS)
             out[k] += stop
             starts = stop in ".!?"
     return out

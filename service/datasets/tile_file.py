@@ -36,21 +36,13 @@ HEADER_BYTES: Final = 4096
 
 @dataclass(frozen=True)
 class TileRecord:
-    """The record of how a file of tiles was cut.
+    """The record of how a file of tiles was cut."""
 
-    Attributes:
-        size: side of a tile in pixels.
-        halved: whether pictures from lossy files were halved.
-        pictures: number of pictures that were cut.
-        left_out: number of files that are too small or not pictures.
-        source: sha256 of the names and sizes of the files, which shows whether a folder changed.
-    """
-
-    size: int
-    halved: bool
-    pictures: int
-    left_out: int
-    source: str
+    size: int  # side of a tile in pixels
+    halved: bool  # whether pictures from lossy files were halved
+    pictures: int  # number of pictures that were cut
+    left_out: int  # number of files that are too small or not pictures
+    source: str  # sha256 of the names and sizes of the files, which shows whether a folder changed
 
 
 def cut_tiles(
@@ -59,7 +51,6 @@ def cut_tiles(
     """Cut the pictures of folders and their subfolders, and write the tiles to a file.
 
     Args:
-        folders: of pictures.
         out: the file; replaced as a whole at the end.
         size: side of a tile in pixels.
         halve: whether pictures from lossy files are halved first.
@@ -91,10 +82,7 @@ def cut_tiles(
 
 
 def read_tiles(path: Path) -> tuple[TileRecord, Tensor]:
-    """Read the record and the tiles of a file of tiles.
-
-    Returns:
-        The record, and the tiles [N, S, S, 3] uint8, mapped from the file.
+    """Return the record and the tiles of a file, [N, S, S, 3] uint8, mapped into memory.
 
     Raises:
         BadParameter: the file cannot be read or is of another kind.

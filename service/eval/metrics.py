@@ -3,8 +3,7 @@
 All of them take [H, W, 3] uint8 arrays of equal shape; pictures with alpha are laid on white. PSNR
 is over the three channels of 8-bit RGB together, weighted by alpha. MS-SSIM is that of Wang,
 Simoncelli and Bovik 2003 with the reference constants: the mean of the three channels. Where a side
-is odd, halving leaves out the last row or column. train/ms_ssim.py is the same metric for training:
-differentiable and fast on small crops, while this one takes time in proportion to the pixels.
+is odd, halving leaves out the last row or column.
 """
 
 from __future__ import annotations

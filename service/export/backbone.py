@@ -51,12 +51,11 @@ from service.store.model import (
 )
 from service.store.write import write_model
 from service.train.adapters import domains, write_adapter
-from service.train.checkpoint import has_state, read_about
+from service.train.checkpoint import has_state, read_about, training_record
 from service.train.evaluate import as_tensor, pictures_in
 from service.train.ladder import RANKS, RateLadder, divide_latents
-from service.train.run import training_record
+from service.train.start import from_weights
 from service.train.tunes import BASE, LADDER, PSNR
-from service.train.weights import from_weights
 
 
 @dataclass(frozen=True, eq=False)

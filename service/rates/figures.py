@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from service.engine.engine import Engine
 from service.engine.types import Compressed
@@ -21,17 +22,11 @@ from service.store.write import record_figures
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures of one picture, or means over pictures.
+    """Figures of one picture, or means over pictures."""
 
-    Attributes:
-        bpp: bits per pixel of the real stream.
-        psnr_db: PSNR in dB.
-        ms_ssim: MS-SSIM; None if a picture is too small for it.
-    """
-
-    bpp: float
+    bpp: float  # bits per pixel of the real stream
     psnr_db: float
-    ms_ssim: float | None
+    ms_ssim: float | None  # None if a picture is too small for it
 
     def entered_in(self, rate: StoredRate) -> StoredRate:
         """Return a rate's entry in a manifest with these figures."""
@@ -54,11 +49,10 @@ def measure_picture(engine: Engine, picture: Picture, compressed: Compressed) ->
 def mean_figures(figures: Sequence[Figures]) -> Figures:
     """Return the means of the figures of at least one picture."""
     similarities = [f.ms_ssim for f in figures if f.ms_ssim is not None]
-    complete = len(similarities) == len(figures)
     return Figures(
-        _mean([f.bpp for f in figures]),
-        _mean([f.psnr_db for f in figures]),
-        _mean(similarities) if complete else None,
+        fmean(f.bpp for f in figures),
+        fmean(f.psnr_db for f in figures),
+        fmean(similarities) if len(similarities) == len(figures) else None,
     )
 
 
@@ -78,13 +72,7 @@ def measure_rate(engine: Engine, rate: float, tune: str, folder: Path) -> Figure
 
 
 def measure_model(folder: Path, pictures: Path, device: str) -> tuple[StoredRate, ...]:
-    """Measure every rate of a stored model, and replace the figures in its manifest.
-
-    Args:
-        folder: of the model.
-        pictures: folder of pictures to measure on.
-        device: that compresses, "cpu" or "cuda".
-    """
+    """Measure every rate of a stored model on a device, and replace the figures in its manifest."""
     stored = load_model(folder)
     engine = Engine(load_models((stored,), device, None))
     measured = tuple(
@@ -93,7 +81,3 @@ def measure_model(folder: Path, pictures: Path, device: str) -> tuple[StoredRate
     )
     record_figures(folder, measured)
     return measured
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

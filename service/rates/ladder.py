@@ -51,21 +51,16 @@ def train_ladder(
     device: torch.device = CPU,
     earlier: StoredModel | None = None,
 ) -> None:
-    """Train rates from the base outwards, and publish each when it is trained.
+    """Train rates from the base outwards, and publish each in the folder of its model.
 
     A rate whose checkpoint is finished is published again without training. A rate's neighbour must
     be trained before it, have a finished checkpoint, or be the base.
 
     Args:
-        folder: of the model in the store.
-        crops: training pictures.
         measure: folder of pictures for the figures in the manifest.
-        recipe: how to train each rate.
         scratch: folder for checkpoints.
-        rates: which rates to train.
         record: entries of the manifest besides the recipe, about data and device.
         report: called about every ten seconds.
-        device: that trains.
         earlier: model whose rates to start from, instead of from neighbours.
 
     Raises:
@@ -128,13 +123,10 @@ def publish(
     training: dict[str, object],
     device: str,
 ) -> StoredRate:
-    """Quantise and measure a rate's adapter, and publish it in the store.
+    """Quantise a rate's adapter, measure it on pictures, and publish it in its model's folder.
 
     Args:
-        folder: of the model in the store.
         stored: the model as it was when training started.
-        trained: the rate.
-        measure: folder of pictures to measure on.
         training: record of the training for the manifest; "tune" names the ladder.
         device: that compresses these pictures, "cpu" or "cuda".
     """

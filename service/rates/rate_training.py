@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -29,47 +32,27 @@ from service.nets.twin import float_twin
 from service.store.model import StoredModel
 from service.train.adapters import domains
 from service.train.progress import Meter
-from service.train.tunes import (
-    BASE,
-    CORRECTED_PART,
-    CORRECTION_STEPS,
-    MS_SSIM,
-    PSNR,
-    TUNES,
-    BppTarget,
-    Tune,
-)
+from service.train.tunes import BASE, MS_SSIM, PSNR, TUNES, BppTarget, Tune
 
 
 @dataclass(frozen=True)
 class RateRecipe:
-    """How a rate is trained.
+    """How a rate is trained."""
 
-    Attributes:
-        tune: name of the loss, see train/tunes.py.
-        steps: optimiser steps.
-        batch: crops per step.
-        crop: side of the crops in pixels.
-        lr: peak learning rates; after `warmup` steps they fall to a twentieth, along a cosine.
-        warmup: steps over which the learning rates rise.
-        ranks: of the updates, by part of the model; "kernels" are depthwise layers of g_a and g_s.
-        seed: of random draws and initial factors.
-        checkpoint_s: seconds between checkpoints.
-        start: sha256 of the model whose rate of the same number this rate starts from; empty if it
-            starts from its neighbour.
-    """
-
-    tune: str = PSNR.name
-    steps: int = 600
-    batch: int = 8
-    crop: int = 192
+    tune: str = PSNR.name  # name of the loss, see train/tunes.py
+    steps: int = 600  # optimiser steps
+    batch: int = 8  # crops per step
+    crop: int = 192  # side of the crops in pixels
+    # peak learning rates; after `warmup` steps they fall to a twentieth, along a cosine
     lr: AdapterLearningRates = AdapterLearningRates(b=1e-3, a=1e-3, steps=5e-3)
-    warmup: int = 20
+    warmup: int = 20  # steps over which the learning rates rise
+    # of the updates, by part of the model; "kernels" are depthwise layers of g_a and g_s
     ranks: dict[str, int] = field(
         default_factory=lambda: {"g_a": 2, "g_s": 2, "h_a": 1, "entropy": 1}
     )
-    seed: int = 0
-    checkpoint_s: float = 60.0
+    seed: int = 0  # of random draws and initial factors
+    checkpoint_s: float = 60.0  # seconds between checkpoints
+    # sha256 of the model whose rate of the same number this one starts from; "" for its neighbour
     start: str = ""
 
     @property
@@ -79,7 +62,8 @@ class RateRecipe:
 
     def steps_of(self, rate: int) -> int:
         """Return the steps of a rate; one that starts from the same rate needs no head start."""
-        return self.steps if self.start else self.loss.steps(rate, self.steps)
+        near = self.start or self.loss.neighbour(rate)
+        return self.steps if near else self.steps * self.loss.head_start
 
 
 RECIPES: Mapping[str, RateRecipe] = {
@@ -113,10 +97,13 @@ class RateProgress:
     pixels_per_s: float
 
 
-CPU = torch.device("cpu")
+CORRECTION_STEPS = 50
+"""Steps between two corrections of lmbda."""
 
-StepFigures = tuple[float, float, float]
-"""Loss, bits per pixel and error of a step, or means of them."""
+CORRECTED_PART = 0.8
+"""Part of the steps after which lmbda is not corrected any more."""
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,21 +127,12 @@ def train_rate(
     target: BppTarget | None = None,
     device: torch.device = CPU,
 ) -> TrainedRate:
-    """Train one rate, or resume it from its checkpoint.
+    """Train one rate, or resume it from its checkpoint; its adapter is returned on the CPU.
 
     Args:
-        stored: the base.
-        crops: training pictures.
-        rate: its number.
         start: the neighbour, or the same rate of another base; None starts from the base itself.
-        recipe: how to train.
-        checkpoint: file to save to and resume from.
         report: called about every ten seconds.
         target: the bits that the rate should take; None does not adjust lmbda.
-        device: that trains.
-
-    Returns:
-        The rate, its adapter on the CPU.
 
     Raises:
         BadParameter: the checkpoint is of another base, rate or recipe.
@@ -168,17 +146,18 @@ def train_rate(
     if run.step == steps:
         return run.trained()
     meter, saved = Meter(run.step), time.monotonic()
-    means: StepFigures | None = None
+    means: NDArray[np.float64] | None = None
     while run.step < steps:
         corrects = 0 < run.step < CORRECTED_PART * steps and run.step % CORRECTION_STEPS == 0
         if target is not None and corrects:
             run.log_lmbda += target.correction(run.adapter)
-        figures = run.advance(crops, steps)
-        means = figures if means is None else _running_means(means, figures)
+        figures = np.array(run.advance(crops, steps))
+        means = figures if means is None else 0.98 * means + 0.02 * figures
         if meter.due(10) or run.step == steps:
             count, seconds = meter.lap(run.step)
             speed = count * recipe.batch * recipe.crop**2 / seconds
-            report(RateProgress(rate, run.step, steps, run.lmbda, *means, speed))
+            loss, bpp, error = means.tolist()
+            report(RateProgress(rate, run.step, steps, run.lmbda, loss, bpp, error, speed))
         if time.monotonic() - saved > recipe.checkpoint_s:
             run.save(checkpoint)
             saved = time.monotonic()
@@ -239,7 +218,7 @@ class _RateTraining:
         """Present weight of the error."""
         return math.exp(self.log_lmbda)
 
-    def advance(self, crops: Crops, steps: int) -> StepFigures:
+    def advance(self, crops: Crops, steps: int) -> tuple[float, float, float]:
         """Do one of `steps` steps, and return its loss, bits per pixel and error."""
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
             group["lr"] = peak * _schedule(self.step, steps, self.recipe.warmup)
@@ -270,11 +249,7 @@ class _RateTraining:
         write_whole(path, save(tensors, {"run": self.key}))
 
     def resume(self, path: Path) -> None:
-        """Load the checkpoint if there is one.
-
-        Raises:
-            BadParameter: it is of another base, rate or recipe.
-        """
+        """Load the checkpoint if there is one; one of another base, rate or recipe is refused."""
         if not path.exists():
             return
         with safe_open(path, "pt") as file:
@@ -282,20 +257,19 @@ class _RateTraining:
         if key != self.key:
             raise BadParameter(f"{path} is the checkpoint of {key}, this run is {self.key}")
         tensors = load_file(path)
-        prefix = "adapter."
-        self.adapter.load_state_dict(
-            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        )
-        state = self.optimiser.state_dict()
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("adam."):
-                _, index, part = name.split(".")
-                moments.setdefault(int(index), {})[part] = tensor
-        state["state"] = moments
-        self.optimiser.load_state_dict(state)
-        step, self.cpu_s, self.log_lmbda = tensors["counters"].tolist()
+        step, self.cpu_s, self.log_lmbda = tensors.pop("counters").tolist()
         self.step = int(step)
+        adapter: dict[str, Tensor] = {}
+        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "adapter":
+                adapter[rest] = tensor
+            else:
+                index, part = rest.split(".")
+                moments[int(index)][part] = tensor
+        self.adapter.load_state_dict(adapter)
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
 
 
 def batch_loss(
@@ -313,8 +287,3 @@ def _schedule(step: int, steps: int, warmup: int) -> float:
     """Factor of the learning rates: a linear rise times half a cosine that ends at 0.05."""
     rise = min(1.0, (step + 1) / warmup)
     return rise * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def _running_means(means: StepFigures, figures: StepFigures) -> StepFigures:
-    loss, bpp, error = (0.98 * m + 0.02 * f for m, f in zip(means, figures, strict=True))
-    return loss, bpp, error

@@ -29,44 +29,26 @@ from service.store.model import StoredModel, Tensors
 
 @dataclass(frozen=True, eq=False)
 class RateSynthesis:
-    """The synthesis network of one rate, in a form that can be differentiated.
+    """The synthesis network of one rate, in a form that can be differentiated."""
 
-    Attributes:
-        rate: whole rate of the PSNR ladder.
-        lmbda: of its loss.
-        transforms: the model's weights merged for the rate.
-        g_s: the network.
-    """
-
-    rate: int
-    lmbda: float
-    transforms: Tensors
+    lmbda: float  # of its loss
+    transforms: Tensors  # the model's weights merged for the rate
     g_s: nn.Module
 
 
 @dataclass(frozen=True, eq=False)
 class CodedTile:
-    """A square part of a picture, coded at several rates.
+    """A square part of a picture, coded at several rates."""
 
-    Attributes:
-        picture: number of the picture, counted over all folders.
-        rgb: pixels [S, S, 3].
-        y_hat: decoded latents by rate, [S/16, S/16, M] int16 in units of 2^-Y_FRAC.
-        plain: loss without an update by rate, R + lmbda·D in bits per pixel.
-    """
-
-    picture: int
-    rgb: U8
+    picture: int  # number of the picture, counted over all folders
+    rgb: U8  # pixels [S, S, 3]
+    # decoded latents by rate, [S/16, S/16, M] int16 in units of 2^-Y_FRAC
     y_hat: Mapping[int, NDArray[np.int16]]
-    plain: Mapping[int, float]
+    plain: Mapping[int, float]  # loss without an update by rate, R + lmbda·D in bits per pixel
 
 
-@dataclass(frozen=True, eq=False)
-class TileGroup:
-    """The tiles of one folder of pictures, and the folder's name."""
-
-    name: str
-    tiles: tuple[CodedTile, ...]
+TileGroups = Mapping[str, Sequence[CodedTile]]
+"""The tiles of each folder of pictures, by the folder's name."""
 
 
 def rate_networks(stored: StoredModel, rates: Sequence[int]) -> dict[int, RateSynthesis]:
@@ -82,7 +64,7 @@ def rate_networks(stored: StoredModel, rates: Sequence[int]) -> dict[int, RateSy
             raise BadParameter(f"rate {rate} of model {stored.name} is missing or has no lmbda")
         merged = stored.at_rate(PARTS * rate)
         g_s = updatable(merged.sizes, float_twin(merged).g_s, torch.float32)
-        out[rate] = RateSynthesis(rate, lmbda, merged.transforms, g_s)
+        out[rate] = RateSynthesis(lmbda, merged.transforms, g_s)
     return out
 
 
@@ -93,16 +75,14 @@ def read_groups(
     size: int,
     count: int,
     seed: int,
-) -> tuple[TileGroup, ...]:
+) -> TileGroups:
     """Cut random tiles from the pictures of folders, and code each tile as a picture of its own.
 
     Args:
         folders: of pictures; the tiles of each are a group.
-        stored: the model.
         networks: of the rates to code at.
         size: side of a tile in pixels, a multiple of 16.
         count: tiles per folder, cut from its pictures in turn.
-        seed: of the places of the tiles.
 
     Raises:
         BadParameter: a folder has no picture of at least that size, or two folders have one name.
@@ -114,28 +94,28 @@ def read_groups(
     (base,) = load_models((stored,), "cpu", torch.float32)
     assert base.build is not None
     models = {rate: base.build(stored.at_rate(PARTS * rate)) for rate in networks}
-    groups, first = [], 0
+    groups: dict[str, list[CodedTile]] = {}
+    first = 0
     for number, folder in enumerate(folders):
         read = [picture.on_white().rgb for _, picture in read_folder(folder)]
         pictures = [rgb for rgb in read if min(rgb.shape[:2]) >= size]
         if not pictures:
             raise BadParameter(f"{folder} has no picture of at least {size}x{size} pixels")
         rng = np.random.default_rng((seed, number))
-        tiles = []
+        tiles = groups[folder.name] = []
         for k in range(count):
             rgb = _cut(pictures[k % len(pictures)], size, rng)
             tiles.append(_code(first + k % len(pictures), rgb, models, networks))
-        groups.append(TileGroup(folder.name, tuple(tiles)))
         first += len(pictures)
-    return tuple(groups)
+    return groups
 
 
-def digest_of(groups: Sequence[TileGroup]) -> str:
+def digest_of(groups: TileGroups) -> str:
     """Return a hash of the pixels of all tiles and of the numbers of their pictures."""
     data = hashlib.sha256()
-    for group in groups:
-        data.update(group.name.encode())
-        for tile in group.tiles:
+    for name, tiles in groups.items():
+        data.update(name.encode())
+        for tile in tiles:
             data.update(tile.picture.to_bytes(4, "little") + tile.rgb.tobytes())
     return data.hexdigest()
 

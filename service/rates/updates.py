@@ -36,7 +36,7 @@ from service.files import write_whole
 from service.rates.tiles import (
     CodedTile,
     RateSynthesis,
-    TileGroup,
+    TileGroups,
     digest_of,
     rate_networks,
     read_groups,
@@ -48,36 +48,21 @@ from service.store.write import publish_updates
 BETAS = (0.9, 0.99)
 """Decay rates of Adam's moments, as in adaptation."""
 
-CPU = torch.device("cpu")
-
 
 @dataclass(frozen=True)
 class UpdateRecipe:
-    """How the updates are fitted.
+    """How the updates are fitted."""
 
-    Attributes:
-        rates: of the PSNR ladder, used in turn.
-        rank: largest rank of a layer's update.
-        rounds: of fitting updates and regrouping pictures.
-        steps: of the first round; other rounds have half as many.
-        batch: tiles per step.
-        tile: side of a tile in pixels.
-        tiles: number of tiles per folder.
-        lr: factor of adaptation's learning rates.
-        price: share of the loss that one bit of an update must save.
-        seed: of tiles, draws and initial factors.
-    """
-
-    rates: tuple[int, ...] = (2, 4, 6)
-    rank: int = 4
-    rounds: int = 2
-    steps: int = 300
-    batch: int = 4
-    tile: int = 256
-    tiles: int = 48
-    lr: float = 2.0
-    price: float = 1e-7
-    seed: int = 0
+    rates: tuple[int, ...] = (2, 4, 6)  # of the PSNR ladder, used in turn
+    rank: int = 4  # largest rank of a layer's update
+    rounds: int = 2  # of fitting updates and regrouping pictures
+    steps: int = 300  # of the first round; other rounds have half as many
+    batch: int = 4  # tiles per step
+    tile: int = 256  # side of a tile in pixels
+    tiles: int = 48  # number of tiles per folder
+    lr: float = 2.0  # factor of adaptation's learning rates
+    price: float = 1e-7  # share of the loss that one bit of an update must save
+    seed: int = 0  # of tiles, draws and initial factors
 
     def steps_of(self, number: int) -> int:
         """Return the number of steps of a round; rounds are counted from 0."""
@@ -86,19 +71,14 @@ class UpdateRecipe:
 
 @dataclass(frozen=True)
 class UpdateProgress:
-    """One progress report.
-
-    Attributes:
-        loss: running mean of lmbda·D over the loss without an update.
-        bits: estimated size of the update.
-    """
+    """One progress report."""
 
     round: int
     group: str
     step: int
     steps: int
-    loss: float
-    bits: float
+    loss: float  # running mean of lmbda·D over the loss without an update
+    bits: float  # estimated size of the update
 
 
 def train_updates(
@@ -109,12 +89,10 @@ def train_updates(
     record: Mapping[str, object],
     report: Callable[[UpdateProgress], None],
 ) -> tuple[StoredUpdate, ...]:
-    """Fit updates to folders of pictures, and publish them with a model of the store.
+    """Fit updates to folders of pictures, and publish them in the folder of a model.
 
     Args:
-        folder: of the model.
         pictures: folders of pictures; each is a group at first.
-        recipe: how to fit.
         scratch: folder for the updates of finished rounds.
         record: further entries of the manifest.
         report: called every 50 steps.
@@ -140,19 +118,19 @@ class _Fitting:
         self,
         stored: StoredModel,
         networks: Mapping[int, RateSynthesis],
-        groups: Sequence[TileGroup],
+        groups: TileGroups,
         recipe: UpdateRecipe,
         scratch: Path,
         report: Callable[[UpdateProgress], None],
     ) -> None:
         self._stored, self._networks, self._recipe = stored, networks, recipe
         self._scratch, self._report = scratch, report
-        self._names = [group.name for group in groups]
+        self._names = list(groups)
         self._spent_s = dict.fromkeys(self._names, 0.0)
-        self._members = {group.name: group.tiles for group in groups}
+        self._members = groups
         fields = ", ".join(f"{name}={value!r}" for name, value in asdict(recipe).items())
         self._digest = f"{stored.sha256} {digest_of(groups)} Recipe({fields})"
-        tiles = [tile for group in groups for tile in group.tiles]
+        tiles = [tile for group in groups.values() for tile in group]
         self._plain = {
             (picture, rate): float(np.mean([t.plain[rate] for t in tiles if t.picture == picture]))
             for picture in {tile.picture for tile in tiles}
@@ -189,7 +167,7 @@ class _Fitting:
         seed = 1000 * self._recipe.seed + number
         generator = torch.Generator().manual_seed(seed)
         network = next(iter(self._networks.values()))
-        return DecoderUpdate(network.transforms, self._recipe.rank, generator, CPU)
+        return DecoderUpdate(network.transforms, self._recipe.rank, generator, torch.device("cpu"))
 
     def _fit(self, number: int, name: str, update: DecoderUpdate) -> None:
         """Fit one update for a round, or load it from the scratch folder."""
@@ -261,7 +239,7 @@ class _Fitting:
             cut = [tile for tile in tiles if tile.picture == picture]
             shares = {name: self._share(update, cut, rate) for name, update in candidates.items()}
             members[min(shares, key=lambda n: (shares[n], n))] += cut
-        self._members = {name: tuple(group) for name, group in members.items()}
+        self._members = members
 
 
 def _load(path: Path, digest: str, update: DecoderUpdate) -> float | None:

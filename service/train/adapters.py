@@ -35,7 +35,6 @@ def domains(stored: StoredModel, ranks: dict[str, int]) -> dict[str, Domain]:
     """The scales and ranks in which each layer of a model is adapted, by its name in Backbone.
 
     Args:
-        stored: the base.
         ranks: rank of the updates of "g_a", "g_s", "h_a" and "entropy", and of the "kernels" (the
             depthwise layers) of g_a and g_s.
     """
@@ -67,12 +66,15 @@ def quantise_adapter(stored: StoredModel, adapter: RateAdapter) -> Update:
     for layer in entropy_layers(stored):
         unit = _bias_unit(stored, layer)
         groups = 2 if layer.endswith(".head") else 1
-        name, mean = torch_name(layer), _mean(stored, layer)
-        layers[layer] = _layer(adapter, name, _step(stored, layer), unit, groups, mean)
+        name = torch_name(layer)
+        bias = adapter.d[name.replace(".", "/")].double().numpy()
+        bias = (bias + _mean_response(stored, adapter, name)) * unit
+        layers[layer] = _layer(adapter, name, _step(stored, layer), bias, groups)
     for name, domain in adapter.domains.items():
         if name.startswith(("g_a", "g_s", "h_a")):
             unit = (domain.bias / domain.rows).double().numpy()
-            layers[name] = _layer(adapter, name, 1.0, unit, 1, None)
+            bias = adapter.d[name.replace(".", "/")].double().numpy() * unit
+            layers[name] = _layer(adapter, name, 1.0, bias, 1)
     unit_step = adapter.unit_step.double().numpy()
     # the step of a channel that a rate does not use can grow without bound
     largest = STEP_MAX / 2.0 ** (Y_FRAC + STEP_FRAC)
@@ -93,16 +95,11 @@ def quantise_adapter(stored: StoredModel, adapter: RateAdapter) -> Update:
 
 @torch.no_grad()
 def load_update(adapter: RateAdapter, stored: StoredModel, update: Update) -> None:
-    """Load an update of a stored model into an adapter of the same sizes.
+    """Load an update of a stored model into an adapter of the same sizes, in place.
 
     If the adapter's base is that model, the adapter then merges to the same weights as the update;
     if its base was trained on from that model, to similar ones. Factors beyond the adapter's ranks
     are dropped.
-
-    Args:
-        adapter: changed in place.
-        stored: the model that the update belongs to.
-        update: as `quantise_adapter` returns it.
     """
     for layer, change in update.layers.items():
         step, groups = 1.0, len(change.bias_e)
@@ -123,7 +120,7 @@ def load_update(adapter: RateAdapter, stored: StoredModel, update: Update) -> No
             rank = min(len(a), len(adapter.a[key]))
             adapter.a[key][:rank] = _t((a / scale[:, None])[:rank])
             adapter.b[key][:, :rank] = _t((b / step * scale)[:, :rank])
-            adapter.d[key].sub_(_t(_mean_response(adapter, name, _mean(stored, layer))))
+            adapter.d[key].sub_(_t(_mean_response(stored, adapter, name)))
     vectors = update.vectors
     adapter.log_y_step.copy_(_t(np.log(vectors["y.step"] / stored.entropy["y.step"])))
     adapter.log_z_step.copy_(_t(np.log(vectors["z.step"] / 2.0 ** (Z_FRAC + STEP_FRAC))))
@@ -179,39 +176,26 @@ def _row_units(module: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     return torch.full((rows,), scale), torch.ones(columns), torch.ones(rows)
 
 
-def _mean(stored: StoredModel, layer: str) -> F64 | None:
-    """The mean that a stored layer's input lacks: z.mean, which the first layer's bias contains."""
-    if layer != "h_s.0":
-        return None
-    mean: F64 = stored.entropy["z.mean"] / 2.0**16
-    return mean
+def _mean_response(stored: StoredModel, adapter: RateAdapter, name: str) -> F64:
+    """The response of the first layer of h_s to a change of its weights, as a bias delta [N].
 
-
-def _mean_response(adapter: RateAdapter, name: str, mean: F64 | None) -> F64:
-    """The response of a layer's weight change to the mean of its input, as a bias delta [N]."""
+    Its stored input lacks z.mean, whose response is part of the stored bias.
+    """
     domain, key = adapter.domains[name], name.replace(".", "/")
-    if mean is None or not domain.rank:
+    if name != torch_name("h_s.0") or not domain.rank:
         return np.zeros(len(domain.rows))
+    mean = stored.entropy["z.mean"] / 2.0**16
     hidden = adapter.a[key].double().numpy() @ (domain.columns.double().numpy() * mean)
     change = domain.rows.double().numpy() * (adapter.b[key].double().numpy() @ hidden)
     out: F64 = change / domain.bias.double().numpy()
     return out
 
 
-def _layer(
-    adapter: RateAdapter,
-    name: str,
-    step: float,
-    bias_unit: F64,
-    groups: int,
-    mean: F64 | None,
-) -> LayerUpdate:
-    key = name.replace(".", "/")
-    bias = (adapter.d[key].double().numpy() + _mean_response(adapter, name, mean)) * bias_unit
-    rank = adapter.domains[name].rank
-    rows, columns = len(adapter.domains[name].rows), len(adapter.domains[name].columns)
-    a, b = np.zeros((0, columns)), np.zeros((rows, 0))
-    if rank:
+def _layer(adapter: RateAdapter, name: str, step: float, bias: F64, groups: int) -> LayerUpdate:
+    """Quantise a layer's factors, and its bias deltas in `groups` that have their own exponents."""
+    key, domain = name.replace(".", "/"), adapter.domains[name]
+    a, b = np.zeros((0, len(domain.columns))), np.zeros((len(bias), 0))
+    if domain.rank:
         a, b = adapter.a[key].double().numpy(), adapter.b[key].double().numpy() * step
     # only the product b·a counts: scale `a` to the whole 8-bit range, and `b` inversely
     peak = np.abs(a).max(1, initial=1e-9)
@@ -219,7 +203,7 @@ def _layer(
     b = b * (peak / 127)
     e = _exponents(np.abs(b).max(0, initial=0.0))
     bias_e = _exponents(np.abs(bias).reshape(groups, -1).max(1))
-    spread = np.repeat(bias_e, rows // groups)
+    spread = np.repeat(bias_e, len(bias) // groups)
     return LayerUpdate(
         np.round(b * np.exp2(-e)).astype(np.int8),
         whole_a.astype(np.int8),

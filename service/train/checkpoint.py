@@ -28,17 +28,11 @@ _ROOM: Final = 256 << 10
 
 
 def write_state(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> int:
-    """Replace a run's state and return the number of shards.
-
-    Args:
-        folder: of the run; created if it is missing.
-        tensors: by name, on any device.
-        about: the run's record, JSON values.
+    """Replace a run's tensors and its record, JSON values, and return the number of shards.
 
     Raises:
         BadParameter: a tensor is too large for a shard.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     shards = {}
     for names in plan_shards(tensors):
         # copies, because safetensors refuses tensors that share memory, and the averaged weights
@@ -77,11 +71,26 @@ def read_about(folder: Path) -> dict[str, Any]:
     return record
 
 
-def read_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Read the tensors of a run whose names start with a prefix, and remove the prefix.
+def training_record(about: Mapping[str, Any]) -> dict[str, object]:
+    """Return the part of a run's record that goes into the manifest of an exported model."""
+    sessions = about["pieces"]
+    return {
+        "data": about["data"],
+        "started_from": about["started_from"],
+        "recipe": about["recipe"],
+        "steps": about["step"],
+        "pixels": about["pixels"],
+        "skipped": about["skipped"],
+        "decay": about["decay"],
+        "minutes": round(sum(s["minutes"] for s in sessions), 1),
+        "devices": sorted({s["device"] for s in sessions}),
+        "commits": sorted({s["commit"] for s in sessions if s["commit"]}),
+        "measured": about["measured"],
+    }
 
-    Returns:
-        The tensors by name, on the CPU.
+
+def read_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Read the tensors of a run whose names start with a prefix, without the prefix, on the CPU.
 
     Raises:
         BadParameter: a shard is missing or was changed.

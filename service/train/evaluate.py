@@ -46,7 +46,7 @@ def evaluate(ladder: RateLadder, folder: Path) -> dict[int, Quality]:
         raise BadParameter(f"{folder} has no picture of at least 64x64 pixels to measure on")
     out = {}
     for place, rate in enumerate(ladder.rates):
-        index = torch.tensor([place], device=device) if len(ladder.rates) > 1 else None
+        index = torch.tensor([place], device=device)
         rows = []
         for picture in pictures:
             x = as_tensor(picture).to(device)
@@ -57,12 +57,7 @@ def evaluate(ladder: RateLadder, folder: Path) -> dict[int, Quality]:
 
 
 def rate_and_mse(estimate: Estimate, x: Tensor) -> tuple[float, float]:
-    """Return bits per pixel, and the MSE of pixels rounded to 8 bits, of one picture.
-
-    Args:
-        estimate: of a float model for x with real rounding.
-        x: [1, H, W, 3] in [0, 1].
-    """
+    """Return bits per pixel of x [1, H, W, 3], and the MSE of its pixels, rounded to 8 bits."""
     rounded = (estimate.x_hat.clamp(0, 1) * 255).round() / 255
     bits = float(estimate.bits_y + estimate.bits_z)
     return bits / x[..., 0].numel(), float((rounded - x).square().mean())

@@ -45,9 +45,7 @@ class RateLadder(nn.Module):
     def __init__(self, base: Backbone, rates: Sequence[int]) -> None:
         """Start every rate as the base with quantiser steps that fit its lmbda at high rate.
 
-        Args:
-            base: with scale vectors (ScaledLinear).
-            rates: some of LADDER, with BASE among them.
+        The base has scale vectors (ScaledLinear), and BASE is among the rates.
         """
         super().__init__()
         self.base, self.rates = base, tuple(sorted(rates))
@@ -65,15 +63,14 @@ class RateLadder(nn.Module):
         self.factors = nn.Parameter(factors)
         self.vectors = nn.Parameter(torch.cat(vectors, 1))
 
-    def forward(self, x: Tensor, index: Tensor | None, relax: Relax | None) -> Estimate:
+    def forward(self, x: Tensor, index: Tensor, relax: Relax | None) -> Estimate:
         """Predict rate and reconstruction, each group of the batch at its rate.
 
         Args:
             x: [G·n, H, W, 3] in [0, 1]. relax: see Backbone.forward.
-            index: [G] int64, the place of each group's rate in `rates`; None if BASE is the only
-                rate.
+            index: [G] int64, the place of each group's rate in `rates`.
         """
-        if index is None:
+        if len(self.rates) == 1:
             return self.base.forward(x, relax=relax)
         changes = self.merged(index)
         out: Estimate = torch.func.functional_call(self.base, changes, (x,), {"relax": relax})
@@ -104,8 +101,7 @@ class RateLadder(nn.Module):
     def groups(self, frozen: bool) -> list[tuple[float, dict[str, nn.Parameter]]]:
         """Return the trained parameters, with their factor of the learning rate.
 
-        Args:
-            frozen: leave out the encoder's parameters (g_a, h_a).
+        If `frozen`, the encoder's parameters (g_a, h_a) are left out.
         """
         base = {f"base.{n}": p for n, p in self.base.named_parameters()}
         if frozen:
@@ -117,8 +113,7 @@ class RateLadder(nn.Module):
     def masks(self, frozen: bool) -> dict[str, Tensor]:
         """Return masks of partly trained parameters: 1 where they are trained, 0 elsewhere.
 
-        Args:
-            frozen: leave out the encoder's parameters (g_a, h_a).
+        If `frozen`, the encoder's parameters (g_a, h_a) are left out.
         """
         if len(self.rates) == 1:
             return {}
@@ -162,8 +157,7 @@ class RateLadder(nn.Module):
 def divide_latents(model: Backbone, step: Tensor) -> None:
     """Divide y by `step` [M], and multiply by it in the layers that read y; levels stay the same.
 
-    Args:
-        model: with scale vectors.
+    The model has scale vectors.
     """
     s = model.sizes
     scaled = {n: m for n, m in model.named_modules() if isinstance(m, ScaledLinear)}

@@ -8,22 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BackboneProgress:
-    """One report of a training run; its means and its speed are of the steps since the last one.
+    """One report of a training run; its means and its speed are of the steps since the last one."""
 
-    Attributes:
-        step: steps of the whole run.
-        minutes: of the whole run.
-        rates: by number of the rate, on noise; rates that no step trained are left out.
-        lr: learning rate of the last step.
-        skipped: steps of the whole run whose gradients were not finite.
-    """
-
-    step: int
-    minutes: float
+    step: int  # steps of the whole run
+    minutes: float  # of the whole run
+    # by number of the rate, on noise; rates that no step trained are left out
     rates: dict[int, RateFigures]
     pixels_per_s: float
-    lr: float
-    skipped: int
+    lr: float  # learning rate of the last step
+    skipped: int  # steps of the whole run whose gradients were not finite
 
 
 @dataclass(frozen=True)

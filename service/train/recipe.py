@@ -22,10 +22,8 @@ NAMED_SIZES: Final[Mapping[str, Sizes]] = {
 }
 """`light` is the shipped model; `base`, for GPUs, decodes with 65 kMAC/pixel, `light` with 18.
 
-In the first 280 steps of new runs (8 crops of 192, 100 steps of warm-up) base with a learning rate
-of 2e-4 learns as fast as light with 4e-4: the Kodak loss is 1.414 (after 288 steps) and 1.413
-(272). With 4e-4 the loss of base rises to 3.3 during warm-up; with 2e-4 light has 1.53 after 160
-steps. So longer runs of base should start with 2e-4.
+Runs of `base` should start with a learning rate of 2e-4: in its first 280 steps it then learns as
+fast as `light` with 4e-4, while with 4e-4 its loss rises during warm-up.
 """
 
 LR_FLOOR: Final = 0.02
@@ -40,42 +38,27 @@ START_CROPS: Final = 192
 
 @dataclass(frozen=True)
 class BackboneRecipe:
-    """How a backbone and its ladder are trained.
+    """How a backbone and its ladder are trained."""
 
-    Attributes:
-        rates: trained together; the one in the middle, BASE, is the backbone itself.
-        groups: rates in each step, drawn at random if there are more rates.
-        balance: the loss of a rate is weighted by (its lmbda / BASE's lmbda) ** -balance.
-        lr: learning rate after `warmup` steps and before the decay. Training of `light` becomes
-            unstable above about 5e-4.
-        warmup: steps over which the learning rate rises.
-        batch: crops per step.
-        crop: side of the crops in pixels.
-        clip: largest norm of the gradient.
-        ema: share of the old average that each step keeps.
-        seed: of every random draw.
-        downscaled: share of the crops that are reduced to 0.5-1 of their size.
-        grain: share of the photographs' crops that get grain.
-        procedural: share of the crops that are cut from generated pictures (procedural.py).
-        mixed: share of the crops from each further folder of pictures, by the folder's name.
-        frozen: keep g_a and h_a, and train the rest on rounded latents.
-    """
-
+    # trained together; the one in the middle, BASE, is the backbone itself
     rates: tuple[int, ...] = tuple(LADDER)
-    groups: int = 8
-    balance: float = 0.4
+    groups: int = 8  # rates in each step, drawn at random if there are more rates
+    balance: float = 0.4  # the loss of a rate is weighted by (its lmbda / BASE's lmbda) ** -balance
+    # after `warmup` steps and before the decay; `light` becomes unstable above about 5e-4
     lr: float = 4e-4
-    warmup: int = 500
-    batch: int = 8
-    crop: int = 192
-    clip: float = 1.0
-    ema: float = 0.9995
-    seed: int = 0
-    downscaled: float = 0.4
-    grain: float = 0.3
+    warmup: int = 500  # steps over which the learning rate rises
+    batch: int = 8  # crops per step
+    crop: int = 192  # side of the crops in pixels
+    clip: float = 1.0  # largest norm of the gradient
+    ema: float = 0.9995  # share of the old average that each step keeps
+    seed: int = 0  # of every random draw
+    downscaled: float = 0.4  # share of the crops that are reduced to 0.5-1 of their size
+    grain: float = 0.3  # share of the photographs' crops that get grain
+    # share of the crops that are cut from generated pictures (procedural.py)
     procedural: float = 0.15
+    # share of the crops from each further folder of pictures, by the folder's name
     mixed: Mapping[str, float] = field(default_factory=dict)
-    frozen: bool = False
+    frozen: bool = False  # keep g_a and h_a, and train the rest on rounded latents
 
     def __post_init__(self) -> None:
         """Raise BadParameter where the fields contradict one another."""
@@ -110,6 +93,11 @@ class Decay:
 
     start: int
     steps: int
+
+    @property
+    def end(self) -> int:
+        """Number of steps of the whole run."""
+        return self.start + self.steps
 
 
 def sizes_named(name: str) -> Sizes:

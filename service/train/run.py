@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,13 +28,13 @@ from service.eval.machine import device_name
 from service.nets.compiling import Compile
 from service.nets.model import Backbone
 from service.train.checkpoint import as_type, has_state, read_about, read_tensors, write_state
-from service.train.evaluate import Quality, evaluate, psnr_db
+from service.train.evaluate import Quality, evaluate
 from service.train.ladder import RateLadder
-from service.train.progress import BackboneProgress, Meter, RateFigures
+from service.train.progress import BackboneProgress, Meter
 from service.train.recipe import BackboneRecipe, Decay, learning_rate
-from service.train.sampler import TrainingData
+from service.train.sampler import Sampler, TrainingData
 from service.train.step import TrainingStep
-from service.train.world import World
+from service.train.world import ALONE, World
 
 SYNC_STEPS: Final = 16
 """Steps that the host queues before it waits for the device and reads the clock."""
@@ -42,33 +42,28 @@ SYNC_STEPS: Final = 16
 
 @dataclass(frozen=True)
 class TrainingSession:
-    """Settings of one session of a run, which may differ from one session to the next.
+    """Settings of one session of a run, which may differ from one session to the next."""
 
-    Attributes:
-        minutes: length of the session.
-        decay: how many of these minutes, at the end, are the run's final decay.
-        report_s: seconds between progress reports.
-        checkpoint_s: seconds between checkpoints.
-        measure: folder of pictures to measure on at the end; None to measure nothing.
-        compiled: what to compile.
-        graph: replay CUDA graphs on CUDA.
-        moments: type of Adam's moments in checkpoints; only float32 resumes exactly.
-        commit: of the code, for the record.
-    """
-
-    minutes: float
-    decay: float = 0.0
-    report_s: float = 10.0
-    checkpoint_s: float = 300.0
+    minutes: float  # length of the session
+    decay: float = 0.0  # how many of these minutes, at the end, are the run's final decay
+    report_s: float = 10.0  # seconds between progress reports
+    checkpoint_s: float = 300.0  # seconds between checkpoints
+    # folder of pictures to measure on at the end; None to measure nothing
     measure: Path | None = None
-    compiled: Compile = "off"
-    graph: bool = True
+    compiled: Compile = "off"  # what to compile
+    graph: bool = True  # replay CUDA graphs on CUDA
+    # type of Adam's moments in checkpoints; only float32 resumes exactly
     moments: torch.dtype = torch.float32
-    commit: str = ""
+    commit: str = ""  # of the code, for the record
 
 
 class TrainingRun:
-    """A run in its folder: the state of training, and the record of all sessions."""
+    """A run in its folder: the state of training, and the record of all sessions.
+
+    Attributes:
+        step: number of steps done in all sessions.
+        shards: number of files of the last state that was saved.
+    """
 
     def __init__(
         self,
@@ -78,24 +73,19 @@ class TrainingRun:
         start: Callable[[], RateLadder],
         session: TrainingSession,
         started_from: str,
-        world: World | None = None,
+        world: World = ALONE,
     ) -> None:
-        """Begin a run, or resume the one in the folder.
+        """Begin a run with the model that `start` returns, or resume the one in the folder.
 
         Args:
-            folder: of the run.
             data: tiles on the device that trains.
-            recipe: of the run; a run that exists must have the same.
-            start: returns the initial model of a new run.
-            session: settings of this session.
             started_from: name of the initial model, for the record.
-            world: the processes that train together.
 
         Raises:
             BadParameter: the run in the folder has another recipe or other tiles, or is finished.
         """
         self._folder, self._recipe, self._session = folder, recipe, session
-        self._world, self._device = world or World(), data.sources[0].tiles.device
+        self._world, self._device = world, data.sources[0].tiles.device
         if has_state(folder):
             self._about = read_about(folder)
             self._check_record(asdict(recipe), dict(data.record))
@@ -115,31 +105,22 @@ class TrainingRun:
             }
         ladder = ladder.to(self._device).train()
         self._world.spread(t.data for t in ladder.state_dict().values())
-        sampler = data.sampler(recipe, self._world)
-        self._work = TrainingStep(
-            ladder, sampler, recipe, session.compiled, session.graph, self._world
-        )
+        sampler = Sampler(data.sources, recipe, world)
+        self._work = TrainingStep(ladder, sampler, recipe, session.compiled, session.graph, world)
         if has_state(folder):
             self._work.load(as_type(read_tensors(folder), torch.float32))
-        self._step: int = self._about["step"]
+        self.step: int = self._about["step"]
         decay = self._about["decay"]
         self._decay = Decay(**decay) if decay else None
-        self._first, self._began = self._step, time.monotonic()
+        self._first, self._began = self.step, time.monotonic()
         self._compiled_at = self._first, 0.0
-        if self._world.first:
-            folder.mkdir(parents=True, exist_ok=True)
         self.shards = 0
         self._earlier = list(self._about["pieces"])
 
     @property
-    def step(self) -> int:
-        """Number of steps done in all sessions."""
-        return self._step
-
-    @property
     def finished(self) -> bool:
         """Whether the final decay is done."""
-        return self._decay is not None and self._step >= self._decay.start + self._decay.steps
+        return self._decay is not None and self.step >= self._decay.end
 
     def train(self, report: Callable[[BackboneProgress], None]) -> dict[int, Quality]:
         """Train for one session, and save the state at its end or when it is interrupted.
@@ -160,16 +141,16 @@ class TrainingRun:
 
     def _train(self, report: Callable[[BackboneProgress], None]) -> None:
         self._began = saved = time.monotonic()
-        meter = Meter(self._step)
+        meter = Meter(self.step)
         try:
             while self._must_continue():
                 for _ in range(self._steps_until_sync()):
-                    lr = learning_rate(self._recipe, self._step, self._decay)
-                    self._work.run(self._step, lr)
-                    self._step += 1
+                    lr = learning_rate(self._recipe, self.step, self._decay)
+                    self._work.run(self.step, lr)
+                    self.step += 1
                 self._work.wait()
                 if self._compiled_at[0] == self._first:
-                    self._compiled_at = self._step, self._minutes()
+                    self._compiled_at = self.step, self._minutes()
                 if meter.due(self._session.report_s):
                     report(self._progress(meter))
                 if time.monotonic() - saved > self._session.checkpoint_s:
@@ -177,7 +158,7 @@ class TrainingRun:
                     saved = time.monotonic()
         finally:
             self.save()
-        if self._step > meter.step:
+        if self.step > meter.step:
             report(self._progress(meter))
 
     def _must_continue(self) -> bool:
@@ -193,8 +174,8 @@ class TrainingRun:
         if not self._world.first:
             return
         self._about |= {
-            "step": self._step,
-            "pixels": self._step * self._recipe.pixels,
+            "step": self.step,
+            "pixels": self.step * self._recipe.pixels,
             "skipped": self._work.skipped,
             "decay": asdict(self._decay) if self._decay else None,
             "pieces": [*self._earlier, self._session_record()],
@@ -211,9 +192,7 @@ class TrainingRun:
         return (time.monotonic() - self._began) / 60
 
     def _steps_until_sync(self) -> int:
-        if self._decay is None:
-            return SYNC_STEPS
-        return min(SYNC_STEPS, self._decay.start + self._decay.steps - self._step)
+        return SYNC_STEPS if self._decay is None else min(SYNC_STEPS, self._decay.end - self.step)
 
     def _begin_decay(self) -> None:
         """Begin the decay when it is due, with the steps that fit in the rest of the session."""
@@ -223,37 +202,31 @@ class TrainingRun:
             return
         # the speed is measured without the first steps, which compile
         step, compiled_minutes = self._compiled_at
-        if self._step > step > self._first:
-            speed = (self._step - step) / (minutes - compiled_minutes)
-            self._decay = Decay(self._step, max(1, int(0.98 * speed * left)))
+        if self.step > step > self._first:
+            speed = (self.step - step) / (minutes - compiled_minutes)
+            self._decay = Decay(self.step, max(1, int(0.98 * speed * left)))
 
     def _progress(self, meter: Meter) -> BackboneProgress:
-        rates = {
-            rate: RateFigures(m.loss, m.bpp, psnr_db(m.mse))
-            for rate, m in self._work.means().items()
-            if m.steps
-        }
-        steps, seconds = meter.lap(self._step)
+        steps, seconds = meter.lap(self.step)
         progress = BackboneProgress(
-            step=self._step,
-            minutes=self._total_minutes(),
-            rates=rates,
+            step=self.step,
+            minutes=sum(session["minutes"] for session in self._earlier) + self._minutes(),
+            rates=self._work.means(),
             pixels_per_s=steps * self._recipe.pixels / seconds,
-            lr=learning_rate(self._recipe, self._step - 1, self._decay),
+            lr=learning_rate(self._recipe, self.step - 1, self._decay),
             skipped=self._work.skipped,
         )
         if self._world.first:
-            with (self._folder / "log.jsonl").open("a") as file:
-                file.write(json.dumps(asdict(progress)) + "\n")
+            self._log(asdict(progress))
         return progress
 
-    def _total_minutes(self) -> float:
-        earlier: float = sum(session["minutes"] for session in self._earlier)
-        return earlier + self._minutes()
+    def _log(self, entry: dict[str, Any]) -> None:
+        with (self._folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
 
     def _session_record(self) -> dict[str, Any]:
         return {
-            "steps": self._step - self._first,
+            "steps": self.step - self._first,
             "minutes": round(self._minutes(), 2),
             "device": device_name(self._device.type),
             "processes": self._world.size,
@@ -268,13 +241,12 @@ class TrainingRun:
         ladder.load_state_dict(self._work.averaged())
         measured = evaluate(ladder.to(self._device).eval(), self._session.measure)
         record = {
-            "step": self._step,
+            "step": self.step,
             "folder": self._session.measure.name,
             "rates": {str(rate): asdict(quality) for rate, quality in measured.items()},
         }
         self._about["measured"] = record
-        with (self._folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"measured": record}) + "\n")
+        self._log({"measured": record})
         self.save()
         return measured
 
@@ -287,7 +259,7 @@ class TrainingRun:
                     "give another folder as --run, and this one as --from to start from its weights"
                 )
         decay = self._about["decay"]
-        if decay and self._about["step"] >= decay["start"] + decay["steps"]:
+        if decay and self._about["step"] >= Decay(**decay).end:
             raise BadParameter(
                 f"{self._folder} holds a run that has ended with its decay: export it, or start "
                 "another --run with this folder as --from"
@@ -296,28 +268,11 @@ class TrainingRun:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a run's folder."""
+    """Keep other processes from training in a run's folder, which is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadParameter(f"another process is training in {folder}") from None
         yield
-
-
-def training_record(about: Mapping[str, Any]) -> dict[str, object]:
-    """Return the part of a run's record that goes into the manifest of an exported model."""
-    sessions = about["pieces"]
-    return {
-        "data": about["data"],
-        "started_from": about["started_from"],
-        "recipe": about["recipe"],
-        "steps": about["step"],
-        "pixels": about["pixels"],
-        "skipped": about["skipped"],
-        "decay": about["decay"],
-        "minutes": round(sum(s["minutes"] for s in sessions), 1),
-        "devices": sorted({s["device"] for s in sessions}),
-        "commits": sorted({s["commit"] for s in sessions if s["commit"]}),
-        "measured": about["measured"],
-    }

@@ -22,7 +22,7 @@ from service.datasets.procedural import procedural_tiles
 from service.datasets.tile_file import TileRecord
 from service.errors import BadParameter
 from service.train.recipe import BackboneRecipe
-from service.train.world import World
+from service.train.world import ALONE, World
 
 GRAIN_MAX = 2.5 / 255
 """Largest standard deviation of the grain, of pixels in [0, 1]."""
@@ -30,66 +30,40 @@ GRAIN_MAX = 2.5 / 255
 SMALLEST = 0.5
 """Smallest factor by which crops are reduced."""
 
-
 GENERATED: Final = 512
 """Number of generated pictures that a run draws crops from."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Tiles of one kind.
+    """Tiles of one kind."""
 
-    Attributes:
-        tiles: [N, S, S, 3] uint8, on the device.
-        share: share of the crops that are drawn from these tiles.
-        photographs: whether crops of them may get grain.
-    """
-
-    tiles: Tensor
-    share: float
-    photographs: bool
+    tiles: Tensor  # [N, S, S, 3] uint8, on the device
+    share: float  # share of the crops that are drawn from these tiles
+    photographs: bool  # whether crops of them may get grain
 
 
 class Sampler:
-    """Draws batches of crops from tiles."""
+    """Draws the crops of a recipe's steps from tiles."""
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        crop: int,
-        groups: int,
-        per_group: int,
-        downscaled: float = 0.0,
-        grain: float = 0.0,
-        world: World | None = None,
+        self, sources: Sequence[Source], recipe: BackboneRecipe, world: World = ALONE
     ) -> None:
-        """Prepare to draw from tiles.
-
-        Args:
-            sources: their tiles have one size, at least that of the crops.
-            crop: side in pixels, a multiple of 64.
-            groups: number of groups of a batch.
-            per_group: crops of a group, over all processes.
-            downscaled: share of the crops that are reduced in size.
-            grain: share of the photographs' crops that get grain.
-            world: the processes that share the batch.
+        """Prepare to draw; the tiles of all sources have one size.
 
         Raises:
             BadParameter: the crop does not fit the tiles, or the processes cannot share a group.
         """
         sides = {source.tiles.shape[1] for source in sources}
-        side = min(sides)
+        side, crop = min(sides), recipe.crop
         if len(sides) > 1:
             raise BadParameter(f"tiles have sides of {sorted(sides)} pixels, expected one size")
         if crop % 64 or not 64 <= crop <= side:
             raise BadParameter(
                 f"crops are {crop} pixels wide, expected a multiple of 64 up to the tiles' {side}"
             )
-        self._world = world or World()
-        self._world.share(per_group)
-        self._side, self._crop, self._groups = side, crop, groups
-        self._batch = groups * per_group
-        self._downscaled, self._grain = downscaled, grain
+        world.share(recipe.batch // recipe.groups)
+        self._recipe, self._world, self._side = recipe, world, side
         device = sources[0].tiles.device
         counts = torch.tensor([len(s.tiles) for s in sources])
         shares = torch.tensor([s.share for s in sources], dtype=torch.float64)
@@ -99,7 +73,7 @@ class Sampler:
         self._photographs = torch.tensor([s.photographs for s in sources], device=device)
         tiles = [s.tiles.reshape(-1, 3) for s in sources]
         self._pixels = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
-        self._reach = crop if not downscaled else min(side, int(crop / SMALLEST))
+        self._reach = crop if not recipe.downscaled else min(side, int(crop / SMALLEST))
         self._compute = self._crops
         self._outputs = torch.arange(crop, device=device)
         self._inputs = torch.arange(self._reach, device=device)
@@ -110,34 +84,34 @@ class Sampler:
 
     def draw(self) -> Tensor:
         """Draw this process's crops, by group: [groups · n, crop, crop, 3] float32 in [0, 1]."""
-        device, crop = self._pixels.device, self._crop
-        uniform = torch.rand(11, self._batch, device=device)
-        if not self._grain:
+        device, batch, crop = self._pixels.device, self._recipe.batch, self._recipe.crop
+        uniform = torch.rand(11, batch, device=device)
+        if not self._recipe.grain:
             return self._compute(uniform, None)
-        noise = torch.randn(self._batch, crop, crop, 3, device=device)
+        noise = torch.randn(batch, crop, crop, 3, device=device)
         return self._compute(uniform, self._part(noise))
 
     def _crops(self, uniform: Tensor, noise: Tensor | None) -> Tensor:
         """Compute crops from uniform draws [11, batch] of the whole batch, and noise for grain."""
-        flips = uniform[:2] < 0.5
+        crop, flips = self._recipe.crop, uniform[:2] < 0.5
         transpose = uniform[2] < 0.5
         source = torch.bucketize(uniform[3], self._bounds, right=True)
         tile = self._starts[source] + _whole(uniform[4], self._counts[source])
         scale = 1 / (SMALLEST + (1 - SMALLEST) * uniform[5])
-        scale = torch.where(uniform[6] < self._downscaled, scale, torch.ones_like(scale))
-        scale = scale.clamp_max(self._reach / self._crop)
-        room = self._side - (scale * self._crop).ceil().long() + 1
+        scale = torch.where(uniform[6] < self._recipe.downscaled, scale, torch.ones_like(scale))
+        scale = scale.clamp_max(self._reach / crop)
+        room = self._side - (scale * crop).ceil().long() + 1
         top, left = _whole(uniform[7], room), _whole(uniform[8], room)
         draws = (tile, top, left, scale, transpose, *flips.unbind())
         x = self._resampled(*(self._part(t) for t in draws))
         if noise is not None:
-            grainy = (uniform[9] < self._grain) & self._photographs[source]
+            grainy = (uniform[9] < self._recipe.grain) & self._photographs[source]
             deviation = torch.where(grainy, GRAIN_MAX * uniform[10], torch.zeros_like(scale))
             x = x + noise * self._part(deviation)[:, None, None, None]
         return (x * 255).round().clamp(0, 255) / 255
 
     def _part(self, whole: Tensor) -> Tensor:
-        return self._world.part(whole, self._groups)
+        return self._world.part(whole, self._recipe.groups)
 
     def _resampled(
         self,
@@ -159,18 +133,18 @@ class Sampler:
         window = self._pixels[(tile[:, None, None] * side + row) * side + column]
         window = window.float()
         down, along = self._taps(scale, flip_y) / 255, self._taps(scale, flip_x)
-        reach, crop = self._reach, self._crop
+        reach, crop = self._reach, self._recipe.crop
         x = torch.bmm(down, window.reshape(-1, reach, reach * 3)).reshape(-1, crop, reach, 3)
         x = torch.bmm(along, x.transpose(1, 2).reshape(-1, reach, crop * 3))
         return x.reshape(-1, crop, crop, 3).transpose(1, 2)
 
     def _taps(self, scale: Tensor, flip: Tensor) -> Tensor:
         """Taps of bicubic filters as wide as the reduction, [n, crop, reach]; rows sum to 1."""
-        place = torch.where(flip[:, None], self._crop - 1 - self._outputs, self._outputs)
+        place = torch.where(flip[:, None], self._recipe.crop - 1 - self._outputs, self._outputs)
         s = scale[:, None, None]
         centre = (place[:, :, None] + 0.5) * s - 0.5
         taps = _cubic(((self._inputs - centre) / s).abs())
-        taps = torch.where(self._inputs < self._crop * s, taps, torch.zeros_like(taps))
+        taps = torch.where(self._inputs < self._recipe.crop * s, taps, torch.zeros_like(taps))
         return taps / taps.sum(-1, keepdim=True)
 
 
@@ -180,18 +154,6 @@ class TrainingData:
 
     sources: Sequence[Source]
     record: Mapping[str, Any]
-
-    def sampler(self, recipe: BackboneRecipe, world: World | None = None) -> Sampler:
-        """Return a sampler that draws the crops of a recipe's steps."""
-        return Sampler(
-            self.sources,
-            recipe.crop,
-            recipe.groups,
-            recipe.batch // recipe.groups,
-            recipe.downscaled,
-            recipe.grain,
-            world,
-        )
 
 
 def gather_data(
@@ -205,8 +167,6 @@ def gather_data(
     Args:
         photographs: record of the tile file, and its tiles [N, S, S, 3] uint8.
         mixed: record and tiles of each further folder, by its name in the recipe.
-        recipe: of the run.
-        device: that trains.
 
     Raises:
         BadParameter: the folders are not those that the recipe names.

@@ -13,39 +13,25 @@ over its groups' rates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from service.nets.compiling import Compile, compile_blocks
-from service.nets.model import ste_round
+from service.nets.model import Relax, ste_round
+from service.train.evaluate import psnr_db
 from service.train.ladder import RateLadder
+from service.train.progress import RateFigures
 from service.train.recipe import BackboneRecipe
 from service.train.sampler import Sampler
 from service.train.soap import Soap, suits
 from service.train.tunes import BASE, LADDER
-from service.train.world import World
+from service.train.world import ALONE, World
 
 BETAS: Final = (0.9, 0.98)
 WARM_UP_STEPS: Final = 3
 """Steps that run eagerly before a graph is captured; they are ordinary steps of the run."""
-
-
-@dataclass(frozen=True)
-class Means:
-    """Means of one rate over the finite steps since the last reading.
-
-    Attributes:
-        steps: number of finite steps that trained the rate.
-        loss, bpp, mse: means over these steps; the MSE is of pixels in [0, 1].
-    """
-
-    steps: int
-    loss: float
-    bpp: float
-    mse: float
 
 
 class TrainingStep:
@@ -58,21 +44,12 @@ class TrainingStep:
         recipe: BackboneRecipe,
         compiled: Compile,
         graph: bool,
-        world: World | None = None,
+        world: World = ALONE,
     ) -> None:
-        """Prepare to train.
-
-        Args:
-            ladder: on its device; trained in place.
-            sampler: on the same device.
-            recipe: of the run.
-            compiled: "off", "blocks" or "whole".
-            graph: replay the step from a CUDA graph.
-            world: the processes that share a step.
-        """
+        """Prepare to train a ladder in place; with `graph`, CUDA replays steps from a graph."""
         self.ladder, self._sampler, self._recipe = ladder, sampler, recipe
-        self._world = world or World()
-        self._relax = self._rounded if recipe.frozen else self._noisy
+        self._world = world
+        self._relax: Relax = ste_round if recipe.frozen else self._noisy
         self.parameters: dict[str, nn.Parameter] = {}
         device = self._device = ladder.base.z_idx.device
         self._share = torch.zeros((), device=device)
@@ -89,7 +66,6 @@ class TrainingStep:
         for name, parameter in ladder.named_parameters():
             parameter.requires_grad_(name in self.parameters)
         self._masks = ladder.masks(recipe.frozen)
-        weights = list(self.parameters.values())
         self._optimiser = torch.optim.AdamW(
             options, 0.0, BETAS, weight_decay=0.0, fused=True, capturable=device.type == "cuda"
         )
@@ -103,7 +79,7 @@ class TrainingStep:
                 "exp_avg": torch.zeros_like(weight),
                 "exp_avg_sq": torch.zeros_like(weight),
             }
-        self._average = [w.detach().clone() for w in weights]
+        self._average = [w.detach().clone() for w in self.parameters.values()]
         rates = ladder.rates
         lmbdas = torch.tensor([LADDER[r] for r in rates], device=device)
         self._lmbdas = lmbdas * 255**2
@@ -140,16 +116,18 @@ class TrainingStep:
                 self._step()
             self._graph.replay()
 
-    def means(self) -> dict[int, Means]:
-        """Read and reset the running sums of each rate; waits for the device."""
-        means = {}
-        for rate, (loss, bpp, mse, steps) in zip(
-            self.ladder.rates, self._sums.tolist(), strict=True
-        ):
-            count = max(steps, 1)
-            means[rate] = Means(int(steps), loss / count, bpp / count, mse / count)
+    def means(self) -> dict[int, RateFigures]:
+        """Read and reset the means of each rate over finite steps; waits for the device.
+
+        Rates that no finite step trained are left out.
+        """
+        sums = self._sums.tolist()
         self._sums.zero_()
-        return means
+        return {
+            rate: RateFigures(loss / steps, bpp / steps, psnr_db(mse / steps))
+            for rate, (loss, bpp, mse, steps) in zip(self.ladder.rates, sums, strict=True)
+            if steps
+        }
 
     @property
     def skipped(self) -> int:
@@ -162,15 +140,9 @@ class TrainingStep:
             torch.cuda.synchronize(self._device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the whole state.
-
-        Names start with "model." and "ema." (state dicts of RateLadder), "soap." and "adam."; one
-        is "skipped".
-        """
-        state = self.ladder.state_dict()
-        averaged = state | dict(zip(self.parameters, self._average, strict=True))
-        out = {f"model.{n}": t for n, t in state.items()}
-        out |= {f"ema.{n}": t for n, t in averaged.items()}
+        """Return the state: "model." and "ema." (state dicts), "soap.", "adam." and "skipped"."""
+        out = {f"model.{n}": t for n, t in self.ladder.state_dict().items()}
+        out |= {f"ema.{n}": t for n, t in self.averaged().items()}
         out |= {f"soap.{n}": t for n, t in self._soap.tensors().items()}
         for name, weight in self._others.items():
             moments = self._optimiser.state[weight]
@@ -188,12 +160,8 @@ class TrainingStep:
             self._optimiser.state[weight]["step"].copy_(tensors["adam.step"])
 
     def averaged(self) -> dict[str, Tensor]:
-        """Return the state dict of the averaged weights, on the CPU."""
-        return {
-            name.removeprefix("ema."): tensor.detach().cpu().clone()
-            for name, tensor in self.tensors().items()
-            if name.startswith("ema.")
-        }
+        """Return a state dict of the ladder with the averaged weights, which steps change."""
+        return self.ladder.state_dict() | dict(zip(self.parameters, self._average, strict=True))
 
     def update(self, divisor: Tensor, finite: Tensor) -> None:
         """Update the weights with their gradients over a divisor, unless `finite` is false."""
@@ -218,20 +186,14 @@ class TrainingStep:
         noise = torch.rand(items, *v.shape[1:], device=v.device)
         return v + self._world.part(noise, self._recipe.groups) - 0.5
 
-    @staticmethod
-    def _rounded(v: Tensor) -> Tensor:
-        return ste_round(v)
-
-    def _draw_rates(self) -> Tensor | None:
-        """The places in the ladder of this step's rates; None if the ladder has one rate."""
+    def _draw_rates(self) -> Tensor:
+        """The places in the ladder of this step's rates."""
         count = len(self.ladder.rates)
-        if count == 1:
-            return None
         if count == self._recipe.groups:
             return torch.arange(count, device=self._device)
         return torch.rand(count, device=self._device).argsort()[: self._recipe.groups]
 
-    def _plain_loss(self, x: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _plain_loss(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted loss of crops, and each group's loss, bits per pixel and MSE [groups, 3]."""
         # without the cache: a graph would keep casts of weights from one step to the next
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
@@ -240,11 +202,8 @@ class TrainingStep:
         bits = (e.bits_y + e.bits_z).reshape(groups, -1)
         bpp = bits.mean(1) / (x.shape[1] * x.shape[2])
         mse = (e.x_hat - x).square().reshape(groups, -1).mean(1)
-        lmbdas, balance = (
-            (v if index is None else v[index]) for v in (self._lmbdas, self._balance)
-        )
-        losses = bpp + lmbdas * mse
-        return (losses * balance).mean(), torch.stack([losses, bpp, mse], 1)
+        losses = bpp + self._lmbdas[index] * mse
+        return (losses * self._balance[index]).mean(), torch.stack([losses, bpp, mse], 1)
 
     def _step(self) -> None:
         """Draw, differentiate and update; nothing here may read a value on the host."""
@@ -271,8 +230,5 @@ class TrainingStep:
             torch._foreach_mul_(change, self._share * finite)
             torch._foreach_add_(self._average, change)
             figures = torch.where(finite, figures, torch.zeros_like(figures))
-            if index is None:
-                self._sums += figures
-            else:
-                self._sums.index_add_(0, index, figures)
+            self._sums.index_add_(0, index, figures)
             self._skipped += (~finite).long()

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from service.errors import MissingExtra
 from service.nets.lora import RateAdapter
 from service.nets.model import Backbone
-from service.train.ms_ssim import ms_ssim
 
 BASE = 4
 """The rate in the middle of the ladder, which the backbone itself is trained for."""
@@ -63,10 +63,6 @@ class Tune:
         near = rate - 1 if rate > BASE else rate + 1
         return near if near in self.order else None
 
-    def steps(self, rate: int, steps: int) -> int:
-        """Return the steps of a rate, if a rate with a neighbour takes `steps`."""
-        return steps if self.neighbour(rate) else steps * self.head_start
-
 
 def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
     """Return 255² · MSE."""
@@ -74,8 +70,18 @@ def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def ms_ssim_error(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Return 1 - MS-SSIM, mean of the batch."""
-    return 1 - ms_ssim(x_hat, x).mean()
+    """Return 1 - MS-SSIM, mean of the batch; the sides of the crops are over 160 pixels.
+
+    Raises:
+        MissingExtra: the package that computes it is not installed.
+    """
+    try:
+        from pytorch_msssim import ms_ssim
+    except ModuleNotFoundError as error:
+        raise MissingExtra("training for MS-SSIM needs pip install 'rankpress[train]'") from error
+    x_hat, x = (t.float().permute(0, 3, 1, 2) for t in (x_hat, x))
+    value: Tensor = ms_ssim(x_hat, x, data_range=1.0)
+    return 1 - value
 
 
 PSNR = Tune("psnr", squared_error, LADDER, (5, 6, 7, 8, 3, 2, 1), adjusts_lmbda=False)
@@ -92,12 +98,6 @@ MS_SSIM = Tune(
 
 TUNES: Mapping[str, Tune] = {t.name: t for t in (PSNR, MS_SSIM)}
 
-CORRECTION_STEPS = 50
-"""Steps between two corrections of lmbda."""
-
-CORRECTED_PART = 0.8
-"""Part of the steps after which lmbda is not corrected any more."""
-
 GAIN = 1.25
 """Change of log(lmbda) per change of log(bpp); in the long run bpp grows as about lmbda^0.45."""
 
@@ -106,14 +106,11 @@ GAIN = 1.25
 class BppTarget:
     """The bits per pixel that a rate should take.
 
-    Attributes:
-        bpp: mean bits per pixel of the pictures.
-        pictures: [1, H, W, 3] each, in [0, 1].
-        base: the backbone of the rate's adapter; not compiled, because pictures have many sizes.
+    The backbone of the rate's adapter is not compiled, because pictures have many sizes.
     """
 
-    bpp: float
-    pictures: Sequence[Tensor]
+    bpp: float  # mean bits per pixel of the pictures
+    pictures: Sequence[Tensor]  # [1, H, W, 3] each, in [0, 1]
     base: Backbone
 
     def correction(self, adapter: RateAdapter, /) -> float:

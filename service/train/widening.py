@@ -22,7 +22,7 @@ from service.errors import BadParameter
 from service.nets.backbone import Down, Unshuffle, Up, in_turn
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.train.ladder import RateLadder
-from service.train.transform_start import best_step, layer_of, scaled_linear
+from service.train.start import best_step, layer_of, scaled_linear
 from service.train.tunes import BASE, LADDER
 
 HEAD: Final = re.compile(r"(head0|ctx\.\d\.2)(\.|$)")
@@ -34,7 +34,6 @@ def widen_ladder(ladder: RateLadder, sizes: Sizes, crops: Tensor) -> RateLadder:
     """Return a copy of a ladder with more straight latents; the ladder itself if sizes are equal.
 
     Args:
-        ladder: trained.
         sizes: the ladder's, except for a larger M.
         crops: [N, H, W, 3] in [0, 1], sides multiples of 64; the regression is computed on them.
 

@@ -13,7 +13,7 @@ import atexit
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -80,17 +80,14 @@ class World:
         return box[0]
 
 
+ALONE: Final = World()
+"""The world of a process that trains alone."""
+
+
 def join_world(device: torch.device) -> tuple[World, torch.device]:
-    """Join the processes that torchrun started, and choose this process's device.
-
-    Args:
-        device: kind of device to train on.
-
-    Returns:
-        The processes, one if torchrun did not start this one, and the device.
-    """
+    """Join the processes that torchrun started, if it did, and choose this process's device."""
     if "WORLD_SIZE" not in os.environ:
-        return World(), device
+        return ALONE, device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)

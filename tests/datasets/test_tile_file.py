@@ -15,6 +15,7 @@ from service.datasets.tile_file import cut_picture, cut_tiles, is_current, is_lo
 from service.errors import BadParameter
 from service.images.write import Format, write_image
 from service.picture import Picture
+from service.train.recipe import BackboneRecipe
 from service.train.sampler import Sampler, Source
 
 
@@ -100,8 +101,9 @@ def test_crops_are_parts_of_tiles_in_all_eight_orientations() -> None:
                     for name, view in (("", turned), ("y", turned[::-1]), ("x", turned[:, ::-1]),
                                        ("yx", turned[::-1, ::-1])):  # fmt: skip
                         places[view.tobytes()] = (k, top, left, transpose, name)
+    recipe = BackboneRecipe(groups=1, batch=200, crop=64, downscaled=0.0, grain=0.0)
     torch.manual_seed(0)
-    sampler = Sampler([Source(tiles, 1.0, True)], 64, 1, 200)
+    sampler = Sampler([Source(tiles, 1.0, True)], recipe)
     crops = (sampler.draw() * 255).round().to(torch.uint8).numpy()
     found = [places[crop.tobytes()] for crop in crops]
     assert {f[0] for f in found} == {0, 1, 2}

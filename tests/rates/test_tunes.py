@@ -18,6 +18,7 @@ from torch import Tensor
 from service.datasets.crops import Crops
 from service.engine.engine import Engine
 from service.errors import BadParameter
+from service.eval import metrics
 from service.images.write import write_image
 from service.nets.backbone import Block
 from service.nets.lora import RateAdapter
@@ -32,15 +33,7 @@ from service.store.model import StoredModel, StoredRate
 from service.store.read import load_model
 from service.store.write import publish_rate, write_model
 from service.train.adapters import domains, quantise_adapter
-from service.train.tunes import (
-    CORRECTION_STEPS,
-    LADDER,
-    MS_SSIM,
-    PSNR,
-    BppTarget,
-    Tune,
-    estimated_bpp,
-)
+from service.train.tunes import LADDER, MS_SSIM, PSNR, BppTarget, Tune, estimated_bpp
 
 RECIPE = replace(RECIPES["ms-ssim"], steps=2, batch=1, crop=192, warmup=1, ranks=RANKS)
 
@@ -84,6 +77,21 @@ def test_squared_error_is_that_of_8_bit_values() -> None:
     assert float(PSNR.error(y, x)) == pytest.approx(4, rel=1e-5)
 
 
+def test_the_error_of_likeness_is_the_figure_that_eval_reports() -> None:
+    x = photo_like(192, 224)
+    y = x.astype(int) + np.random.default_rng(0).integers(-9, 10, x.shape)
+    y = y.clip(0, 255).astype(np.uint8)
+    error = MS_SSIM.error(*(torch.from_numpy(p)[None].float() / 255 for p in (y, x)))
+    assert float(error) == pytest.approx(1 - (metrics.ms_ssim(x, y) or 0), abs=2e-5)
+
+
+def test_flat_crops_have_finite_slopes() -> None:
+    x = torch.full((1, 192, 192, 3), 0.5)
+    y = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(MS_SSIM.error(y, x), y)
+    assert torch.isfinite(slope).all()
+
+
 def test_every_rate_starts_from_one_that_was_trained_before_it() -> None:
     for tune in (PSNR, MS_SSIM):
         for place, rate in enumerate(tune.order):
@@ -91,7 +99,8 @@ def test_every_rate_starts_from_one_that_was_trained_before_it() -> None:
             assert near is None or near in tune.order[:place]
     assert set(PSNR.order) == set(range(1, 9)) - {4}, "rate 4 of the first ladder is the base"
     assert set(MS_SSIM.order) == set(range(1, 9))
-    assert MS_SSIM.steps(4, 10) == 10 * MS_SSIM.head_start and MS_SSIM.steps(5, 10) == 10
+    assert RECIPE.steps_of(4) == RECIPE.steps * MS_SSIM.head_start
+    assert RECIPE.steps_of(5) == RECIPE.steps
 
 
 def test_training_for_likeness_gains_likeness(
@@ -161,7 +170,6 @@ def test_a_correction_lowers_lmbda_where_the_rate_costs_too_much(small_model: St
     targets = [BppTarget(bpp * f, [x], float_twin(small_model)) for f in (0.5, 1, 2)]
     corrections = [target.correction(adapter) for target in targets]
     assert corrections[0] == -corrections[2] < 0 and corrections[1] == pytest.approx(0, abs=0.02)
-    assert CORRECTION_STEPS > 1
 
 
 # --- publishing --------------------------------------------------------------------------------
@@ -211,7 +219,7 @@ def test_the_second_ladder_is_trained_measured_and_published_beside_the_first(
         assert rate.kodak_bpp == round(float(np.mean([m.bpp for m in made])), 4)
         assert rate.kodak_ms_ssim is not None and 0 < rate.kodak_ms_ssim < 1
         assert rate.training["tune"] == "ms-ssim" and rate.training["data"] == "x"
-        assert rate.training["steps"] == MS_SSIM.steps(int(rate.rate), RECIPE.steps)
+        assert rate.training["steps"] == RECIPE.steps_of(int(rate.rate))
         assert rate.lmbda == pytest.approx(MS_SSIM.lmbdas[int(rate.rate)], rel=1e-3)
 
 

@@ -17,8 +17,8 @@ from service.nets.twin import float_twin
 from service.store.model import StoredModel
 from service.train.adapters import domains, read_adapter, write_adapter
 from service.train.ladder import RANKS, RateLadder
+from service.train.start import from_stored, unfolded
 from service.train.tunes import BASE, LADDER
-from service.train.weights import from_stored, unfolded
 
 RATES = (1, 4, 5, 8)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,15 @@ from small_model import photo_like
 from torch import Tensor
 
 from service.errors import BadParameter
+from service.train.recipe import BackboneRecipe
 from service.train.sampler import Sampler, Source
 from service.train.world import World
 
 SIDE = 160
 TILES = torch.from_numpy(np.stack([photo_like(SIDE, SIDE, s) for s in range(3)]))
+
+
+PLAIN = BackboneRecipe(groups=1, crop=64, downscaled=0.0, grain=0.0)
 
 
 def draw(sampler: Sampler, seed: int = 0) -> Tensor:
@@ -34,7 +40,7 @@ def test_a_reduced_crop_is_what_pillow_makes_of_a_window() -> None:
     ramps = torch.stack(torch.meshgrid(ramp, ramp, indexing="ij") + (ramp.expand(128, -1),), -1)
     tile = TILES[:1, :128, :128].contiguous()
     places, crops = (
-        draw(Sampler([Source(t, 1.0, True)], 64, 1, 32, downscaled=1.0)) * 255
+        draw(Sampler([Source(t, 1.0, True)], replace(PLAIN, batch=32, downscaled=1.0))) * 255
         for t in (ramps[None], tile)
     )
     scales = []
@@ -44,7 +50,7 @@ def test_a_reduced_crop_is_what_pillow_makes_of_a_window() -> None:
             for p, c in zip(orientations(place), orientations(crop), strict=True)
             if p[-5, 5, 0] > p[5, 5, 0] and p[5, -5, 1] > p[5, 5, 1]
         ]
-        (where, found), = upright
+        ((where, found),) = upright
         box = []
         for line in (where[:, 32, 0], where[32, :, 1]):
             slope, start = np.polyfit(np.arange(10.5, 54), line[10:54].numpy() + 0.5, 1)
@@ -60,8 +66,8 @@ def test_a_reduced_crop_is_what_pillow_makes_of_a_window() -> None:
 
 def test_sources_are_drawn_by_their_shares() -> None:
     plain = [torch.full((n, 64, 64, 3), v, dtype=torch.uint8) for n, v in ((5, 10), (1, 200))]
-    sampler = Sampler([Source(plain[0], 0.75, True), Source(plain[1], 0.25, False)], 64, 1, 2000)
-    values = (draw(sampler)[:, 0, 0, 0] * 255).round()
+    sources = [Source(plain[0], 0.75, True), Source(plain[1], 0.25, False)]
+    values = (draw(Sampler(sources, replace(PLAIN, batch=2000)))[:, 0, 0, 0] * 255).round()
     assert set(values.tolist()) == {10.0, 200.0}
     assert float((values == 200).float().mean()) == pytest.approx(0.25, abs=0.04)
 
@@ -69,7 +75,7 @@ def test_sources_are_drawn_by_their_shares() -> None:
 def test_grain_is_added_to_photographs_alone() -> None:
     plain = torch.full((1, 64, 64, 3), 128, dtype=torch.uint8)
     sources = [Source(plain, 0.5, True), Source(plain // 2, 0.5, False)]
-    x = draw(Sampler(sources, 64, 1, 400, grain=0.5)) * 255
+    x = draw(Sampler(sources, replace(PLAIN, batch=400, grain=0.5))) * 255
     photographs = x[x.mean((1, 2, 3)) > 96]
     assert set(x[x.mean((1, 2, 3)) < 96].unique().tolist()) == {64.0}
     spread = photographs.std((1, 2, 3))
@@ -80,7 +86,8 @@ def test_grain_is_added_to_photographs_alone() -> None:
 
 def test_processes_draw_the_parts_of_what_one_draws() -> None:
     def sampler(world: World) -> Sampler:
-        return Sampler([Source(TILES, 1.0, True)], 64, 3, 4, 0.5, 0.5, world)
+        recipe = replace(PLAIN, groups=3, batch=12, downscaled=0.5, grain=0.5)
+        return Sampler([Source(TILES, 1.0, True)], recipe, world)
 
     whole = draw(sampler(World())).reshape(3, 4, -1)
     parts = [draw(sampler(World(rank, 2))).reshape(3, 2, -1) for rank in range(2)]
@@ -92,6 +99,6 @@ def test_processes_draw_the_parts_of_what_one_draws() -> None:
 def test_what_cannot_be_drawn_is_refused() -> None:
     for crop, said in ((100, "multiple of 64"), (192, "up to the tiles' 160")):
         with pytest.raises(BadParameter, match=said):
-            Sampler([Source(TILES, 1.0, True)], crop, 1, 1)
+            Sampler([Source(TILES, 1.0, True)], replace(PLAIN, crop=crop))
     with pytest.raises(BadParameter, match="expected one size"):
-        Sampler([Source(TILES, 1.0, True), Source(TILES[:, :64, :64], 1.0, True)], 64, 1, 1)
+        Sampler([Source(TILES, 1.0, True), Source(TILES[:, :64, :64], 1.0, True)], PLAIN)

@@ -13,7 +13,7 @@ from service.codec.sizes import Sizes
 from service.errors import BadParameter
 from service.nets.backbone import in_turn
 from service.train.ladder import RateLadder
-from service.train.weights import unfolded
+from service.train.start import unfolded
 from service.train.widening import widen_ladder
 
 NARROW = replace(SIZES, M=16)

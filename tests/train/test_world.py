@@ -23,12 +23,13 @@ torch.set_num_threads(1)
 from safetensors.torch import save_file
 from test_run import RECIPE, data, small_start
 from service.train.run import TrainingRun, TrainingSession
+from service.train.sampler import Sampler
 from service.train.step import TrainingStep
 from service.train.world import join_world
 world, _ = join_world(torch.device("cpu"))
 recipe = replace(RECIPE, batch=6)
 step = TrainingStep(
-    small_start(), data().sampler(recipe, world), recipe, "off", graph=False, world=world
+    small_start(), Sampler(data().sources, recipe, world), recipe, "off", graph=False, world=world
 )
 step.run(0, 1e-3)
 if world.first:
