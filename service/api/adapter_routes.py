@@ -14,39 +14,32 @@ import structlog
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from service.api import openapi
-from service.api.guards import admin_only, refuse_query, refuse_repeats
-from service.api.schemas import Adapter, AdapterQuery, Adapters
-from service.api.service import ServiceArg
-from service.engine.registry import MAX_ADAPTER_BYTES
+from service.api.schemas import AdapterQuery, Adapters
+from service.api.service import ServiceArg, admin_only, refuse_query, refuse_repeats
+from service.engine.types import AdapterInfo
 
 log = structlog.get_logger("rankpress.api")
 
 router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=[Depends(admin_only)])
 
 
-@router.get(
-    "",
-    summary="Rate adapters that are loaded",
-    dependencies=[Depends(refuse_query)],
-    responses=openapi.problems(401, 403, 422),
-)
+@router.get("", dependencies=[Depends(refuse_query)], responses=openapi.problems(401, 403, 422))
 async def adapters(service: ServiceArg) -> Adapters:
     """Adapters of the store and those loaded since; `served` marks those that new requests use."""
-    loaded = service.codec.adapters()
-    return Adapters(adapters=tuple(Adapter.model_validate(adapter) for adapter in loaded))
+    return Adapters(adapters=service.codec.adapters())
 
 
-@router.post("", dependencies=[Depends(refuse_repeats)], **openapi.ADD_ADAPTER)
-async def add(
+@router.post("", status_code=201, dependencies=[Depends(refuse_repeats)], **openapi.ADD_ADAPTER)
+async def add_adapter(
     request: Request,
     response: Response,
     service: ServiceArg,
     query: Annotated[AdapterQuery, Query()],
-) -> Adapter:
+) -> AdapterInfo:
     """Load an adapter: new requests of its rate use it, streams of the old one still decode."""
-    body = await service.read_body(request, MAX_ADAPTER_BYTES)
+    body = await service.read_body(request)
     work = partial(service.codec.add_adapter, body, query.base, query.rate, query.tune)
-    adapter = Adapter.model_validate((await service.run(request, work)).value)
+    adapter = (await service.run(request, work)).value
     response.headers["Location"] = f"/adapters/{adapter.sha256}"
     log.info("adapter loaded", sha256=adapter.sha256, rate=adapter.rate, model=adapter.model)
     return adapter
@@ -54,12 +47,11 @@ async def add(
 
 @router.delete(
     "/{sha256}",
-    summary="Unload a rate adapter",
     status_code=204,
     dependencies=[Depends(refuse_query)],
     responses=openapi.problems(401, 403, 404, 422),
 )
-async def remove(
+async def remove_adapter(
     request: Request,
     service: ServiceArg,
     sha256: Annotated[str, Path(description="Hash of the adapter's file, in hex.")],

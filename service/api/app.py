@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import structlog
 from fastapi import APIRouter, FastAPI
@@ -70,20 +70,23 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     metrics = Metrics(admission, spool)
     app = FastAPI(
         title="Rankpress",
-        version=_version(),
+        version=version("rankpress"),
         description=DESCRIPTION,
+        openapi_tags=openapi.TAGS,
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
+    # Small and large work have workers each.
+    places = settings.max_waiting + 2 * settings.workers
     url, timeout_s = settings.objects_url, settings.objects_timeout_s
     job_client = JobClient(settings, codec.models())
     app.state.service = Service(
         codec=codec,
         settings=settings,
         admission=admission,
-        places=SharedLimit("places to wait", _place_count(settings), settings.client_share),
+        places=SharedLimit("places to wait", places, settings.client_share),
         metrics=metrics,
         job_client=job_client,
         job_metrics=JobMetrics(job_client, metrics.registry),
@@ -103,27 +106,17 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     app.add_middleware(
         RequestMiddleware, admission=admission, metrics=metrics, settings=settings, spool=spool
     )
-    if settings.cors_origins:
-        _allow_origins(app, settings.cors_origins)
-    app.openapi = lambda: openapi.document(app, settings.root_path)  # type: ignore[method-assign]
+    if settings.cors_origins:  # outside of the above: errors too are for pages of these origins
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+            max_age=86_400,
+        )
+    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app
-
-
-def _allow_origins(app: FastAPI, origins: str) -> None:
-    """Answer preflights and mark every answer, errors too, for pages of these origins."""
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=[origin.strip() for origin in origins.split(",")],
-        allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"],
-        allow_headers=["*"],
-        expose_headers=EXPOSED,
-        max_age=86_400,
-    )
-
-
-def _place_count(settings: Settings) -> int:
-    """Number of requests that may wait or be worked on: small and large work have workers each."""
-    return settings.max_waiting + 2 * settings.workers
 
 
 def _routers(settings: Settings) -> list[APIRouter]:
@@ -137,13 +130,6 @@ def _routers(settings: Settings) -> list[APIRouter]:
     if settings.objects_write:
         routers.append(object_routes.write_router)
     return routers
-
-
-def _version() -> str:
-    try:
-        return version("rankpress")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0+source"
 
 
 @asynccontextmanager

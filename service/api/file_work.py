@@ -102,23 +102,29 @@ class CompressFile:
 
     def __call__(self) -> StreamFile:
         """Read the file and compress it."""
-        picture, read_s = self.read()
-        compressed = self.codec.compress(picture, self.rate, self.tune)
-        return self.stream(compressed, picture, read_s)
+        read = self.prepare()
+        return self.finish(read, self.codec.compress(read[0], self.rate, self.tune))
 
-    def stream(self, compressed: Compressed, picture: Picture, read_s: float) -> StreamFile:
-        """The result for a compressed picture."""
-        digest = hashlib.sha256(compressed.data).hexdigest()
-        notes = picture.notes + larger_note(len(compressed.data), len(self.data))
-        return StreamFile(compressed, digest, notes, len(self.data), read_s)
-
-    def read(self) -> tuple[Picture, float]:
+    def prepare(self) -> tuple[Picture, float]:
         """The picture, and the seconds that reading it took."""
         begun = time.perf_counter()
         picture = read_image(
             self.data, max_pixels=self.max_pixels, metadata=self.metadata, frame=self.frame
         )
         return picture, time.perf_counter() - begun
+
+    def code_batch(
+        self, prepared: Sequence[tuple[Picture, float]]
+    ) -> Sequence[Compressed | Exception]:
+        """Compress the pictures of several requests of one group."""
+        assert not isinstance(self.rate, Target)  # requests with a target have no group
+        return self.codec.compress_batch([picture for picture, _ in prepared], self.rate, self.tune)
+
+    def finish(self, read: tuple[Picture, float], compressed: Compressed) -> StreamFile:
+        """The result for a compressed picture."""
+        digest = hashlib.sha256(compressed.data).hexdigest()
+        notes = read[0].notes + larger_note(len(compressed.data), len(self.data))
+        return StreamFile(compressed, digest, notes, len(self.data), read[1])
 
     def load(self) -> Load:
         """How much work it is, by the file's header.
@@ -148,21 +154,34 @@ class DecompressFile:
 
     def __call__(self) -> ImageFile:
         """Decompress the stream and write the file."""
-        forms = self.forms()
+        forms = self.forms
         return self.write(self.codec.decompress(self.data, self.view.region), forms)
 
+    def prepare(self) -> tuple[bytes, tuple[Form, ...]]:
+        """The stream, and the forms that can be written."""
+        return self.data, self.forms
+
+    def code_batch(
+        self, prepared: Sequence[tuple[bytes, tuple[Form, ...]]]
+    ) -> Sequence[Decompressed | Exception]:
+        """Decompress the streams of several requests of one group."""
+        return self.codec.decompress_batch([stream for stream, _ in prepared])
+
+    def finish(self, prepared: tuple[bytes, tuple[Form, ...]], decoded: Decompressed) -> ImageFile:
+        """The image file of a decompressed stream."""
+        return self.write(decoded, prepared[1])
+
+    @cached_property
     def forms(self) -> tuple[Form, ...]:
         """Forms that can be written, the best first. Raises BadStream, NotAcceptable."""
-        return self._forms_of(self._shape())
-
-    def _forms_of(self, shape: StreamShape) -> tuple[Form, ...]:
-        return choose_forms(self.view.forms, shape, self.limits)
+        return choose_forms(self.view.forms, self._shape, self.limits)
 
     @cached_property
     def _preview(self) -> StreamPreview:
         """What the stream's header tells, read once."""
         return self.codec.preview_stream(self.data, self.view.region)
 
+    @cached_property
     def _shape(self) -> StreamShape:
         """Shape of the image file, by the stream's header. Raises BadStream, BadParameter."""
         shape, view = self._preview.shape, self.view
@@ -203,8 +222,8 @@ class DecompressFile:
             BadStream, TooManyPixels, BadParameter: as `Codec.decompress` does.
             NotAcceptable: the picture can be written in no requested form.
         """
-        load, shape = self._preview.load, self._shape()
-        form, area = self._forms_of(shape)[0], shape.width * shape.height
+        load, form = self._preview.load, self.forms[0]
+        area = self._shape.width * self._shape.height
         seconds = effort_for(form.format, form.quality, area).seconds(area)
         return Load(load.pixels + round(seconds * PIXELS_PER_SECOND), load.group)
 
@@ -218,51 +237,27 @@ def _written(picture: Picture, forms: Sequence[Form]) -> tuple[Form, WrittenImag
     return last, write_with_notes(picture, last.format, quality=last.quality)
 
 
-def run_batch(works: Sequence[Callable[[], Any]]) -> list[Any]:
+def run_batch(works: Sequence[Any]) -> list[Any]:
     """Do the work of several requests of one group in one call of the codec.
 
     Files are read and written one by one, and a failure of one request does not affect the others.
 
+    Args:
+        works: all of them a `CompressFile`, or all of them a `DecompressFile`.
+
     Returns:
         For each request its result, or the exception that it raised.
     """
-    if all(isinstance(work, CompressFile) for work in works):
-        return _compress_batch([w for w in works if isinstance(w, CompressFile)])
-    return _decompress_batch([w for w in works if isinstance(w, DecompressFile)])
-
-
-def _compress_batch(works: Sequence[CompressFile]) -> list[Any]:
-    outcomes = [_outcome(work.read) for work in works]
-    good = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
-    codec, rate, tune = works[0].codec, works[0].rate, works[0].tune
-    assert not isinstance(rate, Target)  # requests with a target have no group
-    results = iter(codec.compress_batch([picture for picture, _ in good], rate, tune))
-
-    def finish(work: CompressFile, outcome: Any) -> Any:
-        if isinstance(outcome, Exception):
-            return outcome
-        compressed = next(results)
-        if isinstance(compressed, Exception):
-            return compressed
-        return work.stream(compressed, *outcome)
-
-    return [finish(work, outcome) for work, outcome in zip(works, outcomes, strict=True)]
-
-
-def _decompress_batch(works: Sequence[DecompressFile]) -> list[Any]:
-    outcomes = [_outcome(work.forms) for work in works]
-    good = [w.data for w, forms in zip(works, outcomes, strict=True) if isinstance(forms, tuple)]
-    results = iter(works[0].codec.decompress_batch(good))
-
-    def finish(work: DecompressFile, forms: tuple[Form, ...] | Exception) -> Any:
-        if isinstance(forms, Exception):
-            return forms
-        decoded = next(results)
-        if isinstance(decoded, Exception):
-            return decoded
-        return _outcome(partial(work.write, decoded, forms))
-
-    return [finish(work, forms) for work, forms in zip(works, outcomes, strict=True)]
+    prepared = [_outcome(work.prepare) for work in works]
+    ready = [item for item in prepared if not isinstance(item, Exception)]
+    results = iter(works[0].code_batch(ready))
+    outcomes = []
+    for work, item in zip(works, prepared, strict=True):
+        outcome = item if isinstance(item, Exception) else next(results)
+        if not isinstance(outcome, Exception):
+            outcome = _outcome(partial(work.finish, item, outcome))
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _outcome(work: Callable[[], T]) -> T | Exception:

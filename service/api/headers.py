@@ -40,34 +40,29 @@ MODEL: Final = ResponseHeader("X-Rankpress-Model", "The model that made the stre
 SOURCE_BYTES: Final = ResponseHeader(
     "X-Rankpress-Source-Bytes", "Size of the image file.", "integer"
 )
-STREAM_NOTES: Final = ResponseHeader(
+NOTES: Final = ResponseHeader(
     "X-Rankpress-Notes",
-    "What reading the image file changed, and whether the stream is larger than it; often absent.",
-)
-PICTURE_NOTES: Final = ResponseHeader(
-    "X-Rankpress-Notes",
-    "Which parts of the stream's colour profile and Exif are left out; mostly absent.",
+    "What reading the image file changed, or which parts of the stream's colour profile and Exif "
+    "are left out, and whether the stream is larger than the image file; often absent.",
 )
 TIMING: Final = ResponseHeader(
     "Server-Timing",
     "Milliseconds of queue, swap, net, code and file work; and the number of encodes of a search.",
 )
-STREAM_ETAG: Final = ResponseHeader("ETag", "SHA-256 of the stream, in hex and quotes.")
-PICTURE_ETAG: Final = ResponseHeader(
-    "ETag", "Strong: a hash of what was requested, a dash, and a hash of the bytes."
+ETAG: Final = ResponseHeader(
+    "ETag",
+    "Of a stream its SHA-256 in hex and quotes; of a picture a hash of what was requested, a dash, "
+    "and a hash of the bytes. Strong.",
 )
 CACHE_CONTROL: Final = ResponseHeader(
     "Cache-Control", "A year, immutable: the stream of a hash never changes."
 )
-VARY: Final = ResponseHeader("Vary", "Always Accept.")
-VARY_IF_NEGOTIATED: Final = ResponseHeader("Vary", "Accept, if the Accept header chose the format.")
+VARY: Final = ResponseHeader("Vary", "Accept, where the Accept header may choose the format.")
 ACCEPT_RANGES: Final = ResponseHeader("Accept-Ranges", "Always bytes.")
 CONTENT_RANGE: Final = ResponseHeader("Content-Range", "Which bytes these are, and of how many.")
-JOB_LOCATION: Final = ResponseHeader("Location", "The URL of the job.")
-OBJECT_LOCATION: Final = ResponseHeader("Location", "The URL of the object.")
-RETRY_AFTER: Final = ResponseHeader("Retry-After", "Seconds after which to try again.", "integer")
-POLL_AFTER: Final = ResponseHeader(
-    "Retry-After", "Seconds after which to look at the job again.", "integer"
+LOCATION: Final = ResponseHeader("Location", "The URL of the job or object.")
+RETRY_AFTER: Final = ResponseHeader(
+    "Retry-After", "Seconds after which to try again, or to look at the job again.", "integer"
 )
 
 EXPOSED: Final = (

@@ -8,17 +8,21 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api import headers, openapi
 from service.api.file_work import CompressFile, DecompressFile, ImageFile, StreamFile, View
-from service.api.guards import refuse_repeats
 from service.api.headers import header_values, notes_text
-from service.api.schemas import LOSSLESS_ONLY, CompressQuery, DecompressQuery
-from service.api.service import ServiceArg
+from service.api.schemas import CompressQuery, DecompressQuery
+from service.api.service import Service, ServiceArg, refuse_repeats
 from service.engine.admission import WorkResult
 from service.engine.target import Target
 from service.engine.types import Timings
 from service.errors import BadParameter
 from service.http.context import context_of
+from service.http.metrics import stage_seconds
 from service.http.negotiate import EXACT, Form, rank_formats
-from service.images.write import MEDIA_TYPES
+from service.http.responses import bytes_response
+from service.images.write import MEDIA_TYPES, Format
+
+LOSSLESS_ONLY: frozenset[Format] = frozenset({"png"})
+"""Formats that have no quality setting."""
 
 compress_router = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
 decompress_router = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
@@ -42,7 +46,7 @@ async def compress(
     context.rate, context.bpp = compressed.rate, compressed.bpp
     context.pixels = compressed.width * compressed.height
     service.metrics.observe_work(done.queue_s, compressed.timings, done.value.read_s)
-    return await service.respond(
+    return await bytes_response(
         request, compressed.data, _stream_headers(done), openapi.STREAM_TYPE
     )
 
@@ -53,16 +57,21 @@ async def decompress(
 ) -> Response:
     """Turn a Rankpress stream into an image file."""
     view = view_of(query, ",".join(request.headers.getlist("accept")))
-    context = context_of(request.scope)
     body = await service.read_body(request)
     work = DecompressFile(service.codec, body, view, service.write_limits)
+    done = await decode(request, service, work)
+    values = header_values({headers.VARY: "Accept"}) | image_headers(done)
+    return await bytes_response(request, done.value.data, values, MEDIA_TYPES[done.value.format])
+
+
+async def decode(request: Request, service: Service, work: DecompressFile) -> WorkResult[ImageFile]:
+    """Do the work of decoding, and record it for the log line and the metrics."""
     done = await service.run(request, work, work.load())
-    image = done.value
+    image, context = done.value, context_of(request.scope)
     context.rate, context.model = image.rate, image.model
     context.pixels = image.width * image.height
     service.metrics.observe_work(done.queue_s, image.timings, image.write_s)
-    values = header_values({headers.VARY: "Accept"}) | image_headers(done)
-    return await service.respond(request, image.data, values, MEDIA_TYPES[image.format])
+    return done
 
 
 def view_of(query: DecompressQuery, accept: str) -> View:
@@ -91,13 +100,13 @@ def _stream_headers(done: WorkResult[StreamFile]) -> dict[str, str]:
         timing += f', search;desc="{compressed.encodes} encodes"'
     return header_values(
         {
-            headers.STREAM_ETAG: f'"{stream.sha256}"',
+            headers.ETAG: f'"{stream.sha256}"',
             headers.RATE: compressed.rate,
             headers.TUNE: compressed.tune,
             headers.BPP: compressed.bpp,
             headers.PSNR: compressed.psnr_db,
             headers.SOURCE_BYTES: stream.source_bytes,
-            headers.STREAM_NOTES: notes_text(stream.notes),
+            headers.NOTES: notes_text(stream.notes),
             headers.TIMING: timing,
         }
     )
@@ -114,7 +123,7 @@ def image_headers(done: WorkResult[ImageFile], **more_s: float) -> dict[str, str
         {
             headers.RATE: image.rate,
             headers.MODEL: image.model,
-            headers.PICTURE_NOTES: notes_text(image.notes),
+            headers.NOTES: notes_text(image.notes),
             headers.TIMING: _server_timing(
                 done.queue_s, image.timings, write=image.write_s, **more_s
             ),
@@ -123,11 +132,5 @@ def image_headers(done: WorkResult[ImageFile], **more_s: float) -> dict[str, str
 
 
 def _server_timing(queue_s: float, timings: Timings, **more_s: float) -> str:
-    seconds = {
-        "queue": queue_s,
-        "swap": timings.swap_s,
-        "net": timings.net_s,
-        "code": timings.code_s,
-        **more_s,
-    }
+    seconds = stage_seconds(queue_s, timings) | more_s
     return ", ".join(f"{name};dur={value * 1000:.2f}" for name, value in seconds.items())

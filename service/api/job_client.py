@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 from service.engine.types import ModelInfo
-from service.errors import JobsOff, JobsUnavailable, ObjectsUnavailable, Saturated
+from service.errors import JobsOff, JobsUnavailable, ObjectsUnavailable
 from service.http.call_pool import CallPool
 from service.jobs import database
 from service.jobs.jobs import Jobs, open_jobs
@@ -26,14 +25,13 @@ THREADS: Final = 4
 client has five connections."""
 
 TIMEOUT_S: Final = 30.0
-MAX_WATCHERS: Final = 64
-"""Event streams that may be open; each asks about once a second."""
 
 
 class JobClient:
     """The jobs of one app. Use from the event loop's thread.
 
     Attributes:
+        is_enabled: whether this server offers jobs.
         watchers: number of event streams that are open.
         models: those loaded at the start. A worker has the models of the store too, but not the
             adapters that are loaded later.
@@ -43,16 +41,12 @@ class JobClient:
         """Open nothing yet. Raises BadParameter: the settings name no place for the jobs."""
         database.check_places(settings)
         self._settings, self.models = settings, models
+        self.is_enabled = settings.jobs
         self._calls = CallPool("jobs' database", THREADS, JobsUnavailable)
         self._file_calls = CallPool("jobs' files", THREADS, ObjectsUnavailable)
         self._opening = threading.Lock()
         self._jobs: Jobs | None = None
         self.watchers = 0
-
-    @property
-    def is_enabled(self) -> bool:
-        """Whether this server offers jobs."""
-        return self._settings.jobs
 
     @property
     def pending(self) -> int:
@@ -63,17 +57,6 @@ class JobClient:
         """Raise JobsOff if this server offers no jobs."""
         if not self.is_enabled:
             raise JobsOff("this server was started without jobs (RANKPRESS_JOBS=false)")
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Count an event stream while it is open. Raises Saturated: too many are open already."""
-        if self.watchers >= MAX_WATCHERS:
-            raise Saturated(f"{self.watchers} event streams are open already", 10)
-        self.watchers += 1
-        try:
-            yield
-        finally:
-            self.watchers -= 1
 
     async def call(self, call: Callable[[Jobs], T], timeout_s: float = TIMEOUT_S) -> T:
         """The result of a call that needs only the database.
@@ -91,15 +74,13 @@ class JobClient:
         """The result of a call that also reads or writes files of jobs.
 
         Args:
-            call: to make.
             timeout_s: to wait at most, None for the time of a request.
 
         Raises:
             ObjectsUnavailable: no answer in time. Others as `call`.
         """
         self.check()
-        if timeout_s is None:
-            timeout_s = self._settings.request_timeout_s
+        timeout_s = timeout_s or self._settings.request_timeout_s
         return await self._file_calls(lambda: call(self._open()), timeout_s)
 
     async def close(self) -> None:

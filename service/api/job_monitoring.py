@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
@@ -127,21 +128,17 @@ class JobStorageMonitor:
         self._check: asyncio.Task[None] | None = None
         self._checked_s, self._failed_since_s = -math.inf, math.inf
         self._checking_objects = threading.Lock()
-        self._waiting = Gauge(
+        gauge = partial(Gauge, registry=registry)
+        self._waiting = gauge(
             "rankpress_jobs_waiting_for_storage",
             "Running jobs that wait for the database or the object store.",
-            registry=registry,
         )
-        Gauge(
-            "rankpress_jobs_storage_available",
-            "1 where jobs can be stored, 0 where they cannot.",
-            registry=registry,
-        ).set_function(self._availability)
-        Gauge(
-            "rankpress_jobs_storage_outage_seconds",
-            "Seconds since jobs cannot be stored; 0 while they can.",
-            registry=registry,
-        ).set_function(lambda: max(0.0, time.monotonic() - self._failed_since_s))
+        available = "1 where jobs can be stored, 0 where they cannot."
+        gauge("rankpress_jobs_storage_available", available).set_function(self._availability)
+        outage = "Seconds since jobs cannot be stored; 0 while they can."
+        gauge("rankpress_jobs_storage_outage_seconds", outage).set_function(
+            lambda: max(0.0, time.monotonic() - self._failed_since_s)
+        )
 
     def latest(self) -> JobStorageState:
         """The result of the last check; if that was long ago, another one is started."""

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from service.api import headers, openapi
-from service.api.guards import refuse_query, refuse_repeats
 from service.api.headers import header_values, notes_text
-from service.api.job_client import JobClient
-from service.api.job_schemas import AdaptQuery, JobDocument, document_of, has_ended
-from service.api.service import Service, ServiceArg
+from service.api.schemas import AdaptQuery, JobDocument, document_of
+from service.api.service import Service, ServiceArg, refuse_query, refuse_repeats
 from service.engine.admission import Phase
 from service.engine.requests import check_pixels
 from service.engine.types import ModelInfo
-from service.errors import RankpressError
+from service.errors import RankpressError, Saturated
 from service.http.context import context_of
+from service.http.responses import bytes_response
 from service.images.read import read_image
-from service.jobs.job import Job, JobSpec, check_rate, spec_of
+from service.jobs.job import ENDED, Job, JobSpec, check_rate, spec_of
 
-EVENTS_TYPE: Final = "text/event-stream"
 POLL_S: Final = 1.0
 KEEP_ALIVE_POLLS: Final = 15
 """Polls without an event after which a comment is sent, so that proxies keep the connection."""
+
+MAX_WATCHERS: Final = 64
+"""Event streams that may be open; each asks about once a second."""
 
 RECONNECT_MS: Final = 2000
 NO_STORE: Final = {"Cache-Control": "no-store"}
@@ -39,6 +39,18 @@ adapt_router = APIRouter(tags=["jobs"], dependencies=[Depends(refuse_repeats)])
 jobs_router = APIRouter(tags=["jobs"], dependencies=[Depends(refuse_query)])
 
 JobId = Annotated[str, Path(description="The id of the job.")]
+
+
+async def count_watcher(service: ServiceArg) -> AsyncIterator[None]:
+    """Count an event stream until it has ended. Raises Saturated: too many are open already."""
+    client = service.job_client
+    if client.watchers >= MAX_WATCHERS:
+        raise Saturated(f"{client.watchers} event streams are open already", 10)
+    client.watchers += 1
+    try:
+        yield
+    finally:
+        client.watchers -= 1
 
 
 @adapt_router.post("/adapt", status_code=202, response_model=JobDocument, **openapi.ADAPT)
@@ -57,21 +69,24 @@ async def adapt(
     spec = (await service.run(request, work)).value
     context.pixels = spec.width * spec.height
     job = await client.call_with_files(lambda jobs: jobs.submit(body, spec, query.priority))
-    location: dict[headers.ResponseHeader, object] = {
-        headers.JOB_LOCATION: f"{service.settings.root_path}/jobs/{job.id}"
-    }
-    return _job_response(service, job, 202, header_values(location | _poll_after(service, job)))
+    location = {headers.LOCATION: f"{service.settings.root_path}/jobs/{job.id}"}
+    return _job_response(service, job, 202, header_values(location) | _poll_after(service, job))
 
 
-@jobs_router.get("/jobs/{job_id}", response_model=JobDocument, **openapi.JOB)
-async def show(service: ServiceArg, job_id: JobId) -> Response:
+@jobs_router.get("/jobs/{job_id}", response_model=JobDocument, responses=openapi.JOB)
+async def get_job(service: ServiceArg, job_id: JobId) -> Response:
     """The state of a job, its progress, and what it has gained."""
     job = await service.job_client.call(lambda jobs: jobs.table.get(job_id))
-    return _job_response(service, job, 200, header_values(_poll_after(service, job)))
+    return _job_response(service, job, 200, _poll_after(service, job))
 
 
-@jobs_router.get("/jobs/{job_id}/events", response_class=Response, **openapi.JOB_EVENTS)
-async def events(
+@jobs_router.get(
+    "/jobs/{job_id}/events",
+    response_class=Response,
+    responses=openapi.JOB_EVENTS,
+    dependencies=[Depends(count_watcher)],
+)
+async def watch_job(
     service: ServiceArg,
     job_id: JobId,
     last_event_id: Annotated[str | None, Header(description="The last event received.")] = None,
@@ -80,27 +95,26 @@ async def events(
     job = await service.job_client.call(lambda jobs: jobs.table.get(job_id))
     if has_ended(job) and last_event_id == event_id(job):
         return Response(status_code=204, headers=NO_STORE)  # tells a browser not to reconnect
-    stream = watch(
-        service, job_id, last_event_id, lambda: service.admission.phase is Phase.DRAINING
-    )
-    return EventStream(service.job_client, stream, NO_STORE | {"X-Accel-Buffering": "no"})
+    headers = NO_STORE | {"X-Accel-Buffering": "no"}
+    events = job_events(service, job_id, last_event_id)
+    return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
 
-@jobs_router.get("/jobs/{job_id}/stream", response_class=Response, **openapi.JOB_STREAM)
-async def best(request: Request, service: ServiceArg, job_id: JobId) -> Response:
+@jobs_router.get("/jobs/{job_id}/stream", response_class=Response, responses=openapi.JOB_STREAM)
+async def best_stream(request: Request, service: ServiceArg, job_id: JobId) -> Response:
     """The best stream so far, in whatever state the job is."""
     job, data = await service.job_client.call_with_files(lambda jobs: jobs.best(job_id))
-    return await _stream_response(request, service, job, data)
+    return await _stream_response(request, job, data)
 
 
-@jobs_router.get("/jobs/{job_id}/result", response_class=Response, **openapi.JOB_RESULT)
+@jobs_router.get("/jobs/{job_id}/result", response_class=Response, responses=openapi.JOB_STREAM)
 async def result(request: Request, service: ServiceArg, job_id: JobId) -> Response:
     """The stream of a job that has succeeded."""
     job, data = await service.job_client.call_with_files(lambda jobs: jobs.result(job_id))
-    return await _stream_response(request, service, job, data)
+    return await _stream_response(request, job, data)
 
 
-@jobs_router.delete("/jobs/{job_id}", response_model=JobDocument, **openapi.JOB_CANCEL)
+@jobs_router.delete("/jobs/{job_id}", response_model=JobDocument, responses=openapi.JOB_CANCEL)
 async def cancel(service: ServiceArg, job_id: JobId) -> Response:
     """Stop a job; its best stream so far is kept. If the picture is posted again, it goes on."""
     job = await service.job_client.call(lambda jobs: jobs.cancel(job_id))
@@ -123,35 +137,18 @@ def spec_of_body(
     return spec_of(body, *size, query.rate, query.effort, models, query.frame)
 
 
-class EventStream(StreamingResponse):
-    """A stream of events, which counts as a watcher of jobs while it is sent."""
+async def job_events(service: Service, job_id: str, last_id: str | None) -> AsyncIterator[bytes]:
+    """The job now and after every change, until it has ended or the server drains.
 
-    def __init__(
-        self, job_client: JobClient, events: AsyncIterator[bytes], headers: dict[str, str]
-    ) -> None:
-        super().__init__(events, headers=headers, media_type=EVENTS_TYPE)
-        self._job_client = job_client
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events. Raises Saturated, before anything is sent: too many are open."""
-        with self._job_client.watching():
-            await super().__call__(scope, receive, send)
-
-
-async def watch(
-    service: Service, job_id: str, last_id: str | None, must_end: Callable[[], bool]
-) -> AsyncIterator[bytes]:
-    """The job now and after every change, until it has ended or the server must end.
-
-    A client that reconnects gets the present document, which contains all that earlier ones said.
+    A client that reconnects, also to another server, gets the present document, which contains all
+    that earlier ones said.
 
     Args:
         last_id: id of the event that the client has, None for none. It is not sent again.
-        must_end: whether to stop; the client then reconnects to another server.
     """
     yield f"retry: {RECONNECT_MS}\n\n".encode()
     quiet_polls = 0
-    while not must_end():
+    while service.admission.phase is not Phase.DRAINING:
         try:
             job = await service.job_client.call(lambda jobs: jobs.table.get(job_id))
         except RankpressError:
@@ -168,6 +165,11 @@ async def watch(
         await asyncio.sleep(POLL_S)
 
 
+def has_ended(job: Job) -> bool:
+    """Whether the job has succeeded, failed or been cancelled."""
+    return job.state in ENDED
+
+
 def event_id(job: Job) -> str:
     """The id of an event that shows a job as it is: the number of its last step and its state."""
     return f"{job.steps}.{job.state}"
@@ -180,10 +182,10 @@ def event_of(job: Job, root_path: str) -> bytes:
     return f"id: {event_id(job)}\n{name}data: {data}\n\n".encode()
 
 
-def _poll_after(service: Service, job: Job) -> dict[headers.ResponseHeader, object]:
+def _poll_after(service: Service, job: Job) -> dict[str, str]:
     """The seconds after which to look again, for a job that has not ended."""
     seconds = max(1, round(service.settings.job_step_s))
-    return {headers.POLL_AFTER: None if has_ended(job) else seconds}
+    return header_values({headers.RETRY_AFTER: None if has_ended(job) else seconds})
 
 
 def _job_response(service: Service, job: Job, status: int, values: dict[str, str]) -> Response:
@@ -191,11 +193,11 @@ def _job_response(service: Service, job: Job, status: int, values: dict[str, str
     return JSONResponse(content, status, NO_STORE | values)
 
 
-async def _stream_response(request: Request, service: Service, job: Job, data: bytes) -> Response:
+async def _stream_response(request: Request, job: Job, data: bytes) -> Response:
     context = context_of(request.scope)
     context.rate, context.pixels = job.spec.rate, job.spec.width * job.spec.height
     values: dict[headers.ResponseHeader, object] = {
-        headers.STREAM_ETAG: f'"{hashlib.sha256(data).hexdigest()}"',
+        headers.ETAG: f'"{hashlib.sha256(data).hexdigest()}"',
         headers.RATE: job.spec.rate,
     }
     if job.record is not None:
@@ -206,6 +208,6 @@ async def _stream_response(request: Request, service: Service, job: Job, data: b
             headers.PSNR: progress.psnr_db,
             headers.STEP: progress.step,
             headers.SOURCE_BYTES: job.spec.image_bytes,
-            headers.STREAM_NOTES: notes_text(job.notes),
+            headers.NOTES: notes_text(job.notes),
         }
-    return await service.respond(request, data, header_values(values), openapi.STREAM_TYPE)
+    return await bytes_response(request, data, header_values(values), openapi.STREAM_TYPE)

@@ -19,11 +19,10 @@ from fastapi.responses import JSONResponse
 
 from service.api import headers, openapi
 from service.api.file_work import DecompressFile, ImageFile, View
-from service.api.guards import refuse_query, refuse_repeats
 from service.api.headers import header_values
-from service.api.image_routes import image_headers, view_of
-from service.api.schemas import LOSSLESS_ONLY, ObjectQuery, StoredObject
-from service.api.service import Service, ServiceArg
+from service.api.image_routes import LOSSLESS_ONLY, decode, image_headers, view_of
+from service.api.schemas import DecompressQuery, StoredObject
+from service.api.service import Service, ServiceArg, refuse_query, refuse_repeats
 from service.blobs import Objects, digest_of, shared_key
 from service.engine.admission import WorkResult
 from service.engine.types import Load
@@ -38,7 +37,7 @@ from service.errors import (
 )
 from service.http.context import context_of
 from service.http.negotiate import SMALL, Form, rank_formats
-from service.http.responses import entity_tags, requested_span
+from service.http.responses import bytes_response, entity_tags, requested_range
 from service.images.write import MEDIA_TYPES, Format
 
 T = TypeVar("T")
@@ -64,56 +63,51 @@ read_router = APIRouter(tags=["objects"], dependencies=[Depends(refuse_repeats)]
 write_router = APIRouter(tags=["objects"], dependencies=[Depends(refuse_query)])
 
 
-@read_router.get("/objects/{sha256}", response_class=Response, **openapi.GET_OBJECT)
+@read_router.get("/objects/{sha256}", response_class=Response, responses=openapi.GET_OBJECT)
 async def get_object(
     request: Request,
     service: ServiceArg,
     sha256: Digest,
-    query: Annotated[ObjectQuery, Query()],
+    query: Annotated[DecompressQuery, Query()],
 ) -> Response:
     """Decode a stored stream, whole or in part, in the requested or accepted format."""
     view = _view(query, ",".join(request.headers.getlist("accept")))
     request_tag = _request_tag(sha256, view)
     vary = "Accept" if query.format is None else None
-    caching = header_values({headers.CACHE_CONTROL: IMMUTABLE, headers.VARY_IF_NEGOTIATED: vary})
+    caching = header_values({headers.CACHE_CONTROL: IMMUTABLE, headers.VARY: vary})
     started_s = time.perf_counter()
     size = await _size(service, sha256)
     if (known_tag := _known_tag(request, request_tag)) is not None:
-        return Response(
-            None, 304, caching | header_values({headers.PICTURE_ETAG: f'"{known_tag}"'})
-        )
+        return Response(None, 304, caching | {"ETag": f'"{known_tag}"'})
     stream = await _read(request, service, sha256, size)
     fetch_s = time.perf_counter() - started_s
     work = DecompressFile(service.codec, stream, view, service.write_limits)
     done = await _decode(request, service, sha256, work)
-    image, context = done.value, context_of(request.scope)
-    context.rate, context.model = image.rate, image.model
-    context.pixels = image.width * image.height
-    service.metrics.observe_work(done.queue_s, image.timings, image.write_s)
-    etag = f'"{request_tag}-{_short_hash(image.data)}"'
-    span = requested_span(request.headers, etag, len(image.data))
-    data, status, content_range = image.data, 200, None
-    if span is not None:
-        content_range = f"bytes {span.first}-{span.last}/{len(data)}"
-        data, status = data[span.first : span.last + 1], 206
-    values = header_values(
-        {
-            headers.PICTURE_ETAG: etag,
-            headers.ACCEPT_RANGES: "bytes",
-            headers.CONTENT_RANGE: content_range,
-        }
-    )
-    values |= caching | image_headers(done, fetch=fetch_s)
-    return await service.respond(request, data, values, MEDIA_TYPES[image.format], status)
+    data, status, content_range = done.value.data, 200, None
+    etag = f'"{request_tag}-{_short_hash(data)}"'
+    part = requested_range(request.headers, etag, len(data))
+    if part is not None:
+        content_range = f"bytes {part.start}-{part.stop - 1}/{len(data)}"
+        data, status = data[part.start : part.stop], 206
+    values = {
+        headers.ETAG: etag,
+        headers.ACCEPT_RANGES: "bytes",
+        headers.CONTENT_RANGE: content_range,
+    }
+    all_headers = header_values(values) | caching | image_headers(done, fetch=fetch_s)
+    media_type = MEDIA_TYPES[done.value.format]
+    return await bytes_response(request, data, all_headers, media_type, status)
 
 
-@write_router.put("/objects", status_code=201, **openapi.PUT_OBJECT)
+@write_router.put("/objects", status_code=201, response_model=StoredObject, **openapi.PUT_OBJECT)
 async def put_object(request: Request, service: ServiceArg) -> Response:
     """Store a stream under the hash of its bytes, after it has been decoded here."""
     return await _store(request, service, None)
 
 
-@write_router.put("/objects/{sha256}", status_code=201, **openapi.PUT_OBJECT)
+@write_router.put(
+    "/objects/{sha256}", status_code=201, response_model=StoredObject, **openapi.PUT_OBJECT
+)
 async def put_named_object(request: Request, service: ServiceArg, sha256: Digest) -> Response:
     """Store a stream under the hash of its bytes; refuse it if the path has another hash."""
     return await _store(request, service, sha256)
@@ -126,33 +120,26 @@ async def _store(request: Request, service: Service, expected: str | None) -> Re
     if expected is not None and digest != expected:
         raise BadParameter(f"the body has the SHA-256 {digest}, the path says {expected}")
     load = Load(service.codec.preview_stream(data).load.pixels)
-    done = await service.run(request, partial(service.codec.decompress, data), load)
-    decoded = done.value
+    decoded = (await service.run(request, partial(service.codec.decompress, data), load)).value
+    picture = decoded.picture
     context.rate, context.model = decoded.rate, decoded.model
-    context.pixels = decoded.picture.width * decoded.picture.height
-    objects = _objects(service)
-    is_stored = await _call(service, partial(objects.head, shared_key(digest))) is not None
-    await _call(service, partial(objects.put, data))
+    context.pixels = picture.width * picture.height
+    is_stored = await _call(service, lambda objects: objects.head(shared_key(digest))) is not None
+    await _call(service, lambda objects: objects.put(data))
     document = StoredObject(
         sha256=digest,
         bytes=len(data),
-        width=decoded.picture.width,
-        height=decoded.picture.height,
+        width=picture.width,
+        height=picture.height,
         rate=decoded.rate,
     )
-    url = f"{service.settings.root_path}/objects/{digest}"
-    location = header_values({headers.OBJECT_LOCATION: url})
+    location = {"Location": f"{service.settings.root_path}/objects/{digest}"}
     return JSONResponse(document.model_dump(), 200 if is_stored else 201, location)
-
-
-def _objects(service: Service) -> Objects:
-    assert service.objects is not None  # create_app includes these routes only with a store
-    return service.objects
 
 
 async def _size(service: Service, sha256: str) -> int:
     """Bytes of a stored stream. Raises NoSuchObject, ObjectsUnavailable or TooManyBytes."""
-    info = await _call(service, partial(_objects(service).head, shared_key(sha256)))
+    info = await _call(service, lambda objects: objects.head(shared_key(sha256)))
     if info is None:
         raise NoSuchObject(f"there is no object {sha256}")
     limit = service.settings.max_body_bytes
@@ -165,12 +152,14 @@ async def _read(request: Request, service: Service, sha256: str, size: int) -> b
     """A stored stream, whose bytes count as those of the request."""
     service.admission.check(size)
     context_of(request.scope).bytes.grow(size)
-    return await _call(service, partial(_objects(service).get, shared_key(sha256)))
+    return await _call(service, lambda objects: objects.get(shared_key(sha256)))
 
 
-async def _call(service: Service, call: Callable[[], T]) -> T:
+async def _call(service: Service, call: Callable[[Objects], T]) -> T:
     """Call the object store, in a thread, for no longer than a request may take."""
-    return await service.object_calls(call, service.settings.request_timeout_s)
+    objects = service.objects
+    assert objects is not None  # create_app includes these routes only with a store
+    return await service.object_calls(lambda: call(objects), service.settings.request_timeout_s)
 
 
 async def _decode(
@@ -178,14 +167,14 @@ async def _decode(
 ) -> WorkResult[ImageFile]:
     """Decode a stored stream. Raises DamagedObject: it is not a whole stream."""
     try:
-        return await service.run(request, work, work.load())
+        return await decode(request, service, work)
     except (UnknownModel, UnsupportedStream):
         raise
     except BadStream as error:
         raise DamagedObject(f"object {sha256} is not a whole stream: {error}") from error
 
 
-def _view(query: ObjectQuery, accept: str) -> View:
+def _view(query: DecompressQuery, accept: str) -> View:
     """The picture that a request wants: a small file if Accept decides. Raises as `view_of`."""
     if query.format is not None:
         return view_of(query, accept)

@@ -23,9 +23,8 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api import openapi
-from service.api.guards import refuse_query
-from service.api.schemas import TUNES, Health, Model, ModelRate, Models, Rates, Readiness
-from service.api.service import ServiceArg
+from service.api.schemas import TUNES, Health, ModelRate, Models, Rates, Readiness
+from service.api.service import ServiceArg, refuse_query
 from service.engine.admission import Phase
 from service.http.problems import NOT_READY, problem
 
@@ -38,13 +37,13 @@ models_router = APIRouter(tags=["models"], dependencies=[Depends(refuse_query)])
 operations_router = APIRouter(tags=["operations"])
 
 
-@models_router.get("/models", summary="What is loaded", responses=openapi.problems(422))
+@models_router.get("/models", responses=openapi.problems(422))
 async def models(service: ServiceArg) -> Models:
     """Every model with its hash, its rates and how it was trained."""
-    return Models(models=tuple(Model.model_validate(m) for m in service.codec.models()))
+    return Models(models=service.codec.models())
 
 
-@models_router.get("/rates", summary="Rates that can be requested", responses=openapi.problems(422))
+@models_router.get("/rates", responses=openapi.problems(422))
 async def rates(service: ServiceArg) -> Rates:
     """Every rate with the bits per pixel, PSNR and MS-SSIM measured over Kodak."""
     offered = [
@@ -52,23 +51,18 @@ async def rates(service: ServiceArg) -> Rates:
         for model in service.codec.models()
         for rate in model.rates
     ]
-    order = sorted(offered, key=lambda rate: (TUNES.index(rate.tune), rate.rate))
-    return Rates(rates=tuple(order))
+    offered.sort(key=lambda rate: (TUNES.index(rate.tune), rate.rate))
+    return Rates(rates=tuple(offered))
 
 
-@operations_router.get("/livez", summary="Is the process alive")
+@operations_router.get("/livez")
 async def livez(response: Response) -> Health:
     """200 for as long as the event loop runs, also while the server drains."""
     response.headers["Cache-Control"] = "no-store"
-    return Health(status="alive")
+    return Health()
 
 
-@operations_router.get(
-    "/readyz",
-    summary="Should requests be sent here",
-    response_model=Readiness,
-    responses=openapi.only_problems(503),
-)
+@operations_router.get("/readyz", response_model=Readiness, responses=openapi.only_problems(503))
 async def readyz(request: Request, response: Response, service: ServiceArg) -> Readiness | Response:
     """200 from the time when the golden streams decoded as recorded until shutdown begins.
 
@@ -78,12 +72,10 @@ async def readyz(request: Request, response: Response, service: ServiceArg) -> R
     if phase is not Phase.OPEN:
         return problem(request, NOT_READY, f"the server is {phase.value}")
     response.headers["Cache-Control"] = "no-store"
-    return Readiness(status="ready", jobs=service.job_storage.latest())
+    return Readiness(jobs=service.job_storage.latest())
 
 
-@operations_router.get(
-    "/metrics", summary="Prometheus metrics", response_class=Response, responses=openapi.METRICS
-)
+@operations_router.get("/metrics", response_class=Response, responses=openapi.METRICS)
 async def metrics(service: ServiceArg) -> Response:
     """Counts, bytes and seconds in Prometheus' text format."""
     await asyncio.gather(service.job_metrics.refresh(), service.job_storage.refresh())
@@ -128,15 +120,14 @@ def _policy(page: bytes) -> str:
     """What the page may load and run. Swagger UI needs `data:` icons and styles on its elements."""
     digests = [hashlib.sha256(script).digest() for script in _INLINE_SCRIPT.findall(page)]
     hashes = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
-    return "; ".join(
-        (
-            "default-src 'none'",
-            f"script-src 'self' {' '.join(hashes)}",
-            "style-src 'self' 'unsafe-inline'",
-            "img-src 'self' data:",
-            "connect-src 'self'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        )
+    directives = (
+        "default-src 'none'",
+        f"script-src 'self' {' '.join(hashes)}",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
     )
+    return "; ".join(directives)

@@ -1,22 +1,27 @@
-"""Query parameters and JSON documents, with the descriptions that OpenAPI shows."""
+"""Query parameters and JSON documents, with the descriptions that OpenAPI shows.
+
+Documents list models, rates and adapters as the engine describes them (`engine/types.py`).
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.engine.target import DEFAULT_RATE, Target, rate_or_target
-from service.http.documents import Document
+from service.engine.types import AdapterInfo, ModelInfo, RateInfo
+from service.http.problems import Document
 from service.images.read import Metadata
 from service.images.write import Format
+from service.jobs.job import DEFAULT_PRIORITY, Job, State
 from service.picture import Region
 
 Tune = Literal["psnr", "ms-ssim"]
 TUNES: tuple[Tune, ...] = get_args(Tune)
 """In the order in which they are listed."""
-LOSSLESS_ONLY: frozenset[Format] = frozenset({"png"})
-"""Formats that have no quality setting."""
 
 
 class Query(BaseModel):
@@ -61,10 +66,11 @@ class CompressQuery(Query):
 
 
 class DecompressQuery(Query):
-    """Parameters of `POST /decompress`."""
+    """Parameters of `POST /decompress` and `GET /objects/{sha256}`."""
 
     format: Format | None = None
-    """Image format of the answer; takes precedence over the Accept header."""
+    """Image format of the answer. Without it the Accept header chooses: of equal weights,
+    `/decompress` takes an exact format, `/objects` a small file."""
 
     region: str | None = Field(default=None, max_length=100, examples=["0,0,256,256"])
     """Decode only this rectangle: left, top, width and height in pixels, as `x,y,w,h`."""
@@ -73,101 +79,12 @@ class DecompressQuery(Query):
     """Shrink the picture (or region) until its longest side has at most this many pixels."""
 
     quality: int | None = Field(default=None, ge=1, le=100)
-    """Quality of a lossy file: webp, jpeg or avif. Without it webp is lossless."""
+    """Quality of a lossy file: webp, jpeg or avif. A webp that is requested without it, by `format`
+    or from `/decompress`, is lossless."""
 
     def parsed_region(self) -> Region | None:
         """The rectangle. Raises BadParameter for anything but four whole numbers."""
         return None if self.region is None else Region.parse(self.region)
-
-
-class ObjectQuery(DecompressQuery):
-    """Parameters of `GET /objects/{sha256}`."""
-
-    format: Format | None = None
-    """Image format of the answer; takes precedence over the Accept header. Without it Accept
-    chooses, and lossy formats come first: AVIF, WebP, JPEG, PNG of those that it names; JPEG if it
-    has only wildcards or is missing. A picture with alpha is WebP instead of JPEG, or PNG."""
-
-    quality: int | None = Field(default=None, ge=1, le=100)
-    """Quality of a lossy file: webp, jpeg or avif. It is ignored if Accept allows only PNG, and
-    refused with `format=png`. With `format=webp` and no quality, webp is lossless."""
-
-
-class Rate(Document):
-    """One rate of a model, with averages over the 24 Kodak pictures recorded at publication."""
-
-    rate: float
-    """Value of the parameter `rate`."""
-
-    tune: Tune
-    """What it was trained for: value of the parameter `tune`."""
-
-    lmbda: float | None
-    """Weight of the error in its training; null for an adapter that was loaded at run time."""
-
-    kodak_bpp: float | None
-    """Bits per pixel."""
-
-    kodak_psnr_db: float | None
-    """PSNR in dB."""
-
-    kodak_ms_ssim: float | None
-    """MS-SSIM, 1 if equal."""
-
-    sha256: str | None
-    """Hash of its adapter's file; null for the base's own rate, which needs none."""
-
-    file_bytes: int
-    """Size of that file."""
-
-
-class Model(Document):
-    """A model that is loaded."""
-
-    name: str
-    """Its name in the store."""
-
-    sha256: str
-    """Hash of its base weights; streams contain its first bytes."""
-
-    parameters: int
-    """Number of weights."""
-
-    file_bytes: int
-    """Size of its files."""
-
-    rates: tuple[Rate, ...]
-    """Rates that it offers."""
-
-    training: dict[str, object]
-    """How it was trained."""
-
-    same_machine: bool
-    """Whether its streams decode only on the machine that made them (a CompressAI model)."""
-
-
-class Models(Document):
-    """Answer of `GET /models`."""
-
-    models: tuple[Model, ...]
-    """What is loaded."""
-
-
-class ModelRate(Rate):
-    """A rate and its model."""
-
-    model: str
-    """Name of the model."""
-
-
-class Rates(Document):
-    """Answer of `GET /rates`."""
-
-    default: float = DEFAULT_RATE
-    """The rate of a request without one."""
-
-    rates: tuple[ModelRate, ...]
-    """All rates, by tune and then from the smallest."""
 
 
 class AdapterQuery(Query):
@@ -183,38 +100,49 @@ class AdapterQuery(Query):
     """What the rate was trained for."""
 
 
-class Adapter(Document):
-    """A rate adapter that is loaded."""
+class AdaptQuery(Query):
+    """Parameters of `POST /adapt`."""
 
-    sha256: str
-    """Hash of its file: its address."""
+    rate: float = Field(default=DEFAULT_RATE, ge=1, le=8, allow_inf_nan=False)
+    """Quality and size, from 1 (smallest) to 8 (best), as for `/compress`."""
 
-    base: str
-    """Hash of the base weights that it is for."""
+    effort: int = Field(default=2, ge=0, le=4)
+    """How much work is done, from 0 (seconds: a ready update is chosen) to 4 (many minutes)."""
+
+    frame: int | None = Field(default=None, ge=0, le=2**31)
+    """Frame or page of an animated or multi-page file, from 0; without it the file is refused."""
+
+    priority: int = Field(default=DEFAULT_PRIORITY, ge=1, le=9)
+    """Order among the waiting jobs, from 1 (first) to 9 (last)."""
+
+
+class Models(Document):
+    """Answer of `GET /models`: what is loaded."""
+
+    models: tuple[ModelInfo, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRate(RateInfo):
+    """A `RateInfo` and the name of its model; its averages are over the 24 Kodak pictures."""
 
     model: str
-    """Name of the model with these base weights."""
 
-    rate: int
-    """The rate that it makes."""
 
-    tune: Tune
-    """What the rate was trained for."""
+class Rates(Document):
+    """Answer of `GET /rates`."""
 
-    file_bytes: int
-    """Size of its file."""
+    default: float = DEFAULT_RATE
+    """The rate of a request without one."""
 
-    served: bool
-    """Whether new requests use it; otherwise it only decodes streams that it made."""
-
-    stored: bool
-    """Whether it belongs to the store and so cannot be unloaded."""
+    rates: tuple[ModelRate, ...]
+    """All rates, by tune and then from the smallest."""
 
 
 class Adapters(Document):
     """Answer of `GET /adapters`."""
 
-    adapters: tuple[Adapter, ...]
+    adapters: tuple[AdapterInfo, ...]
     """Adapters of the store, then those loaded since, oldest first."""
 
 
@@ -225,23 +153,130 @@ class StoredObject(Document):
     """Hash of the stream, which is its name."""
 
     bytes: int
-    """Its size."""
+    width: int
+    height: int
+    rate: float
+
+
+class JobLinks(Document):
+    """URLs of a job."""
+
+    self: str
+    events: str
+    """The job as server-sent events."""
+
+    stream: str | None
+    """The best stream so far; null before the first step."""
+
+    result: str | None
+    """The result; null unless the job has succeeded."""
+
+
+class JobDocument(Document):
+    """A job in its present state."""
+
+    id: str
+    """Its name: a hash of the image and of all parameters."""
+
+    status: State
+    rate: float
+    effort: int
+    priority: int
+    """Its priority when it was first posted."""
 
     width: int
-    """Pixels of the picture."""
-
     height: int
-    """Pixels of the picture."""
+    frame: int | None
+    """Frame or page of the file; null if it has only one."""
 
-    rate: float
-    """The rate it was made at."""
+    source_bytes: int
+    """Size of the image file."""
+
+    phase: str | None = None
+    """Present part of the work: `latents`, `decoder`, or `done`; null before the first step."""
+
+    step: int | None = None
+    """Steps of optimisation done."""
+
+    total: int | None = None
+    """Steps planned; fewer may be run."""
+
+    bytes: int | None = None
+    """Size of the best stream so far."""
+
+    bpp: float | None = None
+    """Bits per pixel of the best stream so far."""
+
+    psnr_db: float | None = None
+    """PSNR in dB of the 8-bit picture of the best stream; null when exact."""
+
+    first_bytes: int | None = None
+    """Size of the stream without adaptation."""
+
+    first_bpp: float | None = None
+    """Bits per pixel of the stream without adaptation."""
+
+    first_psnr_db: float | None = None
+    """PSNR in dB of the 8-bit picture without adaptation; null when exact."""
+
+    seconds: float
+    """Seconds of work so far."""
+
+    created_at: datetime
+    """When it was first posted."""
+
+    ended_at: datetime | None
+    expires_at: datetime | None
+    """When it and its streams are deleted; null before it has ended."""
+
+    notes: tuple[str, ...]
+    """Warnings about the best stream so far, such as that it is larger than its source."""
+
+    error: str | None
+    """Why it failed; null otherwise."""
+
+    links: JobLinks
+
+
+def document_of(job: Job, root_path: str) -> JobDocument:
+    """The document of a job; its links begin with the root path."""
+    spec, record = job.spec, job.record
+    url = f"{root_path}/jobs/{job.id}"
+    links = JobLinks(
+        self=url,
+        events=f"{url}/events",
+        stream=f"{url}/stream" if record else None,
+        result=f"{url}/result" if job.state == "succeeded" else None,
+    )
+    return JobDocument(
+        **record.to_json()["progress"] if record else {},
+        id=job.id,
+        status=job.state,
+        rate=spec.rate,
+        effort=spec.effort,
+        priority=job.priority,
+        width=spec.width,
+        height=spec.height,
+        frame=spec.frame,
+        source_bytes=spec.image_bytes,
+        seconds=round(record.seconds, 3) if record else 0.0,
+        created_at=_date(job.created_s),
+        ended_at=None if job.ended_s is None else _date(job.ended_s),
+        expires_at=None if job.expires_s is None else _date(job.expires_s),
+        notes=job.notes,
+        error=job.error,
+        links=links,
+    )
+
+
+def _date(unix_s: float) -> datetime:
+    return datetime.fromtimestamp(unix_s, UTC)
 
 
 class Health(Document):
     """Answer of `/livez`."""
 
-    status: Literal["alive"]
-    """The state."""
+    status: Literal["alive"] = "alive"
 
 
 JobStorageState = Literal[
@@ -252,8 +287,7 @@ JobStorageState = Literal[
 class Readiness(Document):
     """Answer of `/readyz` if requests should be sent here."""
 
-    status: Literal["ready"]
-    """The state."""
+    status: Literal["ready"] = "ready"
 
     jobs: JobStorageState
     """Whether adaptation jobs can be stored; this never makes a server unready. `waiting`: a worker

@@ -34,9 +34,6 @@ from service.jobs.supervisor import WorkerProcess
 from service.logs import configure_logs
 from service.settings import Settings
 
-MAX_HEADER_BYTES = 32 * 1024
-"""Request line and headers together."""
-
 POLL_S = 0.05
 
 log = structlog.get_logger("rankpress.server")
@@ -90,7 +87,7 @@ class Server(uvicorn.Server):
             uds=None if settings.uds is None else str(settings.uds),
             fd=settings.fd,
             root_path=settings.root_path,
-            http=limited_protocol(settings, MAX_HEADER_BYTES),
+            http=limited_protocol(settings),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -141,14 +138,13 @@ class Server(uvicorn.Server):
         deadline_s = time.monotonic() + self._drain_s
         self.admission.begin_drain()
         log.info("draining", waiting=self.admission.waiting, running=self.admission.running)
-        while self._is_busy() and time.monotonic() < deadline_s and not self.force_exit:
+        while self.admission.waiting + self.admission.running > 0:
+            if time.monotonic() >= deadline_s or self.force_exit:
+                break
             await asyncio.sleep(POLL_S)
         remaining_s = deadline_s - time.monotonic()
         self.config.timeout_graceful_shutdown = max(1, math.ceil(remaining_s))
         await super().shutdown(sockets)
-
-    def _is_busy(self) -> bool:
-        return self.admission.waiting + self.admission.running > 0
 
 
 def address_of(config: uvicorn.Config) -> str:

@@ -1,13 +1,19 @@
-"""The parts of a running server that its endpoints use: codec, queue, metrics, jobs, objects."""
+"""The parts of a running server that its endpoints use: codec, queue, metrics, jobs, objects.
+
+And checks of a request that FastAPI does not make: of its query, and of the admin token.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import hmac
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Final, TypeVar
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.api.job_client import JobClient
@@ -15,13 +21,12 @@ from service.api.job_monitoring import JobMetrics, JobStorageMonitor
 from service.blobs import Objects
 from service.engine.admission import Admission, WorkResult
 from service.engine.types import Codec, Load
-from service.errors import Saturated
+from service.errors import BadParameter, Saturated
 from service.http.bodies import read_body
 from service.http.call_pool import CallPool
 from service.http.clients import SharedLimit
 from service.http.context import context_of
 from service.http.metrics import Metrics
-from service.http.responses import bytes_response
 from service.http.spool import Spool
 from service.images.cost import WriteLimits
 from service.settings import Settings
@@ -71,31 +76,9 @@ class Service:
         parts = self.job_storage, self.job_client, self.object_calls, self.header_calls
         await asyncio.gather(*(part.close() for part in (*parts, self.spool.calls)))
 
-    async def read_body(self, request: Request, max_bytes: int | None = None) -> bytes:
-        """Read the body of a request, see `bodies.read_body`.
-
-        Args:
-            max_bytes: a limit on its size below that of the settings, None for that one.
-        """
-        settings = self.settings
-        if max_bytes is not None:
-            limit = min(settings.max_body_bytes, max_bytes)
-            settings = settings.model_copy(update={"max_body_bytes": limit})
-        return await read_body(request, self.admission, context_of(request.scope).bytes, settings)
-
-    async def respond(
-        self,
-        request: Request,
-        data: bytes,
-        headers: Mapping[str, str],
-        media_type: str,
-        status: int = 200,
-    ) -> Response:
-        """A response with these bytes, see `responses.bytes_response`."""
-        timeout_s = self.settings.body_timeout_s
-        return await bytes_response(
-            request, data, headers, media_type, timeout_s=timeout_s, status=status
-        )
+    async def read_body(self, request: Request) -> bytes:
+        """Read the body of a request, see `bodies.read_body`."""
+        return await read_body(request, self.admission, self.settings)
 
     async def run(
         self, request: Request, work: Callable[[], T], load: Load = SMALLEST_WORK
@@ -140,12 +123,40 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def service_of(request: Request) -> Service:
-    """The service of the app that received the request."""
+def _service_of(request: Request) -> Service:
     service = request.app.state.service
     assert isinstance(service, Service)  # create_app sets it
     return service
 
 
-ServiceArg = Annotated[Service, Depends(service_of)]
+ServiceArg = Annotated[Service, Depends(_service_of)]
 """Type of an endpoint's parameter that receives the service."""
+
+
+def refuse_repeats(request: Request) -> None:
+    """Raise BadParameter for a parameter that is given twice: one of the two would be ignored."""
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    repeated = [name[:100] for name, count in counts.items() if count > 1]
+    if repeated:
+        raise BadParameter(f"given more than once: {', '.join(repeated[:10])}")
+
+
+def refuse_query(request: Request) -> None:
+    """Raise BadParameter for any parameter, on paths that take none."""
+    names = [name[:100] for name in request.query_params]
+    if names:
+        raise BadParameter(f"this path takes no parameters, found {', '.join(names[:10])}")
+
+
+def admin_only(request: Request, service: ServiceArg) -> None:
+    """Raise HTTPException: 403 if the settings have no token, 401 for a wrong or missing one."""
+    token = service.settings.admin_token
+    if token is None:
+        raise HTTPException(403, "adapters cannot be changed here: no admin_token is set")
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    secret = token.get_secret_value().encode()
+    is_right = hmac.compare_digest(credentials.strip().encode(), secret)
+    if not (scheme.lower() == "bearer" and is_right):
+        raise HTTPException(
+            401, "expected Authorization: Bearer and the token", {"WWW-Authenticate": "Bearer"}
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
@@ -19,11 +19,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Message
 
 from service.engine.admission import Admission
 from service.errors import BadParameter, TooManyBytes
-from service.http.context import RequestBytes
+from service.http.context import RequestBytes, context_of
 from service.http.spool import SPOOLED_BYTES
 from service.settings import Settings
 
@@ -31,12 +30,12 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 FIELD = "file"
+MAX_PART_HEADERS = 16
 MAX_PART_HEADER_BYTES = 8 * 1024
+"""Of one header."""
 
 
-async def read_body(
-    request: Request, admission: Admission, request_bytes: RequestBytes, settings: Settings
-) -> bytes:
+async def read_body(request: Request, admission: Admission, settings: Settings) -> bytes:
     """Read the whole body, or the content of its part `file` when it is multipart/form-data.
 
     Raises:
@@ -47,21 +46,28 @@ async def read_body(
         ClientDisconnect: the client closed the connection.
     """
     _refuse_coding(request)
-    declared = _declared_bytes(request)
-    if declared > settings.max_body_bytes:
-        raise TooManyBytes(
-            f"Content-Length is {declared}, expected at most {settings.max_body_bytes} bytes"
-        )
+    declared, max_bytes = _declared_bytes(request), settings.max_body_bytes
+    if declared > max_bytes:
+        raise TooManyBytes(f"Content-Length is {declared}, expected at most {max_bytes} bytes")
+    request_bytes = context_of(request.scope).bytes
     admission.check(declared)
     request_bytes.check(declared)
     kind, options = parse_options_header(request.headers.get("content-type"))
+    form = None
     with BodyBuffer(request_bytes) as body:
         if kind == b"multipart/form-data":
             form = _FormParser(options.get(b"boundary", b""), body)
-            await _receive(request, form.write, body, request_bytes, settings)
+        write = form.write if form else body.write
+        received = 0
+        async for piece in _pieces(request, settings):
+            received += len(piece)
+            if received > max_bytes:
+                raise TooManyBytes(f"the body has more than {max_bytes} bytes")
+            request_bytes.grow(len(piece))
+            write(piece)
+            await body.move_to_disk()
+        if form:
             form.finish()
-        else:
-            await _receive(request, body.write, body, request_bytes, settings)
         return await body.read()
 
 
@@ -80,38 +86,41 @@ def _declared_bytes(request: Request) -> int:
     return int(declared)
 
 
-async def _receive(
-    request: Request,
-    write: Callable[[bytes], object],
-    body: BodyBuffer,
-    request_bytes: RequestBytes,
-    settings: Settings,
-) -> None:
-    """Pass what arrives to `write` piece by piece, within the limits of bytes and time."""
-    timer = _BodyTimer(settings, asyncio.get_running_loop().time)
-    received = 0
+async def _pieces(request: Request, settings: Settings) -> AsyncIterator[bytes]:
+    """The body piece by piece. Raises HTTPException, 408, for a client that is too slow.
+
+    A client is late by the seconds it has taken beyond those that its bytes may take at
+    `min_bytes_per_s`. Bytes that arrive faster than that earn no time for later, and the time
+    between two pieces in which the server does not wait for the client does not count.
+    """
+    clock = asyncio.get_running_loop().time
+    end_s = clock() + settings.body_timeout_s
+    late_s = 0.0
     more = True
     while more:
-        message = await _next_message(request, timer.remaining_s())
+        started_s = clock()
+        remaining_s = min(settings.stall_timeout_s - late_s, end_s - started_s)
+        try:
+            async with asyncio.timeout(remaining_s):
+                message = await request.receive()
+        except TimeoutError:
+            # The rest of the body may never arrive, so the connection cannot be used again.
+            detail = "the body arrived too slowly, or not at all"
+            raise HTTPException(408, detail, {"Connection": "close"}) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece: bytes = message.get("body", b"")
         more = message.get("more_body", False)
-        received += len(piece)
-        if received > settings.max_body_bytes:
-            raise TooManyBytes(f"the body has more than {settings.max_body_bytes} bytes")
-        timer.count(len(piece))
-        request_bytes.grow(len(piece))
-        write(piece)
-        await body.move_to_disk()
-        timer.restart()
+        if settings.min_bytes_per_s:
+            earned_s = len(piece) / settings.min_bytes_per_s
+            late_s = max(0.0, late_s + clock() - started_s - earned_s)
+        yield piece
 
 
 class BodyBuffer:
     """The bytes of a body that have arrived. Use as a context manager, which drops them."""
 
     def __init__(self, request_bytes: RequestBytes) -> None:
-        """Begin without bytes and without a file."""
         self._request_bytes, self._spool = request_bytes, request_bytes.spool
         self._memory = io.BytesIO()
         self._file: IO[bytes] | None = None
@@ -153,48 +162,6 @@ def _read_back(file: IO[bytes], rest: bytes) -> bytes:
     return file.read()
 
 
-class _BodyTimer:
-    """How long the server still waits for the next bytes of a body.
-
-    A client is late by the seconds it has taken beyond those that its bytes may take at
-    `min_bytes_per_s`. Bytes that arrive faster than that earn no time for later.
-    """
-
-    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
-        self._settings, self._clock = settings, clock
-        self._started_s = clock()
-        self._end_s = self._started_s + settings.body_timeout_s
-        self._late_s = 0.0
-
-    def remaining_s(self) -> float:
-        """Seconds that the next bytes may take."""
-        remaining_s = self._settings.stall_timeout_s - self._late_s
-        return min(remaining_s, self._end_s - self._clock())
-
-    def count(self, received_bytes: int) -> None:
-        """Take note of bytes that have arrived."""
-        rate = self._settings.min_bytes_per_s
-        if rate == 0:
-            self._late_s = 0.0
-        else:
-            elapsed_s = self._clock() - self._started_s
-            self._late_s = max(0.0, self._late_s + elapsed_s - received_bytes / rate)
-
-    def restart(self) -> None:
-        """Measure from now on: the time spent on handling the last bytes is not the client's."""
-        self._started_s = self._clock()
-
-
-async def _next_message(request: Request, seconds: float) -> Message:
-    try:
-        async with asyncio.timeout(seconds):
-            return await request.receive()
-    except TimeoutError:
-        # The rest of the body may never arrive, so the connection cannot be used again.
-        detail = "the body arrived too slowly, or not at all"
-        raise HTTPException(408, detail, {"Connection": "close"}) from None
-
-
 class _FormParser:
     """Writes the content of the part `file` of a multipart body to a buffer."""
 
@@ -215,7 +182,12 @@ class _FormParser:
             "on_end": self._end,
         }
         try:
-            self._parser = MultipartParser(boundary, callbacks)
+            self._parser = MultipartParser(
+                boundary,
+                callbacks,
+                max_header_count=MAX_PART_HEADERS,
+                max_header_size=MAX_PART_HEADER_BYTES,
+            )
         except FormParserError:
             raise HTTPException(400, "the multipart boundary is malformed") from None
 
@@ -234,23 +206,15 @@ class _FormParser:
             raise BadParameter(f"the multipart body has no part named {FIELD!r}")
 
     def _begin_part(self) -> None:
-        self._header_bytes = 0
         self._header_name = bytearray()
         self._header_value = bytearray()
         self._disposition = ""
 
     def _add_header_name(self, data: bytes, start: int, end: int) -> None:
-        self._count_header(end - start)
         self._header_name += data[start:end]
 
     def _add_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._count_header(end - start)
         self._header_value += data[start:end]
-
-    def _count_header(self, more_bytes: int) -> None:
-        self._header_bytes += more_bytes
-        if self._header_bytes > MAX_PART_HEADER_BYTES:
-            raise HTTPException(400, "the headers of a multipart part are too long")
 
     def _end_header(self) -> None:
         if self._header_name.lower() == b"content-disposition":

@@ -26,11 +26,10 @@ class CallPool:
     """A bounded pool of threads for one kind of call. Use from the event loop's thread."""
 
     def __init__(self, name: str, threads: int, timeout_error: Callable[[str], Exception]) -> None:
-        """Make the pool.
+        """Make a pool that runs so many calls at the same time.
 
         Args:
             name: the service that is called, for messages and thread names: "object store".
-            threads: calls that run at the same time.
             timeout_error: makes the exception for a call that took too long, given a message.
         """
         self._name, self._timeout_error = name, timeout_error

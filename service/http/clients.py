@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Callable
 from functools import lru_cache
 
 from service.errors import QuotaReached
@@ -33,34 +32,6 @@ def client_of(host: str | None) -> str:
     return str(address)
 
 
-def addresses_in(networks: str) -> Callable[[str], bool]:
-    """A test whether an address is in a list of addresses and networks; "*" contains all.
-
-    Args:
-        networks: separated by commas.
-    """
-    names = [name.strip() for name in networks.split(",")]
-    known = [ipaddress.ip_network(name, strict=False) for name in names if _is_network(name)]
-
-    @lru_cache(maxsize=4096)
-    def is_in(host: str) -> bool:
-        if not _is_network(host):
-            return "*" in names
-        address = ipaddress.ip_address(host)
-        return "*" in names or any(address in network for network in known)
-
-    return is_in
-
-
-def _is_network(name: str) -> bool:
-    """Whether this is an IP network or an IP address."""
-    try:
-        ipaddress.ip_network(name, strict=False)
-    except ValueError:
-        return False
-    return True
-
-
 class SharedLimit:
     """A limit on an amount, of bytes or of requests, for all clients together and for each."""
 
@@ -68,7 +39,7 @@ class SharedLimit:
         """Begin with nothing taken.
 
         Args:
-            name: what is limited, for messages, such as "memory".
+            name: what is limited, for messages.
             limit: of all clients together.
             share: of what the other clients leave, that one client may take.
         """

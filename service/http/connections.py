@@ -19,9 +19,10 @@ from asyncio import AbstractEventLoop, BaseTransport
 from typing import Any, ClassVar, Final, cast
 
 import h11
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.http.clients import addresses_in, client_of
+from service.http.clients import client_of
 from service.http.parser import EventRateLimit, LimitedParser
 from service.http.problems import BAD_REQUEST, MEDIA_TYPE
 from service.http.transports import PausableFlow, ResponseTransport
@@ -74,20 +75,17 @@ def report_accept_errors(loop: AbstractEventLoop) -> None:
     loop.set_exception_handler(handle)
 
 
-def limited_protocol(settings: Settings, max_head_bytes: int) -> type[H11Protocol]:
+def limited_protocol(settings: Settings) -> type[H11Protocol]:
     """Uvicorn's HTTP/1.1 protocol with limits on connections, on their times and on their work.
 
     A connection is closed `header_timeout_s` after it was opened, or after the first byte that
     follows an answer, if no request has begun by then, however many bytes arrive. Between an answer
     and that byte Uvicorn's own limit holds. A connection whose client reads its answer at less than
     `min_bytes_per_s` is closed once it is `stall_timeout_s` late.
-
-    Args:
-        max_head_bytes: of a request line and its headers together.
     """
 
     class Protocol(LimitedProtocol):
-        shared = _SharedState(settings, max_head_bytes)
+        shared = _SharedState(settings)
 
     return Protocol
 
@@ -100,13 +98,12 @@ class _SharedState:
         buffer: what was read last; one for all, because it is used before anything else is read.
     """
 
-    def __init__(self, settings: Settings, max_head_bytes: int) -> None:
-        self.settings, self.max_head_bytes = settings, max_head_bytes
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.idle: dict[LimitedProtocol, None] = {}
         self.warn_full = RareWarning("connections are at their limit")
         self.rate_limit = EventRateLimit()
         self.buffer = memoryview(bytearray(BODY_READ_BYTES))
-        self.is_proxy = addresses_in(settings.forwarded_allow_ips)
 
     def close_idle(self) -> bool:
         """Close the connection that has been idle for longest. False if all have requests."""
@@ -141,15 +138,16 @@ class LimitedProtocol(H11Protocol, asyncio.BufferedProtocol):
     def connection_made(self, transport: BaseTransport) -> None:
         """Take the connection, and close an idle one if there are too many."""
         shared, settings = self.shared, self.shared.settings
-        self.conn: LimitedParser = LimitedParser(shared.max_head_bytes)
+        self.conn: LimitedParser = LimitedParser()
         super().connection_made(cast(asyncio.Transport, transport))
         self.flow: PausableFlow = PausableFlow(self.transport)
         self.transport.set_write_buffer_limits(0)  # so `pause_writing` is called for any byte
         self._response_transport = ResponseTransport(self.transport, self._close_answered)
         host = self.client[0] if self.client else None
         # Requests of many clients come through a proxy: each of its connections counts alone.
-        is_client = host is not None and not shared.is_proxy(host)
-        self._rate_key = client_of(host) if is_client else f"connection {id(self)}"
+        is_proxy = isinstance(self.app, ProxyHeadersMiddleware) and host in self.app.trusted_hosts
+        is_many = is_proxy or host is None
+        self._rate_key = f"connection {id(self)}" if is_many else client_of(host)
         if len(self.connections) > settings.connection_limit:
             shared.warn_full(limit=settings.connection_limit)
             if not shared.close_idle():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass
+from typing import Final
 
 from starlette.types import Scope
 
@@ -18,7 +19,8 @@ from service.http.clients import RETRY_S, SharedLimit
 from service.http.spool import Spool
 
 _VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_KEY = "rankpress.context"
+CONTEXT_KEY: Final = "rankpress.context"
+"""Of the context in the ASGI scope of a request."""
 
 
 class RequestBytes:
@@ -28,7 +30,6 @@ class RequestBytes:
 
     Attributes:
         client: whose request it is, see `clients.client_of`.
-        spool: where bodies are kept on disk.
     """
 
     def __init__(
@@ -119,14 +120,10 @@ class RequestContext:
     model: str | None = None
     queue_s: float | None = None
 
-    def attach(self, scope: Scope) -> None:
-        """Put the context where `context_of` finds it."""
-        scope[_KEY] = self
-
 
 def context_of(scope: Scope) -> RequestContext:
     """The context of the request with this ASGI scope."""
-    context = scope[_KEY]
+    context = scope[CONTEXT_KEY]
     assert isinstance(context, RequestContext)  # the middleware wraps every route
     return context
 

@@ -20,8 +20,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.context import RequestContext
-from service.http.problems import internal_problem
+from service.http.context import CONTEXT_KEY, RequestContext
+from service.http.problems import INTERNAL, problem
 from service.settings import MIB, Settings
 
 CLIENT_LEFT: Final = 499
@@ -46,8 +46,7 @@ class Exchange:
     """One request and its answer.
 
     Attributes:
-        context: of the request.
-        method: of the request. path: without the root path. headers: of the request.
+        path: without the root path.
         client: address of the client, None if unknown.
         status: of the answer, `CLIENT_LEFT` before it is sent.
         bytes_in: of the body that was read. bytes_out: of the body that was sent.
@@ -77,11 +76,10 @@ class Exchange:
         self._end_delayed = False
         # A HEAD request takes the GET route; its answer's body is dropped in `_send_body`. Ranges
         # are for GET alone.
-        self._scope = dict(scope)
+        self._scope = {**scope, CONTEXT_KEY: context}
         if self.method == "HEAD":
             headers = [h for h in scope["headers"] if h[0].lower() != b"range"]
             self._scope |= {"method": "GET", "headers": headers}
-        context.attach(self._scope)
 
     @property
     def route(self) -> str:
@@ -93,13 +91,14 @@ class Exchange:
         """Run the app; answer 500 if it fails before it has begun to answer."""
         try:
             await app(self._scope, self.receive, self.send)
-        except (ClientDisconnect, _ClientStalled):
+        except ClientDisconnect:
             pass
         except Exception:
             log.exception("unexpected error", id=self.context.id, route=self.route)
             if self._has_answer:
                 raise
-            response = internal_problem(Request(self._scope))
+            detail = "An unexpected error was logged under this request's id."
+            response = problem(Request(self._scope), INTERNAL, detail)
             await response(self._scope, self.receive, self.send)
 
     async def receive(self) -> Message:
@@ -120,8 +119,7 @@ class Exchange:
             headers["X-Content-Type-Options"] = "nosniff"
             if not self._body_complete and not _has_short_body(self.headers):
                 headers["Connection"] = "close"
-            await self._send(message)
-        elif message["type"] == "http.response.body":
+        if message["type"] == "http.response.body":
             await self._send_body(message)
         else:
             await self._send(message)
@@ -151,30 +149,21 @@ class Exchange:
             more = self._end_delayed = True
         self.context.bytes.add(len(body))
         try:
-            await self._send_pieces(memoryview(body), more)
+            for start in range(0, max(1, len(body)), PIECE_BYTES):
+                piece = bytes(body[start : start + PIECE_BYTES])
+                is_last = start + PIECE_BYTES >= len(body)
+                await self._send_piece(piece, more or not is_last)
         finally:
             self.context.bytes.add(-len(body))
 
-    async def _send_pieces(self, view: memoryview, more: bool) -> None:
-        for start in range(0, max(1, len(view)), PIECE_BYTES):
-            piece = bytes(view[start : start + PIECE_BYTES])
-            is_last = start + PIECE_BYTES >= len(view)
-            await self._send_piece(
-                {"type": "http.response.body", "body": piece, "more_body": more or not is_last}
-            )
-            self.bytes_out += len(piece)
-
-    async def _send_piece(self, message: Message) -> None:
+    async def _send_piece(self, piece: bytes, more: bool) -> None:
         try:
             async with asyncio.timeout(self._settings.stall_timeout_s):
-                await self._send(message)
+                await self._send({"type": "http.response.body", "body": piece, "more_body": more})
         except TimeoutError:
             # The server closes the connection of an answer that was not completed.
-            raise _ClientStalled from None
-
-
-class _ClientStalled(Exception):
-    """The client stopped reading its answer."""
+            raise ClientDisconnect from None
+        self.bytes_out += len(piece)
 
 
 def _has_body(headers: Headers) -> bool:

@@ -42,54 +42,41 @@ class Metrics:
     def __init__(self, admission: Admission, spool: Spool) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._add_request_metrics()
-        self._add_gauges(admission, spool)
-        self._stages = {stage: self._histogram(stage) for stage in STAGES}
-
-    def _add_request_metrics(self) -> None:
-        self._requests = Counter(
-            "rankpress_requests",
-            "Requests answered (499: the client left first).",
-            ("route", "status"),
-            registry=self.registry,
+        self._requests = self._counter(
+            "requests", "Requests answered (499: the client left first).", "route", "status"
         )
-        self._seconds = Histogram(
-            "rankpress_request_seconds",
-            "Seconds from the headers of a request to the end of its answer.",
-            ("route",),
-            buckets=SECONDS_BUCKETS,
-            registry=self.registry,
+        self._bytes_in = self._counter("bytes_in", "Bytes of request bodies.", "route")
+        self._bytes_out = self._counter("bytes_out", "Bytes of answers' bodies.", "route")
+        self._rejected = self._counter(
+            "rejected", "Requests answered with a problem, by the end of its type.", "problem"
         )
-        self._bytes_in = Counter(
-            "rankpress_bytes_in", "Bytes of request bodies.", ("route",), registry=self.registry
+        self._seconds = self._histogram(
+            "request", "Seconds from the headers of a request to the end of its answer.", "route"
         )
-        self._bytes_out = Counter(
-            "rankpress_bytes_out", "Bytes of answers' bodies.", ("route",), registry=self.registry
-        )
-        self._rejected = Counter(
-            "rankpress_rejected",
-            "Requests answered with a problem, by the end of its type.",
-            ("problem",),
-            registry=self.registry,
-        )
-        self._in_flight = Gauge(
-            "rankpress_in_flight", "Requests being answered.", registry=self.registry
-        )
-
-    def _add_gauges(self, admission: Admission, spool: Spool) -> None:
-        gauges = (
+        self._stages = {
+            stage: self._histogram(stage, f"Seconds of a request spent {text}.")
+            for stage, text in STAGES.items()
+        }
+        self._in_flight = self._gauge("in_flight", "Requests being answered.")
+        for name, text, read in (
             ("queue_depth", "Requests waiting for a worker.", lambda: admission.waiting),
             ("running", "Requests in a worker thread.", lambda: admission.running),
             ("held_bytes", "Bytes of bodies and answers held.", lambda: admission.held_bytes),
             ("spooled_bytes", "Bytes of incomplete bodies on disk.", lambda: spool.limit.total),
-        )
-        for name, text, read in gauges:
-            Gauge(f"rankpress_{name}", text, registry=self.registry).set_function(read)
+        ):
+            self._gauge(name, text).set_function(read)
 
-    def _histogram(self, stage: str) -> Histogram:
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"rankpress_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"rankpress_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(
-            f"rankpress_{stage}_seconds",
-            f"Seconds of a request spent {STAGES[stage]}.",
+            f"rankpress_{name}_seconds",
+            text,
+            labels,
             buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
@@ -111,17 +98,20 @@ class Metrics:
 
     def observe_work(self, queue_s: float, timings: Timings, file_s: float) -> None:
         """Record where one finished piece of work spent its time."""
-        seconds = {
-            "queue": queue_s,
-            "swap": timings.swap_s,
-            "net": timings.net_s,
-            "code": timings.code_s,
-            "check": timings.check_s,
-            "file": file_s,
-        }
-        for stage, value in seconds.items():
-            self._stages[stage].observe(value)
+        stages = {"check": timings.check_s, "file": file_s}
+        for stage, seconds in (stage_seconds(queue_s, timings) | stages).items():
+            self._stages[stage].observe(seconds)
 
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def stage_seconds(queue_s: float, timings: Timings) -> dict[str, float]:
+    """Seconds of the stages that all work has, by their names in `STAGES`."""
+    return {
+        "queue": queue_s,
+        "swap": timings.swap_s,
+        "net": timings.net_s,
+        "code": timings.code_s,
+    }

@@ -1,6 +1,9 @@
 """Around every request: its id, who may send it, its limits, its log line, its metrics, and 500s.
 
 This is a plain ASGI middleware outside all exception handlers, so that it counts what was sent.
+The Host and Origin of a request are checked because browsers, and only browsers, can be made to
+send requests that their users did not intend. `Settings.allowed_hosts` and `Settings.check_origin`
+say which attacks are stopped.
 """
 
 from __future__ import annotations
@@ -14,12 +17,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.engine.admission import Admission, Phase
-from service.errors import RankpressError, Saturated
+from service.errors import ForeignOrigin, RankpressError, Saturated, UnknownHost
 from service.http.clients import RETRY_S, SharedLimit, client_of
 from service.http.context import RequestBytes, RequestContext, request_id
 from service.http.exchange import SILENCE_S, Exchange
 from service.http.metrics import Metrics
-from service.http.origins import Origins
 from service.http.problems import on_rankpress_error
 from service.http.spool import Spool
 from service.settings import Settings
@@ -29,6 +31,12 @@ HEALTH_SHARE = 16
 
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
 
+CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+"""Methods that make the server do work or change something."""
+
+HEALTH_PATHS = frozenset({"/livez", "/readyz"})
+"""Load balancers request these paths by address; the answers are no secret."""
+
 log = structlog.get_logger("rankpress.api")
 
 
@@ -36,13 +44,7 @@ class RequestMiddleware:
     """Wraps the app; websockets and lifespan pass through."""
 
     def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        admission: Admission,
-        metrics: Metrics,
-        settings: Settings,
-        spool: Spool,
+        self, app: ASGIApp, admission: Admission, metrics: Metrics, settings: Settings, spool: Spool
     ) -> None:
         self._app, self._admission, self._metrics = app, admission, metrics
         self._settings, self._spool = settings, spool
@@ -75,12 +77,7 @@ class RequestMiddleware:
             self._requests.take(client, -1)
 
     def _check(self, exchange: Exchange, client: str) -> None:
-        """Raise for a request that the app should not see.
-
-        Raises:
-            UnknownHost, ForeignOrigin: as `Origins.check` does.
-            Saturated: too many requests are open, of the client or of all clients.
-        """
+        """Raise UnknownHost, ForeignOrigin or Saturated for a request that is not answered."""
         self._origins.check(exchange.method, exchange.path, exchange.headers)
         if exchange.path not in QUIET_ROUTES:
             self._requests.check(client, 1)
@@ -98,11 +95,7 @@ class RequestMiddleware:
             _log_request(exchange, seconds)
 
     def _drop_limit_s(self, is_full: bool) -> float:
-        """Seconds in which the rest of an unwanted body is read.
-
-        Args:
-            is_full: whether it was refused because too many requests are open.
-        """
+        """Seconds in which an unwanted body is read; none if too many requests are open."""
         if is_full or self._requests.available < 0:  # only health checks are answered
             return 0.0
         draining = self._admission.phase is Phase.DRAINING
@@ -110,7 +103,6 @@ class RequestMiddleware:
 
 
 async def _refuse(error: RankpressError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer an error."""
     response = await on_rankpress_error(Request(scope), error)
     await response(scope, receive, send)
 
@@ -138,3 +130,40 @@ def _log_request(exchange: Exchange, seconds: float) -> None:
         ms=round(seconds * 1000, 2),
         **{name: value for name, value in optional.items() if value is not None},
     )
+
+
+class Origins:
+    """The hosts and pages that the settings allow."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._hosts = _names(settings.allowed_hosts)
+        self._checks_origin = settings.check_origin
+        self._pages = _names(settings.cors_origins)
+
+    def check(self, method: str, path: str, headers: Headers) -> None:
+        """Raise UnknownHost or ForeignOrigin for a request that must not be answered."""
+        host = headers.get("host", "").lower()
+        if self._hosts and path not in HEALTH_PATHS and not self._is_allowed(_without_port(host)):
+            raise UnknownHost(f"the Host is {host[:100]!r}, expected one of allowed_hosts")
+        origin = headers.get("origin", "").lower()
+        is_checked = self._checks_origin and method in CHANGING and origin
+        if is_checked and not self._may_change(origin, host):
+            raise ForeignOrigin(f"the Origin is {origin[:100]!r}, expected {host[:100]!r}")
+
+    def _is_allowed(self, name: str) -> bool:
+        """Whether a host is allowed; `*.` at the beginning of an entry is any one label."""
+        parent = "*." + name.partition(".")[2]
+        return name in self._hosts or parent in self._hosts
+
+    def _may_change(self, origin: str, host: str) -> bool:
+        return origin.partition("://")[2] == host or not self._pages.isdisjoint((origin, "*"))
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(name.strip().lower() for name in text.split(",") if name.strip())
+
+
+def _without_port(host: str) -> str:
+    """The name of a Host header, the brackets of an IPv6 address included."""
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() else host

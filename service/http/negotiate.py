@@ -52,8 +52,6 @@ MAX_RANGES = 100
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _RANGE = re.compile(rf"({_TOKEN})/({_TOKEN})")
-_NAMED = 2
-"""Specificity of a media range without a wildcard."""
 _WEIGHT = re.compile(r"\d{1,9}(?:\.\d{0,9})?|\.\d{1,9}")
 """More than RFC 9110 allows: some clients send q=.8 or q=0.8000."""
 
@@ -71,12 +69,13 @@ def rank_formats(accept: str | None, preference: Preference) -> tuple[Format, ..
     weights = _parse(accept) if accept and accept.strip() else {"*/*": 1.0}
 
     def rank(name: Format) -> tuple[float, bool, int]:
-        weight, specificity = _rank(weights, name)
-        named = specificity == _NAMED
-        order = preference.named if named else preference.unnamed
-        return weight, named, -order.index(name)
+        for is_named, key in ((True, MEDIA_TYPES[name]), (False, "image/*"), (False, "*/*")):
+            if key in weights:
+                order = preference.named if is_named else preference.unnamed
+                return weights[key], is_named, -order.index(name)
+        return 0.0, False, 0
 
-    allowed = [name for name in preference.named if _rank(weights, name)[0] > 0]
+    allowed = [name for name in preference.named if rank(name)[0] > 0]
     if not allowed:
         formats = ", ".join(MEDIA_TYPES[name] for name in preference.named)
         raise NotAcceptable(f"the Accept header allows none of the formats: {formats}")
@@ -135,11 +134,3 @@ def _weight(parameters: list[str]) -> float:
         if key.strip().lower() == "q":
             return min(1.0, float(value)) if _WEIGHT.fullmatch(value.strip()) else 1.0
     return 1.0
-
-
-def _rank(weights: dict[str, float], name: Format) -> tuple[float, int]:
-    """Weight of a format, and how specific the range was that gave it."""
-    for specificity, key in ((_NAMED, MEDIA_TYPES[name]), (1, "image/*"), (0, "*/*")):
-        if key in weights:
-            return weights[key], specificity
-    return 0.0, 0

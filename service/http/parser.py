@@ -24,6 +24,9 @@ EVENTS_PER_S: Final = 10_000
 BURST_EVENTS: Final = 1000
 """Events that a client may use at once, beyond its rate, after it was quiet."""
 
+MAX_HEAD_BYTES: Final = 32 * 1024
+"""Request line and headers together."""
+
 MAX_HEADERS: Final = 128
 """Headers of one request."""
 
@@ -67,8 +70,8 @@ class LimitedParser(h11.Connection):
         is_stopped: whether there may be more to parse than this turn allows.
     """
 
-    def __init__(self, max_head_bytes: int) -> None:
-        super().__init__(h11.SERVER, max_head_bytes)
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
         self.begin_turn()
 
     def begin_turn(self) -> None:

@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from fastapi import Request
-from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Mount
 
 from service import errors
 from service.http.context import context_of
-from service.http.documents import InvalidParameter, Problem
 
 MEDIA_TYPE: Final = "application/problem+json"
 MAX_DETAIL_CHARS: Final = 500
@@ -35,6 +34,53 @@ METHODS: Final = ("DELETE", "GET", "POST", "PUT")
 log = structlog.get_logger("rankpress.api")
 
 
+class Document(BaseModel):
+    """A JSON document of an answer; attribute docstrings become its OpenAPI descriptions."""
+
+    model_config = ConfigDict(
+        frozen=True, use_attribute_docstrings=True, json_schema_serialization_defaults_required=True
+    )
+
+
+class InvalidParameter(Document):
+    """One parameter that is wrong."""
+
+    parameter: str
+    reason: str
+
+
+class Problem(Document):
+    """An error (RFC 9457)."""
+
+    type: str
+    """Stable URI of the kind of problem: program against this."""
+
+    title: str
+    """The kind of problem in words."""
+
+    status: int
+    """The HTTP status."""
+
+    detail: str
+    """What is wrong with this request, and what was expected."""
+
+    instance: str
+    """URI of this request; it ends in the X-Request-Id that the log line carries."""
+
+    available: tuple[float, ...] | None = None
+    """With `rate-unavailable`: the whole rates that can be requested. Rates between two neighbours
+    of them can be requested too."""
+
+    found: float | None = None
+    """With `target-unreachable`: the nearest value that can be reached, in the target's unit."""
+
+    asked: float | None = None
+    """With `target-unreachable`: the target."""
+
+    invalid: tuple[InvalidParameter, ...] | None = None
+    """With `bad-parameter`: the parameters that are wrong."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of problem.
@@ -44,17 +90,12 @@ class Kind:
         status: HTTP status of its answers.
         title: the kind in words.
         error: the exception that is answered so, subclasses included that have no kind themselves.
-        is_hidden: whether the detail is logged and not shown, because it may name buckets, paths
-            and hosts.
-        retry_after_s: for the Retry-After header; errors of other kinds may bring their own.
     """
 
     slug: str
     status: int
     title: str
     error: type[errors.RankpressError] | None = None
-    is_hidden: bool = False
-    retry_after_s: int | None = None
 
     @property
     def type(self) -> str:
@@ -119,40 +160,25 @@ KINDS: Final = (
     ),
     Kind("too-many-requests", 429, "One client asks for too much at a time", errors.QuotaReached),
     INTERNAL,
-    Kind(
-        "check-failed",
-        500,
-        "The stream that was made failed its check",
-        errors.CheckFailed,
-        is_hidden=True,
-    ),
-    Kind(
-        "damaged-object",
-        500,
-        "The stored object is not what it should be",
-        errors.DamagedObject,
-        is_hidden=True,
-    ),
-    Kind(
-        "objects-unavailable",
-        503,
-        "The object store cannot be used",
-        errors.ObjectsUnavailable,
-        is_hidden=True,
-        retry_after_s=5,
-    ),
+    Kind("check-failed", 500, "The stream that was made failed its check", errors.CheckFailed),
+    Kind("damaged-object", 500, "The stored object is not what it should be", errors.DamagedObject),
+    Kind("objects-unavailable", 503, "The object store cannot be used", errors.ObjectsUnavailable),
     Kind("saturated", 503, "The server has too much to do or is shutting down", errors.Saturated),
     NOT_READY,
-    Kind(
-        "jobs-unavailable",
-        503,
-        "The database of the jobs fails",
-        errors.JobsUnavailable,
-        is_hidden=True,
-        retry_after_s=30,
-    ),
+    Kind("jobs-unavailable", 503, "The database of the jobs fails", errors.JobsUnavailable),
 )
 """All kinds of problems. The order within a status is that of the OpenAPI document."""
+
+HIDDEN: Final = (
+    errors.CheckFailed,
+    errors.DamagedObject,
+    errors.ObjectsUnavailable,
+    errors.JobsUnavailable,
+)
+"""Errors whose text is logged and not shown: it may name buckets, paths and hosts."""
+
+OUTAGE_RETRY_S: Final = {"objects-unavailable": 5, "jobs-unavailable": 30}
+"""Seconds until the next try, for errors that do not tell it themselves."""
 
 _BY_ERROR: Final = {kind.error: kind for kind in KINDS if kind.error is not None}
 _BY_STATUS: Final = {k.status: k for k in KINDS if k.error in (None, errors.TooManyBytes)}
@@ -163,13 +189,14 @@ def problem(
     request: Request,
     kind: Kind,
     detail: str,
-    *,
     headers: Mapping[str, str] | None = None,
-    available: tuple[float, ...] | None = None,
-    unreachable: errors.TargetUnreachable | None = None,
-    invalid: tuple[InvalidParameter, ...] | None = None,
+    **more: Any,
 ) -> Response:
-    """The answer for one problem; also records its kind for the log line and the metrics."""
+    """The answer for one problem; also records its kind for the log line and the metrics.
+
+    Args:
+        more: fields of `Problem` that only some kinds have.
+    """
     context = context_of(request.scope)
     context.problem = kind.slug
     document = Problem(
@@ -178,19 +205,11 @@ def problem(
         status=kind.status,
         detail=detail[:MAX_DETAIL_CHARS],
         instance=f"urn:rankpress:request:{context.id}",
-        available=available,
-        found=unreachable.nearest if unreachable else None,
-        asked=unreachable.requested if unreachable else None,
-        invalid=invalid,
+        **more,
     )
-    content = jsonable_encoder(document, exclude_none=True)
+    content = document.model_dump(mode="json", exclude_none=True)
     all_headers = {"Cache-Control": "no-store", **(headers or {})}
     return JSONResponse(content, kind.status, all_headers, media_type=MEDIA_TYPE)
-
-
-def internal_problem(request: Request) -> Response:
-    """The answer to a bug: says only where to look in the log."""
-    return problem(request, INTERNAL, "An unexpected error was logged under this request's id.")
 
 
 async def on_rankpress_error(request: Request, error: Exception) -> Response:
@@ -199,31 +218,25 @@ async def on_rankpress_error(request: Request, error: Exception) -> Response:
     if kind is None:
         raise error
     detail = str(error)
-    if kind.is_hidden:
+    if isinstance(error, HIDDEN):
         log.error(kind.slug, id=context_of(request.scope).id, error=detail)
         detail = "The reason was logged under this request's id."
-    return problem(
-        request,
-        kind,
-        detail,
-        headers=_headers_of(kind, error),
-        available=error.available if isinstance(error, errors.RateUnavailable) else None,
-        unreachable=error if isinstance(error, errors.TargetUnreachable) else None,
-    )
-
-
-def _headers_of(kind: Kind, error: Exception) -> dict[str, str]:
-    """Headers of the answer to an exception."""
-    headers = {}
-    if kind.retry_after_s is not None:
-        headers["Retry-After"] = str(kind.retry_after_s)
-    if isinstance(error, errors.Saturated | errors.JobUnfinished):
-        headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, errors.RangeUnsatisfiable):
-        headers["Content-Range"] = f"bytes */{error.size_bytes}"
-    if isinstance(error, errors.NotAcceptable):
-        headers["Vary"] = "Accept"
-    return headers
+    headers: dict[str, str] = {}
+    more: dict[str, Any] = {}
+    match error:
+        case errors.ObjectsUnavailable() | errors.JobsUnavailable():
+            headers["Retry-After"] = str(OUTAGE_RETRY_S[kind.slug])
+        case errors.Saturated() | errors.JobUnfinished():
+            headers["Retry-After"] = str(error.retry_after_s)
+        case errors.RangeUnsatisfiable():
+            headers["Content-Range"] = f"bytes */{error.size_bytes}"
+        case errors.NotAcceptable():
+            headers["Vary"] = "Accept"
+        case errors.RateUnavailable():
+            more["available"] = error.available
+        case errors.TargetUnreachable():
+            more |= {"found": error.nearest, "asked": error.requested}
+    return problem(request, kind, detail, headers, **more)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -234,8 +247,11 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         headers["Allow"] = _all_methods(request)
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
-    kind = _BY_STATUS.get(error.status_code) or _plain_kind(error.status_code)
-    return problem(request, kind, str(error.detail), headers=headers)
+    kind = _BY_STATUS.get(error.status_code)
+    if kind is None:
+        phrase = HTTPStatus(error.status_code).phrase
+        kind = Kind(phrase.lower().replace(" ", "-"), error.status_code, phrase)
+    return problem(request, kind, str(error.detail), headers)
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
@@ -267,8 +283,3 @@ def _all_methods(request: Request) -> str:
     if "GET" in methods:
         methods.add("HEAD")
     return ", ".join(sorted(methods | {"OPTIONS"}))
-
-
-def _plain_kind(status: int) -> Kind:
-    phrase = HTTPStatus(status).phrase
-    return Kind(phrase.lower().replace(" ", "-"), status, phrase)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 from typing import IO, Final
 
 from fastapi import Request, Response
@@ -36,45 +36,34 @@ _RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", re.IGNORECASE)
 
 
 async def bytes_response(
-    request: Request,
-    data: bytes,
-    headers: Mapping[str, str],
-    media_type: str,
-    *,
-    timeout_s: float,
-    status: int = 200,
+    request: Request, data: bytes, headers: Mapping[str, str], media_type: str, status: int = 200
 ) -> Response:
     """A response with these bytes, sent from a file if they are many.
-
-    Args:
-        timeout_s: seconds that a client has to read a large answer.
 
     Raises:
         Saturated: neither the disk nor the memory has room for them, in all or for this client.
     """
     if len(data) <= SPOOLED_BYTES:
-        return Response(data, status, dict(headers), media_type=media_type)
+        return Response(data, status, headers, media_type)
     request_bytes = context_of(request.scope).bytes
     file = await _file_of(request_bytes, data)
-    length = {"Content-Length": str(len(data))}
-    return LargeResponse(
-        file, request_bytes.spool, timeout_s, status, {**headers, **length}, media_type
-    )
+    headers = {**headers, "Content-Length": str(len(data))}
+    return LargeResponse(file, request_bytes.spool, status, headers, media_type)
 
 
 async def _file_of(request_bytes: RequestBytes, data: bytes) -> IO[bytes]:
     """A file with the bytes, on disk or in memory."""
+    spool = request_bytes.spool
     try:
         request_bytes.grow_on_disk(len(data))
-        return await request_bytes.spool.run(partial(_write, request_bytes.spool, data))
+        return await spool.run(lambda: _filled(spool.open(), data))
     except Saturated:
         request_bytes.release_disk()
     request_bytes.grow(len(data))
     return io.BytesIO(data)
 
 
-def _write(spool: Spool, data: bytes) -> IO[bytes]:
-    file = spool.open()
+def _filled(file: IO[bytes], data: bytes) -> IO[bytes]:
     try:
         file.write(data)
         file.seek(0)
@@ -91,51 +80,37 @@ class LargeResponse(Response):
         self,
         file: IO[bytes],
         spool: Spool,
-        timeout_s: float,
         status: int,
         headers: Mapping[str, str],
         media_type: str,
     ) -> None:
-        self._file, self._spool, self._timeout_s = file, spool, timeout_s
+        self._file, self._spool = file, spool
         super().__init__(None, status, headers, media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response. Raises ClientDisconnect: the client has not read it in time."""
         del scope, receive
+        start = {"type": "http.response.start", "status": self.status_code}
+        body = {"type": "http.response.body"}
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._send(send)
+            async with asyncio.timeout(self._spool.answer_timeout_s):
+                await send(start | {"headers": self.raw_headers})
+                while piece := await self._spool.run(partial(self._file.read, PIECE_BYTES)):
+                    await send(body | {"body": piece, "more_body": True})
+                await send(body)
         except TimeoutError:
             raise ClientDisconnect from None
         finally:
             await self._spool.calls.submit(self._file.close)
 
-    async def _send(self, send: Send) -> None:
-        start = {"type": "http.response.start", "status": self.status_code}
-        await send(start | {"headers": self.raw_headers})
-        while piece := await self._spool.run(partial(self._file.read, PIECE_BYTES)):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-
-@dataclass(frozen=True)
-class Span:
-    """Bytes first..last of an answer, both included."""
-
-    first: int
-    last: int
-
-
-def entity_tags(if_none_match: str) -> Iterator[str]:
+def entity_tags(if_none_match: str) -> list[str]:
     """The entity tags of an If-None-Match header, without quotes and W/ (RFC 9110, section 13)."""
-    for number, match in enumerate(_TAG.finditer(if_none_match)):
-        if number >= MAX_TAGS:
-            return
-        yield match[1]
+    return [match[1] for match in islice(_TAG.finditer(if_none_match), MAX_TAGS)]
 
 
-def requested_span(headers: Mapping[str, str], etag: str, size: int) -> Span | None:
-    """The part of the answer that a request wants (RFC 9110, section 14); None for all of it.
+def requested_range(headers: Mapping[str, str], etag: str, size: int) -> range | None:
+    """Which bytes of the answer a request wants (RFC 9110, section 14); None for all of them.
 
     A Range header that is malformed, of another unit or of several ranges is ignored, as a server
     may do, and so is one whose If-Range names another answer.
@@ -151,15 +126,13 @@ def requested_span(headers: Mapping[str, str], etag: str, size: int) -> Span | N
     match = _RANGE.fullmatch(headers.get("range", ""))
     if match is None or headers.get("if-range", etag).strip() != etag:
         return None
-    first, last = match[1], match[2]
-    if not first and not last:
+    first, last = match.groups()
+    if first and last and int(last) < int(first) or not (first or last):
         return None
     if not first:
-        span = Span(max(0, size - int(last)), size - 1)
+        span = range(max(0, size - int(last)), size)
     else:
-        span = Span(int(first), min(int(last), size - 1) if last else size - 1)
-        if last and int(last) < int(first):
-            return None
-    if span.first > span.last:
+        span = range(int(first), min(int(last) + 1, size) if last else size)
+    if not span:
         raise RangeUnsatisfiable(f"the range starts beyond the end, at {size} bytes", size)
     return span

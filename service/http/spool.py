@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO, Final, TypeVar
 
 from service.errors import Saturated
@@ -27,12 +26,17 @@ SPOOL_THREADS: Final = 4
 
 
 class Spool:
-    """The folder, the limit on what is in it, and the threads that read and write its files."""
+    """The folder, the limit on what is in it, and the threads that read and write its files.
+
+    Attributes:
+        answer_timeout_s: seconds that a client has to read a large answer.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Write nothing yet; the folder is made when the first file is opened."""
-        self._folder: Path | None = settings.spool
+        self._folder = settings.spool
         self._timeout_s = settings.stall_timeout_s
+        self.answer_timeout_s = settings.body_timeout_s
         self.limit = SharedLimit("disk", settings.max_spool_bytes, settings.client_share)
         self.is_off = settings.max_spool_bytes == 0
         self._warn = RareWarning("bodies cannot be kept on disk")

@@ -78,12 +78,10 @@ async def test_work_runs_in_order_and_returns_its_value_and_its_wait() -> None:
         tasks = [submit(admission, gate.work(n)) for n in range(4)]
         await until(lambda: gate.begun == [0])
         assert (admission.running, admission.waiting) == (1, 3)
-        queued_s = time.monotonic()
-        await until(lambda: time.monotonic() - queued_s > 0.01)
         gate.event.set()
         done = await asyncio.gather(*tasks)
     assert [d.value for d in done] == gate.begun == [0, 1, 2, 3]
-    assert all(d.queue_s > 0.01 for d in done[1:])
+    assert all(d.queue_s > 0 for d in done[1:])
 
 
 async def test_as_many_run_at_once_as_there_are_workers() -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import pytest
+from jobs.machines import until
 
 from deploy.arrangement import NGINX_SCRIPT, answers, find_nginx, free_port
 
@@ -105,13 +106,6 @@ def nginx(**settings: str) -> Iterator[str]:
             assert process.poll() is None, (folder / "log").read_text()
             time.sleep(0.05)
         yield listen
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.02)
 
 
 def connect(listen: str, source: str = "127.0.0.1") -> socket.socket:

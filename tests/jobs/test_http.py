@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result
 from jobs.machines import Place, objects_away, picture, png, until
-from service.api import job_client, job_monitoring
+from service.api import job_client, job_monitoring, job_routes
 from service.api.server import Server
 from service.api.service import Service
 from service.blobs import Objects
@@ -415,7 +415,7 @@ def test_every_job_endpoint_is_in_openapi(place: Place) -> None:
 def test_event_streams_are_limited_while_they_are_open(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_client, "MAX_WATCHERS", 2)
+    monkeypatch.setattr(job_routes, "MAX_WATCHERS", 2)
     with served(place) as client, ExitStack() as streams:
         path = client.post("/adapt?effort=1", content=png()).headers["location"] + "/events"
         opened = [streams.enter_context(client.stream("GET", path)) for _ in range(2)]
