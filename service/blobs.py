@@ -39,11 +39,8 @@ from service.errors import (
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-SCHEMES: Final = ("file", "s3", "gs", "az", "memory")
-"""Schemes of URLs that `open_objects` takes; memory is for tests in one process."""
-
-TIMEOUT_S: Final = 30.0
-"""Seconds that an attempt to call a bucket may take, by default."""
+BUCKETS: Final = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+"""Schemes of buckets' URLs, and how the environment variables begin that obstore reads for them."""
 
 REFRESH_S: Final = 3600.0
 """Age in seconds from which `put` writes an object again, so that expiry by age keeps it."""
@@ -167,23 +164,6 @@ class Objects:
             raise DamagedObject(f"the {len(data)} bytes of object {key} do not match its hash")
         return data
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Return at most `length` bytes of an object from `start` on, without checking their hash.
-
-        Raises:
-            BadParameter: a number is negative. NoSuchObject, ObjectsUnavailable: as in `get`.
-        """
-        if start < 0 or length < 0:
-            raise BadParameter(f"range is {start}+{length}, expected no negative numbers")
-        info = self.head(key)
-        if info is None:
-            raise NoSuchObject(f"there is no object {key}")
-        end = min(start + length, info.size_bytes)
-        if start >= end:
-            return b""
-        with _translate_errors(f"get {key}"):
-            return bytes(self._store.get_range(key, start=start, end=end))
-
     def head(self, key: str) -> ObjectInfo | None:
         """Return key, size and time of an object without reading it; None if there is none."""
         try:
@@ -255,7 +235,7 @@ class Objects:
                 os.close(descriptor)
 
 
-def open_objects(place: str | Path, timeout_s: float = TIMEOUT_S) -> Objects:
+def open_objects(place: str | Path, timeout_s: float = 30.0) -> Objects:
     """Open a store: a folder, made if missing, or a URL (s3://bucket/prefix, gs://, az://, file://).
 
     Credentials of buckets come from the environment variables that obstore reads
@@ -273,24 +253,23 @@ def open_objects(place: str | Path, timeout_s: float = TIMEOUT_S) -> Objects:
 
     scheme, separator, rest = str(place).partition("://")
     with _translate_errors(f"open {place}"):
-        if separator and scheme != "file":
-            if scheme not in SCHEMES:
-                known = ", ".join(f"{s}://" for s in SCHEMES[:-1])
-                raise BadParameter(f"objects are at {place}, expected a folder or one of {known}")
-            if scheme == "memory":
-                return Objects(from_url(str(place)))
-            limit = _client_options(scheme) | {"timeout": f"{timeout_s}s"}
-            retries: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=timeout_s)}
-            options = cast("ClientConfig", limit)
-            return Objects(from_url(str(place), client_options=options, retry_config=retries))
-        folder = Path(rest if separator else place).absolute()
-        return Objects(LocalStore(folder, mkdir=True, automatic_cleanup=True), folder)
+        if not separator or scheme == "file":
+            folder = Path(rest if separator else place).absolute()
+            return Objects(LocalStore(folder, mkdir=True, automatic_cleanup=True), folder)
+        if scheme == "memory":  # for tests in one process
+            return Objects(from_url(str(place)))
+        if scheme not in BUCKETS:
+            known = ", ".join(f"{s}://" for s in ("file", *BUCKETS))
+            raise BadParameter(f"objects are at {place}, expected a folder or one of {known}")
+        options = _client_options(scheme) | {"timeout": f"{timeout_s}s"}
+        retries: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=timeout_s)}
+        client = cast("ClientConfig", options)
+        return Objects(from_url(str(place), client_options=client, retry_config=retries))
 
 
 def _client_options(scheme: str) -> dict[str, str]:
     """Return the connection options in the environment, which obstore ignores if any are passed."""
-    prefix = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}[scheme]
-    given = {name: os.environ.get(prefix + name.upper()) for name in _CLIENT_OPTIONS}
+    given = {name: os.environ.get(BUCKETS[scheme] + name.upper()) for name in _CLIENT_OPTIONS}
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -1,41 +1,5 @@
 """The exceptions that Rankpress raises on purpose, a class for each thing a caller can act on.
 
-RankpressError
-├── BadStream              the bytes are not a stream, or a damaged one
-│   ├── UnsupportedStream  a newer format version or an unknown critical section
-│   └── UnknownModel       made with weights that are not in the store
-│       └── UnknownUpdate  names a ready update that is not in the store
-├── BadImage               the bytes are not an image file that can be read
-│   └── TooManyPixels      the picture is larger than the pixel limit
-├── TooManyBytes           the body is larger than the byte limit
-├── BadParameter           a request argument is wrong
-│   ├── RangeUnsatisfiable the requested bytes are beyond the end
-│   ├── RateUnavailable    no weights for that rate in the store
-│   └── TargetUnreachable  no rate reaches the requested size or quality
-├── UnknownHost            the request names another server
-├── ForeignOrigin          a web page of another origin may not send this request
-├── NotAcceptable          no format that the caller accepts can be written
-├── BadAdapter             the bytes are not a rate adapter that fits the base
-├── UnknownAdapter         no adapter with that hash is loaded
-├── StoreError             the model store is incomplete or does not match its manifest
-├── JobError               a request about an adaptation job cannot be met
-│   ├── UnknownJob         there is no such job
-│   ├── ExpiredJob         the result of the job is no longer kept
-│   ├── JobUnfinished      the job has no such bytes yet; try again later
-│   └── JobEnded           the job has ended: nothing to cancel, or no result to come
-├── JobsOff                this server is configured to offer no jobs
-├── JobsUnavailable        the jobs' database does not answer
-├── ObjectsUnavailable     the object store cannot be read or written
-│   └── ObjectsFull        the object store has no room left
-├── NoSuchObject           there is no object of that key
-├── DamagedObject          an object's bytes do not match its hash
-├── MissingExtra           a needed part of Rankpress is not installed
-├── ForkedProcess          the models were loaded before this process was forked
-├── Saturated              too much work is waiting; try again later
-│   └── QuotaReached       one client has used its share of the server
-├── CheckFailed            a new stream does not decode to what was encoded: a bug
-└── SelfTestFailed         this machine does not reproduce the golden stream
-
 Messages state what was found, what was expected, and where. HTTP status codes are in
 http/problems.py.
 """
@@ -45,6 +9,14 @@ from __future__ import annotations
 
 class RankpressError(Exception):
     """Base of every error raised on purpose."""
+
+
+class RetryLater(RankpressError):
+    """The same request may succeed in about `retry_after_s` seconds, a whole number."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class BadStream(RankpressError):
@@ -80,11 +52,7 @@ class BadParameter(RankpressError):
 
 
 class RangeUnsatisfiable(BadParameter):
-    """The requested bytes are beyond the end of the answer.
-
-    Attributes:
-        size_bytes: size of the whole answer.
-    """
+    """The requested bytes are beyond the end of the answer, which has `size_bytes` bytes."""
 
     def __init__(self, message: str, size_bytes: int) -> None:
         super().__init__(message)
@@ -92,11 +60,7 @@ class RangeUnsatisfiable(BadParameter):
 
 
 class RateUnavailable(BadParameter):
-    """The store holds no weights for the rate.
-
-    Attributes:
-        available: the rates that the store offers.
-    """
+    """The store holds no weights for the rate; `available` are the rates that it offers."""
 
     def __init__(self, message: str, available: tuple[float, ...]) -> None:
         super().__init__(message)
@@ -104,12 +68,7 @@ class RateUnavailable(BadParameter):
 
 
 class TargetUnreachable(BadParameter):
-    """No rate in the store reaches the requested size or quality.
-
-    Attributes:
-        nearest: the nearest value that a rate reaches, in the unit of the target.
-        requested: the value of the target.
-    """
+    """No rate gives the `requested` size or quality; `nearest` is the closest that one gives."""
 
     def __init__(self, message: str, nearest: float, requested: float) -> None:
         super().__init__(message)
@@ -152,16 +111,8 @@ class ExpiredJob(JobError):
     """The job ended so long ago that its result is no longer kept."""
 
 
-class JobUnfinished(JobError):
-    """The job has no such bytes yet.
-
-    Attributes:
-        retry_after_s: estimated whole seconds until a new try can succeed.
-    """
-
-    def __init__(self, message: str, retry_after_s: int) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+class JobUnfinished(RetryLater, JobError):
+    """The job has no such bytes yet."""
 
 
 class JobEnded(JobError):
@@ -200,16 +151,8 @@ class ForkedProcess(RankpressError):
     """The models were loaded before this process was forked; the message says what to do."""
 
 
-class Saturated(RankpressError):
-    """Too much work is waiting.
-
-    Attributes:
-        retry_after_s: estimated whole seconds until a new try can succeed.
-    """
-
-    def __init__(self, message: str, retry_after_s: int) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+class Saturated(RetryLater):
+    """Too much work is waiting."""
 
 
 class QuotaReached(Saturated):

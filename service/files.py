@@ -24,16 +24,15 @@ from typing import BinaryIO, Final
 
 from service.errors import BadParameter
 
-_READ: Final = (
-    ".avif .bmp .gif .heic .heif .hif .jfif .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif "
-    ".tiff .webp"
+IMAGE_SUFFIXES: Final = frozenset(
+    ".apng .arw .avif .bmp .cr2 .cr3 .dng .exr .gif .hdr .heic .heif .hif .j2c .j2k .jfif .jp2 "
+    ".jpe .jpeg .jpf .jpg .jpx .jxl .jxr .mpo .nef .orf .pam .pbm .pgm .png .pnm .ppm .qoi .raf "
+    ".rw2 .tga .tif .tiff .wdp .webp".split()
 )
-_REFUSED: Final = (
-    ".apng .arw .cr2 .cr3 .dng .exr .hdr .j2c .j2k .jp2 .jpf .jpx .jxl .jxr .nef .orf .pam .qoi "
-    ".raf .rw2 .tga .wdp"
-)
-IMAGE_SUFFIXES: Final = frozenset(f"{_READ} {_REFUSED}".split())
 """Suffixes of pictures in folders; files of kinds that cannot be read fail with the reason."""
+
+SITE: Final = Path(__file__).parent / "docs" / "site"
+"""Folder of the built pages: `python -m service.bench.site` fills it, and a server shows it."""
 
 _STANDARD: Final = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR: Final = re.compile(r"/(?:dev|proc/(?:self|thread-self|\d+))/fd/(\d{1,9})")

@@ -18,11 +18,7 @@ log = structlog.get_logger("rankpress.server")
 
 
 def configure_logs(log_format: str, log_level: str = "info") -> None:
-    """Send every log line of the process to standard error, as text, or as JSON by default.
-
-    Args:
-        log_format: "text", or anything else for JSON. log_level: of the least severe lines.
-    """
+    """Send log lines of a level or above to standard error: as JSON, or as text for "text"."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -6,6 +6,7 @@ Image files are read in images/, streams in codec/.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,18 +50,18 @@ class Picture:
         """Columns."""
         return int(self.rgb.shape[1])
 
-    @property
-    def visible_samples(self) -> float:
-        """Number of samples of `rgb`, each weighted by (alpha / 255)^2: divides squared errors."""
-        if self.alpha is None:
-            return self.rgb.size
-        return 3 * sum(int(np.square(row, dtype=np.int64).sum()) for row in self.alpha) / 255**2
-
     def psnr_db(self, squared: float) -> float:
-        """PSNR in dB for a sum of squared errors as `squared_error` returns it; inf if it is 0."""
+        """PSNR in dB for a sum of squared errors as `squared_error` returns it; inf if it is 0.
+
+        The mean is over the samples of `rgb`, each weighted by (alpha / 255)^2 like its error.
+        """
         if not squared:
             return math.inf
-        return 10 * math.log10(255**2 * self.visible_samples / squared)
+        samples: float = self.rgb.size
+        if self.alpha is not None:
+            rows = (int(np.square(row, dtype=np.int64).sum()) for row in self.alpha)
+            samples = 3 * sum(rows) / 255**2
+        return 10 * math.log10(255**2 * samples / squared)
 
     def samples(self) -> U8:
         """Samples as image files interleave them: [H, W, 1 or 3 colours, and alpha if present].
@@ -92,8 +93,7 @@ def squared_error(a: U8, b: U8, alpha: U8 | None = None) -> float:
     square is weighted by (alpha / 255)^2.
 
     Args:
-        a: [H, W, 3] uint8.
-        b: [H, W, 3] uint8.
+        a, b: [H, W, 3] uint8.
         alpha: [H, W] uint8, None for opaque pictures.
     """
     squared = 0
@@ -128,25 +128,20 @@ class Region:
         Raises:
             BadParameter: the text is not four non-negative integers, or the rectangle is empty.
         """
-        parts = text.split(",")
-        if len(parts) != 4 or not all(p.strip().isascii() and p.strip().isdigit() for p in parts):
-            raise BadParameter(f"region is {text!r}, expected four whole numbers x,y,w,h")
-        if any(len(p.strip()) > 9 for p in parts):
-            raise BadParameter(f"region is {text!r}, expected numbers of at most nine digits")
-        x, y, width, height = (int(p) for p in parts)
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) != 4 or not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
+            raise BadParameter(
+                f"region is {text!r}, expected four whole numbers x,y,w,h of at most nine digits"
+            )
+        x, y, width, height = map(int, parts)
         if width < 1 or height < 1:
             raise BadParameter(f"region is {text!r}, expected a width and height of at least 1")
         return cls(x, y, width, height)
 
     def check_inside(self, width: int, height: int) -> None:
         """Raise BadParameter unless the rectangle has pixels, all of them inside the picture."""
+        region = f"region {self.x},{self.y},{self.width},{self.height}"
         if min(self.x, self.y) < 0 or min(self.width, self.height) < 1:
-            raise BadParameter(
-                f"region {self.x},{self.y},{self.width},{self.height} starts outside the picture "
-                "or is empty"
-            )
+            raise BadParameter(f"{region} starts outside the picture or is empty")
         if self.x + self.width > width or self.y + self.height > height:
-            raise BadParameter(
-                f"region {self.x},{self.y},{self.width},{self.height} reaches outside "
-                f"the picture of {width}x{height} pixels"
-            )
+            raise BadParameter(f"{region} reaches outside the picture of {width}x{height} pixels")

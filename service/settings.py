@@ -243,24 +243,24 @@ class Settings(BaseSettings):
     """Log lines as JSON objects, or as text for people."""
 
     @model_validator(mode="after")
-    def _one_body_fits(self) -> Self:
+    def _check_combinations(self) -> Self:
+        """Raise ValueError for settings that exclude each other."""
         if self.max_waiting_bytes < self.max_body_bytes:
             raise ValueError(
                 f"max_waiting_bytes is {self.max_waiting_bytes}, "
                 f"expected at least max_body_bytes ({self.max_body_bytes})"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_place_to_listen_at(self) -> Self:
         if self.uds is not None and self.fd is not None:
             raise ValueError("uds and fd are both set, expected one place to listen at")
+        if self.objects_write and (self.decode_only or not self.objects_url):
+            raise ValueError(
+                "objects_write needs objects_url, and a server that is not decode_only"
+            )
         return self
 
     @field_validator("cors_origins")
     @classmethod
-    def _origins(cls, text: str) -> str:
-        """Raise ValueError unless the text is * or each part is a scheme and a host."""
+    def _check_origins(cls, text: str) -> str:
         for origin in text.split(",") if text.strip() not in ("", "*") else ():
             if not re.fullmatch(r"https?://[^/,\s*]+", origin.strip()):
                 raise ValueError(
@@ -270,20 +270,11 @@ class Settings(BaseSettings):
 
     @field_validator("allowed_hosts")
     @classmethod
-    def _hosts(cls, text: str) -> str:
-        """Raise ValueError unless each part is a name or an address, without scheme and port."""
+    def _check_hosts(cls, text: str) -> str:
         for host in text.split(",") if text.strip() else ():
             if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]", host.strip()):
                 raise ValueError(f"host is {host.strip()!r}, expected localhost or *.example.org")
         return text
-
-    @model_validator(mode="after")
-    def _objects_are_somewhere(self) -> Self:
-        if self.objects_write and (self.decode_only or not self.objects_url):
-            raise ValueError(
-                "objects_write needs objects_url, and a server that is not decode_only"
-            )
-        return self
 
     @property
     def connection_limit(self) -> int:

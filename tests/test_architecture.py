@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs": COMMON | {"engine", "adapt", "images", "blobs", "settings"},
     "http": {"engine", "images", "settings", "logs"},
     "api": COMMON
+    | {"files"}
     | {"engine", "adapt", "runtime", "images", "jobs", "http", "blobs", "settings", "logs"},
     "pillow": COMMON | {"codec", "engine", "images", "settings"},
     "datasets": COMMON | {"images", "files"},

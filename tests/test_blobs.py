@@ -38,22 +38,11 @@ def test_bytes_come_back_under_their_hash(objects: Objects) -> None:
     assert abs(info.written_s - time.time()) < 10
 
 
-def test_a_range_ends_where_the_object_does(objects: Objects) -> None:
-    key = objects.put(b"12345")
-    assert objects.get_range(key, 1, 2) == b"23"
-    assert objects.get_range(key, 3, 100) == b"45"
-    assert objects.get_range(key, 5, 1) == objects.get_range(key, 9, 1) == b""
-    assert objects.get_range(key, 2, 0) == b""
-    with pytest.raises(BadParameter):
-        objects.get_range(key, -1, 2)
-
-
 def test_what_is_missing_is_said_to_be(objects: Objects) -> None:
     assert objects.head("a/b") is None
     objects.delete("a/b")
-    for read in (objects.get, lambda key: objects.get_range(key, 0, 1)):
-        with pytest.raises(NoSuchObject, match="a/b"):
-            read("a/b")
+    with pytest.raises(NoSuchObject, match="a/b"):
+        objects.get("a/b")
 
 
 def test_a_name_takes_other_bytes_and_a_hash_does_not(objects: Objects) -> None:

@@ -26,11 +26,10 @@ from service.api import openapi
 from service.api.schemas import TUNES, Health, ModelRate, Models, Rates, Readiness
 from service.api.service import ServiceArg, refuse_query
 from service.engine.admission import Phase
+from service.files import SITE
 from service.http.problems import NOT_READY, problem
 
 STATIC: Final = "/docs/static"
-SITE: Final = Path(__file__).parents[1] / "docs" / "site"
-"""Where `python -m service.bench.site` puts the pages."""
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 models_router = APIRouter(tags=["models"], dependencies=[Depends(refuse_query)])

@@ -7,14 +7,11 @@ needs.
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from statistics import fmean, median
 from tempfile import TemporaryDirectory
@@ -23,17 +20,18 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from service.bench import timing
+from service.bench.memory import run_fresh
 from service.codec import container
 from service.engine.engine import Engine
 from service.engine.opening import open_engine
-from service.eval.machine import machine_for_timing, this_machine
+from service.eval.machine import this_machine
 from service.eval.pictures import generate, read_folder
 from service.picture import U8
 from service.runtime.loading import load_models
 from service.settings import Settings
 from service.store.read import load_store
 
-SCHEMA: Final = 1
 SIZES: Final = ((768, 512), (1920, 1080), (4000, 3000))
 RATES: Final[Mapping[str, tuple[float, ...]]] = {
     container.PSNR: (1, 1.5, 2, 2.25, 3, 4, 4.5, 5, 6, 6.75, 7, 7.9375, 8),
@@ -46,35 +44,30 @@ STARTS: Final = 3
 
 
 def bench_decoder(
-    rate: float, threads: int, store: Path | None, progress: Callable[[str], None]
+    settings: Settings, rate: float, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Return times, memory and size of the light decoder, as JSON values.
+    """Return times, memory and size of the light decoder on the CPU, as JSON values."""
 
-    Args:
-        rate: of the streams. threads: CPU threads of the decoder; 0 takes all cores.
-        store: folder of models. progress: is called with a line of text before each step.
-    """
-    machine = machine_for_timing("cpu", progress)
-    full = open_engine(Settings(store=store, device="cpu", check=False))
-    times = []
-    with TemporaryDirectory() as folder:
-        for number, size in enumerate(SIZES):
-            progress(f"decoding {size[0]}x{size[1]}")
-            stream = Path(folder, f"{number}.rkp")
-            stream.write_bytes(full.compress(generate(*size).picture, rate).data)
-            times.append(_decode_in_fresh_processes(size, stream, threads, store))
-    return {
-        "what": "decoder",
-        "schema": SCHEMA,
-        "rate": rate,
-        "threads": threads,
-        "pictures": "generated",
-        "machine": asdict(machine),
-        "libraries": {n: distribution(n).version for n in ("onnxruntime", "numpy", "constriction")},
-        "times": times,
-        "installed_mb": {n: size / 1e6 for n, size in installed_bytes().items()},
-        "load_at_end": this_machine("cpu").load,
-    }
+    def run() -> dict[str, Any]:
+        full = open_engine(Settings(store=settings.store, device="cpu", check=False))
+        times = []
+        with TemporaryDirectory() as folder:
+            stream = Path(folder, "stream.rkp")
+            for width, height in SIZES:
+                progress(f"decoding {width}x{height}")
+                data = full.compress(generate(width, height), rate).data
+                stream.write_bytes(data)
+                size = {"width": width, "height": height, "bytes": len(data)}
+                times.append({**size, **_decode_in_fresh_processes(stream, settings)})
+        return {
+            "rate": rate,
+            "pictures": "generated",
+            "libraries": {n: version(n) for n in ("onnxruntime", "numpy", "constriction")},
+            "times": times,
+            "installed_mb": {n: size / 1e6 for n, size in installed_bytes().items()},
+        }
+
+    return timing.measure("decoder", settings, progress, run)
 
 
 def compare_pixels(
@@ -112,7 +105,7 @@ def compare_pixels(
         rows.append(row)
     return {
         "what": "agreement",
-        "schema": SCHEMA,
+        "schema": timing.SCHEMA,
         "pictures": folder.name,
         "machine": asdict(this_machine("cpu")),
         "agreement": rows,
@@ -150,18 +143,13 @@ def installed_bytes(package: str = "rankpress") -> dict[str, int]:
     return sizes
 
 
-def _decode_in_fresh_processes(
-    size: tuple[int, int], stream: Path, threads: int, store: Path | None
-) -> dict[str, Any]:
+def _decode_in_fresh_processes(stream: Path, settings: Settings) -> dict[str, float]:
     """Return medians over STARTS fresh processes that decode a stream."""
-    arguments = [str(stream), str(store or ""), str(threads)]
-    command = [sys.executable, "-m", "service.bench.fresh_decode", *arguments]
+    arguments = stream, settings.store or "", settings.threads
     runs = []
     for _ in range(STARTS):
         begin = time.time()
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        result = json.loads(done.stdout.splitlines()[-1])
+        result = run_fresh("service.bench.fresh_decode", *arguments)
         result["first_s"] = result.pop("first_at") - begin
         runs.append(result)
-    medians = {name: median(run[name] for run in runs) for name in runs[0]}
-    return {"width": size[0], "height": size[1], "bytes": stream.stat().st_size, **medians}
+    return {name: median(run[name] for run in runs) for name in runs[0]}

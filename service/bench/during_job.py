@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+from service.bench import timing
 from service.bench.memory import as_png
 from service.bench.server_load import (
     SIZE,
@@ -27,10 +26,9 @@ from service.bench.server_load import (
     run_server,
     send,
 )
-from service.eval.machine import machine_for_timing, this_machine
 from service.eval.pictures import generate
+from service.settings import Settings
 
-SCHEMA: Final = 1
 SECONDS: Final = 15.0
 TURNS: Final = 3
 EFFORT: Final = 4
@@ -38,39 +36,36 @@ JOB_TIMEOUT_S: Final = 120.0
 
 
 def bench_during_job(
-    rate: float, device: str, threads: int, store: Path | None, progress: Callable[[str], None]
+    settings: Settings, rate: float, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Return the latency of compress without and during a job, and the job's steps per second.
 
     Raises:
         ServerFailed: the server or the job did not start.
     """
-    machine = machine_for_timing(device, progress)
-    with TemporaryDirectory(prefix="rankpress-") as folder:
-        settings = {"RANKPRESS_JOBS": "true", "RANKPRESS_STATE": folder}
-        with run_server(device, threads, store, settings) as port:
-            model = _get_json(port, "/models")["models"][0]
-            measurements = _measure_in_turns(port, rate, progress)
-    return {
-        "what": "jobs",
-        "schema": SCHEMA,
-        "model": {"name": model["name"], "sha256": model["sha256"]},
-        "machine": asdict(machine),
-        "threads": threads,
-        "width": SIZE[0],
-        "height": SIZE[1],
-        "rate": rate,
-        "effort": EFFORT,
-        **measurements,
-        "load_at_end": this_machine(device).load,
-    }
+
+    def run() -> dict[str, Any]:
+        with TemporaryDirectory(prefix="rankpress-") as folder:
+            with run_server(settings, RANKPRESS_JOBS="true", RANKPRESS_STATE=folder) as port:
+                model = json.loads(fetch(port, "GET", "/models"))["models"][0]
+                figures = _measure_in_turns(port, rate, progress)
+        return {
+            "model": {"name": model["name"], "sha256": model["sha256"]},
+            "width": SIZE[0],
+            "height": SIZE[1],
+            "rate": rate,
+            "effort": EFFORT,
+            **figures,
+        }
+
+    return timing.measure("jobs", settings, progress, run)
 
 
 def _measure_in_turns(port: int, rate: float, progress: Callable[[str], None]) -> dict[str, Any]:
     png = as_png(generate(*SIZE).rgb)
     compress = LoadRequest(f"/compress?rate={rate:g}", png)
     post_job = LoadRequest(f"/adapt?rate={rate:g}&effort={EFFORT}", png)
-    fetch(port, compress)
+    fetch(port, "POST", compress.path, png)
     loads: dict[str, list[dict[str, Any]]] = {"without": [], "beside": []}
     steps, seconds = 0, 0.0
     for turn in range(TURNS):
@@ -82,43 +77,32 @@ def _measure_in_turns(port: int, rate: float, progress: Callable[[str], None]) -
         steps += _steps_of(port, job) - first_step
         seconds += time.monotonic() - begin
         send(port, "DELETE", job)
+    every = loads["without"] + loads["beside"]
     return {
-        **{
-            name: {key: median(load[key] for load in turns)
-                   for key in ("per_second", "median_ms", "p95_ms")}
-            for name, turns in loads.items()
-        },
-        "failures": sum(
-            load["answered_503"] + load["answered_otherwise"]
-            for turns in loads.values()
-            for load in turns
-        ),
+        **{name: _medians(turns) for name, turns in loads.items()},
+        "failures": sum(load["answered_503"] + load["answered_otherwise"] for load in every),
         "job_steps_per_second": steps / seconds,
-    }  # fmt: skip
+    }
+
+
+def _medians(turns: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    keys = ("per_second", "median_ms", "p95_ms")
+    return {key: median(load[key] for load in turns) for key in keys}
 
 
 def _start_job(port: int, post_job: LoadRequest) -> str:
     """Post the job, which continues where it was cancelled; return its path once it makes steps."""
-    status, body = send(port, "POST", post_job.path, post_job.body)
-    if status not in (200, 202):
-        raise ServerFailed(f"POST {post_job.path} was answered {status}: {body[:200]!r}")
-    job = str(json.loads(body)["links"]["self"])
+    answer = json.loads(fetch(port, "POST", post_job.path, post_job.body))
+    job = str(answer["links"]["self"])
     first_step = _steps_of(port, job)
     deadline = time.monotonic() + JOB_TIMEOUT_S
     while _steps_of(port, job) <= first_step:
         if time.monotonic() > deadline:
-            state = _get_json(port, job)
-            raise ServerFailed(f"the job made no step in {JOB_TIMEOUT_S:g} s: {state}")
+            state = fetch(port, "GET", job)
+            raise ServerFailed(f"the job made no step in {JOB_TIMEOUT_S:g} s: {state!r}")
         time.sleep(0.2)
     return job
 
 
 def _steps_of(port: int, job: str) -> int:
-    return int(_get_json(port, job)["step"] or 0)
-
-
-def _get_json(port: int, path: str) -> Any:
-    status, body = send(port, "GET", path)
-    if status != 200:
-        raise ServerFailed(f"GET {path} was answered {status}: {body[:200]!r}")
-    return json.loads(body)
+    return int(json.loads(fetch(port, "GET", job))["step"] or 0)

@@ -11,10 +11,8 @@ import json
 import sys
 import time
 from pathlib import Path
-from statistics import median, quantiles
 
 ROUNDS = 21
-MIN_ROUNDS = 3
 BUDGET_S = 5.0
 
 
@@ -33,21 +31,16 @@ def main(stream: str, store: str, threads: str) -> None:
     data = Path(stream).read_bytes()
     engine.decompress(data)
     first_at = time.time()
-    times_ms: list[float] = []
-    start = time.perf_counter()
-    while len(times_ms) < ROUNDS and not (
-        len(times_ms) >= MIN_ROUNDS and time.perf_counter() - start > BUDGET_S
-    ):
-        begin = time.perf_counter()
-        engine.decompress(data)
-        times_ms.append(1000 * (time.perf_counter() - begin))
     from service.bench.memory import peak_mib
+    from service.bench.timing import time_in_turns
 
+    actions = {"decode": lambda _: engine.decompress(data)}
+    latencies, _ = time_in_turns(actions, most=ROUNDS, budget_s=BUDGET_S)
     result = {
         "import_s": import_s,
         "first_at": first_at,
-        "decode_ms": median(times_ms),
-        "decode_p95_ms": quantiles(times_ms, n=20, method="inclusive")[-1],
+        "decode_ms": latencies["decode"].median,
+        "decode_p95_ms": latencies["decode"].p95,
         "peak_mib": peak_mib(),
     }
     sys.stdout.write(json.dumps(result) + "\n")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,27 +24,27 @@ from service.eval.pictures import generate
 from service.images.read import read_image
 from service.images.write import write_image
 from service.picture import U8
-from service.settings import Settings
+from service.settings import MIB, Settings
 
 MAX_PIXELS = 10**9
-MIB = 1 << 20
 
 
 def measure(
-    sizes: list[tuple[int, int]], rate: float, device: str, store: Path | None
-) -> list[dict[str, object]]:
+    sizes: Sequence[tuple[int, int]], rate: float, settings: Settings
+) -> list[dict[str, float]]:
     """Return the peak MiB of compress and decompress for each size, on generated pictures.
 
     A picture much smaller than a tile shows what the process needs for itself.
     """
-    results: list[dict[str, object]] = []
+    results = []
+    arguments = [f"{rate:g}", settings.device, str(settings.store or "")]
     with TemporaryDirectory() as folder:
         for width, height in sizes:
             image, stream = Path(folder, "image.png"), Path(folder, "stream.rkp")
             image.write_bytes(as_png(generate(width, height).rgb))
-            arguments = [f"{rate:g}", device, str(store or "")]
-            compress = _run("compress", image, stream, arguments)
-            decompress = _run("decompress", stream, Path(folder, "out.png"), arguments)
+            compress = run_fresh("service.bench.memory", "compress", image, stream, *arguments)
+            out = Path(folder, "out.png")
+            decompress = run_fresh("service.bench.memory", "decompress", stream, out, *arguments)
             results.append(
                 {
                     "width": width,
@@ -66,20 +68,19 @@ def as_png(rgb: U8) -> bytes:
 def peak_mib() -> float:
     """Return the most memory in MiB that this process has held so far."""
     status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
+    peak = re.search(r"^VmHWM:\s+(\d+)", status.read_text() if status.is_file() else "", re.M)
+    if peak:
+        return int(peak[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 
 
-def _run(command_name: str, source: Path, target: Path, arguments: list[str]) -> dict[str, float]:
-    module = [sys.executable, "-m", "service.bench.memory"]
-    command = [*module, command_name, str(source), str(target), *arguments]
+def run_fresh(module: str, *arguments: object) -> dict[str, float]:
+    """Run a module in a fresh process and return the JSON of the last line that it prints."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    peaks: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return peaks
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def main(command_name: str, source: str, target: str, rate: str, device: str, store: str) -> None:

@@ -10,58 +10,80 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
-from statistics import harmonic_mean
+from collections.abc import Callable, Sequence
+from statistics import harmonic_mean, median
+from time import perf_counter
 from typing import Any, Final
 
+import numpy as np
+
+from service.bench import timing
 from service.bench.memory import as_png
 from service.bench.server_load import SIZE, LoadRequest, closed_loop, fetch, run_server
-from service.bench.stage_times import measure_rate_changes
-from service.eval.machine import machine_for_timing, this_machine
+from service.codec.container import PSNR
+from service.engine.engine import Engine
 from service.eval.pictures import generate
+from service.picture import Picture
 from service.runtime.loading import load_models
+from service.runtime.pipeline import LoadedModel
+from service.settings import Settings
 from service.store.read import load_store
 
-SCHEMA: Final = 1
 CLIENTS: Final = 8
 SECONDS: Final = 3.0
 TURNS: Final = 3
 
 
-def bench_rate_changes(
-    device: str, threads: int, store: Path | None, progress: Callable[[str], None]
-) -> dict[str, Any]:
+def bench_rate_changes(settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
     """Return swap times, and requests per second of each rate and of all rates mixed."""
-    machine = machine_for_timing(device, progress)
-    models = load_models(load_store(store), device, None, threads)
-    first = models[0].stored
-    progress("swaps")
-    swap_ms = measure_rate_changes(
-        models, lambda: load_models(load_store(store), device, None, threads)
-    )
-    rates = sorted(r.rate for r in first.rates)
-    del models
-    progress("rates mixed and alone")
-    return {
-        "what": "rates",
-        "schema": SCHEMA,
-        "model": {"name": first.name, "sha256": first.sha256},
-        "machine": asdict(machine),
-        "threads": threads,
-        "width": SIZE[0],
-        "height": SIZE[1],
-        "clients": CLIENTS,
-        "swap_ms": swap_ms,
-        "service": measure_mixed_load(rates, device, threads, store),
-        "load_at_end": this_machine(device).load,
-    }
+
+    def load() -> tuple[LoadedModel, ...]:
+        return load_models(load_store(settings.store), settings.device, None, settings.threads)
+
+    def run() -> dict[str, Any]:
+        progress("swaps")
+        models = load()
+        swap_ms = measure_rate_changes(models, load)
+        first = models[0].stored
+        del models
+        progress("rates mixed and alone")
+        return {
+            "model": {"name": first.name, "sha256": first.sha256},
+            "width": SIZE[0],
+            "height": SIZE[1],
+            "clients": CLIENTS,
+            "swap_ms": swap_ms,
+            "service": measure_mixed_load(settings, sorted(r.rate for r in first.rates)),
+        }
+
+    return timing.measure("rates", settings, progress, run)
 
 
-def measure_mixed_load(
-    rates: list[float], device: str, threads: int, store: Path | None
-) -> dict[str, Any]:
+def measure_rate_changes(
+    models: Sequence[LoadedModel], load: Callable[[], object]
+) -> dict[str, float]:
+    """Return milliseconds to change the rate: weights merged, weights cached, whole model loaded.
+
+    They are medians over the rates of the first model except the base's own, which needs no
+    merging; the result is empty if there is no other rate. Each way runs once before, uncounted.
+
+    Args:
+        models: already loaded. load: reads, checks and makes resident the whole model of a rate.
+    """
+    picture = Picture(np.zeros((16, 16, 3), np.uint8))
+    rates = [r.rate for r in models[0].stored.ladder(PSNR) if r.update is not None]
+    times_ms: dict[str, list[float]] = {"merged": [], "cached": [], "loaded": []}
+    for rate in [rates[0], *rates] if rates else []:
+        engine = Engine(tuple(models), check=False)
+        for name in ("merged", "cached"):
+            times_ms[name].append(1000 * engine.compress(picture, rate).timings.swap_s)
+        start = perf_counter()
+        load()
+        times_ms["loaded"].append(1000 * (perf_counter() - start))
+    return {name: median(times[1:]) for name, times in times_ms.items() if times}
+
+
+def measure_mixed_load(settings: Settings, rates: Sequence[float]) -> dict[str, Any]:
     """Return compress requests per second over loopback: each rate alone, and all in turn.
 
     The mixed load runs after every run of one rate, so that both see the machine in the same state:
@@ -72,9 +94,9 @@ def measure_mixed_load(
     alone: dict[str, list[float]] = defaultdict(list)
     mixed: list[float] = []
     failures = 0
-    with run_server(device, threads, store) as port:
+    with run_server(settings) as port:
         for request in requests.values():
-            fetch(port, request)
+            fetch(port, "POST", request.path, request.body)
         all_rates = itertools.cycle(requests.values())
         for name in [*requests] * TURNS:
             one_rate = itertools.repeat(requests[name])

@@ -1,30 +1,8 @@
 """`python -m service.bench.readme` fills the tables of README.md and of the pages in service/docs.
 
-A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. The names, the files that the
-tables are made from, and the commands that write these files:
-
-    ladder           kodak.json, the rates for PSNR against three peers
-    rates            manifest.json of the model that compresses, by `rankpress train`
-    kodak            kodak.json, by `rankpress eval ... --record`
-    perceptual       perceptual.json, by `rankpress eval ... --perceptual --record`
-    latency          bench.json, by `rankpress bench codec --record`
-    stages           bench.json
-    memory           bench.json
-    service          service.json, by `rankpress bench service --record`
-    latency-amx      bench-amx.json, by `rankpress bench codec --record` on a processor with AMX
-    latency-float    bench-float.json, the same command on one that computes in float32
-    swap             rates.json, by `rankpress bench rates --record`
-    jobs             jobs.json, by `rankpress bench jobs --record`
-    decoder          decoder.json, by `rankpress bench decoder --record`
-    agreement        agreement.json, by `rankpress bench agreement DIR --record`
-    speed            train.json, by `rankpress bench training --record`
-    adaptation       adapted.json, by `rankpress eval-adaptation ... --record`
-    adaptation-kodak adapted-kodak.json, the same command over photographs
-    ready            ready.json, by `rankpress eval-adaptation ... --efforts 0 --record`
-    settings         the fields of `service.settings.Settings`
-
-All JSON files but the manifest are in service/eval/results. A table whose file or part is missing
-says so. `--check` writes nothing and exits with 1 when a page does not agree with the results.
+A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. The pages name the command that
+records the results of each table. A table whose file or part is missing says so. `--check` writes
+nothing and exits with 1 when a page does not agree with the results.
 """
 
 from __future__ import annotations
@@ -36,28 +14,33 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from service.bench.page_tables import ladder_table, settings_table
+from pydantic.fields import FieldInfo
+
 from service.bench.report import (
     agreement_table,
     bench_tables,
     decoder_table,
     jobs_table,
     latency_table,
+    service_table,
     speed_table,
+    swap_table,
 )
+from service.bench.site import DOCS
 from service.errors import BadParameter
 from service.eval.report import (
+    Result,
     adaptation_table,
     eval_table,
+    ladder_table,
     perceptual_table,
     rates_table,
 )
-from service.eval.tables import Result
+from service.settings import Settings
 from service.store.read import default_model
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
-DOCS: Final = ROOT / "service" / "docs"
 RESULTS: Final = ROOT / "service" / "eval" / "results"
 STORE: Final = ROOT / "model_store"
 
@@ -67,6 +50,8 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "perceptual": ("perceptual.json", perceptual_table),
     "latency-amx": ("bench-amx.json", latency_table),
     "latency-float": ("bench-float.json", latency_table),
+    "service": ("service.json", service_table),
+    "swap": ("rates.json", swap_table),
     "jobs": ("jobs.json", jobs_table),
     "decoder": ("decoder.json", decoder_table),
     "agreement": ("agreement.json", agreement_table),
@@ -77,10 +62,7 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
 }
 """The file and the writer of each table that shows one whole file of results."""
 
-NAMES: Final = (
-    *("rates", "latency", "stages", "memory", "service", "swap", "settings"),
-    *TABLES,
-)
+NAMES: Final = ("rates", "latency", "stages", "memory", "settings", *TABLES)
 NOT_MEASURED: Final = "_Not measured yet._"
 MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -97,15 +79,27 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     manifest = None if shipped is None else _read(STORE / shipped / "manifest.json")
     if manifest is not None:
         texts["rates"] = rates_table(manifest)
-    for file in ("bench.json", "service.json", "rates.json"):
-        result = _read(results / file)
-        if result is not None:
-            texts |= bench_tables(result)
+    texts |= bench_tables(_read(results / "bench.json") or {})
     for name, (file, write_table) in TABLES.items():
         result = _read(results / file)
         if result is not None:
             texts[name] = write_table(result)
     return texts
+
+
+def settings_table() -> str:
+    """Every environment variable with its default and what it sets."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        lines.append(f"| `RANKPRESS_{name.upper()}` | {_default(field)} | {meaning} |")
+    return "\n".join(lines)
+
+
+def _default(field: FieldInfo) -> str:
+    """The default as one would write it into the environment; nothing for none."""
+    value = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    return "" if value in (None, "") else f"`{value}`"
 
 
 def fill(text: str, contents: Mapping[str, str]) -> str:

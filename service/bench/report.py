@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.eval.tables import Result, machine_words, ms, table
+from service.eval.report import Result, machine_words, ms, table
 
 
 def speed_table(result: Result) -> str:
@@ -18,17 +18,14 @@ def speed_table(result: Result) -> str:
 
 
 def bench_tables(result: Result) -> dict[str, str]:
-    """The tables of a result of `bench codec`, `bench service` or `bench rates`, by their names."""
-    if result.get("what") == "rates":
-        return {"swap": swap_table(result)}
-    if result.get("what") == "service":
-        return {"service": service_table(result)}
-    tables = {"latency": latency_table(result), "stages": stages_table(result)}
-    if "memory" in result:
-        tables["memory"] = memory_table(result)
-    if "service" in result:
-        tables["service"] = service_table(result)
-    return tables
+    """The tables of the parts that a result of `bench codec` has, by their names."""
+    writers = {
+        "latency": latency_table,
+        "stages": stages_table,
+        "memory": memory_table,
+        "service": service_table,
+    }
+    return {name: write_table(result) for name, write_table in writers.items() if name in result}
 
 
 def latency_table(result: Result) -> str:
@@ -101,9 +98,10 @@ def service_table(result: Result) -> str:
     for way in ("compress", "decompress"):
         entry = result["service"][way]
         for load in (*entry["closed_loop"], entry["overload"]):
-            clients = load.get("clients")
-            offered = load.get("offered_per_second")
-            label = _clients(clients) if clients else f"{offered:.1f}/s offered (2x capacity)"
+            if clients := load.get("clients"):
+                label = f"{clients} client{'s' * (clients > 1)}"
+            else:
+                label = f"{load['offered_per_second']:.1f}/s offered (2x capacity)"
             rows.append([f"{way}, {label}", f"{load['per_second']:.1f}", ms(load["median_ms"]),
                          ms(load["p95_ms"]), str(load["answered_503"]),
                          str(load["answered_otherwise"])])  # fmt: skip
@@ -159,7 +157,3 @@ def _conditions(result: Result) -> str:
 
 def _size(entry: Result) -> str:
     return f"{entry['width']}×{entry['height']}"
-
-
-def _clients(number: int) -> str:
-    return "1 client" if number == 1 else f"{number} clients"

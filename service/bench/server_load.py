@@ -7,7 +7,6 @@ throughput is that of both together.
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import os
 import queue
@@ -15,25 +14,23 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from statistics import median
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 
+from service.bench import timing
 from service.bench.memory import as_png
 from service.errors import RankpressError
-from service.eval.machine import machine_for_timing, this_machine
 from service.eval.pictures import generate
+from service.settings import Settings
 
-SCHEMA: Final = 1
 CONCURRENCIES: Final = (1, 2, 4, 8)
 SECONDS: Final = 6.0
 START_TIMEOUT_S: Final = 120.0
@@ -41,26 +38,23 @@ REQUEST_TIMEOUT_S: Final = 300.0
 MAX_WAITING: Final = 64
 """Requests that may wait for the server's workers; it answers 503 to more."""
 
-LIMITS: Final = MappingProxyType(
-    {"RANKPRESS_MAX_WAITING": str(MAX_WAITING), "RANKPRESS_CLIENT_SHARE": "1"}
-)
+VARIABLES: Final[Mapping[str, str]] = {
+    "RANKPRESS_MAX_WAITING": str(MAX_WAITING),
+    "RANKPRESS_CLIENT_SHARE": "1",
+    "RANKPRESS_JOBS": "false",
+}
 """Settings of the server: its one client address stands for many, so it may take every place."""
 
 MAX_OVERLOAD_S: Final = 60.0
+OVERLOAD_CLIENTS: Final = MAX_WAITING + 32
 SIZE: Final = (768, 512)
-WITHOUT_JOBS: Final = MappingProxyType({"RANKPRESS_JOBS": "false"})
+
+LoadAnswer = tuple[int, float]
+"""Status of an answer, 0 if the connection broke, and its milliseconds."""
 
 
 class ServerFailed(RankpressError):
     """The server did not start, or ended by itself."""
-
-
-@dataclass(frozen=True)
-class LoadAnswer:
-    """Status and milliseconds of one request; the status is 0 when the connection broke."""
-
-    status: int
-    ms: float
 
 
 @dataclass(frozen=True)
@@ -72,59 +66,38 @@ class LoadRequest:
 
 
 def bench_server(
-    rate: float, device: str, threads: int, store: Path | None, progress: Callable[[str], None]
+    settings: Settings, rate: float, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Return the throughput of a server under load, with the machine, as JSON values.
+    """Return requests per second by number of clients, and at twice the capacity of the server.
 
     Raises:
         ServerFailed: the server did not start.
     """
-    machine = machine_for_timing(device, progress)
-    progress("server under load")
-    return {
-        "what": "service",
-        "schema": SCHEMA,
-        "rate": rate,
-        "machine": asdict(machine),
-        "threads": threads,
-        "service": measure_throughput(rate, device, threads, store),
-        "load_at_end": this_machine(device).load,
-    }
 
-
-def measure_throughput(
-    rate: float, device: str, threads: int, store: Path | None
-) -> dict[str, Any]:
-    """Return requests per second by number of clients, and at twice the capacity of the server."""
-    png = as_png(generate(*SIZE).rgb)
-    with run_server(device, threads, store) as port:
-        compress = LoadRequest(f"/compress?rate={rate:g}", png)
-        stream = fetch(port, compress)
-        decompress = LoadRequest("/decompress?format=png", stream)
+    def run() -> dict[str, Any]:
+        progress("server under load")
+        compress = LoadRequest(f"/compress?rate={rate:g}", as_png(generate(*SIZE).rgb))
         results: dict[str, Any] = {"width": SIZE[0], "height": SIZE[1]}
-        for name, request in (("compress", compress), ("decompress", decompress)):
-            same = itertools.repeat(request)
-            closed = [closed_loop(port, same, clients, SECONDS) for clients in CONCURRENCIES]
-            capacity = max(float(c["per_second"]) for c in closed)
-            seconds = min(MAX_OVERLOAD_S, max(10.0, 2 * MAX_WAITING / capacity))
-            results[name] = {
-                "closed_loop": closed,
-                "overload": open_loop(port, request, 2 * capacity, seconds),
-            }
-    return results
+        with run_server(settings) as port:
+            stream = fetch(port, "POST", compress.path, compress.body)
+            decompress = LoadRequest("/decompress?format=png", stream)
+            for name, request in (("compress", compress), ("decompress", decompress)):
+                same = itertools.repeat(request)
+                closed = [closed_loop(port, same, clients, SECONDS) for clients in CONCURRENCIES]
+                capacity = max(float(c["per_second"]) for c in closed)
+                seconds = min(MAX_OVERLOAD_S, max(10.0, 2 * MAX_WAITING / capacity))
+                overload = open_loop(port, request, 2 * capacity, seconds)
+                results[name] = {"closed_loop": closed, "overload": overload}
+        return {"rate": rate, "service": results}
+
+    return timing.measure("service", settings, progress, run)
 
 
 @contextmanager
-def run_server(
-    device: str,
-    threads: int,
-    store: Path | None,
-    settings: Mapping[str, str] = WITHOUT_JOBS,
-) -> Iterator[int]:
+def run_server(settings: Settings, **variables: str) -> Iterator[int]:
     """Start a server process, yield its port once it is ready, and stop it afterwards.
 
-    Args:
-        settings: environment variables of the server; it gets no other RANKPRESS_* but LIMITS.
+    It gets the store, device and threads of the settings, VARIABLES, and `variables`.
 
     Raises:
         ServerFailed: it was not ready within START_TIMEOUT_S.
@@ -132,13 +105,12 @@ def run_server(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    code = "from service.cli.main import main; main()"
-    arguments = ["serve", "--port", str(port), "--device", device, "--threads", str(threads)]
-    arguments += ["--log-level", "error", *(["--store", str(store)] if store else [])]
+    command = [sys.executable, "-m", "service", "serve", "--port", str(port)]
+    command += ["--device", settings.device, "--threads", str(settings.threads)]
+    command += ["--log-level", "error"]
+    command += ["--store", str(settings.store)] if settings.store else []
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RANKPRESS_")}
-    environment |= LIMITS
-    command = [sys.executable, "-c", code, *arguments]
-    process = subprocess.Popen(command, env={**environment, **settings})
+    process = subprocess.Popen(command, env={**environment, **VARIABLES, **variables})
     try:
         _await_ready(process, port)
         yield port
@@ -147,18 +119,23 @@ def run_server(
         process.wait(60)
 
 
-def fetch(port: int, request: LoadRequest) -> bytes:
-    """Return the body of the answer. Raises ServerFailed if its status is not 200."""
-    status, body = send(port, "POST", request.path, request.body)
-    if status != 200:
-        raise ServerFailed(f"POST {request.path} was answered {status}: {body[:200]!r}")
-    return body
+def fetch(port: int, method: str, path: str, body: bytes | None = None) -> bytes:
+    """Return the body of the answer. Raises ServerFailed if its status is not 200 or 202."""
+    status, answer = send(port, method, path, body)
+    if status not in (200, 202):
+        raise ServerFailed(f"{method} {path} was answered {status}: {answer[:200]!r}")
+    return answer
 
 
-def send(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+def send(
+    port: int,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    timeout_s: float = REQUEST_TIMEOUT_S,
+) -> tuple[int, bytes]:
     """Send one request on a connection of its own; return the status and body of the answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_TIMEOUT_S)
-    with closing(connection):
+    with _connect(port, timeout_s) as connection:
         connection.request(method, path, body)
         answer = connection.getresponse()
         return answer.status, answer.read()
@@ -172,94 +149,78 @@ def closed_loop(
     Args:
         requests: an endless iterator that all clients take from in turn.
     """
-    answers: list[LoadAnswer] = []
-    deadline = time.monotonic() + seconds
 
-    def run_client() -> None:
-        with closing(_Client(port)) as client:
-            while time.monotonic() < deadline:
-                answers.append(client.send(next(requests)))
+    def run_client(_: int) -> list[LoadAnswer]:
+        answers = []
+        with _connect(port) as connection:
+            while (now := time.monotonic()) < begin + seconds:
+                answers.append(_post(connection, next(requests), since=now))
+        return answers
 
     begin = time.monotonic()
-    threads = [threading.Thread(target=run_client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(clients) as pool:
+        answers = [answer for each in pool.map(run_client, range(clients)) for answer in each]
     return {"clients": clients, **_summarise(answers, time.monotonic() - begin)}
 
 
 def open_loop(port: int, request: LoadRequest, per_second: float, seconds: float) -> dict[str, Any]:
     """Send requests at fixed times, however slow the answers are; return the throughput."""
-    answers: list[LoadAnswer] = []
-    tickets: queue.SimpleQueue[float | None] = queue.SimpleQueue()
-    clients = MAX_WAITING + 32
+    idle: queue.SimpleQueue[HTTPConnection] = queue.SimpleQueue()
 
-    def run_client() -> None:
-        with closing(_Client(port)) as client:
-            while (due := tickets.get()) is not None:
-                answers.append(client.send(request, since=due))
+    def send_due(due: float) -> LoadAnswer:
+        connection = idle.get()
+        answer = _post(connection, request, since=due)
+        idle.put(connection)
+        return answer
 
-    threads = [threading.Thread(target=run_client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    begin = time.monotonic()
-    for i in range(int(per_second * seconds)):
-        due = begin + i / per_second
-        time.sleep(max(0.0, due - time.monotonic()))
-        tickets.put(due)
-    for _ in threads:
-        tickets.put(None)
-    for thread in threads:
-        thread.join()
+    with ExitStack() as stack, ThreadPoolExecutor(OVERLOAD_CLIENTS) as pool:
+        for _ in range(OVERLOAD_CLIENTS):
+            idle.put(stack.enter_context(_connect(port)))
+        begin = time.monotonic()
+        pending = []
+        for i in range(int(per_second * seconds)):
+            due = begin + i / per_second
+            time.sleep(max(0.0, due - time.monotonic()))
+            pending.append(pool.submit(send_due, due))
+        answers = [each.result() for each in pending]
     return {"offered_per_second": per_second, **_summarise(answers, time.monotonic() - begin)}
 
 
-class _Client:
-    """One connection, opened again after the server closed it."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._connection: http.client.HTTPConnection | None = None
-
-    def send(self, request: LoadRequest, since: float | None = None) -> LoadAnswer:
-        """Send a request and read the whole answer; its time counts from `since`, else from now."""
-        start = time.monotonic() if since is None else since
-        status = self._try(request) or self._try(request)  # a kept connection may have expired
-        return LoadAnswer(status, 1000 * (time.monotonic() - start))
-
-    def close(self) -> None:
-        """Close the connection if one is open."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _try(self, request: LoadRequest) -> int:
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection(
-                "127.0.0.1", self._port, timeout=REQUEST_TIMEOUT_S
-            )
-        try:
-            self._connection.request("POST", request.path, request.body)
-            answer = self._connection.getresponse()
-            answer.read()
-            return answer.status
-        except (OSError, http.client.HTTPException):
-            self.close()
-            return 0
+def _connect(port: int, timeout_s: float = REQUEST_TIMEOUT_S) -> closing[HTTPConnection]:
+    """Return a connection, which opens at its first request, and again after it was closed."""
+    return closing(HTTPConnection("127.0.0.1", port, timeout=timeout_s))
 
 
-def _summarise(answers: list[LoadAnswer], seconds: float) -> dict[str, Any]:
-    good = [a.ms for a in answers if a.status == 200]
-    statuses: Mapping[int, int] = Counter(a.status for a in answers)
+def _post(connection: HTTPConnection, request: LoadRequest, since: float) -> LoadAnswer:
+    """Send a request and read the whole answer; its time counts from `since`."""
+    status = _try(connection, request)
+    status = status or _try(connection, request)  # a kept connection may have expired
+    return status, 1000 * (time.monotonic() - since)
+
+
+def _try(connection: HTTPConnection, request: LoadRequest) -> int:
+    """Return the status of the answer; 0 if the connection broke."""
+    try:
+        connection.request("POST", request.path, request.body)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+    except (OSError, HTTPException):
+        connection.close()
+        return 0
+
+
+def _summarise(answers: Sequence[LoadAnswer], seconds: float) -> dict[str, Any]:
+    good = [ms for status, ms in answers if status == 200]
+    refused = sum(status == 503 for status, _ in answers)
     return {
         "seconds": seconds,
         "per_second": len(good) / seconds,
         "median_ms": median(good) if good else None,
         "p95_ms": float(np.percentile(good, 95)) if good else None,
         "answered_200": len(good),
-        "answered_503": statuses.get(503, 0),
-        "answered_otherwise": len(answers) - len(good) - statuses.get(503, 0),
+        "answered_503": refused,
+        "answered_otherwise": len(answers) - len(good) - refused,
     }
 
 
@@ -268,14 +229,8 @@ def _await_ready(process: subprocess.Popen[bytes], port: int) -> None:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerFailed(f"the server ended with {process.returncode} before it was ready")
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
+        with suppress(OSError):  # the server does not listen yet
+            if send(port, "GET", "/readyz", timeout_s=5)[0] == 200:
                 return
-        except OSError:
-            pass  # the server does not listen yet
-        finally:
-            connection.close()
         time.sleep(0.1)
     raise ServerFailed(f"the server was not ready after {START_TIMEOUT_S:g} s")

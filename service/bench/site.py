@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from service.bench.readme import DOCS
+from service.files import SITE
 
-SITE: Final = DOCS / "site"
+DOCS: Final = SITE.parent
 OUTSIDE: Final = re.compile(r"\]\((\.\./[^)\s#]+)\)")
 """A link of a page to a file outside service/docs."""
 
@@ -40,8 +40,7 @@ def build(site: Path = SITE) -> None:
             page.write_text(OUTSIDE.sub(lambda link: _copy(link[1], work), page.read_text()))
         command = [sys.executable, "-m", "zensical", "build", "--strict", "-f", "mkdocs.yml"]
         subprocess.run(command, cwd=work, env=os.environ | {"NO_COLOR": "1"}, check=True)
-        if site.exists():
-            shutil.rmtree(site)
+        shutil.rmtree(site, ignore_errors=True)
         shutil.move(work / "site", site)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean, median
 from time import perf_counter
 from typing import Final
 
@@ -98,30 +99,20 @@ def kmac(call: Callable[[], object]) -> float:
     """Return the thousand multiply-adds of a call, counted while it runs once."""
     with FlopCounterMode(display=False) as counter:
         call()
-    flops: int = counter.get_total_flops()
-    return flops / 2e3
+    return float(counter.get_total_flops()) / 2e3
 
 
 def _step_seconds(work: TrainingStep, device: torch.device, seconds: float) -> float:
-    """Return the seconds of a step: a mean without synchronising on CUDA, else the median."""
-    if device.type == "cuda":
-        return _mean_seconds(lambda i: work.run(100 + i, 1e-5), work.wait, seconds)
+    """Return the seconds of a step: on CUDA the mean, with a wait after ten; else the median."""
+    together, average = (10, fmean) if device.type == "cuda" else (1, median)
     times: list[float] = []
-    while not times or sum(times) < seconds:
+    while not times or together * sum(times) < seconds:
         begin = perf_counter()
-        work.run(100 + len(times), 1e-5)
-        times.append(perf_counter() - begin)
-    return sorted(times)[len(times) // 2]
-
-
-def _mean_seconds(call: Callable[[int], object], wait: Callable[[], None], seconds: float) -> float:
-    count, begin = 0, perf_counter()
-    while perf_counter() - begin < seconds:
-        for _ in range(10):
-            call(count)
-            count += 1
-        wait()
-    return (perf_counter() - begin) / count
+        for i in range(together):
+            work.run(100 + len(times) * together + i, 1e-5)
+        work.wait()
+        times.append((perf_counter() - begin) / together)
+    return average(times)
 
 
 def _product_tflops(device: torch.device, size: int) -> float:

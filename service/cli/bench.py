@@ -52,12 +52,11 @@ def codec(
     threads: ThreadsOption = None,
 ) -> None:
     """Measure times and memory of compressing and decompressing, with AVIF and WebP."""
-    from service.bench.codec import CodecBenchOptions, bench_codec
+    from service.bench.codec import bench_codec
     from service.bench.report import bench_tables
 
-    s = _bench_settings(store, device, threads)
-    options = CodecBenchOptions(rate, s.device, s.threads, s.store, large, memory)
-    result = bench_codec(options, folder, _progress)
+    settings = _bench_settings(store, device, threads)
+    result = bench_codec(settings, rate, folder, _progress, large=large, peak_memory=memory)
     _publish(result, lambda r: "\n\n".join(bench_tables(r).values()), record)
 
 
@@ -73,8 +72,8 @@ def service(
     from service.bench.report import service_table
     from service.bench.server_load import bench_server
 
-    s = _bench_settings(store, device, threads)
-    _publish(bench_server(rate, s.device, s.threads, s.store, _progress), service_table, record)
+    settings = _bench_settings(store, device, threads)
+    _publish(bench_server(settings, rate, _progress), service_table, record)
 
 
 @bench_app.command("rates")
@@ -88,8 +87,8 @@ def rates(
     from service.bench.rate_changes import bench_rate_changes
     from service.bench.report import swap_table
 
-    s = _bench_settings(store, device, threads)
-    _publish(bench_rate_changes(s.device, s.threads, s.store, _progress), swap_table, record)
+    settings = _bench_settings(store, device, threads)
+    _publish(bench_rate_changes(settings, _progress), swap_table, record)
 
 
 @bench_app.command("decoder")
@@ -103,8 +102,8 @@ def decoder(
     from service.bench.decoder import bench_decoder
     from service.bench.report import decoder_table
 
-    s = _bench_settings(store, "cpu", threads)
-    _publish(bench_decoder(rate, s.threads, s.store, _progress), decoder_table, record)
+    settings = _bench_settings(store, "cpu", threads)
+    _publish(bench_decoder(settings, rate, _progress), decoder_table, record)
 
 
 @bench_app.command("agreement")
@@ -117,8 +116,8 @@ def agreement(
     from service.bench.decoder import compare_pixels
     from service.bench.report import agreement_table
 
-    s = _bench_settings(store, "cpu", None)
-    _publish(compare_pixels(folder, s.store, _progress), agreement_table, record)
+    settings = _bench_settings(store, "cpu", None)
+    _publish(compare_pixels(folder, settings.store, _progress), agreement_table, record)
 
 
 @bench_app.command("jobs")
@@ -133,8 +132,8 @@ def jobs(
     from service.bench.during_job import bench_during_job
     from service.bench.report import jobs_table
 
-    s = _bench_settings(store, device, threads)
-    _publish(bench_during_job(rate, s.device, s.threads, s.store, _progress), jobs_table, record)
+    settings = _bench_settings(store, device, threads)
+    _publish(bench_during_job(settings, rate, _progress), jobs_table, record)
 
 
 @bench_app.command("training")

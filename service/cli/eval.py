@@ -61,9 +61,8 @@ def evaluate(
     """
     from service.cli.opening import open_codec
     from service.eval import evaluation
-    from service.eval.csv_rows import read_rows, write_rows
     from service.eval.machine import this_machine
-    from service.eval.measurements import Measurement
+    from service.eval.measurements import Measurement, read_rows, write_rows
     from service.eval.peer_codecs import choose_peers
     from service.eval.pictures import read_folder
     from service.eval.report import eval_table
@@ -113,9 +112,9 @@ def evaluate_adaptation(
     from service.engine.opening import open_engine
     from service.eval import adaptation
     from service.eval.adaptation import AdaptationMeasurement
-    from service.eval.csv_rows import read_rows, write_rows
     from service.eval.evaluation import parse_rates
     from service.eval.machine import this_machine
+    from service.eval.measurements import read_rows, write_rows
     from service.eval.pictures import read_folder
     from service.eval.report import adaptation_table
 
@@ -171,8 +170,7 @@ def _with_progress(
     from rich.console import Console
     from rich.progress import Progress
 
-    from service.eval.csv_rows import write_rows
-    from service.eval.measurements import Measurement
+    from service.eval.measurements import Measurement, write_rows
 
     rows: list[Measurement] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:

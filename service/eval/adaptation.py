@@ -23,9 +23,9 @@ from service.codec import container
 from service.engine.engine import Engine
 from service.errors import BadParameter
 from service.eval import metrics
-from service.eval.curves import Curve, CurvePoint, bd_rate
+from service.eval.curves import Curve, CurvePoint, bd_rate, mean_of_all
 from service.eval.machine import Machine
-from service.eval.pictures import NamedPicture, decode_on_white, digest_pixels
+from service.eval.pictures import NamedPicture, decode_on_white
 
 BOTH: Final = "both"
 LATENTS: Final = "latents"
@@ -74,11 +74,7 @@ class AdaptationMeasurement:
 
 @dataclass(frozen=True)
 class AdaptationEvaluation:
-    """What to measure.
-
-    Attributes:
-        rates: of tune PSNR. efforts: each 0 to 4. kinds: BOTH, LATENTS.
-    """
+    """What to measure: rates of tune PSNR, efforts from 0 to 4, and kinds: BOTH, LATENTS."""
 
     rates: tuple[float, ...]
     efforts: tuple[int, ...]
@@ -119,7 +115,6 @@ def measure_adaptation(
     """Adapt to every picture.
 
     Args:
-        pictures: to adapt to. engine: that adapts. plan: the settings.
         known: measurements of earlier runs; those of the same keys are not made again.
         on_result: is called with each measurement as soon as it is known.
 
@@ -131,7 +126,7 @@ def measure_adaptation(
     known_by_key = {m.key: m for m in known}
     results = []
     for named, (rate, effort, kind) in product(pictures, plan.settings()):
-        result = known_by_key.get((digest_pixels(named), model, rate, effort, kind))
+        result = known_by_key.get((named.sha256, model, rate, effort, kind))
         if result is None:
             result = _measure(named, model, engine, rate, effort, kind)
         results.append(result)
@@ -176,12 +171,11 @@ def _measure(
     seconds = perf_counter() - start
     data, progress = adaptation.best(), adaptation.progress
     sections = container.describe(data).sections
-    height, width, _ = named.rgb.shape
     return AdaptationMeasurement(
         image=named.name,
-        sha256=digest_pixels(named),
+        sha256=named.sha256,
         model=model,
-        pixels=width * height,
+        pixels=named.picture.width * named.picture.height,
         rate=rate,
         effort=effort,
         kind=kind,
@@ -199,19 +193,18 @@ def _gain(
     rows: Sequence[AdaptationMeasurement], group: str, lmbdas: Mapping[float, float | None]
 ) -> dict[str, Any]:
     """Return the mean gains of a group's pictures at one effort and kind, and their cost."""
-    all_losses = [_loss_percent(r, lmbdas.get(r.rate)) for r in rows]
-    losses = [x for x in all_losses if x is not None]
-    all_rates = [_bd_rate([r for r in rows if r.image == i]) for i in {r.image for r in rows}]
-    rates = [r for r in all_rates if r is not None]
+    losses = [_loss_percent(r, lmbdas.get(r.rate)) for r in rows]
+    rates = [_bd_rate([r for r in rows if r.image == i]) for i in {r.image for r in rows}]
+    known_rates = [r for r in rates if r is not None]
     return {
         "group": group,
         "effort": rows[0].effort,
         "kind": rows[0].kind,
-        "images": len(all_rates),
-        "bd_rate_percent": fmean(rates) if len(rates) == len(all_rates) else None,
-        "best": min(rates, default=None),
-        "worst": max(rates, default=None),
-        "loss_percent": fmean(losses) if len(losses) == len(rows) else None,
+        "images": len(rates),
+        "bd_rate_percent": mean_of_all(rates),
+        "best": min(known_rates, default=None),
+        "worst": max(known_rates, default=None),
+        "loss_percent": mean_of_all(losses),
         "bytes_percent": 100 * (sum(r.bytes for r in rows) / sum(r.plain_bytes for r in rows) - 1),
         "gain_db": fmean(r.psnr_db - r.plain_psnr_db for r in rows),
         "update_share": sum(r.update_bytes for r in rows) / sum(r.bytes for r in rows),
@@ -227,12 +220,9 @@ def _loss_percent(row: AdaptationMeasurement, lmbda: float | None) -> float | No
     """Return the change of R + lmbda·D in percent; None for rates between whole ones."""
     if lmbda is None:
         return None
+    points = ((row.plain_bytes, row.plain_psnr_db), (row.bytes, row.psnr_db))
     plain, adapted = (
-        8 * size / row.pixels + lmbda * 255**2 / 10 ** (psnr_db / 10)
-        for size, psnr_db in (
-            (row.plain_bytes, row.plain_psnr_db),
-            (row.bytes, row.psnr_db),
-        )
+        8 * size / row.pixels + lmbda * 255**2 / 10 ** (psnr_db / 10) for size, psnr_db in points
     )
     return 100 * (adapted / plain - 1)
 

@@ -26,8 +26,8 @@ CROP: Final = (208, 160)
 SCALE: Final = 2
 GAP: Final = 8
 LABEL: Final = 22
-PEERS: Final = ("avif-s6-420", "webp-m6", "jpeg-420")
-TITLES: Final = {"avif-s6-420": "AVIF speed 6", "webp-m6": "WebP method 6", "jpeg-420": "JPEG"}
+PEERS: Final = {"avif-s6-420": "AVIF speed 6", "webp-m6": "WebP method 6", "jpeg-420": "JPEG"}
+"""Peer codecs and their titles."""
 
 KODAK_CROPS: Final[Mapping[str, tuple[int, int]]] = {
     "kodim04": (200, 290),
@@ -43,11 +43,8 @@ feathers."""
 
 def choose_pictures(pictures: Sequence[NamedPicture], most: int = 6) -> tuple[NamedPicture, ...]:
     """Return the pictures for the sheet: those of KODAK_CROPS, else every n-th of the folder."""
-    chosen = tuple(p for p in pictures if p.name in KODAK_CROPS)
-    if chosen:
-        return chosen[:most]
-    step = max(1, len(pictures) // most)
-    return tuple(pictures[::step])[:most]
+    every_nth = tuple(pictures[:: max(1, len(pictures) // most)])
+    return (tuple(p for p in pictures if p.name in KODAK_CROPS) or every_nth)[:most]
 
 
 def draw_peers_sheet(pictures: Sequence[NamedPicture], codec: Codec, rate: float) -> Image.Image:
@@ -77,57 +74,57 @@ def find_crop(rgb: U8) -> tuple[int, int]:
     luma = rgb.mean(axis=2)
     width, height = _crop_size(rgb)
     detail = np.abs(np.diff(luma, axis=0))[:, :-1] + np.abs(np.diff(luma, axis=1))[:-1]
-    most_contrast, place = -1.0, (0, 0)
-    for top in range(0, rgb.shape[0] - height + 1, max(1, height // 2)):
-        for left in range(0, rgb.shape[1] - width + 1, max(1, width // 2)):
-            contrast = float(detail[top : top + height, left : left + width].mean())
-            if contrast > most_contrast:
-                most_contrast, place = contrast, (left, top)
-    return place
+    lefts = range(0, rgb.shape[1] - width + 1, max(1, width // 2))
+    tops = range(0, rgb.shape[0] - height + 1, max(1, height // 2))
+
+    def contrast(place: tuple[int, int]) -> float:
+        left, top = place
+        return float(detail[top : top + height, left : left + width].mean())
+
+    return max(((left, top) for top in tops for left in lefts), key=contrast)
 
 
-def _peers_row(picture: NamedPicture, codec: Codec, rate: float) -> Image.Image:
+def _peers_row(named: NamedPicture, codec: Codec, rate: float) -> Image.Image:
     """Draw the crops of a picture side by side: our codec's and the peers'."""
-    data = codec.compress(picture.picture, rate).data
+    data = codec.compress(named.picture, rate).data
     cells = [(f"Rankpress rate {rate:g}", data, decode_on_white(codec, data))]
-    for name in PEERS:
-        _, file = fit_bytes(peer_named(name), picture.picture, len(data))
-        cells.append((TITLES[name], file, decompress(file)))
-    return _side_by_side(picture, cells)
+    for name, title in PEERS.items():
+        _, file = fit_bytes(peer_named(name), named.picture, len(data))
+        cells.append((title, file, decompress(file)))
+    return _side_by_side(named, cells)
 
 
-def _tunes_row(picture: NamedPicture, codec: Codec, rate: float) -> Image.Image:
+def _tunes_row(named: NamedPicture, codec: Codec, rate: float) -> Image.Image:
     """Draw the crops of a picture side by side, one for each tune."""
-    most = max(len(codec.compress(picture.picture, rate, tune).data) for tune in TUNES)
-    results = [codec.compress(picture.picture, Target(max_bytes=most), tune) for tune in TUNES]
+    most = max(len(codec.compress(named.picture, rate, tune).data) for tune in TUNES)
+    results = [codec.compress(named.picture, Target(max_bytes=most), tune) for tune in TUNES]
     cells = [
         (f"{result.tune} {result.rate:g}", result.data, decode_on_white(codec, result.data))
         for result in results
     ]
-    return _side_by_side(picture, cells)
+    return _side_by_side(named, cells)
 
 
-def _side_by_side(picture: NamedPicture, cells: Sequence[tuple[str, bytes, U8]]) -> Image.Image:
+def _side_by_side(named: NamedPicture, cells: Sequence[tuple[str, bytes, U8]]) -> Image.Image:
     """Draw the crops of some (title, file, pixels), and then that of the original."""
-    original = picture.on_white
+    original = named.picture.on_white().rgb
     width, height = _crop_size(original)
-    left, top = KODAK_CROPS.get(picture.name) or find_crop(original)
-    cell = (width * SCALE + GAP, height * SCALE + LABEL + GAP)
-    row = Image.new("RGB", (cell[0] * (len(cells) + 1) + GAP, cell[1]), "white")
-    for i, (title, file, rgb) in enumerate(cells):
-        text = f"{title}: {len(file):,} bytes, {psnr_db(picture.picture, rgb):.2f} dB"
-        _paste(row, GAP + i * cell[0], rgb[top : top + height, left : left + width], text)
-    crop = original[top : top + height, left : left + width]
-    _paste(row, GAP + len(cells) * cell[0], crop, f"original {picture.name}")
+    left, top = KODAK_CROPS.get(named.name) or find_crop(original)
+    shown = [
+        (f"{title}: {len(file):,} bytes, {psnr_db(named.picture, rgb):.2f} dB", rgb)
+        for title, file, rgb in cells
+    ]
+    shown.append((f"original {named.name}", original))
+    large = (width * SCALE, height * SCALE)
+    step = large[0] + GAP
+    row = Image.new("RGB", (step * len(shown) + GAP, large[1] + LABEL + GAP), "white")
+    draw, font = ImageDraw.Draw(row), ImageFont.load_default(15)
+    for i, (text, rgb) in enumerate(shown):
+        x = GAP + i * step
+        crop = Image.fromarray(rgb).crop((left, top, left + width, top + height))
+        row.paste(crop.resize(large, Image.Resampling.NEAREST), (x, LABEL))
+        draw.text((x, 2), text, fill="black", font=font)
     return row
-
-
-def _paste(row: Image.Image, x: int, crop: U8, text: str) -> None:
-    image = Image.fromarray(np.ascontiguousarray(crop))
-    large = image.resize((image.width * SCALE, image.height * SCALE), Image.Resampling.NEAREST)
-    row.paste(large, (x, LABEL))
-    font = ImageFont.load_default(15)
-    ImageDraw.Draw(row).text((x, 2), text, fill="black", font=font)
 
 
 def _crop_size(rgb: U8) -> tuple[int, int]:

@@ -12,11 +12,11 @@ import json
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
-from typing import Any, Final
+from statistics import fmean, geometric_mean, median
+from typing import Final
 
 import numpy as np
 
@@ -43,8 +43,7 @@ class CurvePoint:
 
     def value(self, metric: str) -> float | None:
         """Return the metric on the scale that curves are interpolated on: MS-SSIM in dB."""
-        values = {"psnr_db": self.psnr_db, "ms_ssim": self.ms_ssim, "ssimulacra2": self.ssimulacra2}
-        return _scaled(metric, values[metric])
+        return _scaled(metric, getattr(self, metric))
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,15 @@ def average(rows: Iterable[Measurement]) -> tuple[Curve, ...]:
 def published() -> tuple[Curve, ...]:
     """Return curves over Kodak that their authors or later measurements published."""
     table = json.loads((Path(__file__).parent / "published.json").read_text())
-    return tuple(_published(name, entry) for name, entry in table.items())
+    curves = []
+    for name, entry in table.items():
+        qualities = entry.get("ms_ssim") or [None] * len(entry["bpp"])
+        points = tuple(
+            CurvePoint("", 0, bpp, psnr, ms_ssim, None)
+            for bpp, psnr, ms_ssim in zip(entry["bpp"], entry["psnr_db"], qualities, strict=True)
+        )
+        curves.append(Curve(name, entry["title"], points, entry["source"]))
+    return tuple(curves)
 
 
 def is_kodak(images: Iterable[str]) -> bool:
@@ -130,7 +137,7 @@ def bd_rate(anchor: Curve, test: Curve, metric: str, method: str = "akima") -> B
     """Return the BD-rate of a curve; None if the curves do not overlap or are single points.
 
     Args:
-        anchor: the curve to compare with. test: the curve to compare. metric: one of METRICS.
+        metric: one of METRICS.
         method: of interpolation: "akima", or "pchip", which does not overshoot where a curve of a
             few points saturates.
     """
@@ -150,9 +157,9 @@ def bd_rate(anchor: Curve, test: Curve, metric: str, method: str = "akima") -> B
     return BdRate(test.name, anchor.name, float(percent), (high - low) / joint)
 
 
-def bpp_at(curve: Curve, metric: str, value: float) -> float | None:
-    """Return the bits per pixel where a curve reaches a value (MS-SSIM in dB); None outside it."""
-    return _rate_at(_rising(curve, metric), value)
+def bpp_at(curve: Curve, psnr_db: float) -> float | None:
+    """Return the bits per pixel where a curve reaches a PSNR; None outside it."""
+    return _rate_at(_rising(curve, "psnr_db"), psnr_db)
 
 
 def at_equal(rows: Sequence[Measurement], metric: str) -> tuple[AtEqual, ...]:
@@ -167,21 +174,16 @@ def at_equal(rows: Sequence[Measurement], metric: str) -> tuple[AtEqual, ...]:
     results = []
     for setting in dict.fromkeys(r.setting for r in ours):
         for peer in dict.fromkeys(r.codec for r in rows if r.codec != name):
-            chosen = [r for r in ours if r.setting == setting]
-            ratios = [_ratio(r, rows, peer, metric) for r in chosen]
-            known = [r for r in ratios if r is not None]
-            results.append(_summarise(name, setting, peer, known, len(ratios)))
-    return tuple(r for r in results if r is not None)
-
-
-def _summarise(
-    name: str, setting: str, peer: str, ratios: list[float], images: int
-) -> AtEqual | None:
-    if not ratios:
-        return None
-    mean = math.exp(fmean(math.log(r) for r in ratios))
-    percent, best, worst = (100 * (r - 1) for r in (mean, min(ratios), max(ratios)))
-    return AtEqual(name, setting, peer, percent, best, worst, len(ratios), images)
+            all_ratios = [_ratio(r, rows, peer, metric) for r in ours if r.setting == setting]
+            ratios = [ratio for ratio in all_ratios if ratio is not None]
+            if ratios:
+                mean, best, worst = (
+                    100 * (ratio - 1)
+                    for ratio in (geometric_mean(ratios), min(ratios), max(ratios))
+                )
+                counts = len(ratios), len(all_ratios)
+                results.append(AtEqual(name, setting, peer, mean, best, worst, *counts))
+    return tuple(results)
 
 
 def _ratio(ours: Measurement, rows: Sequence[Measurement], peer: str, metric: str) -> float | None:
@@ -204,8 +206,8 @@ def _rate_at(points: Sequence[tuple[float, float]], value: float) -> float | Non
 
 
 def _rising(curve: Curve, metric: str) -> list[tuple[float, float]]:
-    pairs = [(q, p.bpp) for p in curve.points if (q := p.value(metric)) is not None]
-    return _envelope([(q, bpp) for q, bpp in pairs if math.isfinite(q)])
+    pairs = ((p.value(metric), p.bpp) for p in curve.points)
+    return _envelope((q, bpp) for q, bpp in pairs if q is not None and math.isfinite(q))
 
 
 def _envelope(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -225,26 +227,20 @@ def _scaled(metric: str, value: float | None) -> float | None:
 
 
 def _point(setting: str, rows: Sequence[Measurement]) -> CurvePoint:
-    def mean(metric: str) -> float | None:
-        values = [v for r in rows if (v := r.value(metric)) is not None]
-        return fmean(values) if len(values) == len(rows) else None
-
+    psnr_db, ms_ssim, ssimulacra2 = (mean_of_all([r.value(m) for r in rows]) for m in METRICS)
     return CurvePoint(
         setting,
         sum(r.bytes for r in rows),
         fmean(r.bpp for r in rows),
-        mean("psnr_db"),
-        mean("ms_ssim"),
-        mean("ssimulacra2"),
+        psnr_db,
+        ms_ssim,
+        ssimulacra2,
         median(r.encode_ms for r in rows),
         median(r.decode_ms for r in rows),
     )
 
 
-def _published(name: str, entry: Mapping[str, Any]) -> Curve:
-    qualities = entry.get("ms_ssim") or [None] * len(entry["bpp"])
-    points = tuple(
-        CurvePoint("", 0, bpp, psnr, ms, None)
-        for bpp, psnr, ms in zip(entry["bpp"], entry["psnr_db"], qualities, strict=True)
-    )
-    return Curve(name, str(entry["title"]), points, str(entry["source"]))
+def mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None if a value is not known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None

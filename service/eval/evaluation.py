@@ -23,10 +23,9 @@ from service.eval import curves, metrics
 from service.eval.machine import Machine
 from service.eval.measurements import OUR_NAMES, OURS, Measurement, our_name
 from service.eval.peer_codecs import PeerCodec, decompress, library_versions
-from service.eval.pictures import NamedPicture, decode_on_white, digest_pixels
-from service.picture import U8
+from service.eval.pictures import NamedPicture, decode_on_white
+from service.picture import U8, Picture
 
-SCHEMA: Final = 1
 DEFAULT_ANCHORS: Final = ("avif-s6-444", "avif-s6-420", "webp-m6", "jpeg-420")
 """Peers that BD-rates are measured against where VTM is not published, the best one first."""
 
@@ -94,7 +93,7 @@ def evaluate(
     """Measure every picture with every codec at every setting.
 
     Args:
-        pictures: to compress. codec: our codec. plan: the settings.
+        codec: ours.
         known: measurements of earlier runs; those of the same pixels, peer and setting are reused.
         on_result: is called with each measurement as soon as it is known.
 
@@ -106,8 +105,8 @@ def evaluate(
     known_by_key = {m.key: m for m in known if m.codec not in OUR_NAMES}
     results = []
     for named in pictures:
-        for codec_name, setting, compress, decode in _codecs(codec, plan, named):
-            result = known_by_key.get((digest_pixels(named), codec_name, setting))
+        for codec_name, setting, compress, decode in _codecs(codec, plan):
+            result = known_by_key.get((named.sha256, codec_name, setting))
             if result is None or (plan.perceptual and result.ssimulacra2 is None):
                 result = _measure(named, codec_name, setting, compress, decode, plan.perceptual)
             results.append(result)
@@ -121,8 +120,7 @@ def summarise(
     """Return all results as one JSON object.
 
     Args:
-        rows: of one evaluation. codec: our codec, which names the model.
-        machine: that the evaluation ran on.
+        codec: ours, which names the model.
         anchor: of BD-rates: a codec that was measured, or a published curve over Kodak.
 
     Raises:
@@ -132,20 +130,23 @@ def summarise(
     measured = curves.average(rows)
     references = curves.published() if curves.is_kodak(images) else ()
     base = _anchor(measured, references, anchor)
+    against = {"anchor": base.name, "anchor_source": base.source} if base else {}
+    by_name = {c.name: c for c in measured}
+    tunes = [by_name[name] for name in OUR_NAMES[1:] if name in by_name]
     model = codec.models()[0]
     return {
         "what": "eval",
-        "schema": SCHEMA,
+        "schema": 1,
         "images": len(images),
         "kodak": curves.is_kodak(images),
         "model": {"name": model.name, "sha256": model.sha256, "parameters": model.parameters},
         "machine": asdict(machine),
         "libraries": library_versions(),
-        "curves": [_curve(c) for c in measured],
+        "curves": [{"name": c.name, "points": [asdict(p) for p in c.points]} for c in measured],
         "at_equal": {m: [asdict(e) for e in curves.at_equal(rows, m)] for m in curves.METRICS},
         "published_at_our_psnr": _published(measured, references),
-        "bd_rate": _bd_rates(measured, references, base) if base else None,
-        "tunes": _between_tunes(measured),
+        "bd_rate": against | _bd_rates(base, (*measured, *references)) if base else None,
+        "tunes": _bd_rates(by_name.get(OURS), tunes),
     }
 
 
@@ -155,43 +156,38 @@ def to_json(result: Mapping[str, Any]) -> str:
 
 
 def _codecs(
-    codec: Codec, plan: EvaluationPlan, named: NamedPicture
-) -> Iterator[tuple[str, str, Callable[[], bytes], Callable[[bytes], U8]]]:
+    codec: Codec, plan: EvaluationPlan
+) -> Iterator[tuple[str, str, Callable[[Picture], bytes], Callable[[bytes], U8]]]:
     """Yield codec, setting, compress and decompress of every file to make of a picture."""
     for tune, rate in product(plan.tunes, plan.rates):
 
-        def compress_ours(rate: float = rate, tune: str = tune) -> bytes:
-            return codec.compress(named.picture, rate, tune).data
+        def compress(picture: Picture, rate: float = rate, tune: str = tune) -> bytes:
+            return codec.compress(picture, rate, tune).data
 
-        setting = f"rate {rate:g}"
-        yield our_name(tune), setting, compress_ours, partial(decode_on_white, codec)
+        yield our_name(tune), f"rate {rate:g}", compress, partial(decode_on_white, codec)
     for peer in plan.peers:
         for quality in peer.qualities:
-
-            def compress_peer(peer: PeerCodec = peer, quality: int = quality) -> bytes:
-                return peer.compress(named.picture, quality)
-
-            yield peer.name, f"q{quality}", compress_peer, decompress
+            yield peer.name, f"q{quality}", partial(peer.compress, quality=quality), decompress
 
 
 def _measure(
     named: NamedPicture,
     codec: str,
     setting: str,
-    compress: Callable[[], bytes],
+    compress: Callable[[Picture], bytes],
     decode: Callable[[bytes], U8],
     perceptual: bool,
 ) -> Measurement:
     start = perf_counter()
-    data = compress()
+    data = compress(named.picture)
     encoded = perf_counter()
     rgb = decode(data)
     decoded = perf_counter()
-    original = named.on_white
+    original = named.picture.on_white().rgb
     height, width, _ = original.shape
     return Measurement(
         image=named.name,
-        sha256=digest_pixels(named),
+        sha256=named.sha256,
         width=width,
         height=height,
         codec=codec,
@@ -219,27 +215,11 @@ def _anchor(
 
 
 def _bd_rates(
-    measured: Sequence[curves.Curve], references: Sequence[curves.Curve], anchor: curves.Curve
-) -> dict[str, Any]:
-    result: dict[str, Any] = {"anchor": anchor.name, "anchor_source": anchor.source}
-    for metric in curves.METRICS:
-        rates = [curves.bd_rate(anchor, c, metric) for c in (*measured, *references)]
-        result[metric] = [asdict(r) for r in rates if r is not None]
-    return result
-
-
-def _between_tunes(measured: Sequence[curves.Curve]) -> dict[str, Any]:
-    """Return the BD-rates of our other tunes against tune PSNR, by metric."""
-    by_name = {c.name: c for c in measured}
-    result = {}
-    for metric in curves.METRICS:
-        rates = [
-            curves.bd_rate(by_name[OURS], by_name[name], metric)
-            for name in OUR_NAMES[1:]
-            if OURS in by_name and name in by_name
-        ]
-        result[metric] = [asdict(r) for r in rates if r is not None]
-    return result
+    anchor: curves.Curve | None, tests: Sequence[curves.Curve]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the BD-rates of curves against an anchor, by metric; none without an anchor."""
+    rates = {m: [anchor and curves.bd_rate(anchor, c, m) for c in tests] for m in curves.METRICS}
+    return {metric: [asdict(r) for r in known if r] for metric, known in rates.items()}
 
 
 def _published(
@@ -258,12 +238,8 @@ def _published(
         }
         for p in ours
         for c in references
-        if (bpp := curves.bpp_at(c, "psnr_db", p.psnr_db or 0.0)) is not None
+        if (bpp := curves.bpp_at(c, p.psnr_db or 0.0)) is not None
     ]
-
-
-def _curve(curve: curves.Curve) -> dict[str, Any]:
-    return {"name": curve.name, "points": [asdict(p) for p in curve.points]}
 
 
 def _rounded(value: Any) -> Any:

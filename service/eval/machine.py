@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,29 +25,12 @@ class Machine:
     device: str
     load: float
 
-    @property
-    def busy(self) -> bool:
-        """Whether other programs use so much of the machine that timings mean little."""
-        return self.load > self.cores / 2
-
 
 def this_machine(device: str) -> Machine:
     """Return this computer. `device` is that of the settings; "auto" is resolved."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return Machine(_cpu_model(), cores, device_name(device), round(os.getloadavg()[0], 2))
-
-
-def machine_for_timing(device: str, progress: Callable[[str], None]) -> Machine:
-    """Return this computer, and report it if it is too busy for timings.
-
-    Args:
-        device: as in the settings. progress: is called with a line of text.
-    """
-    machine = this_machine(device)
-    if machine.busy:
-        progress(f"the load of this machine is {machine.load}: the timings mean little")
-    return machine
 
 
 def device_name(device: str) -> str:
@@ -72,8 +55,5 @@ def code_commit() -> str:
 
 def _cpu_model() -> str:
     path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    name = re.search(r"^model name\s*: (.*)$", path.read_text() if path.is_file() else "", re.M)
+    return name[1] if name else platform.processor() or platform.machine()

@@ -1,12 +1,25 @@
-"""One measurement of one picture with one codec at one setting, and our codec's names."""
+"""Measurements of a picture with a codec at a setting, and measurements as rows of a CSV file."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from service.codec.container import PSNR, TUNES
+from service.errors import BadParameter
+from service.files import write_whole
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    RowT = TypeVar("RowT", bound=DataclassInstance)
 
 OURS: Final = "rankpress"
 """Our codec at tune PSNR; each other tune is a codec of its own."""
@@ -54,6 +67,34 @@ class Measurement:
 
     def value(self, metric: str) -> float | None:
         """Return a metric by its name; None where it was not measured or is infinite."""
-        values = {"psnr_db": self.psnr_db, "ms_ssim": self.ms_ssim, "ssimulacra2": self.ssimulacra2}
-        value = values[metric]
+        value: float | None = getattr(self, metric)
         return value if value is not None and math.isfinite(value) else None
+
+
+def write_rows(path: Path, row_type: type[RowT], rows: Iterable[RowT]) -> None:
+    """Write rows as CSV with a header; floats have six digits, None is an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [f.name for f in fields(row_type)])
+    writer.writeheader()
+    for row in rows:
+        cells = {n: f"{v:.6g}" if isinstance(v, float) else v for n, v in asdict(row).items()}
+        writer.writerow(cells)
+    write_whole(path, text.getvalue().encode())
+
+
+def read_rows(path: Path, row_type: type[RowT]) -> tuple[RowT, ...]:
+    """Read the rows that `write_rows` wrote.
+
+    Raises:
+        BadParameter: the file does not hold rows of that type.
+    """
+    row_adapter = TypeAdapter(row_type)
+    with path.open(newline="") as file:
+        try:
+            return tuple(
+                row_adapter.validate_python({name: text or None for name, text in row.items()})
+                for row in csv.DictReader(file)
+            )
+        except ValidationError as error:
+            names = ", ".join(f.name for f in fields(row_type))
+            raise BadParameter(f"{path} is not a CSV file with the columns {names}") from error

@@ -70,14 +70,10 @@ def ssimulacra2(original: U8, other: U8) -> float:
         from ssimulacra2 import compute_ssimulacra2
     except ModuleNotFoundError as error:
         raise MissingExtra("SSIMULACRA 2 needs pip install 'rankpress[eval]'") from error
-    return float(compute_ssimulacra2(_as_file(original), _as_file(other)))
-
-
-def _as_file(rgb: U8) -> io.BytesIO:
-    """Return pixels as a file, which is what the package reads."""
-    out = io.BytesIO()
-    Image.fromarray(rgb).save(out, format="BMP")
-    return out
+    files = io.BytesIO(), io.BytesIO()
+    for file, rgb in zip(files, (original, other), strict=True):
+        Image.fromarray(rgb).save(file, format="BMP")
+    return float(compute_ssimulacra2(*files))
 
 
 def _channel(x: U8, y: U8) -> float:
@@ -105,11 +101,9 @@ def _means(a: F32, b: F32) -> tuple[float, float]:
 
 def _blur(a: F32) -> F32:
     """Return the Gaussian window applied at every place where it fits."""
-    offsets = np.arange(TAPS) - TAPS // 2
-    window = np.exp(-(offsets**2) / (2 * SIGMA**2))
+    window = np.exp(-((np.arange(TAPS) - TAPS // 2) ** 2) / (2 * SIGMA**2))
     window = (window / window.sum()).astype(np.float32)
-    out: F32 = _convolve(np.ascontiguousarray(_convolve(a, window).T), window).T
-    return out
+    return _convolve(np.ascontiguousarray(_convolve(a, window).T), window).T
 
 
 def _convolve(a: F32, window: F32) -> F32:

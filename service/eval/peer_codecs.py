@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
@@ -27,16 +29,19 @@ class PeerCodec:
 
     Attributes:
         name: in tables and on the command line.
-        family: name that selects all peers of a format on the command line.
         format: Pillow's name of it. options: of Pillow's writer.
         qualities: the points of its curve, lowest first.
     """
 
     name: str
-    family: str
     format: str
     options: Mapping[str, Any] = field(hash=False)
     qualities: tuple[int, ...]
+
+    @property
+    def family(self) -> str:
+        """The name that selects all peers of a format on the command line."""
+        return self.name.partition("-")[0]
 
     def compress(self, picture: Picture, quality: int) -> bytes:
         """Return a picture as a file of this codec."""
@@ -56,16 +61,16 @@ _SLOW_QUALITIES: Final = (35, 50, 65, 80)
 _JXL_QUALITIES: Final = (30, 50, 65, 75, 84, 90, 95)
 
 PEERS: Final = (
-    PeerCodec("jpeg-420", "jpeg", "JPEG", {**_JPEG, "subsampling": "4:2:0"}, _JPEG_QUALITIES),
-    PeerCodec("jpeg-444", "jpeg", "JPEG", {**_JPEG, "subsampling": "4:4:4"}, _JPEG_QUALITIES),
-    PeerCodec("webp-m4", "webp", "WEBP", {"method": 4}, _WEBP_QUALITIES),
-    PeerCodec("webp-m6", "webp", "WEBP", {"method": 6}, _WEBP_QUALITIES),
-    PeerCodec("avif-s6-420", "avif", "AVIF", {"speed": 6, "subsampling": "4:2:0"}, _AVIF_QUALITIES),
-    PeerCodec("avif-s6-444", "avif", "AVIF", {"speed": 6, "subsampling": "4:4:4"}, _AVIF_QUALITIES),
-    PeerCodec("avif-s2-420", "avif", "AVIF", {"speed": 2, "subsampling": "4:2:0"}, _SLOW_QUALITIES),
-    PeerCodec("avif-s2-444", "avif", "AVIF", {"speed": 2, "subsampling": "4:4:4"}, _SLOW_QUALITIES),
-    PeerCodec("jxl-e7", "jxl", "JXL", {"effort": 7}, _JXL_QUALITIES),
-    PeerCodec("jxl-e9", "jxl", "JXL", {"effort": 9}, _JXL_QUALITIES),
+    PeerCodec("jpeg-420", "JPEG", {**_JPEG, "subsampling": "4:2:0"}, _JPEG_QUALITIES),
+    PeerCodec("jpeg-444", "JPEG", {**_JPEG, "subsampling": "4:4:4"}, _JPEG_QUALITIES),
+    PeerCodec("webp-m4", "WEBP", {"method": 4}, _WEBP_QUALITIES),
+    PeerCodec("webp-m6", "WEBP", {"method": 6}, _WEBP_QUALITIES),
+    PeerCodec("avif-s6-420", "AVIF", {"speed": 6, "subsampling": "4:2:0"}, _AVIF_QUALITIES),
+    PeerCodec("avif-s6-444", "AVIF", {"speed": 6, "subsampling": "4:4:4"}, _AVIF_QUALITIES),
+    PeerCodec("avif-s2-420", "AVIF", {"speed": 2, "subsampling": "4:2:0"}, _SLOW_QUALITIES),
+    PeerCodec("avif-s2-444", "AVIF", {"speed": 2, "subsampling": "4:4:4"}, _SLOW_QUALITIES),
+    PeerCodec("jxl-e7", "JXL", {"effort": 7}, _JXL_QUALITIES),
+    PeerCodec("jxl-e9", "JXL", {"effort": 9}, _JXL_QUALITIES),
 )
 
 
@@ -86,12 +91,8 @@ def choose_peers(names: Sequence[str]) -> tuple[PeerCodec, ...]:
 
 
 def peer_named(name: str) -> PeerCodec:
-    """Return the peer of a name. Raises BadParameter if there is none."""
-    for peer in PEERS:
-        if peer.name == name:
-            return peer
-    names = ", ".join(peer.name for peer in PEERS)
-    raise BadParameter(f"codec is {name!r}, expected one of {names}")
+    """Return the peer of a name that is in PEERS."""
+    return next(peer for peer in PEERS if peer.name == name)
 
 
 def decompress(data: bytes) -> U8:
@@ -107,33 +108,22 @@ def fit_bytes(peer: PeerCodec, picture: Picture, min_bytes: int) -> tuple[int, b
 
     Rounding up favours the peer: its file is the smaller one only at quality 100.
     """
-    low, high = 1, 100
-    files: dict[int, bytes] = {}
-    while low < high:
-        middle = (low + high) // 2
-        files[middle] = peer.compress(picture, middle)
-        if len(files[middle]) >= min_bytes:
-            high = middle
-        else:
-            low = middle + 1
-    return low, files.get(low) or peer.compress(picture, low)
+
+    def size_at(quality: int) -> int:
+        return len(peer.compress(picture, quality))
+
+    quality = 1 + bisect_left(range(1, 100), min_bytes, key=size_at)
+    return quality, peer.compress(picture, quality)
 
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries behind the peers."""
-    versions = {"pillow": _version("pillow")}
-    for feature in ("webp", "avif"):
-        versions[feature] = str(features.version(feature))
-    versions["libjpeg-turbo"] = str(features.version("libjpeg_turbo"))
+    versions = {"pillow": version("pillow")}
+    for name, feature in (("webp", "webp"), ("avif", "avif"), ("libjpeg-turbo", "libjpeg_turbo")):
+        versions[name] = str(features.version(feature))
     if importlib.util.find_spec("pillow_jxl"):
-        versions["pillow-jxl-plugin"] = _version("pillow-jxl-plugin")
+        versions["pillow-jxl-plugin"] = version("pillow-jxl-plugin")
     return versions
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
 
 
 def _check_installed(family: str) -> None:

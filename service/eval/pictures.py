@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -36,26 +37,18 @@ SHAPES: Final = 48
 
 @dataclass(frozen=True, eq=False)
 class NamedPicture:
-    """A picture and its name in results.
-
-    Attributes:
-        name: path in its folder, without suffix. rgb: [H, W, 3] uint8, sRGB.
-        alpha: [H, W] uint8, None when opaque.
-    """
+    """A picture without metadata, and its name: the path in its folder, without suffix."""
 
     name: str
-    rgb: U8
-    alpha: U8 | None = None
+    picture: Picture
 
-    @property
-    def picture(self) -> Picture:
-        """The pixels without metadata: every codec gets the same."""
-        return Picture(self.rgb, self.alpha)
-
-    @property
-    def on_white(self) -> U8:
-        """The picture laid on white, [H, W, 3] uint8."""
-        return self.picture.on_white().rgb
+    @cached_property
+    def sha256(self) -> str:
+        """First 16 hex digits of the SHA-256 of the pixels."""
+        rgb, alpha = self.picture.rgb, self.picture.alpha
+        digest = hashlib.sha256(rgb.tobytes() + repr(rgb.shape).encode())
+        digest.update(b"" if alpha is None else alpha.tobytes())
+        return digest.hexdigest()[:16]
 
 
 def decode_on_white(codec: Codec, data: bytes) -> U8:
@@ -63,33 +56,22 @@ def decode_on_white(codec: Codec, data: bytes) -> U8:
     return codec.decompress(data).picture.on_white().rgb
 
 
-def digest_pixels(named: NamedPicture) -> str:
-    """Return the first 16 hex digits of the SHA-256 of a picture's pixels."""
-    alpha = b"" if named.alpha is None else named.alpha.tobytes()
-    pixels = named.rgb.tobytes() + repr(named.rgb.shape).encode() + alpha
-    return hashlib.sha256(pixels).hexdigest()[:16]
-
-
-def read_folder(folder: Path, max_pixels: int = 10**8) -> tuple[NamedPicture, ...]:
+def read_folder(folder: Path) -> tuple[NamedPicture, ...]:
     """Return the pictures of a folder, converted to sRGB; see images/folder.py.
-
-    A picture's name is its path in the folder, without its suffix.
 
     Raises:
         BadParameter: the folder holds no picture. BadImage, OSError: one cannot be read.
     """
-    pictures = tuple(
-        NamedPicture(
-            path.relative_to(folder).with_suffix("").as_posix(), picture.rgb, picture.alpha
-        )
-        for path, picture in image_folder.read_folder(folder, max_pixels=max_pixels)
-    )
+    pictures = []
+    for path, picture in image_folder.read_folder(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        pictures.append(NamedPicture(name, Picture(picture.rgb, picture.alpha)))
     if not pictures:
         raise BadParameter(f"there is no picture in {folder}")
-    return pictures
+    return tuple(pictures)
 
 
-def generate(width: int, height: int, seed: int = 0) -> NamedPicture:
+def generate(width: int, height: int, seed: int = 0) -> Picture:
     """Generate a picture of a size in pixels; the same seed gives the same pixels."""
     random = np.random.default_rng([seed, width, height])
     luma = _noise(random, width, height, finest=1) + 118.0
@@ -101,7 +83,7 @@ def generate(width: int, height: int, seed: int = 0) -> NamedPicture:
     rgb[..., 2] = np.clip(luma - tint, 0, 255)
     luma += _noise(random, width, height, finest=3) * 0.3
     rgb[..., 1] = np.clip(luma, 0, 255)
-    return NamedPicture(f"generated-{width}x{height}-{seed}", rgb)
+    return Picture(rgb)
 
 
 def _noise(
@@ -109,18 +91,13 @@ def _noise(
 ) -> NDArray[np.float32]:
     """Return [H, W] noise: octaves of equal power from SMOOTH pixels a sample up, weaker below."""
     octaves = max(int(np.log2(min(width, height) / COARSEST)), finest)
-    plane: NDArray[np.float32] | None = None
+    plane = np.zeros((1, 1), np.float32)
     for octave in range(octaves, -1, -1):
         size = -(-width >> octave) or 1, -(-height >> octave) or 1
-        if plane is None:
-            plane = np.zeros((size[1], size[0]), np.float32)
-        else:
-            larger = Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC)
-            plane = np.array(larger)
+        plane = np.array(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC))
         if octave >= finest:
             level = np.float32(LEVELS * min(1.0, 2**octave / SMOOTH))
             plane += random.standard_normal(plane.shape, np.float32) * level
-    assert plane is not None
     return plane
 
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from service.codec.container import MS_SSIM
 from service.errors import MissingExtra
 from service.eval.curves import Curve
 from service.eval.measurements import OUR_NAMES, OURS, our_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LABELS: Final = {
     "psnr_db": "PSNR of 8-bit RGB (dB)",
@@ -36,6 +39,7 @@ PUBLISHED_COLOURS: Final = (
 MARGIN: Final = 1.6
 """The figure shows from our least bits per pixel divided by this to our most multiplied by it."""
 
+TICKS: Final = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2, 3)
 SPAN: Final = (0.1, 1.6)
 """Bits per pixel that the figure shows in any case."""
 
@@ -45,36 +49,36 @@ def draw(curves: Sequence[Curve], metric: str, title: str, path: Path) -> None:
 
     Args:
         curves: measured and published ones (those with a `source`).
-        metric: "psnr_db", "ms_ssim" or "ssimulacra2". title: of the figure. path: of the file.
+        metric: "psnr_db", "ms_ssim" or "ssimulacra2".
 
     Raises:
         MissingExtra: matplotlib is not installed.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MissingExtra("figures need pip install 'rankpress[eval]'") from error
 
     figure = Figure(figsize=(11.5, 6.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    low, high = _span(curves)
+    ours = [p.bpp for c in curves if c.name in OUR_NAMES for p in c.points]
+    low = min([SPAN[0], *(bpp / MARGIN for bpp in ours)])
+    high = max([SPAN[1], *(bpp * MARGIN for bpp in ours)])
     inside: list[float] = []
     for curve, colour, marker in _styled([c for c in curves if c.has(metric)]):
         bpp = [p.bpp for p in curve.points]
         values = [p.value(metric) or 0.0 for p in curve.points]
         inside += [v for b, v in zip(bpp, values, strict=True) if low <= b <= high]
-        ours, measured = curve.name in OUR_NAMES, curve.source is None
+        is_ours, measured = curve.name in OUR_NAMES, curve.source is None
         axes.plot(
             bpp,
             values,
             "-" if measured else "--",
             color=colour,
-            linewidth=2.6 if ours else 1.2,
+            linewidth=2.6 if is_ours else 1.2,
             marker=marker,
-            markersize=9 if ours else 4.5,
-            zorder=3 if ours else 2 if measured else 1,
+            markersize=9 if is_ours else 4.5,
+            zorder=3 if is_ours else 2 if measured else 1,
             label=curve.title if measured else f"{curve.title}, published",
         )
     axes.set_xscale("log")
@@ -82,18 +86,15 @@ def draw(curves: Sequence[Curve], metric: str, title: str, path: Path) -> None:
     if inside:
         room = 0.05 * (max(inside) - min(inside)) + 0.2
         axes.set_ylim(min(inside) - room, max(inside) + room)
-    _decorate(axes, metric, title, (low, high))
+    _decorate(axes, metric, title, low, high)
     figure.savefig(path, dpi=120)
 
 
-def _decorate(axes: object, metric: str, title: str, span: tuple[float, float]) -> None:
-    """Ticks in plain numbers, grid, legend and labels."""
-    from matplotlib.axes import Axes
+def _decorate(axes: Axes, metric: str, title: str, low: float, high: float) -> None:
+    """Set ticks in plain numbers, grid, legend and labels."""
     from matplotlib.ticker import NullFormatter
 
-    assert isinstance(axes, Axes)
-    ticks = [t for t in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2, 3) if
-             span[0] <= t <= span[1]]  # fmt: skip
+    ticks = [tick for tick in TICKS if low <= tick <= high]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, which="major", alpha=0.3)
@@ -101,15 +102,6 @@ def _decorate(axes: object, metric: str, title: str, span: tuple[float, float]) 
     axes.set_ylabel(LABELS[metric])
     axes.set_title(title)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-
-
-def _span(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Return the least and most bits per pixel to show."""
-    ours = [p.bpp for c in curves if c.name in OUR_NAMES for p in c.points]
-    return (
-        min([SPAN[0], *(b / MARGIN for b in ours)]),
-        max([SPAN[1], *(b * MARGIN for b in ours)]),
-    )
 
 
 def _styled(curves: Sequence[Curve]) -> list[tuple[Curve, str, str | None]]:

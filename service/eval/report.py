@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from service.codec.container import PSNR, TUNES
 from service.eval.measurements import OURS, our_name
-from service.eval.tables import Result, machine_words, ms, table
+
+Result = Mapping[str, Any]
 
 TITLES: Final = {"psnr_db": "PSNR", "ms_ssim": "MS-SSIM", "ssimulacra2": "SSIMULACRA 2"}
+LADDER_PEERS: Final = {
+    "avif-s6-420": "bytes against AVIF",
+    "webp-m6": "against WebP",
+    "jpeg-420": "against JPEG",
+}
+"""Peers in the table of the ladder, with the heads of their columns."""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table with padded columns, all but the first aligned to the right."""
+    widths = [max(2, *(len(str(r[i])) for r in (head, *rows))) for i in range(len(head))]
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    lines = [head, rule, *rows]
+    return "\n".join(
+        f"| {' | '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])} |"
+        for line in lines
+    )
+
+
+def pivot(corner: str, columns: Sequence[str], cells: Mapping[tuple[str, str], str]) -> str:
+    """Return a table of cells by row and column, a dash for each that is missing; "" if all are."""
+    rows = [
+        [row, *(cells.get((row, column), "-") for column in columns)]
+        for row in dict.fromkeys(row for row, _ in cells)
+    ]
+    return table([corner, *columns], rows) if rows else ""
+
+
+def machine_words(result: Result) -> str:
+    """Return the machine that a result was measured on, as a sentence."""
+    machine = result["machine"]
+    cores = f"{machine['cores']} cores"
+    if machine["device"] != "cpu":
+        cores += f", networks on {machine['device']}"
+    return f"{machine['cpu']}, {cores}, load {machine['load']:g} at the start."
+
+
+def ms(value: float | None) -> str:
+    """Return milliseconds as a text; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def eval_table(summary: Result) -> str:
@@ -16,14 +60,25 @@ def eval_table(summary: Result) -> str:
 
     Times are not shown: each is of one run only. `rankpress bench codec` measures them.
     """
-    parts = [
-        _points(summary),
-        _between_tunes(summary),
-        _at_equal(summary),
-        _published(summary),
-        _bd_rates(summary),
-    ]
-    return "\n\n".join(p for p in parts if p)
+    parts = [_points(summary), _between_tunes(summary), *_at_equal(summary)]
+    parts += [_published(summary), _bd_rates(summary)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def ladder_table(kodak: Result) -> str:
+    """The rates of the PSNR ladder, with our bytes against three peers' at equal PSNR."""
+    entries = {
+        (e["setting"], e["peer"]): e for e in kodak["at_equal"]["psnr_db"] if e["codec"] == OURS
+    }
+    rows = []
+    for point in _points_of(kodak, OURS):
+        row = [point["setting"], f"{point['bpp']:.3f}"]
+        row += [f"{point['psnr_db']:.2f}", f"{point['ms_ssim']:.4f}"]
+        against = (entries.get((point["setting"], peer)) for peer in LADDER_PEERS)
+        row += ["-" if e is None else _compared_percent(e, "{compared} images") for e in against]
+        rows.append(row)
+    head = ["Kodak average", "bits per pixel", "PSNR dB", "MS-SSIM", *LADDER_PEERS.values()]
+    return table(head, rows)
 
 
 def perceptual_table(summary: Result) -> str:
@@ -50,18 +105,9 @@ def rates_table(manifest: Result) -> str:
         name = f"{rate['rate']:g}"
         if rate.get("tune", PSNR) != PSNR:
             name += f", {rate['tune']}"
-        rows.append(
-            [
-                name,
-                f"{rate['lmbda']:g}",
-                f"{rate['kodak_bpp']:.4f}",
-                f"{rate['kodak_psnr_db']:.2f}",
-                _number(rate.get("kodak_ms_ssim"), 4),
-                f"{size:,}",
-                share,
-                str(training),
-            ]
-        )
+        row = [name, f"{rate['lmbda']:g}", f"{rate['kodak_bpp']:.4f}"]
+        row += [f"{rate['kodak_psnr_db']:.2f}", _number(rate.get("kodak_ms_ssim"), 4)]
+        rows.append([*row, f"{size:,}", share, str(training)])
     head = ["rate", "lmbda", "Kodak bpp", "Kodak dB", "MS-SSIM", "bytes", "of the backbone"]
     head += ["steps"]
     return table(head, rows)
@@ -71,51 +117,37 @@ def _points(summary: Result) -> str:
     tunes = {our_name(tune): tune for tune in TUNES}
     points = [(c["name"], p) for c in summary["curves"] if c["name"] in tunes for p in c["points"]]
     several = len({name for name, _ in points}) > 1
-    rows = [
-        [
-            f"{p['setting']}, {tunes[name]}" if several else p["setting"],
-            f"{p['bpp']:.3f}",
-            _number(p["psnr_db"], 2),
-            _number(p["ms_ssim"], 4),
-            *([_number(p["ssimulacra2"], 1)] if p["ssimulacra2"] is not None else []),
-        ]
-        for name, p in points
-    ]
-    perceptual = ["SSIMULACRA 2"] if points and points[0][1]["ssimulacra2"] is not None else []
-    head = ["Rankpress", "bpp", "PSNR dB", "MS-SSIM", *perceptual]
+    perceptual = bool(points) and points[0][1]["ssimulacra2"] is not None
+    rows = []
+    for name, p in points:
+        row = [f"{p['setting']}, {tunes[name]}" if several else p["setting"], f"{p['bpp']:.3f}"]
+        row += [_number(p["psnr_db"], 2), _number(p["ms_ssim"], 4)]
+        rows.append([*row, _number(p["ssimulacra2"], 1)] if perceptual else row)
+    head = ["Rankpress", "bpp", "PSNR dB", "MS-SSIM", *(["SSIMULACRA 2"] if perceptual else [])]
     return table(head, rows) if rows else ""
 
 
 def _between_tunes(summary: Result) -> str:
     """BD-rates of our other tunes against tune PSNR."""
-    by_metric = {
-        m: {e["codec"]: e for e in entries} for m, entries in summary.get("tunes", {}).items()
-    }
-    names = dict.fromkeys(name for entries in by_metric.values() for name in entries)
-    metrics = [m for m in by_metric if by_metric[m]]
-    rows = [
-        [name, *(_percent(by_metric[m][name]) if name in by_metric[m] else "-" for m in metrics)]
-        for name in names
-    ]
-    head = [f"BD-rate against {OURS}", *(TITLES[m] for m in metrics)]
-    return table(head, rows) if rows else ""
+    by_metric = {TITLES[m]: entries for m, entries in summary.get("tunes", {}).items() if entries}
+    cells = {(e["codec"], m): _percent(e) for m, entries in by_metric.items() for e in entries}
+    return pivot(f"BD-rate against {OURS}", [*by_metric], cells)
 
 
-def _at_equal(summary: Result) -> str:
+def _at_equal(summary: Result) -> list[str]:
     """Our bytes against the peers': a table for each metric, a column for each of our settings."""
-    points = {c["name"]: c["points"] for c in summary["curves"]}
-    parts = []
+    tables = []
     for metric, entries in summary["at_equal"].items():
         name = entries[0]["codec"] if entries else OURS
-        settings = [p["setting"] for p in points.get(name, [])]
-        cells = {(e["peer"], e["setting"]): e for e in entries}
-        rows = []
-        for peer in dict.fromkeys(e["peer"] for e in entries):
-            rows.append([peer, *(_compared_percent(cells.get((peer, s))) for s in settings)])
-        who = "our" if name == OURS else name
-        head = [f"{who} bytes at equal {TITLES[metric]}", *settings]
-        parts += [table(head, rows)] if rows else []
-    return "\n\n".join(parts)
+        cells = {(e["peer"], e["setting"]): _compared_percent(e) for e in entries}
+        corner = f"{'our' if name == OURS else name} bytes at equal {TITLES[metric]}"
+        tables.append(pivot(corner, [p["setting"] for p in _points_of(summary, name)], cells))
+    return tables
+
+
+def _points_of(summary: Result, name: str) -> list[Any]:
+    """Points of the curve of a codec."""
+    return [p for c in summary["curves"] if c["name"] == name for p in c["points"]]
 
 
 def adaptation_table(summary: Result) -> str:
@@ -135,7 +167,7 @@ def adaptation_table(summary: Result) -> str:
                 f"{100 * g['update_share']:.1f} %",
                 _share_of_streams(g["with_own"]) if g["effort"] else "-",
                 f"{g['seconds']:.0f}",
-                "-" if g["ms_per_step"] is None else ms(g["ms_per_step"]),
+                ms(g["ms_per_step"]),
             ]
         )
     head = ["domain, pictures", "effort", "adapted", "BD-rate", "R + lmbda·D", "bytes"]
@@ -155,25 +187,17 @@ def _share_of_streams(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _compared_percent(entry: Result | None) -> str:
-    if entry is None:
-        return "-"
-    text = _percent(entry)
-    if entry["compared"] < entry["images"]:
-        text += f" ({entry['compared']} of {entry['images']})"
-    return text
+def _compared_percent(entry: Result, part: str = "{compared} of {images}") -> str:
+    """A difference in size, with the number of pictures compared where it was not all of them."""
+    compared = "" if entry["compared"] == entry["images"] else f" ({part.format_map(entry)})"
+    return _percent(entry) + compared
 
 
 def _published(summary: Result) -> str:
     """Our bytes against published means, a column for each of our settings."""
-    entries = summary["published_at_our_psnr"]
-    cells = {(e["title"], e["setting"]): _percent(e) for e in entries}
-    settings = [p["setting"] for c in summary["curves"] if c["name"] == OURS for p in c["points"]]
-    rows = [
-        [title, *(cells.get((title, s), "-") for s in settings)]
-        for title in dict.fromkeys(e["title"] for e in entries)
-    ]
-    return table(["our bytes at equal PSNR, published", *settings], rows) if rows else ""
+    cells = {(e["title"], e["setting"]): _percent(e) for e in summary["published_at_our_psnr"]}
+    settings = [p["setting"] for p in _points_of(summary, OURS)]
+    return pivot("our bytes at equal PSNR, published", settings, cells)
 
 
 def _bd_rates(summary: Result) -> str:

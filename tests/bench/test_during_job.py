@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from service.bench import during_job, report
 from service.bench.server_load import ServerFailed
+from service.settings import Settings
+
+from .stand_in import answering
 
 
 class Stand:
@@ -21,62 +22,34 @@ class Stand:
         self.works, self.step, self.running = works, 0, False
         self.asked: list[tuple[str, bool]] = []
 
-    def answer(self, method: str, path: str) -> tuple[int, object]:
+    def answer(self, method: str, path: str) -> tuple[int, bytes]:
         self.asked.append((f"{method} {path.partition('?')[0]}", self.running))
         if path.startswith("/compress"):
-            return 200, "stream"
+            return 200, b"stream"
         if path.startswith("/adapt"):
             self.running = True
-            return 202, {"links": {"self": "/jobs/x"}}
+            return 202, b'{"links": {"self": "/jobs/x"}}'
         if path == "/models":
-            return 200, {"models": [{"name": "m", "sha256": "0" * 64}]}
+            return 200, json.dumps({"models": [{"name": "m", "sha256": "0" * 64}]}).encode()
         if method == "DELETE":
             self.running = False
         elif self.running and self.works:
             self.step += 1
-        return 200, {"step": self.step or None}
-
-
-@contextmanager
-def standing(stand: Stand) -> Iterator[int]:
-    class Handler(BaseHTTPRequestHandler):
-        def do(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, body = stand.answer(self.command, self.path)
-            text = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        do_GET = do_POST = do_DELETE = do
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        return 200, json.dumps({"step": self.step or None}).encode()
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, stand: Stand) -> tuple[dict[str, object], str]:
     given: list[str] = []
 
     @contextmanager
-    def run_server(_: str, __: int, ___: object, settings: Mapping[str, str]) -> Iterator[int]:
-        given.append(settings["RANKPRESS_JOBS"])
-        with standing(stand) as port:
+    def run_server(_: Settings, **variables: str) -> Iterator[int]:
+        given.append(variables["RANKPRESS_JOBS"])
+        with answering(stand.answer) as port:
             yield port
 
-    for name, value in (("run_server", run_server), ("SECONDS", 0.1), ("JOB_TIMEOUT_S", 0.5)):
+    for name, value in (("run_server", run_server), ("SECONDS", 0.1), ("JOB_TIMEOUT_S", 0.0)):
         monkeypatch.setattr(during_job, name, value)
-    result = during_job.bench_during_job(4.0, "cpu", 1, None, lambda _: None)
+    result = during_job.bench_during_job(Settings(device="cpu", threads=1), 4.0, lambda _: None)
     return result, given[0]
 
 

@@ -18,7 +18,7 @@ from service.cli.output import adaptation_gain, adaptation_line
 from service.codec.container import describe
 from service.errors import BadParameter
 from service.eval.adaptation import AdaptationMeasurement, parse_efforts
-from service.eval.csv_rows import read_rows
+from service.eval.measurements import read_rows
 from service.store.write import write_model
 
 

@@ -11,9 +11,8 @@ import pytest
 
 from service.errors import BadParameter
 from service.eval import curves
-from service.eval.csv_rows import read_rows, write_rows
 from service.eval.curves import Curve, CurvePoint, at_equal, average, bd_rate, bpp_at, published
-from service.eval.measurements import OURS, Measurement, our_name
+from service.eval.measurements import OURS, Measurement, our_name, read_rows, write_rows
 
 
 def row(image: str, codec: str, setting: str, size: int, psnr: float) -> Measurement:
@@ -56,7 +55,7 @@ def test_published_curves_give_the_bd_rates_the_literature_has_for_them() -> Non
         result = bd_rate(by_name["vtm"], by_name[name], "psnr_db")
         assert result is not None
         assert result.percent == pytest.approx(percent, abs=1.0), name
-    assert bpp_at(by_name["vtm"], "psnr_db", 34.0) == pytest.approx(0.465, abs=0.005)
+    assert bpp_at(by_name["vtm"], 34.0) == pytest.approx(0.465, abs=0.005)
     assert all(c.source for c in by_name.values())
 
 

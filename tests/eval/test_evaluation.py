@@ -18,11 +18,12 @@ from service.eval.machine import Machine
 from service.eval.measurements import OUR_NAMES, OURS, Measurement
 from service.eval.peer_codecs import choose_peers, decompress, peer_named
 from service.eval.pictures import NamedPicture, generate, read_folder
+from service.picture import Picture
 
 from .fake_codec import CutBits
 
 MACHINE = Machine("a cpu", 2, "cpu", 0.0)
-PICTURES = (generate(64, 48), generate(50, 70))
+PICTURES = (NamedPicture("a", generate(64, 48)), NamedPicture("b", generate(50, 70)))
 PLAN = evaluation.EvaluationPlan((4.0, 6.0), choose_peers(["webp-m4"]))
 
 
@@ -50,7 +51,7 @@ def test_known_rows_of_peers_are_taken_over_and_ours_never() -> None:
     assert len(codec.calls) == len(PLAN.rates) * (len(PICTURES) + 1)
     for before, after in zip(first, second, strict=True):
         assert (after is before) == (after.codec != OURS)
-    changed = NamedPicture(PICTURES[0].name, 255 - PICTURES[0].rgb)
+    changed = NamedPicture(PICTURES[0].name, Picture(255 - PICTURES[0].picture.rgb))
     third = evaluation.evaluate([changed], CutBits(), PLAN, first, ignore)
     assert not {id(r) for r in third} & {id(r) for r in first}
 
@@ -157,7 +158,7 @@ def test_the_sheet_has_a_row_of_five_crops_for_each_picture() -> None:
     )
     left, top = contact_sheet.GAP + 4 * cell, contact_sheet.LABEL
     original = np.array(image)[top : top + 96 : 2, left : left + 128 : 2]
-    assert np.array_equal(original, PICTURES[0].rgb)
+    assert np.array_equal(original, PICTURES[0].picture.rgb)
 
 
 def test_the_busiest_crop_is_where_the_detail_is() -> None:
@@ -169,13 +170,13 @@ def test_the_busiest_crop_is_where_the_detail_is() -> None:
 
 
 def test_a_folder_is_read_as_plain_srgb_in_order_of_name(tmp_path: Path) -> None:
-    Image.fromarray(PICTURES[0].rgb).save(tmp_path / "b.png")
-    Image.fromarray(PICTURES[1].rgb).convert("L").save(tmp_path / "a.png")
+    Image.fromarray(PICTURES[0].picture.rgb).save(tmp_path / "b.png")
+    Image.fromarray(PICTURES[1].picture.rgb).convert("L").save(tmp_path / "a.png")
     (tmp_path / "notes.txt").write_text("no picture")
     first, second = read_folder(tmp_path)
     assert (first.name, second.name) == ("a", "b")
-    assert first.rgb.shape == PICTURES[1].rgb.shape
-    assert np.array_equal(second.rgb, PICTURES[0].rgb)
+    assert first.picture.rgb.shape == PICTURES[1].picture.rgb.shape
+    assert np.array_equal(second.picture.rgb, PICTURES[0].picture.rgb)
     with pytest.raises(BadParameter, match="none is not a folder of pictures"):
         read_folder(tmp_path / "none")
     (tmp_path / "none").mkdir()
@@ -185,7 +186,7 @@ def test_a_folder_is_read_as_plain_srgb_in_order_of_name(tmp_path: Path) -> None
 
 def test_pictures_with_alpha_are_measured_by_what_is_seen_of_them(tmp_path: Path) -> None:
     """Pictures that look the same have the same measurements, whatever their alpha hides."""
-    rgb = PICTURES[0].rgb
+    rgb = PICTURES[0].picture.rgb
     alpha = np.where(np.arange(64) < 40, 255, 0).astype(np.uint8) * np.ones((48, 1), np.uint8)
     pixels = rgb, np.where(alpha[..., None] > 0, rgb, 255 - rgb)
     rows = []
@@ -194,7 +195,7 @@ def test_pictures_with_alpha_are_measured_by_what_is_seen_of_them(tmp_path: Path
         folder.mkdir()
         Image.fromarray(np.dstack([colours, alpha])).save(folder / "a.png")
         (named_picture,) = read_folder(folder)
-        assert np.array_equal(named_picture.alpha, alpha)
+        assert np.array_equal(named_picture.picture.alpha, alpha)
         rows.append(evaluation.evaluate([named_picture], CutBits(), PLAN, (), ignore))
     for one, other in zip(*rows, strict=True):
         assert (one.bytes, one.psnr_db) == (other.bytes, other.psnr_db)
@@ -206,7 +207,7 @@ def test_the_commands_take_their_settings_from_the_environment(
 ) -> None:
     pictures = tmp_path / "in"
     pictures.mkdir()
-    Image.fromarray(PICTURES[0].rgb).save(pictures / "a.png")
+    Image.fromarray(PICTURES[0].picture.rgb).save(pictures / "a.png")
     monkeypatch.setenv("RANKPRESS_STORE", str(store))
     monkeypatch.setenv("RANKPRESS_DEVICE", "cpu")
     arguments = ["eval", str(pictures), "--out", str(tmp_path / "out"), "--against", ""]

@@ -21,7 +21,7 @@ from service.eval.peer_codecs import (
 from service.eval.pictures import generate
 from service.picture import Picture
 
-PICTURE = generate(48, 40).picture
+PICTURE = generate(48, 40)
 IDS = [p.name for p in PEERS]
 
 choose_peers(["jxl"])  # registers the plugin

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 READERS: dict[str, Callable[[Path], list[int]]] = {
-    "eval": lambda folder: [p.rgb[0, 0, 0] for p in measured.read_folder(folder)],
+    "eval": lambda folder: [p.picture.rgb[0, 0, 0] for p in measured.read_folder(folder)],
     "evaluate": lambda folder: [p.rgb[0, 0, 0] for p in pictures_in(folder)],
     "strict": lambda folder: [p.rgb[0, 0, 0] for _, p in read_folder(folder)],
 }

@@ -22,13 +22,12 @@ from service.blobs import Objects, open_objects
 from service.codec import container
 from service.errors import (
     BadParameter,
-    JobUnfinished,
     ObjectsFull,
     ObjectsUnavailable,
     RangeUnsatisfiable,
     RankpressError,
     RateUnavailable,
-    Saturated,
+    RetryLater,
     TargetUnreachable,
 )
 from service.jobs import storage_outages
@@ -263,8 +262,7 @@ def all_errors() -> list[Exception]:
             RangeUnsatisfiable: (1,),
             RateUnavailable: ((1.0,),),
             TargetUnreachable: (1.0, 1.0),
-            JobUnfinished: (1,),
-            Saturated: (1,),
+            RetryLater: (1,),
         }
         more = next((values for base, values in extra.items() if issubclass(kind, base)), ())
         ours.append(kind("reason with /srv/secret", *more))
