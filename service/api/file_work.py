@@ -25,10 +25,9 @@ from service.engine.types import (
 )
 from service.errors import NotAcceptable
 from service.http.negotiate import Form, choose_forms
-from service.images.cost import WriteLimits, effort_for
 from service.images.read import Metadata, image_size, read_image
-from service.images.resize import shrink, size_within, update_exif
-from service.images.write import Format, WrittenImage, write_with_notes
+from service.images.resize import shrink, size_within
+from service.images.write import Format, WriteLimits, WrittenImage, effort_for, write_with_notes
 from service.picture import Picture, Region, larger_note
 from service.runtime.interruption import allow_interruption
 
@@ -189,18 +188,14 @@ class DecompressFile:
         if view.region is not None:
             view.region.check_inside(width, height)
             width, height = view.region.width, view.region.height
-        if view.max_size is not None:
-            width, height = size_within(width, height, view.max_size)
+        width, height = size_within(width, height, view.max_size)
         return StreamShape(width, height, shape.has_alpha)
 
     def write(self, decoded: Decompressed, forms: Sequence[Form]) -> ImageFile:
         """The picture as an image file, in the first form that its encoder can write."""
         begun = time.perf_counter()
         picture, view = decoded.picture, self.view
-        if view.region is not None:
-            picture = update_exif(picture)
-        if view.max_size is not None:
-            picture = shrink(picture, view.max_size)
+        picture = shrink(picture, view.max_size, is_part=view.region is not None)
         allow_interruption()
         form, written = _written(picture, forms)
         return ImageFile(

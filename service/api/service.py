@@ -28,7 +28,7 @@ from service.http.clients import SharedLimit
 from service.http.context import context_of
 from service.http.metrics import Metrics
 from service.http.spool import Spool
-from service.images.cost import WriteLimits
+from service.images.write import WriteLimits
 from service.settings import Settings
 
 T = TypeVar("T")

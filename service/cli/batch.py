@@ -13,31 +13,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from service.cli.plan import STANDARD, BatchPlan, Task, target_of
 from service.errors import BadParameter, MissingExtra, RankpressError, RateUnavailable
 from service.files import check_target, write_whole
 from service.picture import larger_note
 
-_STOPS_THE_RUN: Final = (RateUnavailable, MissingExtra)
-"""Errors that every other file would meet too."""
-
 Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True, eq=False)
 class ConvertedFile:
-    """The result of one file, to be written.
+    """The bytes of one result, to be written, and the size in pixels and rate of its picture.
 
     Attributes:
-        data: the bytes to write.
-        width: pixels of the picture.
-        height: pixels of the picture.
-        rate: 1–8.
         bpp: bits of the stream per pixel, None where a part of a stream was decoded.
         psnr_db: as measured by the codec, None where it was not measured.
-        notes: sentences for the user.
         is_stream: whether `data` is a stream, which should be smaller than its source.
     """
 
@@ -71,12 +63,7 @@ class Outcome:
 
 
 def check_output(out: str, json: bool) -> None:
-    """Check that standard output can take what the command writes to it.
-
-    Raises:
-        BadParameter: it would get streams or pictures where it should not.
-        OSError: it is closed.
-    """
+    """Raise BadParameter or OSError if standard output cannot take what a command writes to it."""
     if target_of(out) is not None and not json:
         return
     with _writing(None):
@@ -96,15 +83,7 @@ def run_batch(
     *,
     overwrite: bool,
 ) -> Iterator[Outcome]:
-    """Do the tasks in order, reading and loading the next file while one is converted.
-
-    Args:
-        plan: the tasks. load: decodes the bytes of a source. convert: makes the result.
-        overwrite: whether existing files may be replaced.
-
-    Raises:
-        RateUnavailable, MissingExtra: no file can be converted.
-    """
+    """Do the tasks in order. Raises RateUnavailable or MissingExtra if no file can be converted."""
     for error in plan.unreadable:
         yield Outcome(str(error.filename), str(plan.folder), 0.0, error=message_of(error))
     tasks = plan.tasks
@@ -134,8 +113,8 @@ def message_of(error: Exception) -> str:
 
 def _fetch(task: Task, load: Callable[[bytes], Loaded], overwrite: bool) -> tuple[int, Loaded]:
     """Return the size of a source and what was loaded from it, if its target can be written."""
-    with _writing(task.target):
-        if task.target is not None:
+    if task.target is not None:
+        with _writing(task.target):
             check_target(task.target, overwrite=overwrite)
     data = read_bytes(task.source)
     return len(data), load(data)
@@ -178,7 +157,7 @@ def _finish(
         input_bytes, loaded = fetch()
         result = convert(loaded)
         _write(task.target, result.data, overwrite)
-    except (*_STOPS_THE_RUN, BrokenPipeError):
+    except (RateUnavailable, MissingExtra, BrokenPipeError):  # every other file would meet them
         raise
     except (RankpressError, OSError) as error:
         return Outcome(source, target, perf_counter() - start, error=message_of(error))
@@ -187,14 +166,13 @@ def _finish(
         source,
         target,
         perf_counter() - start,
-        None,
-        input_bytes,
-        len(result.data),
-        result.width,
-        result.height,
-        result.rate,
-        result.bpp,
-        result.psnr_db,
-        result.notes + larger,
-        bool(larger),
+        input_bytes=input_bytes,
+        output_bytes=len(result.data),
+        width=result.width,
+        height=result.height,
+        rate=result.rate,
+        bpp=result.bpp,
+        psnr_db=result.psnr_db,
+        notes=result.notes + larger,
+        larger_than_source=bool(larger),
     )

@@ -1,7 +1,6 @@
 """`rankpress bench`: times and memory of the codec, a server, jobs and training.
 
-Each command prints a table, then the same results as one line of JSON. The commands need the `eval`
-extra.
+Each command prints a table, then its results as one line of JSON, and needs the `eval` extra.
 """
 
 from __future__ import annotations
@@ -13,23 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.opening import settings_of
-from service.cli.options import (
-    CompileOption,
-    Device,
-    DeviceOption,
-    RecordOption,
-    StoreOption,
-    ThreadsOption,
-)
-from service.cli.train_backbone import prepare
+from service.cli import options
+from service.cli.options import prepare, settings_of, write_results
+from service.cli.streams import say
 from service.errors import BadParameter
-from service.files import write_whole
 
 if TYPE_CHECKING:
     from service.settings import Settings
-
-RateOption = Annotated[float, typer.Option(min=1, max=8, help="Rate of the streams.")]
 
 bench_app = typer.Typer(
     no_args_is_help=True, help="Measure times and memory of the codec, a server, jobs or training."
@@ -41,99 +30,99 @@ def codec(
     folder: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="Pictures; else generated ones.")
     ] = None,
-    rate: RateOption = 4.0,
+    rate: options.Rate = 4.0,
     large: Annotated[bool, typer.Option("--large", help="Also 8660x5774 pixels.")] = False,
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Peak memory, in fresh processes.")
     ] = True,
-    record: RecordOption = None,
-    store: StoreOption = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
+    record: options.Record = None,
+    store: options.Store = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
 ) -> None:
     """Measure times and memory of compressing and decompressing, with AVIF and WebP."""
     from service.bench.codec import bench_codec
     from service.bench.report import bench_tables
 
     settings = _bench_settings(store, device, threads)
-    result = bench_codec(settings, rate, folder, _progress, large=large, peak_memory=memory)
+    result = bench_codec(settings, rate, folder, say, large=large, peak_memory=memory)
     _publish(result, lambda r: "\n\n".join(bench_tables(r).values()), record)
 
 
 @bench_app.command("service")
 def service(
-    rate: RateOption = 4.0,
-    record: RecordOption = None,
-    store: StoreOption = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
+    rate: options.Rate = 4.0,
+    record: options.Record = None,
+    store: options.Store = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
 ) -> None:
     """Measure the throughput of a server over loopback, up to twice its capacity."""
     from service.bench.report import service_table
     from service.bench.server_load import bench_server
 
     settings = _bench_settings(store, device, threads)
-    _publish(bench_server(settings, rate, _progress), service_table, record)
+    _publish(bench_server(settings, rate, say), service_table, record)
 
 
 @bench_app.command("rates")
 def rates(
-    record: RecordOption = None,
-    store: StoreOption = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
+    record: options.Record = None,
+    store: options.Store = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
 ) -> None:
     """Measure what a change of rate costs, and a server that gets all rates mixed."""
     from service.bench.rate_changes import bench_rate_changes
     from service.bench.report import swap_table
 
     settings = _bench_settings(store, device, threads)
-    _publish(bench_rate_changes(settings, _progress), swap_table, record)
+    _publish(bench_rate_changes(settings, say), swap_table, record)
 
 
 @bench_app.command("decoder")
 def decoder(
-    rate: RateOption = 4.0,
-    record: RecordOption = None,
-    store: StoreOption = None,
-    threads: ThreadsOption = None,
+    rate: options.Rate = 4.0,
+    record: options.Record = None,
+    store: options.Store = None,
+    threads: options.Threads = None,
 ) -> None:
     """Measure start, times, memory and installed size of the light decoder."""
     from service.bench.decoder import bench_decoder
     from service.bench.report import decoder_table
 
     settings = _bench_settings(store, "cpu", threads)
-    _publish(bench_decoder(settings, rate, _progress), decoder_table, record)
+    _publish(bench_decoder(settings, rate, say), decoder_table, record)
 
 
 @bench_app.command("agreement")
 def agreement(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Pictures to compress.")],
-    record: RecordOption = None,
-    store: StoreOption = None,
+    record: options.Record = None,
+    store: options.Store = None,
 ) -> None:
     """Compare the pixels of the light decoder with those of PyTorch over a folder."""
     from service.bench.decoder import compare_pixels
     from service.bench.report import agreement_table
 
     settings = _bench_settings(store, "cpu", None)
-    _publish(compare_pixels(folder, settings.store, _progress), agreement_table, record)
+    _publish(compare_pixels(folder, settings.store, say), agreement_table, record)
 
 
 @bench_app.command("jobs")
 def jobs(
-    rate: RateOption = 4.0,
-    record: RecordOption = None,
-    store: StoreOption = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
+    rate: options.Rate = 4.0,
+    record: options.Record = None,
+    store: options.Store = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
 ) -> None:
     """Measure how much a job slows down the requests that are answered meanwhile."""
     from service.bench.during_job import bench_during_job
     from service.bench.report import jobs_table
 
     settings = _bench_settings(store, device, threads)
-    _publish(bench_during_job(settings, rate, _progress), jobs_table, record)
+    _publish(bench_during_job(settings, rate, say), jobs_table, record)
 
 
 @bench_app.command("training")
@@ -144,14 +133,14 @@ def training(
     batch: Annotated[int | None, typer.Option(min=1, help="Crops a step; 8, on CUDA 64.")] = None,
     groups: Annotated[int, typer.Option(min=1, max=8, help="Rates in each step.")] = 8,
     crop: Annotated[int, typer.Option(min=64, help="Side of the crops in pixels.")] = 192,
-    compiled: CompileOption = "auto",
+    compiled: options.Compile = "auto",
     seconds: Annotated[float, typer.Option(min=0, help="Seconds to time steps for.")] = 15.0,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
-    record: RecordOption = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    record: options.Record = None,
 ) -> None:
     """Measure the pixels per second of training steps, and what bounds them."""
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     import torch
 
@@ -161,8 +150,7 @@ def training(
 
     where, mode = prepare(threads, device, compiled)
     machine = this_machine(where.type)
-    shipped = recipe_for(Path("no run"), where, batch=batch, groups=groups)
-    recipe = replace(shipped, crop=crop)
+    recipe = recipe_for(Path("no run"), where, batch=batch, groups=groups, crop=crop)
     throughput = bench_training(sizes_named(size), recipe, where, mode, seconds)
     result = {
         "what": "bench train",
@@ -179,7 +167,7 @@ def training(
     _publish(result, lambda _: summarise(throughput), record)
 
 
-def _bench_settings(store: Path | None, device: Device | None, threads: int | None) -> Settings:
+def _bench_settings(store: Path | None, device: str | None, threads: int | None) -> Settings:
     """Return the settings of a measurement. Raises BadParameter if they name a model."""
     settings = settings_of(store=store, device=device, threads=threads)
     if settings.model is not None or settings.zoo is not None:
@@ -193,17 +181,7 @@ def _bench_settings(store: Path | None, device: Device | None, threads: int | No
 def _publish(
     result: Mapping[str, Any], describe: Callable[[Mapping[str, Any]], str], record: Path | None
 ) -> None:
-    """Print the description of a result and the result as JSON, and write it to `record`."""
-    from service.eval.evaluation import to_json
-
-    text = to_json(result)
-    rounded = json.loads(text)
+    """Print the description of a result and the result as a line of JSON; write it to `record`."""
+    rounded = write_results(result, record)
     typer.echo(describe(rounded))
-    if record is not None:
-        write_whole(record, text.encode())
     typer.echo(json.dumps(rounded))
-
-
-def _progress(text: str) -> None:
-    """Print what is measured next, on standard error."""
-    typer.echo(text, err=True)

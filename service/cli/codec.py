@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 
 import typer
 
-from service.cli.opening import open_codec, settings_of
-from service.cli.options import (
-    CheckOption,
-    DeviceOption,
-    FrameOption,
-    JsonOption,
-    MetadataOption,
-    ModelOption,
-    OverwriteOption,
-    StoreOption,
-)
+from service.cli import options
+from service.cli.options import open_codec, settings_of
 from service.errors import BadParameter
 from service.files import IMAGE_SUFFIXES
 
@@ -27,7 +18,6 @@ if TYPE_CHECKING:
 
     from service.cli.batch import ConvertedFile
     from service.cli.plan import BatchPlan
-    from service.images.read import Metadata
     from service.picture import Picture
 
 Loaded = TypeVar("Loaded")
@@ -48,15 +38,6 @@ SourcesArgument = Annotated[
 OutArgument = Annotated[
     str, typer.Argument(metavar="OUT", show_default=False, help="A file, a folder, or -.")
 ]
-TuneOption = Annotated[
-    Literal["psnr", "ms-ssim"], typer.Option(help="Quality measure that the rate is trained for.")
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to an app."""
-    for command in (compress, decompress, adapt):
-        app.command()(command)
 
 
 def compress(
@@ -75,23 +56,30 @@ def compress(
     target_psnr: Annotated[
         float | None, typer.Option(help="Least PSNR in dB, in place of a rate.")
     ] = None,
-    tune: TuneOption = "psnr",
-    metadata: MetadataOption = "icc",
-    frame: FrameOption = None,
-    store: StoreOption = None,
-    model: ModelOption = None,
-    device: DeviceOption = None,
-    check: CheckOption = None,
-    json: JsonOption = False,
-    overwrite: OverwriteOption = False,
+    tune: options.Tune = "psnr",
+    metadata: options.Metadata = "icc",
+    frame: options.Frame = None,
+    store: options.Store = None,
+    model: options.Model = None,
+    device: options.Device = None,
+    check: options.Check = None,
+    json: options.Json = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Compress pictures, and all pictures in folders, to .rkp streams."""
     from service.cli.batch import ConvertedFile, check_output
     from service.cli.plan import plan_batch
     from service.engine.target import rate_or_target
+    from service.images.read import read_image
 
     check_output(out, json)
-    requested = rate_or_target(rate, target_bpp, max_bytes, target_psnr, spelling=_option_name)
+    requested = rate_or_target(
+        rate,
+        target_bpp,
+        max_bytes,
+        target_psnr,
+        spelling=lambda name: "--" + name.replace("_", "-"),
+    )
     plan = plan_batch(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
     settings = settings_of(store=store, model=model, device=device, check=check)
     codec = open_codec(settings)
@@ -102,7 +90,8 @@ def compress(
             c.data, c.width, c.height, c.rate, c.bpp, c.psnr_db, picture.notes, is_stream=True
         )
 
-    read = _reader(settings.max_pixels, metadata, frame)
+    limit = settings.max_pixels
+    read = partial(read_image, max_pixels=limit, metadata=metadata, frame=frame)
     _run(plan, read, convert, json=json, overwrite=overwrite)
 
 
@@ -122,15 +111,15 @@ def decompress(
     max_size: Annotated[
         int | None, typer.Option(min=1, help="Shrink the longest side to this many pixels.")
     ] = None,
-    store: StoreOption = None,
-    device: DeviceOption = None,
-    json: JsonOption = False,
-    overwrite: OverwriteOption = False,
+    store: options.Store = None,
+    device: options.Device = None,
+    json: options.Json = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Decompress .rkp streams, and all streams in folders, to pictures. PNGs are made small."""
     from service.cli.batch import ConvertedFile, check_output
     from service.cli.plan import plan_batch
-    from service.images.resize import shrink, update_exif
+    from service.images.resize import shrink
     from service.images.write import write_with_notes
     from service.picture import Region
 
@@ -149,13 +138,9 @@ def decompress(
 
     def convert(data: bytes) -> ConvertedFile:
         decompressed = codec.decompress(data, part)
-        picture, bpp = decompressed.picture, None
-        if part is None:
-            bpp = 8 * len(data) / (picture.width * picture.height)
-        else:
-            picture = update_exif(picture)
-        if max_size is not None:
-            picture = shrink(picture, max_size)
+        whole = decompressed.picture
+        bpp = 8 * len(data) / (whole.width * whole.height) if part is None else None
+        picture = shrink(whole, max_size, is_part=part is not None)
         written = write_with_notes(picture, chosen, quality=quality, small_png=True)
         size, notes = (picture.width, picture.height), picture.notes + written.notes
         return ConvertedFile(written.data, *size, decompressed.rate, bpp, None, notes)
@@ -166,7 +151,7 @@ def decompress(
 def adapt(
     sources: SourcesArgument,
     out: OutArgument,
-    rate: Annotated[float, typer.Option(min=1, max=8, help="1 is smallest, 8 is best.")] = 4.0,
+    rate: options.Rate = 4.0,
     effort: Annotated[
         int,
         typer.Option(min=0, max=4, help="0: a ready update; 1 to 4: 100 to 2000 steps a phase."),
@@ -175,18 +160,19 @@ def adapt(
         float | None, typer.Option(min=1, help="Stop each picture after about this time.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
-    metadata: MetadataOption = "icc",
-    frame: FrameOption = None,
-    store: StoreOption = None,
-    device: DeviceOption = None,
-    json: JsonOption = False,
-    overwrite: OverwriteOption = False,
+    metadata: options.Metadata = "icc",
+    frame: options.Frame = None,
+    store: options.Store = None,
+    device: options.Device = None,
+    json: options.Json = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Compress pictures with minutes of optimisation for each; any decoder reads the streams."""
     from service.cli.batch import check_output
     from service.cli.output import run_adaptation
     from service.cli.plan import plan_batch
     from service.engine.opening import open_engine
+    from service.images.read import read_image
 
     check_output(out, json)
     plan = plan_batch(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
@@ -197,20 +183,9 @@ def adapt(
         adaptation = engine.adapt(picture, rate, effort=effort, seed=seed, max_seconds=max_seconds)
         return run_adaptation(adaptation, picture, rate, quiet=json or len(plan.tasks) > 1)
 
-    read = _reader(settings.max_pixels, metadata, frame)
+    limit = settings.max_pixels
+    read = partial(read_image, max_pixels=limit, metadata=metadata, frame=frame)
     _run(plan, read, convert, json=json, overwrite=overwrite)
-
-
-def _option_name(name: str) -> str:
-    """Return an option as it is typed: --max-bytes for max_bytes."""
-    return "--" + name.replace("_", "-")
-
-
-def _reader(max_pixels: int, metadata: Metadata, frame: int | None) -> Callable[[bytes], Picture]:
-    """Return a function that reads image files."""
-    from service.images.read import read_image
-
-    return partial(read_image, max_pixels=max_pixels, metadata=metadata, frame=frame)
 
 
 def _run(

@@ -31,12 +31,9 @@ def is_typer_exit(error: Exception) -> bool:
 def logged_failure(event: str, log_format: str | None) -> Iterator[dict[str, str]]:
     """Write an exception that ends a service as one line of its log, not as plain text.
 
-    A dictionary is yielded; the line includes its entries, such as the place of a database. An
-    exception about a missing extra is raised again, since the logging library may be missing.
-
-    Args:
-        event: of the log line. log_format: option of the command; None reads the environment here,
-            because the settings themselves may be wrong.
+    The line includes the entries of the dictionary that is yielded. The exception of a missing
+    extra is raised again, since the logging library may be missing. A format of None is read from
+    the environment, because the settings themselves may be wrong.
     """
     details: dict[str, str] = {}
     try:

@@ -1,20 +1,16 @@
-"""`rankpress eval` and `rankpress eval-adaptation`: rate and quality over a folder of pictures.
-
-The commands need the `eval` extra.
-"""
+"""`rankpress eval` and `rankpress eval-adaptation`, which need the `eval` extra."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.opening import settings_of
-from service.cli.options import DeviceOption, RecordOption, StoreOption, ThreadsOption
-from service.files import write_whole
+from service.cli import options
+from service.cli.options import open_codec, settings_of, write_results
+from service.cli.streams import say
 
 if TYPE_CHECKING:
     from service.engine.types import Codec
@@ -25,12 +21,6 @@ if TYPE_CHECKING:
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Pictures to compress.")]
 RatesOption = Annotated[str, typer.Option(help="Our rates: 4, or 1-8, or 2,4,6.5.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to an app."""
-    app.command("eval")(evaluate)
-    app.command("eval-adaptation")(evaluate_adaptation)
 
 
 def evaluate(
@@ -50,16 +40,15 @@ def evaluate(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure the peers again too, not only our codec.")
     ] = False,
-    record: RecordOption = None,
-    store: StoreOption = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
+    record: options.Record = None,
+    store: options.Store = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
 ) -> None:
     """Measure rate and quality over a folder against other codecs, from whole files.
 
     Measurements of the peers in OUT/images.csv, for the same pixels and settings, are used again.
     """
-    from service.cli.opening import open_codec
     from service.eval import evaluation
     from service.eval.machine import this_machine
     from service.eval.measurements import Measurement, read_rows, write_rows
@@ -79,13 +68,10 @@ def evaluate(
     known = read_rows(table, Measurement) if table.is_file() and not fresh else ()
     machine = this_machine(settings.device)
 
-    def measure(on_result: Callable[[Measurement], None]) -> tuple[Measurement, ...]:
-        return evaluation.evaluate(pictures, codec, plan, known, on_result)
-
-    rows = _with_progress(measure, len(pictures) * plan.files, table, known)
+    rows = _evaluate_with_progress(pictures, codec, plan, known, table)
     write_rows(table, Measurement, rows)
     summary = evaluation.summarise(rows, codec, machine, anchor)
-    rounded = _write_summary(summary, out / "summary.json", record)
+    rounded = write_results(summary, out / "summary.json", record)
     _draw_figures(rows, out, folder.name)
     _draw_sheets(pictures, codec, plan, out)
     typer.echo(eval_table(rounded))
@@ -99,10 +85,10 @@ def evaluate_adaptation(
     latents: Annotated[
         bool, typer.Option("--latents/--no-latents", help="Also adapt the latents alone.")
     ] = True,
-    record: RecordOption = None,
-    store: StoreOption = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
+    record: options.Record = None,
+    store: options.Store = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
 ) -> None:
     """Measure what adapting to each picture of a folder gains over the same codec without it.
 
@@ -134,47 +120,33 @@ def evaluate_adaptation(
         if row not in known:
             rows.append(row)
             write_rows(table, AdaptationMeasurement, rows)
-        typer.echo(_adaptation_line(row), err=True)
+        gain = f"{row.psnr_db - row.plain_psnr_db:+.2f} dB"
+        sizes = f"{row.bytes} of {row.plain_bytes} bytes"
+        name = f"{row.image} rate {row.rate:g} effort {row.effort} {row.kind}"
+        say(f"{name}: {sizes}, {gain}, {row.seconds:.0f} s")
 
     results = adaptation.measure_adaptation(pictures, engine, plan, known, keep)
     summary = adaptation.summarise_adaptation(results, engine, this_machine(settings.device))
-    typer.echo(adaptation_table(_write_summary(summary, out / "adapted.json", record)))
+    typer.echo(adaptation_table(write_results(summary, out / "adapted.json", record)))
 
 
-def _adaptation_line(row: AdaptationMeasurement) -> str:
-    return (
-        f"{row.image} rate {row.rate:g} effort {row.effort} {row.kind}: {row.bytes} of "
-        f"{row.plain_bytes} bytes, {row.psnr_db - row.plain_psnr_db:+.2f} dB, {row.seconds:.0f} s"
-    )
-
-
-def _write_summary(summary: dict[str, Any], path: Path, record: Path | None) -> dict[str, Any]:
-    """Write a summary to its file and to `record`; return it with its numbers rounded."""
-    from service.eval.evaluation import to_json
-
-    text = to_json(summary)
-    for each in (path, record):
-        if each is not None:
-            write_whole(each, text.encode())
-    rounded: dict[str, Any] = json.loads(text)
-    return rounded
-
-
-def _with_progress(
-    measure: Callable[[Callable[[Measurement], None]], tuple[Measurement, ...]],
-    files: int,
-    table: Path,
+def _evaluate_with_progress(
+    pictures: Sequence[NamedPicture],
+    codec: Codec,
+    plan: EvaluationPlan,
     known: Sequence[Measurement],
+    table: Path,
 ) -> tuple[Measurement, ...]:
     """Measure under a progress bar, and write the table after each picture."""
     from rich.console import Console
     from rich.progress import Progress
 
+    from service.eval.evaluation import evaluate as evaluate_codecs
     from service.eval.measurements import Measurement, write_rows
 
     rows: list[Measurement] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("files", total=files)
+        task = progress.add_task("files", total=len(pictures) * plan.files)
 
         def keep(row: Measurement) -> None:
             if rows and rows[-1].image != row.image:
@@ -184,7 +156,7 @@ def _with_progress(
             rows.append(row)
             progress.advance(task)
 
-        return measure(keep)
+        return evaluate_codecs(pictures, codec, plan, known, keep)
 
 
 def _draw_figures(rows: Sequence[Measurement], out: Path, name: str) -> None:
@@ -207,7 +179,7 @@ def _draw_sheets(
     """Draw the contact sheets at the lowest rate, where differences are visible."""
     from service.eval import contact_sheet
 
-    typer.echo("contact sheet", err=True)
+    say("contact sheet")
     chosen, lowest = contact_sheet.choose_pictures(pictures), min(plan.rates)
     sheet = contact_sheet.draw_peers_sheet(chosen, codec, lowest)
     sheet.save(out / "crops.png", optimize=True)

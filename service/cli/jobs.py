@@ -1,7 +1,4 @@
-"""`rankpress worker` and `rankpress jobs`: adaptation jobs on the command line.
-
-The commands need the `server` extra.
-"""
+"""`rankpress worker` and `rankpress jobs`, for adaptation jobs; they need the `server` extra."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import importlib.util
 import json as json_text
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from service.cli import options
 from service.cli.errors import logged_failure
-from service.cli.opening import settings_of
-from service.cli.options import DeviceOption, JsonOption, StoreOption
+from service.cli.options import require_extra, settings_of
 from service.errors import MissingExtra
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from service.jobs.job import Job, JobSpec
+    from service.jobs.job import Job
     from service.jobs.jobs import Jobs
 
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -36,15 +33,9 @@ StateOption = Annotated[
 jobs_app = typer.Typer(no_args_is_help=True, help="List, show, cancel and rescue jobs.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to an app."""
-    app.command()(worker)
-    app.add_typer(jobs_app, name="jobs")
-
-
 def worker(
-    store: StoreOption = None,
-    device: DeviceOption = None,
+    store: options.Store = None,
+    device: options.Device = None,
     state: StateOption = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; 0: all cores.")] = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -54,7 +45,7 @@ def worker(
         raise MissingExtra("a worker needs torch: pip install 'rankpress[server]'")
     with logged_failure("worker failed", log_format=None) as details:
         settings = settings_of(store=store, device=device, state=state, job_threads=threads)
-        with _require_extra():
+        with require_extra("jobs need", "server"):
             from service.engine.opening import open_engine
             from service.jobs.database import place_of
             from service.jobs.worker import run_worker
@@ -73,7 +64,7 @@ def list_jobs(
     status: Annotated[StateName | None, typer.Option(help="Only jobs of this status.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most jobs to list.")] = 50,
     state: StateOption = None,
-    json: JsonOption = False,
+    json: options.Json = False,
 ) -> None:
     """List jobs, the newest first."""
     with _open_jobs(state) as jobs:
@@ -89,7 +80,7 @@ def list_jobs(
 def show(
     job_id: Annotated[str, typer.Argument(metavar="JOB")],
     state: StateOption = None,
-    json: JsonOption = False,
+    json: options.Json = False,
 ) -> None:
     """Show all details of a job."""
     with _open_jobs(state) as jobs:
@@ -132,26 +123,13 @@ def rescue(
 
 
 @contextmanager
-def _require_extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "service").startswith("service"):
-            raise
-        raise MissingExtra(f"jobs need {error.name}: pip install 'rankpress[server]'") from error
-
-
-@contextmanager
 def _open_jobs(state: Path | None) -> Iterator[Jobs]:
-    with _require_extra():
+    with require_extra("jobs need", "server"):
         from service.jobs import database
         from service.jobs.jobs import open_jobs
     settings = settings_of(state=state)
-    jobs = open_jobs(settings, database.prepare(settings))
-    try:
+    with closing(open_jobs(settings, database.prepare(settings))) as jobs:
         yield jobs
-    finally:
-        jobs.close()
 
 
 def _json(job: Job) -> str:
@@ -177,21 +155,12 @@ def _table(jobs: list[Job]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("submitted", no_wrap=True)
     for job in jobs:
-        p = None if job.record is None else job.record.progress
-        numbers = (
-            ("",) * 5
-            if p is None
-            else (
-                f"{p.step}/{p.total}",
-                f"{p.bpp:.3f}",
-                f"{p.first_bpp:.3f}",
-                f"{p.psnr_db:.2f}",
-                f"{p.first_psnr_db:.2f}",
-            )
-        )
-        options = f"{job.spec.rate:g}", str(job.spec.effort), str(job.priority)
-        seconds = "" if job.record is None else f"{job.record.seconds:.0f}"
-        table.add_row(job.id, job.state, *options, *numbers, seconds, _date(job.created_s))
+        cells = [f"{job.spec.rate:g}", str(job.spec.effort), str(job.priority), *[""] * 6]
+        if job.record is not None:
+            p = job.record.progress
+            cells[3:] = [f"{p.step}/{p.total}", f"{p.bpp:.3f}", f"{p.first_bpp:.3f}"]
+            cells += [f"{p.psnr_db:.2f}", f"{p.first_psnr_db:.2f}", f"{job.record.seconds:.0f}"]
+        table.add_row(job.id, job.state, *cells, _date(job.created_s))
     return table
 
 
@@ -200,11 +169,12 @@ def _details(job: Job) -> Table:
 
     table = Table(box=None, show_header=False, pad_edge=False)
     spec = job.spec
+    frame = "" if spec.frame is None else f", frame or page {spec.frame}"
     rows = {
         "job": job.id,
         "status": job.state,
         "picture": f"{spec.width}x{spec.height}, sha256 {spec.image}",
-        "source": _source(spec),
+        "source": f"{spec.image_bytes:,} bytes{frame}",
         "options": f"rate {spec.rate:g}, effort {spec.effort}, priority {job.priority}",
         "submitted": _date(job.created_s),
         "worker": f"{job.worker or 'none yet'}, started {job.attempts} times",
@@ -229,11 +199,6 @@ def _details(job: Job) -> Table:
     for name, text in rows.items():
         table.add_row(name, text)
     return table
-
-
-def _source(spec: JobSpec) -> str:
-    size = f"{spec.image_bytes:,} bytes"
-    return size if spec.frame is None else f"{size}, frame or page {spec.frame}"
 
 
 def _db(value: float) -> str:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from service.cli import options
 from service.cli.bench import bench_app
-from service.cli.codec import register as register_codec
+from service.cli.codec import adapt, compress, decompress
 from service.cli.errors import is_typer_exit, reason_and_code
-from service.cli.eval import register as register_eval
-from service.cli.jobs import register as register_jobs
-from service.cli.opening import open_codec, settings_of
-from service.cli.options import JsonOption, StoreOption
-from service.cli.serve import register as register_serve
+from service.cli.eval import evaluate, evaluate_adaptation
+from service.cli.jobs import jobs_app, worker
+from service.cli.options import open_codec, settings_of
+from service.cli.serve import serve
 from service.cli.streams import discard_unwritten, reason_of, replace_closed_streams
 from service.cli.train import train_app
 from service.errors import RankpressError
@@ -104,13 +105,9 @@ def _common(
     warnings.filterwarnings("ignore", module=r"PIL\.")  # harmless flaws in image files
 
 
-register_codec(app)
-
-
-@app.command()
 def info(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", show_default=False)],
-    json: JsonOption = False,
+    json: options.Json = False,
 ) -> None:
     """Show what .rkp streams contain, without decoding them."""
     from service.cli.batch import message_of, read_bytes
@@ -134,20 +131,22 @@ def info(
         raise typer.Exit(1)
 
 
-@app.command()
-def models(store: StoreOption = None, json: JsonOption = False) -> None:
+def models(store: options.Store = None, json: options.Json = False) -> None:
     """List the models of the store and the rates they offer."""
-    from service.cli.output import model_json, print_model
+    from service.cli.output import as_json, print_model
 
     for model in open_codec(settings_of(store=store, device="cpu", check=False)).models():
         if json:
-            typer.echo(model_json(model))
+            typer.echo(as_json(asdict(model)))
         else:
             print_model(model)
 
 
-register_serve(app)
-register_eval(app)
-register_jobs(app)
+for command in (compress, decompress, adapt, info, models, serve):
+    app.command()(command)
+app.command("eval")(evaluate)
+app.command("eval-adaptation")(evaluate_adaptation)
+app.command()(worker)
+app.add_typer(jobs_app, name="jobs")
 app.add_typer(bench_app, name="bench")
 app.add_typer(train_app, name="train")

@@ -1,15 +1,27 @@
-"""Options that several commands have in common."""
+"""Options that several commands have in common, and the settings and codec that they select."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from service.files import check_target
+from service.cli.streams import say
+from service.errors import BadParameter, MissingExtra
+from service.files import check_target, write_whole
 
-Device = Literal["auto", "cpu", "cuda"]
+if TYPE_CHECKING:
+    import torch
+
+    from service.engine.types import Codec
+    from service.nets import compiling
+    from service.settings import Settings
+
+DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 def _check_record(record: Path | None) -> Path | None:
@@ -19,31 +31,127 @@ def _check_record(record: Path | None) -> Path | None:
     return record
 
 
-RecordOption = Annotated[
+Record = Annotated[
     Path | None,
     typer.Option(callback=_check_record, help="Also write the results to this JSON file."),
 ]
 
-StoreOption = Annotated[Path | None, typer.Option(help="Folder of models; default: the built-in.")]
-ModelOption = Annotated[str | None, typer.Option(help="Compress with this model of the store.")]
-DeviceOption = Annotated[Device | None, typer.Option(help="Where the networks run.")]
-CheckOption = Annotated[
+Store = Annotated[Path | None, typer.Option(help="Folder of models; default: the built-in.")]
+Model = Annotated[str | None, typer.Option(help="Compress with this model of the store.")]
+Device = Annotated[DeviceName | None, typer.Option(help="Where the networks run.")]
+Check = Annotated[
     bool | None, typer.Option("--check/--no-check", help="Decode each new stream and compare.")
 ]
-MetadataOption = Annotated[
+Metadata = Annotated[
     Literal["none", "icc", "all"],
     typer.Option(help="Keep nothing, the colour profile, or also Exif with GPS."),
 ]
-FrameOption = Annotated[
+Frame = Annotated[
     int | None,
     typer.Option(min=0, help="Frame or page of a file that has several, from 0."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", "-f", help="Replace existing files.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=0, help="CPU threads; 0: all cores.")]
-CompileOption = Annotated[
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", "-f", help="Replace existing files.")]
+Threads = Annotated[int | None, typer.Option(min=0, help="CPU threads; 0: all cores.")]
+Compile = Annotated[
     Literal["auto", "off", "blocks", "whole"],
     typer.Option(
         "--compile", help="Parts to compile with torch.compile; auto: blocks, on CUDA whole."
     ),
 ]
+Rate = Annotated[float, typer.Option(min=1, max=8, help="1 is smallest, 8 is best.")]
+Tune = Annotated[
+    Literal["psnr", "ms-ssim"], typer.Option(help="Quality measure that the rate is trained for.")
+]
+
+Measure = Annotated[Path, typer.Option(help="Folder of pictures for the figures in the manifest.")]
+
+
+@contextmanager
+def require_extra(what: str, extra: str) -> Iterator[None]:
+    """Raise MissingExtra, "WHAT PACKAGE: pip install ...", if a package is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "service").startswith("service"):
+            raise
+        raise MissingExtra(f"{what} {error.name}: pip install 'rankpress[{extra}]'") from error
+
+
+def settings_of(**options: object) -> Settings:
+    """Return settings with the options that are not None, else from the environment or defaults.
+
+    Raises:
+        BadParameter: a value is wrong; the message names the setting.
+    """
+    from pydantic import ValidationError
+
+    from service.settings import Settings
+
+    try:
+        return Settings.model_validate({k: v for k, v in options.items() if v is not None})
+    except ValidationError as error:
+        messages = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise BadParameter("; ".join(messages)) from error
+
+
+def open_codec(settings: Settings, *, warm: bool = False) -> Codec:
+    """Load the models of the store, `warm` or not, or the CompressAI model that is always warm."""
+    if settings.zoo is None:
+        from service.engine.opening import open_engine
+
+        return open_engine(settings, warm=warm)
+    from service.zoo.codec import open_zoo
+
+    return open_zoo(
+        settings.zoo,
+        settings.zoo_adapters,
+        settings.machine_key or settings.state_folder / "machine.key",
+        settings.max_pixels,
+        settings.threads,
+    )
+
+
+def write_results(results: Mapping[str, Any], *paths: Path | None) -> dict[str, Any]:
+    """Write results as JSON to the paths that are given; return them as they are written."""
+    from service.eval.evaluation import to_json
+
+    text = to_json(results)
+    for path in paths:
+        if path is not None:
+            write_whole(path, text.encode())
+    rounded: dict[str, Any] = json.loads(text)
+    return rounded
+
+
+def training_device(threads: int | None, device: str | None = None) -> torch.device:
+    """Set torch's threads and return the device to train on; the settings stand in for None."""
+    import torch
+
+    from service.runtime.synthesis_torch import pick_device
+
+    settings = settings_of(threads=threads, device=device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    return pick_device(settings.device)
+
+
+def prepare(
+    threads: int | None, device: str | None, compiled: compiling.Compile
+) -> tuple[torch.device, compiling.Compile]:
+    """Set torch's threads; return the device to train on, and what to compile on it."""
+    from service.nets.compiling import choose_compile
+
+    where = training_device(threads, device)
+    mode, note = choose_compile(compiled, where)
+    if note:
+        say(note)
+    return where, mode
+
+
+def whole_rates(text: str, offered: Collection[int] = range(1, 9)) -> tuple[int, ...]:
+    """Parse rates such as 1,4,8. Raises BadParameter if one of them is not offered."""
+    parts = [part.strip() for part in text.split(",")]
+    if not {str(rate) for rate in offered}.issuperset(parts):
+        raise BadParameter(f"rates are {text!r}, expected some of {sorted(offered)}")
+    return tuple(map(int, parts))

@@ -10,11 +10,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
 import typer
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -51,7 +52,26 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c.isspace() else "?" for c in encodable)
 
 
-def _as_json(values: Mapping[str, object]) -> str:
+def _answers() -> Console:
+    """Return a console on standard output, which does not colour numbers or break lines either."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _progress(console: Console, *columns: bars.ProgressColumn, hidden: bool) -> bars.Progress:
+    """Return a progress line, with columns in its middle, that goes away at the end."""
+    return bars.Progress(
+        bars.TextColumn("{task.description}"),
+        *columns,
+        bars.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=hidden or not console.is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
+def as_json(values: Mapping[str, object]) -> str:
     """Return one line of JSON; infinite numbers become null."""
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -64,34 +84,21 @@ def _outcome_json(outcome: Outcome) -> str:
     """Return an outcome as a line of JSON: the result, or only the error."""
     values: dict[str, object] = {"source": outcome.source, "target": outcome.target}
     if outcome.error is not None:
-        return _as_json(values | {"ok": False, "error": outcome.error})
+        return as_json(values | {"ok": False, "error": outcome.error})
     done = asdict(outcome)
     del done["error"]
-    return _as_json(values | {"ok": True} | done)
+    return as_json(values | {"ok": True} | done)
 
 
 def report_outcomes(
     outcomes: Iterable[Outcome], plan: BatchPlan, *, json_lines: bool
 ) -> list[Outcome]:
-    """Report outcomes one by one as they come, and at the end in a table; return all of them.
-
-    Args:
-        outcomes: of a run in progress. plan: of the run.
-        json_lines: whether to print each as JSON on standard output, and no table.
-    """
+    """Report outcomes as they come, and in a table at the end, or each as JSON; return them."""
     count = len(plan.tasks) + len(plan.unreadable)
     quiet = any(task.target is None for task in plan.tasks)
     console, done = errors_console(), list[Outcome]()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=count < 2 or not console.is_terminal,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    ) as progress:
+    columns = bars.BarColumn(), bars.MofNCompleteColumn()
+    with _progress(console, *columns, hidden=count < 2) as progress:
         bar = progress.add_task("", total=count)
         for outcome in outcomes:
             done.append(outcome)
@@ -143,25 +150,27 @@ def _cells(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     pixels = sum(o.width * o.height for o in outcomes)
     bpps = [(o.bpp, o.width * o.height) for o in outcomes if o.bpp is not None]
     decibels = [o.psnr_db for o in outcomes if o.psnr_db is not None]
-    size = (
-        f"{outcomes[0].width}x{outcomes[0].height}"
-        if len(outcomes) == 1
-        else f"{pixels / 1e6:.1f} M"
-    )
+    size = f"{pixels / 1e6:.1f} M"
+    if len(outcomes) == 1:
+        size = f"{outcomes[0].width}x{outcomes[0].height}"
     bpp = sum(b * n for b, n in bpps) / sum(n for _, n in bpps) if bpps else None
     return (
         size,
         f"{sum(o.input_bytes for o in outcomes):,}",
         f"{sum(o.output_bytes for o in outcomes):,}",
-        "" if bpp is None else f"{bpp:.3f}",
-        f"{sum(decibels) / len(decibels):.2f}" if decibels else "",
+        _number(bpp, ".3f"),
+        _number(fmean(decibels) if decibels else None, ".2f"),
         f"{sum(o.seconds for o in outcomes):.2f}",
     )
 
 
+def _number(value: float | None, format: str) -> str:
+    return "" if value is None else f"{value:{format}}"
+
+
 def stream_json(source: str, info: StreamInfo) -> str:
     """Return the description of a stream as a line of JSON."""
-    return _as_json({"source": source, **asdict(info), "bpp": _bpp(info)})
+    return as_json({"source": source, **asdict(info), "bpp": _bpp(info)})
 
 
 def print_stream(source: str, info: StreamInfo) -> None:
@@ -179,7 +188,7 @@ def print_stream(source: str, info: StreamInfo) -> None:
     table.add_row("size", f"{info.total_bytes:,} bytes, {_bpp(info):.3f} bits per pixel")
     for name, length in info.sections:
         table.add_row(f"  {name}", f"{length:,} bytes")
-    console = Console(highlight=False, soft_wrap=True)
+    console = _answers()
     console.print(Text(printable(source), "bold"))
     console.print(table)
 
@@ -188,24 +197,17 @@ def _bpp(info: StreamInfo) -> float:
     return 8 * info.total_bytes / (info.width * info.height)
 
 
-def model_json(model: ModelInfo) -> str:
-    """Return a model of the store as a line of JSON."""
-    return _as_json(asdict(model))
-
-
 def print_model(model: ModelInfo) -> None:
     """Print a model of the store, and the measurements of each rate when it was published."""
     table = Table(box=None, pad_edge=False)
     for name in ("tune", "rate", "lmbda", "Kodak bpp", "Kodak dB", "MS-SSIM", "bytes"):
         table.add_column(name, justify="left" if name == "tune" else "right")
     for rate in model.rates:
-        bpp = "" if rate.kodak_bpp is None else f"{rate.kodak_bpp:.3f}"
-        psnr = "" if rate.kodak_psnr_db is None else f"{rate.kodak_psnr_db:.2f}"
-        ms_ssim = "" if rate.kodak_ms_ssim is None else f"{rate.kodak_ms_ssim:.4f}"
-        lmbda = "" if rate.lmbda is None else f"{rate.lmbda:g}"
+        lmbda, bpp = _number(rate.lmbda, "g"), _number(rate.kodak_bpp, ".3f")
+        psnr, ms_ssim = _number(rate.kodak_psnr_db, ".2f"), _number(rate.kodak_ms_ssim, ".4f")
         size = f"{rate.file_bytes:,}" if rate.sha256 else "base"
         table.add_row(rate.tune, f"{rate.rate:g}", lmbda, bpp, psnr, ms_ssim, size)
-    console = Console(highlight=False, soft_wrap=True)
+    console = _answers()
     console.print(Text(model.name, "bold"))
     console.print(f"{model.parameters:,} weights in {model.file_bytes:,} bytes")
     console.print(f"sha256 {model.sha256}")
@@ -215,22 +217,8 @@ def print_model(model: ModelInfo) -> None:
 def run_adaptation(
     adaptation: Adaptation, picture: Picture, rate: float, quiet: bool
 ) -> ConvertedFile:
-    """Run an adaptation to its end, with a progress line on standard error.
-
-    Args:
-        adaptation: in its first step. picture: that is adapted to. rate: 1 to 8.
-        quiet: whether to show no progress.
-    """
-    console = errors_console()
-    columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn()]
-    with Progress(
-        *columns,
-        console=console,
-        transient=True,
-        disable=quiet or not console.is_terminal,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    ) as display:
+    """Run an adaptation to its end, with a progress line on standard error unless it is quiet."""
+    with _progress(errors_console(), bars.BarColumn(bar_width=20), hidden=quiet) as display:
         bar = display.add_task("", total=max(1, adaptation.progress.total))
         while not adaptation.done:
             progress = adaptation.advance(ADVANCE_S)

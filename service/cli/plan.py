@@ -26,12 +26,11 @@ class Task:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The tasks of a command, and what it skips.
+    """The tasks of a command, in order, and what it skips.
 
     Attributes:
-        tasks: in order.
         folder: that gets all targets; None if there is only one task.
-        unreadable: a folder that cannot be listed, and the error, for each; the command fails.
+        unreadable: the errors of folders that cannot be listed; the command fails.
         skipped: sentences about other contents of folders: files of other kinds, loops.
     """
 
@@ -51,8 +50,7 @@ def plan_batch(
     first. `a.jpg` becomes `a` + suffix, or `a.jpg` + suffix if there is also an `a.png`.
 
     Args:
-        sources: files, folders, or "-".
-        out: a file, a folder, or "-".
+        sources: files, folders, or "-". out: a file, a folder, or "-".
         suffixes: of the files that are taken from folders, lower case, with the dot.
         suffix: of the files that are written to folders.
 
@@ -90,10 +88,9 @@ def target_of(out: str) -> Path | None:
 
 
 def _check_not_own_source(task: Task) -> None:
-    if task.source is None or task.target is None or not task.target.is_file():
-        return
-    if task.source.exists() and task.source.samefile(task.target):
-        raise BadParameter(f"{task.source} would be replaced by its own result")
+    source, target = task.source, task.target
+    if source and target and source.exists() and target.is_file() and source.samefile(target):
+        raise BadParameter(f"{source} would be replaced by its own result")
 
 
 def _list_sources(
@@ -128,7 +125,7 @@ def _assign_targets(
 ) -> list[Task]:
     """Return a task with a target of its own for every file."""
     paths = [out / path for _, path in files]
-    short = [_strip_suffix(path, suffixes) for path in paths]
+    short = [p.with_suffix("") if p.suffix.lower() in suffixes else p for p in paths]
     counts = Counter(short)
     stems = [s if counts[s] == 1 else path for s, path in zip(short, paths, strict=True)]
     targets = [stem.with_name(stem.name + suffix) for stem in stems]
@@ -136,8 +133,3 @@ def _assign_targets(
         if count > 1:
             raise BadParameter(f"several inputs would become {target}")
     return [Task(source, target) for (source, _), target in zip(files, targets, strict=True)]
-
-
-def _strip_suffix(path: Path, suffixes: frozenset[str]) -> Path:
-    """Return a path without its suffix, if that is one of the given suffixes."""
-    return path.with_suffix("") if path.suffix.lower() in suffixes else path

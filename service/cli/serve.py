@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from service.cli import options
 from service.cli.errors import logged_failure
-from service.cli.opening import open_codec, settings_of
-from service.cli.options import CheckOption, DeviceOption, ModelOption, StoreOption
+from service.cli.options import open_codec, require_extra, settings_of
 from service.errors import MissingExtra
 
 if TYPE_CHECKING:
     from service.settings import Settings
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to an app."""
-    app.command()(serve)
 
 
 def serve(
@@ -34,10 +29,10 @@ def serve(
     forwarded_allow_ips: Annotated[
         str | None, typer.Option(help="Proxies whose X-Forwarded-* headers are trusted; * for all.")
     ] = None,
-    store: StoreOption = None,
-    model: ModelOption = None,
-    device: DeviceOption = None,
-    check: CheckOption = None,
+    store: options.Store = None,
+    model: options.Model = None,
+    device: options.Device = None,
+    check: options.Check = None,
     workers: Annotated[
         int | None, typer.Option(help="Requests processed at the same time.")
     ] = None,
@@ -58,38 +53,14 @@ def serve(
     ] = None,
 ) -> None:
     """Serve compress and decompress over HTTP. RANKPRESS_* variables set other options."""
+    given = locals()  # each option is named after its setting
     with logged_failure("server failed", log_format):
-        settings = settings_of(
-            host=host,
-            port=port,
-            uds=uds,
-            fd=fd,
-            root_path=root_path,
-            forwarded_allow_ips=forwarded_allow_ips,
-            store=store,
-            model=model,
-            device=device,
-            check=check,
-            workers=workers,
-            threads=threads,
-            max_pixels=max_pixels,
-            decode_only=decode_only,
-            objects_url=objects_url,
-            log_level=log_level,
-            log_format=log_format,
-        )
-        _serve(settings)
+        _serve(settings_of(**given))
 
 
 def _serve(settings: Settings) -> None:
-    try:
+    with require_extra("serving needs", "decode" if settings.decode_only else "server"):
         from service.api.server import serve as run_server
-    except ModuleNotFoundError as error:
-        if (error.name or "service").startswith("service"):
-            raise
-        extra = "decode" if settings.decode_only else "server"
-        message = f"serving needs {error.name}: pip install 'rankpress[{extra}]'"
-        raise MissingExtra(message) from error
     if not settings.decode_only and find_spec("torch") is None:
         raise MissingExtra(
             "serving needs torch: pip install 'rankpress[server]', or serve --decode-only"

@@ -7,6 +7,8 @@ import io
 import os
 import sys
 
+import typer
+
 
 def replace_closed_streams() -> None:
     """Replace closed standard streams, for which Python has None.
@@ -21,6 +23,11 @@ def replace_closed_streams() -> None:
         sys.stdout = _closed_stream(os.O_RDONLY, "w")
     if sys.stderr is None:
         sys.stderr = _closed_stream(os.O_WRONLY, "w")
+
+
+def say(text: str) -> None:
+    """Write a line about progress to standard error."""
+    typer.echo(text, err=True)
 
 
 def discard_unwritten() -> None:

@@ -1,19 +1,19 @@
 """`rankpress train`: rates and ready updates of backbones, and rates of CompressAI's models.
 
-The commands for backbones are in cli/train_backbone.py. Large modules are imported inside the
-commands.
+The commands for backbones are in cli/train_backbone.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import OverwriteOption, ThreadsOption
-from service.cli.train_backbone import MeasureOption, TrainDeviceOption, register, training_device
+from service.cli import options
+from service.cli.options import training_device, whole_rates
+from service.cli.train_backbone import base, default, export
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
@@ -22,34 +22,36 @@ if TYPE_CHECKING:
     from service.rates.updates import UpdateProgress
 
 train_app = typer.Typer(no_args_is_help=True, help="Train backbones and rates, export backbones.")
-register(train_app)
+for command in (base, export, default):
+    train_app.command()(command)
 
 DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="Folder of training pictures.", show_default=False)
 ]
+ModelFolderOption = Annotated[Path, typer.Option(help="The model's folder in a store.")]
+ScratchOption = Annotated[
+    Path, typer.Option(help="Folder for finished parts; an interrupted run resumes from it.")
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of crops, draws and initial factors.")]
+AboutOption = Annotated[str, typer.Option(help="Description of the data for the manifest.")]
 
 
 @train_app.command()
 def rates(
     data: DataArgument,
-    measure: MeasureOption,
-    model: Annotated[Path, typer.Option(help="The model's folder in a store.")],
-    scratch: Annotated[
-        Path, typer.Option(help="Folder for checkpoints; an interrupted run resumes from it.")
-    ],
-    tune: Annotated[
-        Literal["psnr", "ms-ssim"], typer.Option(help="Loss of the ladder to train.")
-    ] = "psnr",
+    measure: options.Measure,
+    model: ModelFolderOption,
+    scratch: ScratchOption,
+    tune: options.Tune = "psnr",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps per rate.")] = 600,
     start: Annotated[
-        Path | None,
-        typer.Option("--from", help="Start from the rates of this earlier model."),
+        Path | None, typer.Option("--from", help="Start from the rates of this earlier model.")
     ] = None,
     only: Annotated[str | None, typer.Option(metavar="5,6", help="Train only these rates.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of crops and initial factors.")] = 0,
-    threads: ThreadsOption = None,
-    device: TrainDeviceOption = None,
-    about: Annotated[str, typer.Option(help="Description of the data for the manifest.")] = "",
+    seed: SeedOption = 0,
+    threads: options.Threads = None,
+    device: options.Device = None,
+    about: AboutOption = "",
 ) -> None:
     """Train low-rank adapters of a frozen backbone, one per rate, and publish them in its store."""
     import torch
@@ -61,7 +63,7 @@ def rates(
 
     recipe = replace(RECIPES[tune], steps=steps, seed=seed)
     order = recipe.loss.order
-    chosen = order if only is None else tuple(_rate(text, order) for text in only.split(","))
+    chosen = order if only is None else whole_rates(only, order)
     where = training_device(threads, device)
     crops = _read_crops(data, recipe.crop, seed)
     record: dict[str, object] = {
@@ -90,9 +92,9 @@ def prune(
 @train_app.command()
 def measure(
     pictures: Annotated[Path, typer.Argument(help="Folder of pictures: Kodak.")],
-    model: Annotated[Path, typer.Option(help="The model's folder in a store.")],
-    threads: ThreadsOption = None,
-    device: TrainDeviceOption = None,
+    model: ModelFolderOption,
+    threads: options.Threads = None,
+    device: options.Device = None,
 ) -> None:
     """Measure every rate of a model, and replace the figures in its manifest."""
     from service.rates.figures import measure_model
@@ -107,28 +109,24 @@ def measure(
 @train_app.command()
 def updates(
     pictures: Annotated[
-        list[Path],
-        typer.Argument(metavar="FOLDER...", help="Folders of pictures, one per kind."),
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of pictures, one per kind.")
     ],
-    model: Annotated[Path, typer.Option(help="The model's folder in a store.")],
-    scratch: Annotated[
-        Path, typer.Option(help="Folder for finished rounds; an interrupted run resumes from it.")
-    ],
+    model: ModelFolderOption,
+    scratch: ScratchOption,
     rates: Annotated[str, typer.Option(metavar="2,4,6", help="Rates to fit for.")] = "2,4,6",
     rank: Annotated[int, typer.Option(min=1, max=8, help="Largest rank of a layer.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Steps per update, first round.")] = 300,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of fitting and regrouping.")] = 2,
     tiles: Annotated[int, typer.Option(min=1, help="Tiles cut from each folder.")] = 48,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of tiles, draws and factors.")] = 0,
-    threads: ThreadsOption = None,
-    about: Annotated[str, typer.Option(help="Description of the data for the manifest.")] = "",
+    seed: SeedOption = 0,
+    threads: options.Threads = None,
+    about: AboutOption = "",
 ) -> None:
     """Fit ready updates of the decoder, for effort 0 of adaptation, and publish them."""
     from service.rates.updates import UpdateRecipe, train_updates
 
     training_device(threads)
-    chosen = tuple(_rate(text, tuple(range(1, 9))) for text in rates.split(","))
-    recipe = UpdateRecipe(chosen, rank, rounds, steps, tiles=tiles, seed=seed)
+    recipe = UpdateRecipe(whole_rates(rates), rank, rounds, steps, tiles=tiles, seed=seed)
     record: dict[str, object] = {"data": about} if about else {}
     for update in train_updates(model, pictures, scratch, recipe, record, _print_update):
         change = update.training["change_of_loss"]
@@ -145,8 +143,8 @@ def zoo(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 400,
     rank: Annotated[int, typer.Option(min=1, max=64, help="Rank of every layer's factors.")] = 2,
     crop: Annotated[int, typer.Option(min=64, help="Side of the training crops, pixels.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of crops and initial factors.")] = 0,
-    overwrite: OverwriteOption = False,
+    seed: SeedOption = 0,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Train a rate's low-rank adapter of a frozen CompressAI model.
 
@@ -177,12 +175,6 @@ def _read_crops(data: Path, size: int, seed: int) -> Crops:
     pictures = f"{len(crops)} pictures of at least {size}x{size} pixels"
     typer.echo(f"{pictures}, {crops.left_out} files left out", err=True)
     return crops
-
-
-def _rate(text: str, order: tuple[int, ...]) -> int:
-    if text.strip() not in {str(r) for r in order}:
-        raise BadParameter(f"rate is {text!r}, expected some of {sorted(order)}")
-    return int(text)
 
 
 def _print_update(p: UpdateProgress) -> None:

@@ -1,7 +1,4 @@
-"""`rankpress train base`, `export` and `default`: backbones with their ladders of rates.
-
-Large modules are imported inside the commands.
-"""
+"""`rankpress train base`, `export` and `default`: backbones with their ladders of rates."""
 
 from __future__ import annotations
 
@@ -10,75 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from service.cli.opening import settings_of
-from service.cli.options import CompileOption, Device, ThreadsOption
+from service.cli import options
+from service.cli.options import prepare, whole_rates
+from service.cli.streams import say
 from service.codec.sizes import Sizes
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from service.datasets.tile_file import TileRecord
-    from service.nets.compiling import Compile
     from service.train.ladder import RateLadder
     from service.train.progress import BackboneProgress
 
-DataArgument = Annotated[
-    list[Path], typer.Argument(metavar="DATA...", help="Folders of pictures, or one file of tiles.")
-]
-TileOption = Annotated[
-    int, typer.Option(min=64, help="Side in pixels of the tiles that pictures are cut into.")
-]
-HalveOption = Annotated[
-    bool,
-    typer.Option(help="Halve pictures from lossy files; needless if they were reduced before."),
-]
 SizeOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Size: light, base, or a JSON file of sizes.")
 ]
-TrainDeviceOption = Annotated[Device | None, typer.Option(help="Device to train on.")]
-MeasureOption = Annotated[
-    Path, typer.Option(help="Folder of pictures for the figures in the manifest.")
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to `rankpress train`."""
-    for command in (base, export, default):
-        app.command()(command)
-
-
-def training_device(threads: int | None, device: Device | None = None) -> torch.device:
-    """Set torch's threads and return the device to train on.
-
-    Arguments that are None are read from RANKPRESS_THREADS and RANKPRESS_DEVICE.
-    """
-    import torch
-
-    from service.runtime.synthesis_torch import pick_device
-
-    settings = settings_of(threads=threads, device=device)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    return pick_device(settings.device)
-
-
-def prepare(
-    threads: int | None, device: Device | None, compiled: Compile
-) -> tuple[torch.device, Compile]:
-    """Set torch's threads; return the device to train on, and what to compile on it."""
-    from service.nets.compiling import choose_compile
-
-    where = training_device(threads, device)
-    mode, note = choose_compile(compiled, where)
-    if note:
-        _say(note)
-    return where, mode
 
 
 def base(
-    data: DataArgument,
+    data: Annotated[
+        list[Path],
+        typer.Argument(metavar="DATA...", help="Folders of pictures, or one file of tiles."),
+    ],
     run: Annotated[Path, typer.Option(help="Folder of the run; a run in it is resumed.")],
     minutes: Annotated[float, typer.Option(min=0, help="Length of this session of the run.")],
     decay: Annotated[
@@ -129,10 +80,15 @@ def base(
         bool,
         typer.Option("--finish", help="Keep g_a and h_a; train the rest on rounded latents."),
     ] = False,
-    tile: TileOption = 512,
-    halve: HalveOption = True,
-    device: TrainDeviceOption = None,
-    compiled: CompileOption = "auto",
+    tile: Annotated[
+        int, typer.Option(min=64, help="Side in pixels of the tiles that pictures are cut into.")
+    ] = 512,
+    halve: Annotated[
+        bool,
+        typer.Option(help="Halve pictures from lossy files; needless if they were reduced before."),
+    ] = True,
+    device: options.Device = None,
+    compiled: options.Compile = "auto",
     graph: Annotated[bool, typer.Option(help="Replay steps from a CUDA graph.")] = True,
     moments: Annotated[
         Literal["float32", "bfloat16"],
@@ -141,7 +97,7 @@ def base(
         ),
     ] = "float32",
     checkpoint: Annotated[float, typer.Option(min=0.1, help="Minutes between checkpoints.")] = 5.0,
-    threads: ThreadsOption = None,
+    threads: options.Threads = None,
 ) -> None:
     """Train a backbone and its rates for some minutes.
 
@@ -150,7 +106,7 @@ def base(
     import torch
 
     from service.eval.machine import code_commit
-    from service.train.recipe import recipe_for
+    from service.train.recipe import recipe_for, sizes_named
     from service.train.run import TrainingRun, TrainingSession
     from service.train.sampler import Sampler, gather_data
     from service.train.start import draw_crops, from_weights, new_ladder
@@ -163,7 +119,7 @@ def base(
     recipe = recipe_for(
         run,
         where,
-        rates=None if rates is None else _rates_of(rates),
+        rates=None if rates is None else tuple(sorted(set(whole_rates(rates)))),
         groups=groups,
         lr=lr,
         warmup=warmup,
@@ -176,13 +132,13 @@ def base(
         mixed={path.name: share for path, share in folders.items()} or None,
         frozen=finish or None,
     )
-    sizes = _sizes(size)
+    sizes = None if size is None else sizes_named(size)
     sources = [(data, run / "tiles.safetensors")]
     sources += [([path], run / f"tiles-{path.name}.safetensors") for path in folders]
     if world.first:
         for pictures, path in sources:
             record, tiles = _tiles(pictures, path, tile, halve)
-            _say(
+            say(
                 f"{len(tiles)} tiles of {record.size}x{record.size} from {record.pictures} "
                 f"pictures, {record.left_out} files left out"
             )
@@ -208,7 +164,7 @@ def base(
     work = TrainingRun(run, training_data, recipe, initial_ladder, session, source, world)
     measured = work.train(_print_progress)
     if world.first:
-        _say(
+        say(
             f"{run} holds step {work.step} in {work.shards} shards"
             + (", and is finished: export it" if work.finished else "")
         )
@@ -227,7 +183,7 @@ def export(
     calibrate: Annotated[
         Path, typer.Option(help="Folder of pictures that set the integer ranges.")
     ],
-    measure: MeasureOption,
+    measure: options.Measure,
     record: Annotated[
         Path | None, typer.Option(help="JSON record of a state dict's training.")
     ] = None,
@@ -242,9 +198,11 @@ def export(
     """
     from service.export.backbone import export_backbone, trained_weights
     from service.store.write import set_default
+    from service.train.recipe import sizes_named
 
-    trained = trained_weights(weights, _sizes(size), record)
-    agreement = export_backbone(trained, out, calibrate, measure, _say)
+    sizes = None if size is None else sizes_named(size)
+    trained = trained_weights(weights, sizes, record)
+    agreement = export_backbone(trained, out, calibrate, measure, say)
     typer.echo(
         f"{agreement.pictures} pictures: {agreement.real_bpp:.4f} bpp, "
         f"{agreement.real_psnr_db:.3f} dB; the float model estimates "
@@ -263,21 +221,6 @@ def default(
     set_default(model)
 
 
-def _sizes(text: str | None) -> Sizes | None:
-    """Sizes by their name or file; None for None."""
-    from service.train.recipe import sizes_named
-
-    return None if text is None else sizes_named(text)
-
-
-def _rates_of(text: str) -> tuple[int, ...]:
-    """Parse a list of rates; they are returned in ascending order."""
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise BadParameter(f"rates are {text!r}, expected whole numbers such as 1,4,8") from None
-
-
 def _share_of(text: str) -> tuple[Path, float]:
     """Parse a folder and the share of the crops from it."""
     folder, _, share = text.rpartition("=")
@@ -294,13 +237,8 @@ def _tiles(data: list[Path], path: Path, size: int, halve: bool) -> tuple[TileRe
     if len(data) == 1 and data[0].is_file():
         return read_tiles(data[0])
     if not path.is_file() or not is_current(read_tiles(path)[0], data, size, halve):
-        cut_tiles(data, path, size, halve, _say)
+        cut_tiles(data, path, size, halve, say)
     return read_tiles(path)
-
-
-def _say(text: str) -> None:
-    """Write a line about progress to standard error."""
-    typer.echo(text, err=True)
 
 
 def _print_progress(p: BackboneProgress) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from service.errors import BadParameter
-from service.images.folder import read_folder
+from service.images.read import read_folder
 
 
 class Crops:

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from service.engine.types import Codec
 from service.errors import BadParameter
-from service.images import folder as image_folder
+from service.images import read
 from service.picture import U8, Picture
 
 COARSEST: Final = 4
@@ -57,13 +57,13 @@ def decode_on_white(codec: Codec, data: bytes) -> U8:
 
 
 def read_folder(folder: Path) -> tuple[NamedPicture, ...]:
-    """Return the pictures of a folder, converted to sRGB; see images/folder.py.
+    """Return the pictures of a folder, converted to sRGB; see images/read.py.
 
     Raises:
         BadParameter: the folder holds no picture. BadImage, OSError: one cannot be read.
     """
     pictures = []
-    for path, picture in image_folder.read_folder(folder):
+    for path, picture in read.read_folder(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         pictures.append(NamedPicture(name, Picture(picture.rgb, picture.alpha)))
     if not pictures:

@@ -10,7 +10,7 @@ import torch
 
 from service.engine.engine import Engine
 from service.errors import RankpressError
-from service.images.folder import read_folder
+from service.images.read import read_folder
 from service.nets.model import Backbone
 from service.picture import Picture
 from service.rates.figures import Figures, mean_figures, measure_picture

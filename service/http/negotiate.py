@@ -15,8 +15,7 @@ from typing import Final
 
 from service.engine.types import StreamShape
 from service.errors import NotAcceptable
-from service.images.cost import WriteLimits
-from service.images.write import MEDIA_TYPES, OPAQUE, Format, fits
+from service.images.write import MEDIA_TYPES, OPAQUE, Format, WriteLimits, fits
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,9 @@ def space(icc: bytes) -> str:
 
 
 def to_srgb(icc: bytes, mode: Mode) -> ImageCms.ImageCmsTransform | None:
-    """Return the transform from pictures of a mode in a profile's colours to sRGB.
+    """Return the transform of pictures in a profile's colours to sRGB; None if it is damaged.
 
-    The intent is relative colorimetric with black point compensation. None is returned when the
-    profile is damaged.
+    The intent is relative colorimetric with black point compensation.
     """
     try:
         return ImageCms.buildTransform(
@@ -64,19 +63,8 @@ def _without_float_tags(icc: bytes) -> bytes:
     return icc[:132] + table + icc[132 + len(table) :]
 
 
-def apply(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
-    """Return a picture converted to sRGB, mode RGB."""
-    converted = ImageCms.applyTransform(image, transform)
-    if converted is None:  # only with inPlace=True
-        raise ValueError("the transform returned no picture")
-    return converted
-
-
 def is_srgb(transform: ImageCms.ImageCmsTransform, mode: Literal["L", "RGB"]) -> bool:
-    """Return whether a transform changes no 8-bit sample by more than one step.
-
-    All 256 greys are tried, or a 9x9x9 grid of colours.
-    """
+    """Return whether a transform changes no grey, or colour of a 9x9x9 grid, by over one step."""
     if mode == "L":
         grey = np.arange(256, dtype=np.uint8)[None, :]
         before = np.repeat(grey[..., None], 3, axis=2)
@@ -85,16 +73,13 @@ def is_srgb(transform: ImageCms.ImageCmsTransform, mode: Literal["L", "RGB"]) ->
         steps = np.linspace(0, 255, 9).round().astype(np.uint8)
         before = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(27, 27, 3)
         probe = Image.fromarray(before)
-    after = np.asarray(apply(transform, probe))
+    after = np.asarray(transform.apply(probe))
     return int(np.abs(after.astype(np.int16) - before.astype(np.int16)).max()) <= 1
 
 
 @dataclass(frozen=True)
 class TransferCurve:
-    """A transfer curve of ICC's parametric type 3, from encoded samples to linear light in [0, 1].
-
-    It is (a·x + b)^g where x is at least d, and c·x below.
-    """
+    """ICC's parametric curve 3, to linear light: (a·x + b)^g where x is at least d, else c·x."""
 
     g: float
     a: float = 1.0
@@ -102,28 +87,21 @@ class TransferCurve:
     c: float = 0.0
     d: float = 0.0
 
-    def linear(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the linear light of encoded samples in [0, 1]."""
-        power = np.maximum(self.a * x + self.b, 0) ** self.g
-        return np.where(x >= self.d, power, self.c * x)
-
     def to_srgb(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return encoded samples in [0, 1] recoded by the curve of sRGB, in [0, 1] too."""
-        light = np.clip(self.linear(x), 0, 1)
+        power = np.maximum(self.a * x + self.b, 0) ** self.g
+        light = np.clip(np.where(x >= self.d, power, self.c * x), 0, 1)
         return np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
 
     @property
     def is_far_from_srgb(self) -> bool:
-        """Whether 8-bit samples of this curve are too coarse or too fine in the dark."""
+        """Whether 8-bit samples of this curve are too coarse or too fine in the dark.
+
+        An exponent of 1.8 moves greys by up to 19 steps, one of 2.2 by 9, and one of 2.4 by 13.
+        """
         x = np.arange(256) / 255
-        return bool(np.abs(self.to_srgb(x) - x).max() * 255 > _FAR_STEPS)
+        return bool(np.abs(self.to_srgb(x) - x).max() * 255 > 15)
 
-
-_FAR_STEPS: Final = 15
-"""8-bit steps by which a curve far from sRGB's moves some grey.
-
-An exponent of 1.8 moves greys by up to 19 steps, one of 2.2 by 9, and one of 2.4 by 13.
-"""
 
 SRGB_CURVE: Final = TransferCurve(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
@@ -141,12 +119,7 @@ _WIDER: Final = -0.1
 
 @dataclass(frozen=True)
 class ColourSpace:
-    """An RGB colour space given by primaries, white point and curve, as in video and PNG.
-
-    Attributes:
-        curve: of all three channels.
-        primaries, white: CIE 1931 x and y of red, green and blue, and of the white point.
-    """
+    """An RGB colour space as in video and PNG; primaries and white point are CIE 1931 x and y."""
 
     curve: TransferCurve
     primaries: Primaries = SRGB_PRIMARIES
@@ -181,8 +154,8 @@ class ColourSpace:
         tags = {b"desc": _text("RGB"), b"cprt": _text("CC0"), b"wtpt": _point(_D50_XYZ)}
         if grey:
             return _profile(b"GRAY", {**tags, b"kTRC": curve})
-        columns = self._to_d50().T
-        tags |= {name: _point(xyz) for name, xyz in zip(_COLUMNS, columns, strict=True)}
+        for name, xyz in zip((b"rXYZ", b"gXYZ", b"bXYZ"), self._to_d50().T, strict=True):
+            tags[name] = _point(xyz)
         return _profile(b"RGB ", tags | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve))
 
     def _columns(self) -> NDArray[np.float64]:
@@ -195,9 +168,6 @@ class ColourSpace:
         scale = (_BRADFORD @ _D50_XYZ) / (_BRADFORD @ white)
         adapted: NDArray[np.float64] = np.linalg.solve(_BRADFORD, scale[:, None] * _BRADFORD)
         return adapted @ matrix
-
-
-_COLUMNS: Final = (b"rXYZ", b"gXYZ", b"bXYZ")
 
 
 def _xyz(point: tuple[float, float]) -> NDArray[np.float64]:

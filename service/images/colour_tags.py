@@ -11,39 +11,33 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final, Literal
 
 from PIL import ExifTags
-from PIL.Image import Exif, Image
+from PIL.Image import Image
 from PIL.ImageFile import ImageFile
 
 from service.errors import BadImage
 from service.images import colour
-from service.images.boxes import box_inside, boxes
-from service.images.colour import (
-    D65,
-    SRGB_CURVE,
-    SRGB_PRIMARIES,
-    ColourSpace,
-    Primaries,
-    TransferCurve,
-)
+from service.images.colour import SRGB_CURVE, ColourSpace, Primaries, TransferCurve
+from service.images.parts import box_inside, boxes, png_chunks
 
 _P3: Final[Primaries] = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
 _NTSC: Final[Primaries] = ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070))
 _C: Final = (0.310, 0.316)
 _PRIMARIES: Final[Mapping[int, tuple[Primaries, tuple[float, float]]]] = {
-    1: (SRGB_PRIMARIES, D65),
-    2: (SRGB_PRIMARIES, D65),  # 2 means "unspecified"
+    1: (colour.SRGB_PRIMARIES, colour.D65),
+    2: (colour.SRGB_PRIMARIES, colour.D65),  # 2 means "unspecified"
     4: (((0.67, 0.33), (0.21, 0.71), (0.14, 0.08)), _C),
-    5: (((0.64, 0.33), (0.29, 0.60), (0.15, 0.06)), D65),
-    6: (_NTSC, D65),
-    7: (_NTSC, D65),
+    5: (((0.64, 0.33), (0.29, 0.60), (0.15, 0.06)), colour.D65),
+    6: (_NTSC, colour.D65),
+    7: (_NTSC, colour.D65),
     8: (((0.681, 0.319), (0.243, 0.692), (0.145, 0.049)), _C),
-    9: (((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)), D65),
+    9: (((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)), colour.D65),
     11: (_P3, (0.314, 0.351)),
-    12: (_P3, D65),
-    22: (((0.630, 0.340), (0.295, 0.605), (0.155, 0.077)), D65),
+    12: (_P3, colour.D65),
+    22: (((0.630, 0.340), (0.295, 0.605), (0.155, 0.077)), colour.D65),
 }
 """Red, green and blue, and the white point, by ColourPrimaries of H.273."""
 
@@ -68,32 +62,20 @@ _ADOBE_RGB: Final = ColourSpace(
 _UNCALIBRATED: Final = 0xFFFF
 _ADOBE_COLOR_SPACE: Final = 2
 _INTEROPERABILITY_INDEX: Final = 1
-_MAX_PARTS: Final = 10_000
-"""Chunks or associations that are read; later ones are ignored."""
+_MAX_ASSOCIATIONS: Final = 10_000
+"""Associations that are read; later ones are ignored."""
 
 
 @dataclass(frozen=True)
 class ColourDescription:
-    """The colour space that a file names.
-
-    Attributes:
-        source: part of the file that names it, as in a note to the user.
-        space: the colour space; None where it is not known.
-    """
+    """The colour space that a part of a file names, for a note; None where it is not known."""
 
     source: str
     space: ColourSpace | None
 
 
 def describe_colours(name: str, image: ImageFile, data: bytes) -> ColourDescription | None:
-    """Return the description of an opened file's colours; None if there is none or a profile.
-
-    Args:
-        name: of the kind of file. image: opened. data: the whole file.
-
-    Raises:
-        BadImage: the colours are HDR, which 8 bits cannot represent.
-    """
+    """Return the description of colours without a profile, if any. Raises BadImage for HDR."""
     by_code_points = _by_cicp(data) if name == "PNG" else _by_nclx(name, data)
     icc = bool(image.info.get("icc_profile"))
     known = by_code_points is not None and by_code_points.space is not None
@@ -103,10 +85,7 @@ def describe_colours(name: str, image: ImageFile, data: bytes) -> ColourDescript
 
 
 def describe_by_info(image: Image) -> ColourDescription | None:
-    """Return the description in Pillow's `info` of an image without profile; None if there is none.
-
-    Pillow does not read code points.
-    """
+    """Return the description in Pillow's `info`, which has no code points; None if none."""
     if "srgb" in image.info:
         return None
     description = _by_gamma(image)
@@ -127,7 +106,8 @@ def profile_by_info(image: Image, *, grey: bool) -> bytes | None:
 
 
 def _by_cicp(png: bytes) -> ColourDescription | None:
-    cicp = next((body for kind, body in _chunks(png) if kind == b"cICP"), None)
+    header = takewhile(lambda chunk: chunk[0] != b"IDAT", png_chunks(png))
+    cicp = next((png[begin:end] for kind, begin, end in header if kind == b"cICP"), None)
     if cicp is None:
         return None
     description = _by_code_points("PNG cICP", cicp[0], cicp[1]) if len(cicp) == 4 else None
@@ -156,14 +136,14 @@ def _by_code_points(source: str, primaries: int, transfer: int) -> ColourDescrip
 def _by_gamma(image: Image) -> ColourDescription | None:
     """Return the description by the chunks gAMA and cHRM; gamma 1/2.2 stands for sRGB's curve."""
     gamma, points = image.info.get("gamma"), image.info.get("chromaticity")
-    if gamma is None and points is None:
-        return None
     chunks = [n for n, v in (("gAMA", gamma), ("cHRM", points)) if v is not None]
+    if not chunks:
+        return None
     source = f"PNG {' and '.join(chunks)}"
     try:
-        curve = SRGB_CURVE if gamma is None else TransferCurve(1 / gamma)
-        if gamma is not None and abs(gamma - 1 / 2.2) < 0.005:
-            curve = SRGB_CURVE
+        curve = SRGB_CURVE
+        if gamma is not None and abs(gamma - 1 / 2.2) >= 0.005:
+            curve = TransferCurve(1 / gamma)
         if points is None:
             return ColourDescription(source, ColourSpace(curve))
         white, *corners = zip(points[::2], points[1::2], strict=True)
@@ -178,28 +158,11 @@ def is_adobe_rgb(image: Image) -> bool:
     try:
         tags = image.getexif()
         space = tags.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
-        index = _interoperability(tags)
+        index = tags.get_ifd(ExifTags.IFD.Interop).get(_INTEROPERABILITY_INDEX)
     except Exception:  # Pillow raises whatever damaged bytes lead to
         return False
-    return space == _ADOBE_COLOR_SPACE or (space == _UNCALIBRATED and index.startswith("R03"))
-
-
-def _interoperability(exif: Exif) -> str:
-    index = exif.get_ifd(ExifTags.IFD.Interop).get(_INTEROPERABILITY_INDEX, "")
-    return index.decode("ascii", "replace") if isinstance(index, bytes) else str(index)
-
-
-def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield name and content, cut to 64 bytes, of each chunk of a PNG before its pixels."""
-    position = 8
-    for _ in range(_MAX_PARTS):
-        if position + 8 > len(png):
-            return
-        size, kind = struct.unpack_from(">I4s", png, position)
-        if kind == b"IDAT":
-            return
-        yield kind, png[position + 8 : position + 8 + min(size, 64)]
-        position += 12 + size
+    is_r03 = isinstance(index, str | bytes) and index[:3] in ("R03", b"R03")
+    return space == _ADOBE_COLOR_SPACE or (space == _UNCALIBRATED and is_r03)
 
 
 def _nclx(file: bytes) -> tuple[int, int] | None:
@@ -207,9 +170,9 @@ def _nclx(file: bytes) -> tuple[int, int] | None:
 
     Thumbnails, alpha and gain maps may have boxes of their own (ISO/IEC 23008-12, 6.5.5 and 9.3).
     """
-    primary = box_inside(file, (b"meta", b"pitm"))
-    properties = box_inside(file, (b"meta", b"iprp", b"ipco"))
-    associations = box_inside(file, (b"meta", b"iprp", b"ipma"))
+    primary = box_inside(file, b"meta", b"pitm")
+    properties = box_inside(file, b"meta", b"iprp", b"ipco")
+    associations = box_inside(file, b"meta", b"iprp", b"ipma")
     if primary is None or properties is None or associations is None:
         return None
     try:
@@ -231,7 +194,7 @@ def _properties_of(file: bytes, begin: int, item: int) -> Iterator[int]:
     entry = ">IB" if head >> 24 else ">HB"
     number, mask = (">H", 0x7FFF) if head & 1 else (">B", 0x7F)  # the top bit says "essential"
     position = begin + 8
-    for _ in range(min(items, _MAX_PARTS)):
+    for _ in range(min(items, _MAX_ASSOCIATIONS)):
         of, count = struct.unpack_from(entry, file, position)
         position += struct.calcsize(entry)
         numbers = struct.unpack_from(f">{count}{number[1]}", file, position)

@@ -12,6 +12,9 @@ from PIL.Image import Image
 from service.images import colour
 from service.images.colour import SRGB_CURVE, TransferCurve
 from service.images.colour_tags import ColourDescription
+from service.images.limits import MAX_METADATA_BYTES
+
+Metadata = Literal["none", "icc", "all"]
 
 _SPACES: Final[Mapping[colour.Mode, str]] = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
@@ -25,8 +28,7 @@ class Conversion:
         transform: to sRGB; None keeps the colours.
         icc: the profile that the picture keeps, if any.
         notes: sentences for the user on what is changed.
-        curve: transfer curve of the samples. They are recoded to sRGB's curve before they are
-            reduced to 8 bits and transformed. None keeps the samples.
+        curve: of samples that are recoded to sRGB's curve before anything else; None keeps them.
     """
 
     mode: colour.Mode
@@ -39,25 +41,20 @@ class Conversion:
 def plan_conversion(
     image: Image,
     description: ColourDescription | None,
+    metadata: Metadata,
     *,
     grey: bool,
-    keep: bool,
-    verbatim: bool,
-    max_bytes: int,
 ) -> Conversion:
     """Return how to convert the colours of a loaded image, and which profile to keep.
 
     Args:
-        image: loaded.
+        image: loaded. grey: whether it has one colour channel.
         description: of the colours, from tags other than a profile; it overrides the profile.
-        grey: whether the image has one colour channel.
-        keep: keep a profile that differs from sRGB; else convert to sRGB.
-        verbatim: keep also a profile that does not differ from sRGB.
-        max_bytes: of a profile to keep; colours with a larger profile are converted.
+        metadata: what the picture keeps, see `read_image`.
     """
     mode: colour.Mode = "CMYK" if image.mode == "CMYK" else "L" if grey else "RGB"
     if description is not None and mode != "CMYK":
-        return _plan_described(description, mode, keep)
+        return _plan_described(description, mode, metadata != "none")
     icc = image.info.get("icc_profile")
     cmyk_note = ("CMYK without a profile converted to RGB",) if mode == "CMYK" else ()
     if not isinstance(icc, bytes) or not icc:
@@ -73,7 +70,8 @@ def plan_conversion(
     if mode == "CMYK":
         return Conversion(mode, transform, notes=("CMYK converted to sRGB by its profile",))
     same_as_srgb = colour.is_srgb(transform, mode)
-    if fits and len(icc) <= max_bytes and (verbatim or (keep and not same_as_srgb)):
+    is_kept = metadata == "all" or (metadata == "icc" and not same_as_srgb)
+    if is_kept and fits and len(icc) <= MAX_METADATA_BYTES:
         return Conversion(mode, icc=icc)
     if same_as_srgb:
         return Conversion(mode)

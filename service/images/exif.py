@@ -5,10 +5,15 @@ a directory is a count and entries of 12 bytes. In the block of a whole picture,
 size and colour space are changed, each in place, so that maker notes, whose offsets point across
 the block, stay readable. Pillow's own writer builds a new block without them. A picture that was
 cut or scaled gets such a new block, because the old maker notes describe the whole picture.
+
+A block that is kept with a picture should suit all writers, so that no format fails later: libavif
+checks its first bytes, Pillow's writer of AVIF parses it, and JPEG has room for 64 KiB. So whether
+a block can be written is tried on one pixel with the writers themselves.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from collections.abc import Mapping
@@ -16,6 +21,13 @@ from contextlib import suppress
 from typing import Any, Final
 
 from PIL import ExifTags, Image
+
+from service.errors import BadImage
+from service.images.faults import PILLOW_ERRORS
+from service.images.limits import check_exif
+from service.images.parts import TiffLayout
+
+DAMAGED_EXIF: Final = "the Exif block is damaged and was left out"
 
 PREFIX: Final = b"Exif\x00\x00"
 """Bytes that JPEG puts before the block; blocks in this module are without them."""
@@ -31,20 +43,11 @@ _RAW_PROFILES: Final = ("Raw profile type exif", "Raw profile type APP1")
 _XMP_TEXTS: Final = ("XML:com.adobe.xmp", "xmp")
 _XMP_ORIENTATION: Final = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
-_DESCRIPTIVE: Final = (
-    ExifTags.Base.ImageDescription,
-    ExifTags.Base.Make,
-    ExifTags.Base.Model,
-    ExifTags.Base.Software,
-    ExifTags.Base.DateTime,
-    ExifTags.Base.Artist,
-    ExifTags.Base.Copyright,
-    ExifTags.Base.XPTitle,
-    ExifTags.Base.XPComment,
-    ExifTags.Base.XPAuthor,
-    ExifTags.Base.XPKeywords,
-    ExifTags.Base.XPSubject,
+_DESCRIPTIVE_NAMES: Final = (
+    "ImageDescription Make Model Software DateTime Artist Copyright "
+    "XPTitle XPComment XPAuthor XPKeywords XPSubject"
 )
+_DESCRIPTIVE: Final = tuple(ExifTags.Base[name] for name in _DESCRIPTIVE_NAMES.split())
 """Tags that do not depend on the pixels. Others describe how pixels lie in the file, or contain
 pictures: XMP, Photoshop's resources, previews of raw files."""
 
@@ -58,15 +61,26 @@ _OF_SENSOR: Final = (
 )
 """Tags of the camera's directory that refer, or may refer, to pixels of the sensor."""
 
+_WRITERS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "PNG": {},
+    "WEBP": {"method": 0},
+    "JPEG": {},
+    "AVIF": {"speed": 10, "max_threads": 1},
+}
+"""Formats, by Pillow's names, and options that make their writers fast."""
+
+_JPEG_BYTES: Final = 65533 - len(PREFIX)
+"""Bytes of the longest block that JPEG can hold."""
+
 
 def orientation(exif: bytes) -> int | None:
     """Return the orientation, 1 to 8, in a block; None when there is none."""
-    value = _number(exif, _find(exif, _first_directory(exif), ExifTags.Base.Orientation))
+    value = _number(exif, _find(exif, ExifTags.Base.Orientation))
     return value if value is not None and 1 <= value <= 8 else None
 
 
 def orientation_by_xmp(info: Mapping[Any, Any]) -> int:
-    """Return the orientation, 1 to 8, by the XMP in Pillow's `info` of an image; 1 if none."""
+    """Return the orientation, 1 to 8, by the XMP in Pillow's `info`; 1 if there is none."""
     for name in _XMP_TEXTS:
         text = info.get(name, b"")
         match = _XMP_ORIENTATION.search(text if isinstance(text, bytes) else str(text).encode())
@@ -76,7 +90,7 @@ def orientation_by_xmp(info: Mapping[Any, Any]) -> int:
 
 
 def block_of(info: Mapping[Any, Any]) -> bytes:
-    """Return the Exif block in Pillow's `info` of an image, without prefix; empty if none."""
+    """Return the Exif block in Pillow's `info`, without prefix; empty if there is none."""
     block = info.get("exif")
     if isinstance(block, bytes):
         return block.removeprefix(PREFIX)
@@ -91,7 +105,7 @@ def block_of(info: Mapping[Any, Any]) -> bytes:
 
 def upright(exif: bytes, width: int, height: int) -> bytes:
     """Return a block for a picture that was turned upright: orientation 1 and the new size."""
-    exif = _with(exif, _find(exif, _first_directory(exif), ExifTags.Base.Orientation), 1)
+    exif = _with(exif, _find(exif, ExifTags.Base.Orientation), 1)
     exif = _with(exif, _find_of_camera(exif, ExifTags.Base.ExifImageWidth), width)
     return _with(exif, _find_of_camera(exif, ExifTags.Base.ExifImageHeight), height)
 
@@ -104,8 +118,8 @@ def as_srgb(exif: bytes) -> bytes:
 def rebuild(exif: bytes, width: int, height: int) -> bytes | None:
     """Return a new block for a picture that was cut or scaled; None if it would be empty.
 
-    It has the new size, and neither maker notes nor a thumbnail, which would show the whole
-    picture. Pillow's exceptions are raised where the block is damaged.
+    It has neither maker notes nor a thumbnail, which would show the whole picture. Pillow's
+    exceptions are raised where the block is damaged.
     """
     block = Image.Exif()
     block.load(exif)
@@ -122,11 +136,34 @@ def is_exif(exif: bytes) -> bool:
     return len(exif) >= 8 and exif[:4] in (b"II*\x00", b"MM\x00*")
 
 
-def from_tiff(image: Image.Image) -> bytes | None:
-    """Return descriptive tags, Exif and GPS of an open TIFF file as a block; None if empty.
+def is_writable(format: str, block: bytes) -> bool:
+    """Return whether the writer of a format, by Pillow's name, accepts a block."""
+    if not is_exif(block):
+        return False
+    try:
+        check_exif(block)
+        pixel = Image.new("L", (1, 1))
+        pixel.save(io.BytesIO(), format, exif=PREFIX + block, **_WRITERS[format])
+    except (BadImage, *PILLOW_ERRORS):
+        return False
+    return True
 
-    Tags that describe how pixels lie in the file are left out.
-    """
+
+def is_sound(block: bytes) -> bool:
+    """Return whether every writer accepts a block; JPEG's only if it is short."""
+    formats = [name for name in _WRITERS if name != "JPEG" or len(block) <= _JPEG_BYTES]
+    return all(is_writable(format, block) for format in formats)
+
+
+def orientation_in_avif(block: bytes) -> object:
+    """Return the orientation in a sound block, in any type and count that the AVIF writer reads."""
+    tags = Image.Exif()
+    tags.load(block)
+    return tags.get(ExifTags.Base.Orientation)
+
+
+def from_tiff(image: Image.Image) -> bytes | None:
+    """Return descriptive tags, Exif and GPS of an open TIFF file as a block; None if empty."""
     return _descriptive(image.getexif())
 
 
@@ -144,20 +181,8 @@ def _descriptive(tags: Image.Exif, *more: int) -> bytes | None:
     return kept.tobytes().removeprefix(PREFIX) if len(kept) else None
 
 
-def _order(exif: bytes) -> str:
-    return "<" if exif[:2] == b"II" else ">"
-
-
-def _first_directory(exif: bytes) -> int | None:
-    """Return the position of the first directory."""
-    if not is_exif(exif):
-        return None
-    place: int = struct.unpack_from(_order(exif) + "I", exif, 4)[0]
-    return place
-
-
 def _number(exif: bytes, where: tuple[str, int] | None) -> int | None:
-    """Return the number at a place that `_find` returned."""
+    """Return the number at a place of `_find`; None if there is no place."""
     if where is None:
         return None
     value: int = struct.unpack_from(where[0], exif, where[1])[0]
@@ -174,20 +199,17 @@ def _with(exif: bytes, where: tuple[str, int] | None, number: int) -> bytes:
 
 def _find_of_camera(exif: bytes, tag: int) -> tuple[str, int] | None:
     """Find a tag in the camera's directory, which the first directory points to."""
-    camera = _number(exif, _find(exif, _first_directory(exif), ExifTags.IFD.Exif))
-    return _find(exif, camera, tag)
+    camera = _number(exif, _find(exif, ExifTags.IFD.Exif))
+    return None if camera is None else _find(exif, tag, camera)
 
 
-def _find(exif: bytes, directory: int | None, tag: int) -> tuple[str, int] | None:
-    """Return format and position of the number of a tag in a directory; None if it has none."""
-    if directory is None or directory + 2 > len(exif):
+def _find(exif: bytes, tag: int, directory: int | None = None) -> tuple[str, int] | None:
+    """Return format and position of the number of a tag in the first or another directory."""
+    if not is_exif(exif):
         return None
-    order = _order(exif)
-    entries: int = struct.unpack_from(order + "H", exif, directory)[0]
-    for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
-        if entry + 12 > len(exif):
-            return None
-        entry_tag, type_, count = struct.unpack_from(order + "HHI", exif, entry)
+    layout = TiffLayout.of(exif)
+    begin, end = layout.directory(exif, layout.first(exif) if directory is None else directory)
+    for number, (entry_tag, type_, count, _) in enumerate(layout.entries(exif, begin, end)):
         if entry_tag == tag and type_ in _FORMATS and count == 1:
-            return order + _FORMATS[type_], entry + 8
+            return layout.entry_format[0] + _FORMATS[type_], begin + 12 * number + 8
     return None

@@ -10,6 +10,7 @@ import io
 import re
 import struct
 import zlib
+from itertools import islice
 from typing import Final
 
 from PIL import ImageCms
@@ -17,9 +18,8 @@ from PIL.Image import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from service.errors import BadImage
-from service.images.boxes import ends_within_a_box
-from service.images.kinds import TiffLayout, tiff_directories
-from service.images.limits import JPEG_MARKER, MAX_SEGMENTS
+from service.images import parts
+from service.images.limits import MAX_SEGMENTS
 
 PILLOW_ERRORS: Final = (
     OSError,
@@ -43,9 +43,6 @@ _CUT_SHORT: Final = re.compile(r"truncat|unexpected end|\beof\b|buffer of at lea
 _UNKNOWN_VARIANT: Final = re.compile(
     r"^keyerror\(|unsupported|not supported|unknown|unrecogni[sz]ed|cannot handle|invalid mode"
 )
-_TIFF_BYTES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 11: 4, 12: 8}
-"""Bytes of one value by its type (TIFF 6.0, section 2)."""
-
 _END_MARKER: Final = b"\xff\xd9"
 _OTHER_DATA: Final = b"\xa5\x5a" * 512
 """Coded data whose first bit is 1; a decoder that runs out of data continues with zeros."""
@@ -55,17 +52,12 @@ _BAND_ROWS: Final = 64
 _FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2})
 """Kinds of segments that begin a baseline, extended or progressive frame."""
 _PROGRESSIVE: Final = 0xC2
-_SCAN: Final = 0xDA
 _SCAN_MARKER: Final = b"\xff\xda"
 _RESTARTS: Final = tuple(bytes((0xFF, kind)) for kind in range(0xD0, 0xD8))
 
 
 def why_not_read(name: str, data: bytes, error: BaseException) -> str:
-    """Return what is wrong with a file that Pillow could not read, as the end of a sentence.
-
-    Args:
-        name: of the kind of file. data: the whole file. error: that Pillow raised.
-    """
+    """Return why Pillow raised an error for a kind of file, as the end of a sentence."""
     message = (repr(error.args[0]) if error.args else str(error)).lower()
     if isinstance(error, EOFError) or _CUT_SHORT.search(message) or _ends_early(name, data):
         return "is cut short"
@@ -100,17 +92,12 @@ def with_end_marker(jpeg: bytes) -> bytes:
 
 def has_damaged_pixels(png: bytes) -> bool:
     """Return whether pixel data of a PNG differ from their checksums, which Pillow ignores."""
-    view, position = memoryview(png), 8
-    while position + 12 <= len(png):
-        size, kind = struct.unpack_from(">I4s", png, position)
-        after = position + 12 + size
-        if kind == b"IEND" or after > len(png):
-            return False
-        if kind in (b"IDAT", b"fdAT"):
-            (checksum,) = struct.unpack_from(">I", png, after - 4)
-            if zlib.crc32(view[position + 4 : after - 4]) != checksum:
+    view = memoryview(png)
+    for kind, begin, end in parts.png_chunks(png):
+        if kind in (b"IDAT", b"fdAT") and end + 4 <= len(png):
+            (checksum,) = struct.unpack_from(">I", png, end)
+            if zlib.crc32(view[begin - 4 : end]) != checksum:
                 return True
-        position = after
     return False
 
 
@@ -145,13 +132,11 @@ def _open(data: bytes) -> JpegImageFile:
 
 def _are_equal(one: Image, other: Image) -> bool:
     """Return whether two images of one size have the same pixels; bands save memory."""
-    return all(
-        one.crop(band).tobytes() == other.crop(band).tobytes()
-        for band in (
-            (0, top, one.width, min(top + _BAND_ROWS, one.height))
-            for top in range(0, one.height, _BAND_ROWS)
-        )
-    )
+    for top in range(0, one.height, _BAND_ROWS):
+        band = (0, top, one.width, top + _BAND_ROWS)  # rows beyond the edge are black in both
+        if one.crop(band).tobytes() != other.crop(band).tobytes():
+            return False
+    return True
 
 
 def _has_all_scans(data: bytes) -> bool:
@@ -160,22 +145,18 @@ def _has_all_scans(data: bytes) -> bool:
     In a progressive JPEG, scans down to the last bit of all 64 coefficients must have begun.
     """
     missing: dict[int, set[int]] = {}
-    progressive, position, segments = False, 2, 0
-    while (marker := JPEG_MARKER.search(data, position)) is not None and segments < MAX_SEGMENTS:
-        segments += 1
-        kind, begin = marker[1][0], marker.end()
-        length = int.from_bytes(data[begin : begin + 2], "big")
-        body = data[begin + 2 : begin + length]
+    progressive = False
+    for kind, begin, end in islice(parts.jpeg_segments(data), MAX_SEGMENTS):
+        body = data[begin:end]
         if kind in _FRAMES and len(body) >= 6:
             progressive = kind == _PROGRESSIVE
             missing = {part: set(range(64)) for part in body[6 : 6 + 3 * body[5] : 3]}
-        elif kind == _SCAN and len(body) >= 4 and len(body) >= 4 + 2 * body[0]:
-            parts, (first, last, bits) = body[1 : 1 + 2 * body[0] : 2], body[-3:]
+        elif kind == parts.JPEG_SCAN and len(body) >= 4 and len(body) >= 4 + 2 * body[0]:
+            first, last, bits = body[-3:]
             if not progressive or bits & 15 == 0:
                 complete = set(range(first, last + 1)) if progressive else set(range(64))
-                for part in parts:
+                for part in body[1 : 1 + 2 * body[0] : 2]:
                     missing[part] = missing.get(part, set()) - complete
-        position = begin + max(length, 0)
     return bool(missing) and not any(missing.values())
 
 
@@ -186,22 +167,27 @@ def _ends_early(name: str, data: bytes) -> bool:
     if name == "PNG":
         return b"IEND" not in data
     if name in ("AVIF", "HEIC"):
-        return ends_within_a_box(data)
+        return _ends_within_a_box(data)
     return name == "TIFF" and _lacks_values(data)
+
+
+def _ends_within_a_box(file: bytes) -> bool:
+    """Return whether the file ends before the last of its outermost boxes does."""
+    end = max((end for _, _, end in parts.boxes(file, 0, len(file))), default=0)
+    return end < len(file) and file[end + 4 : end + 8].isalnum()
 
 
 def _lacks_values(tiff: bytes) -> bool:
     """Return whether a directory of a TIFF file, or a value in one, exceeds the file."""
     if len(tiff) < 16:
         return True
-    entry = struct.Struct(TiffLayout.of(tiff).entry_format)
-    inline = (entry.size - 4) // 2  # bytes of a value that is in its entry
-    for begin, end in tiff_directories(tiff):
+    layout = parts.TiffLayout.of(tiff)
+    inline_bytes = struct.calcsize(layout.next_format)  # of a value that is in its entry
+    for begin, end in parts.tiff_directories(tiff):
         if end + 4 > len(tiff):
             return True
-        for position in range(begin, end, entry.size):
-            _, kind, count, place = entry.unpack_from(tiff, position)
-            size = _TIFF_BYTES.get(kind, 0) * count
-            if size > inline and place + size > len(tiff):
+        for _, kind, count, place in layout.entries(tiff, begin, end):
+            size = parts.TIFF_BYTES_BY_TYPE.get(kind, 0) * count
+            if size > inline_bytes and place + size > len(tiff):
                 return True
     return False

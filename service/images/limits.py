@@ -17,8 +17,7 @@ from typing import Final
 from PIL import features
 
 from service.errors import BadImage
-from service.images.boxes import MAX_BOXES, boxes, nested_content
-from service.images.kinds import TiffLayout, tiff_directories, work_limit
+from service.images import parts
 
 MAX_METADATA_BYTES: Final = 4 << 20
 """Bytes of the largest profile or Exif block that is kept with a picture."""
@@ -57,12 +56,6 @@ _WORK_BY_TYPE: Final[Mapping[int, float]] = {
     **dict.fromkeys((5, 10), 15.0),  # fractions
 }
 """Work to read and write again one value of a type; bytes and texts take none for each."""
-_BYTES_BY_TYPE: Final[Mapping[int, int]] = {
-    **dict.fromkeys((1, 2, 6, 7), 1),
-    **dict.fromkeys((3, 8), 2),
-    **dict.fromkeys((4, 9, 11, 13), 4),
-    **dict.fromkeys((5, 10, 12, 16, 17, 18), 8),
-}
 _STRIPS: Final = frozenset({273, 324})
 _STRIP_WORK: Final = 5.0
 """Work for each strip or tile, which is read and decoded alone."""
@@ -73,32 +66,23 @@ _SMALL_EXIF_BYTES: Final = 1 << 16
 """Bytes of a block that is fast to read whatever is in it. Blocks of JPEG are not larger."""
 _EXIF_PREFIXES: Final = re.compile(rb"\A(?:Exif\0\0){1,2}")
 
-_MAX_ITEMS_BYTES: Final = 1 << 15
-"""Bytes of each box that lists a HEIF file's items; libavif searches the list for each item."""
-_ITEM_LISTS: Final = frozenset({b"iinf", b"iloc", b"iref", b"ipma"})
+_MAX_BOX_BYTES: Final[Mapping[bytes, int]] = {
+    **dict.fromkeys((b"iinf", b"iloc", b"iref", b"ipma"), 1 << 15),
+    b"moov": 1 << 18,  # the tables of an image sequence
+}
+"""Bytes of boxes that list a HEIF file's items; libavif searches the lists for each item."""
 _PARENTS: Final = frozenset({b"meta", b"iprp", b"ipco"})
 _MAX_PROPERTIES: Final = 1000
-_MAX_MOVIE_BYTES: Final = 1 << 18
-"""Bytes of the tables of an image sequence."""
 
-JPEG_MARKER: Final = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
-"""The last byte 255 before a segment, and the kind of the segment. A run of 255 is not part of the
-pattern, because the search would try it again from each of its bytes."""
-_WITH_LENGTH: Final = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE}) - {0xC8}
-_SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
-_SCAN_MARKER: Final = b"\xff\xda"
+_APP1: Final = 0xE1
 
 
 class MeteredFile(io.BytesIO):
-    """A file in memory with a limit on the number of reads.
-
-    Attributes:
-        reads: number of reads so far.
-    """
+    """A file in memory that counts its `reads` and limits their number."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self.reads, self._max_reads = 0, work_limit(len(data))
+        self.reads, self._max_reads = 0, parts.work_limit(len(data))
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return bytes as `io.BytesIO` does. Raises BadImage after too many calls."""
@@ -109,36 +93,32 @@ class MeteredFile(io.BytesIO):
 
 
 def check_limits(name: str, data: bytes) -> None:
-    """Raise BadImage if reading a file, without its pixels, would take too much work.
-
-    Args:
-        name: of the kind of file. data: the whole file.
-    """
-    check = _CHECKS.get(name)
-    if check is not None:
-        check(data)
+    """Raise BadImage if reading a kind of file, without its pixels, would take too much work."""
+    if name in _CHECKS:
+        _CHECKS[name](data)
 
 
 def check_exif(block: bytes) -> None:
     """Raise BadImage if reading all tags of an Exif block without prefix takes too much work."""
     block = _EXIF_PREFIXES.sub(b"", block)
     if len(block) > _SMALL_EXIF_BYTES and block[:4] in (b"II*\0", b"MM\0*"):
-        layout = TiffLayout.of(block)
+        layout = parts.TiffLayout.of(block)
         _check_tags(block, layout, [layout.directory(block, layout.first(block))])
 
 
 def _check_tiff(data: bytes) -> None:
-    _check_tags(data, TiffLayout.of(data), list(tiff_directories(data)))
+    _check_tags(data, parts.TiffLayout.of(data), list(parts.tiff_directories(data)))
 
 
-def _check_tags(data: bytes, layout: TiffLayout, directories: list[tuple[int, int]]) -> None:
+def _check_tags(data: bytes, layout: parts.TiffLayout, directories: list[tuple[int, int]]) -> None:
     """Raise BadImage if some directories, and those that they point to, take too much work."""
     entries, pointers = 0, set[int]()
     while directories:
         work = 0.0
         for tag, type_, count, value in layout.entries(data, *directories.pop()):
             entries, work = entries + 1, work + _ENTRY_WORK
-            if _BYTES_BY_TYPE.get(type_, 0) * count <= len(data):  # else no values can be read
+            size = parts.TIFF_BYTES_BY_TYPE.get(type_, 0) * count
+            if size <= len(data):  # else no values can be read
                 work += count * (_STRIP_WORK if tag in _STRIPS else _WORK_BY_TYPE.get(type_, 0.0))
             if work > MAX_TAG_WORK or entries > MAX_ENTRIES:
                 raise BadImage("the image file is damaged: it has too many tags, or values in them")
@@ -149,51 +129,44 @@ def _check_tags(data: bytes, layout: TiffLayout, directories: list[tuple[int, in
 
 def _check_jpeg(data: bytes) -> None:
     """Count the segments that Pillow reads, and the scans after them that libjpeg reads."""
-    position, segments, exif_parts = 2, 0, list[bytes]()
+    end, exif_parts = 2, list[bytes]()
     sizes = dict.fromkeys(_MAX_BYTES_OF_SEGMENTS, 0)
-    while (marker := JPEG_MARKER.search(data, position, position + _MAX_FILL_BYTES)) is not None:
-        kind, body, segments = marker[1][0], marker.end() + 2, segments + 1
-        position = marker.end()
-        if kind in _WITH_LENGTH:
-            position += max(int.from_bytes(data[position:body], "big"), 2)
-        is_exif = kind == _APP1 and data.startswith(b"Exif\0\0", body)
+    for number, (kind, begin, end) in enumerate(parts.jpeg_segments(data, 2, _MAX_FILL_BYTES), 1):
+        is_exif = kind == _APP1 and data.startswith(b"Exif\0\0", begin)
         if is_exif:
-            exif_parts.append(data[body + 6 : position])
+            exif_parts.append(data[begin + 6 : end])
         if kind in sizes and (is_exif or kind != _APP1):
-            sizes[kind] += position - body
-        too_many = segments > MAX_SEGMENTS or len(exif_parts) > MAX_EXIF_SEGMENTS
+            sizes[kind] += end - begin
+        too_many = number > MAX_SEGMENTS or len(exif_parts) > MAX_EXIF_SEGMENTS
         if too_many or any(sizes[k] > most for k, most in _MAX_BYTES_OF_SEGMENTS.items()):
             raise BadImage("the JPEG file is damaged: it has too many segments before its pixels")
-        if kind == _SCAN:
+        if kind == parts.JPEG_SCAN:
             break
-    if marker is None and len(data) - position > _MAX_FILL_BYTES:
-        raise BadImage("the JPEG file is damaged: a segment is missing before its pixels")
+    else:
+        if len(data) - end > _MAX_FILL_BYTES:
+            raise BadImage("the JPEG file is damaged: a segment is missing before its pixels")
     check_exif(b"".join(exif_parts))
-    if data.count(_SCAN_MARKER, position) >= MAX_SCANS:
-        _check_scans(data, position)
+    if data.count(b"\xff\xda", end) >= MAX_SCANS:
+        _check_scans(data, end)
 
 
 def _check_scans(data: bytes, position: int) -> None:
     """Count the scans of a JPEG after its first, and the segments between them."""
-    scans, segments = 1, 0
-    while (marker := JPEG_MARKER.search(data, position)) is not None and marker[1][0] != _END:
-        kind, position = marker[1][0], marker.end()
-        segments += 1
-        scans += kind == _SCAN
-        if scans > MAX_SCANS or segments > MAX_SEGMENTS:
+    scans = 1
+    for number, (kind, _, _) in enumerate(parts.jpeg_segments(data, position), 1):
+        if kind == parts.JPEG_END:
+            return
+        scans += kind == parts.JPEG_SCAN
+        if scans > MAX_SCANS or number > MAX_SEGMENTS:
             raise BadImage(f"the JPEG file has more than {MAX_SCANS} scans, or parts between them")
-        if kind in _WITH_LENGTH:
-            position += max(int.from_bytes(data[position : position + 2], "big"), 2)
 
 
 def _check_png(data: bytes) -> None:
     """Count the chunks, and the bytes of those that take much work."""
-    position, chunks, packed, packed_bytes, pixel_bytes, max_pixel_bytes = 8, 0, 0, 0, 0, 0
-    while position + 12 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, position)
-        begin, after = position + 8, position + 12 + size
-        chunks += 1
-        if kind in (b"iCCP", b"zTXt") or (kind == b"iTXt" and _is_packed(data, begin, after)):
+    packed, packed_bytes, pixel_bytes, max_pixel_bytes = 0, 0, 0, 0
+    for number, (kind, begin, end) in enumerate(parts.png_chunks(data), 1):
+        size = end - begin
+        if kind in (b"iCCP", b"zTXt") or (kind == b"iTXt" and _is_packed(data, begin, end)):
             packed, packed_bytes = packed + 1, packed_bytes + size
         elif kind == b"IHDR" and size >= 13:
             max_pixel_bytes = _max_pixel_bytes(data, begin)
@@ -202,18 +175,15 @@ def _check_png(data: bytes) -> None:
         elif kind == b"fcTL":  # another frame
             pixel_bytes = 0
         elif kind == b"eXIf":
-            check_exif(data[begin : after - 4])
+            check_exif(data[begin:end])
         elif kind == b"tEXt":
-            _check_text(data, begin, after - 4)
-        if chunks > MAX_CHUNKS + (len(data) >> 10):
+            _check_text(data, begin, end)
+        if number > MAX_CHUNKS + (len(data) >> 10):
             raise BadImage("the PNG file is damaged: it consists of too many small chunks")
         if packed > MAX_PACKED_CHUNKS or packed_bytes > MAX_PACKED_BYTES:
             raise BadImage("the PNG file is damaged: it has too many compressed texts or profiles")
         if pixel_bytes > max_pixel_bytes and max_pixel_bytes:
             raise BadImage("the PNG file is damaged: it has more data than its pixels can take")
-        if kind == b"IEND":
-            return
-        position = after
 
 
 def _max_pixel_bytes(png: bytes, header: int) -> int:
@@ -262,18 +232,15 @@ def _check_boxes(data: bytes) -> None:
     """Count the boxes of a HEIF file that libavif and libheif make lists of."""
     pending = [(b"", 0, len(data))]
     while pending:
-        parent = pending.pop()
-        max_boxes = _MAX_PROPERTIES if parent[0] == b"ipco" else MAX_BOXES - 1
-        for number, (kind, begin, end) in enumerate(boxes(data, *nested_content(*parent))):
-            too_long = kind in _ITEM_LISTS and end - begin > _MAX_ITEMS_BYTES
-            if (
-                number >= max_boxes
-                or too_long
-                or (kind == b"moov" and end - begin > _MAX_MOVIE_BYTES)
-            ):
+        parent, begin, end = pending.pop()
+        max_boxes = _MAX_PROPERTIES if parent == b"ipco" else parts.MAX_BOXES - 1
+        for number, box in enumerate(parts.boxes(data, begin, end, parent)):
+            kind, size = box[0], box[2] - box[1]
+            too_long = size > _MAX_BOX_BYTES.get(kind, size)
+            if too_long or number >= max_boxes:
                 raise BadImage("the HEIF file is damaged: it has too many boxes, or items in them")
             if kind in _PARENTS:
-                pending.append((kind, begin, end))
+                pending.append(box)
 
 
 _CHECKS: Final[Mapping[str, Callable[[bytes], None]]] = {

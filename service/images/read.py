@@ -9,30 +9,24 @@ silences those once, when it starts.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Final, Literal
+from pathlib import Path
+from typing import Final
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from service.errors import BadImage, TooManyPixels
-from service.images import exif
+from service.files import IMAGE_SUFFIXES, files_in
+from service.images import exif, faults
 from service.images.colour_tags import describe_colours, is_adobe_rgb
+from service.images.conversion import Metadata as Metadata
 from service.images.conversion import plan_conversion
-from service.images.exif_check import DAMAGED_EXIF, is_sound_exif, orientation_in
-from service.images.faults import (
-    PILLOW_ERRORS,
-    has_damaged_pixels,
-    lacks_end_marker,
-    why_not_read,
-    with_end_marker,
-)
 from service.images.kinds import FileKind, choose_frame, recognise
 from service.images.limits import MAX_METADATA_BYTES, MeteredFile, check_exif, check_limits
 from service.images.samples import Samples, examine, has_grey_palette, low_bytes, unpack
 from service.picture import Picture
-
-Metadata = Literal["none", "icc", "all"]
 
 _TURNED_BY_BOXES: Final = frozenset({"AVIF", "HEIC"})
 """Kinds of file whose boxes tell the orientation, not XMP. Pillow puts it into Exif."""
@@ -67,10 +61,10 @@ def read_image(
             _check_size(kind, image, max_pixels)
             choose_frame(kind, image, data, frame, max_pixels)
             _check_size(kind, image, max_pixels)  # pages differ in size
-            if kind.name == "PNG" and has_damaged_pixels(data):
+            if kind.name == "PNG" and faults.has_damaged_pixels(data):
                 raise BadImage("the PNG file is damaged: its pixels differ from their checksums")
-            if kind.name == "JPEG" and lacks_end_marker(data):
-                data = with_end_marker(data)
+            if kind.name == "JPEG" and faults.lacks_end_marker(data):
+                data = faults.with_end_marker(data)
                 return read_image(data, max_pixels=max_pixels, metadata=metadata, frame=frame)
             return _decode(kind, image, data, metadata)
     except Image.DecompressionBombError as error:
@@ -79,17 +73,47 @@ def read_image(
         ) from error
     except MemoryError as error:
         raise BadImage(f"the {kind.name} file needs more memory than there is") from error
-    except PILLOW_ERRORS as error:
-        raise BadImage(f"the {kind.name} file {why_not_read(kind.name, data, error)}") from error
+    except faults.PILLOW_ERRORS as error:
+        reason = faults.why_not_read(kind.name, data, error)
+        raise BadImage(f"the {kind.name} file {reason}") from error
+
+
+def read_folder(
+    folder: Path,
+    on_skip: Callable[[Path], None] | None = None,
+    *,
+    max_pixels: int = 10**8,
+) -> Iterator[tuple[Path, Picture]]:
+    """Read the pictures of a folder and of the folders in it, in order, without metadata.
+
+    Args:
+        folder: to read. max_pixels: largest width x height of a picture.
+        on_skip: if given, every file is tried, and this is called with each that is no picture.
+            If None, only files with the suffix of a picture are tried, and all must be pictures.
+
+    Raises:
+        BadParameter: `folder` is no folder. BadImage: a file is no picture; the message names it.
+        OSError: a folder or file cannot be read.
+    """
+    for path in files_in(folder):
+        if on_skip is None and path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        try:
+            picture = read_image(path.read_bytes(), max_pixels=max_pixels, metadata="none")
+        except BadImage as error:
+            if on_skip is None:
+                raise BadImage(f"{path}: {error}") from error
+            on_skip(path)
+        else:
+            yield path, picture
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
     """Return width and height by the header, before any turning; None if it cannot be read."""
     try:
         with _open(recognise(data), data) as image:
-            width, height = image.size
-            return width, height
-    except (BadImage, MemoryError, Image.DecompressionBombError, *PILLOW_ERRORS):
+            return image.size
+    except (BadImage, MemoryError, Image.DecompressionBombError, *faults.PILLOW_ERRORS):
         return None
 
 
@@ -120,14 +144,7 @@ def _decode(kind: FileKind, image: ImageFile, data: bytes, metadata: Metadata) -
     if has_grey_palette(image):
         samples = replace(samples, grey=True)
     _match_transparency(image, samples)
-    conversion = plan_conversion(
-        image,
-        description,
-        grey=samples.grey,
-        keep=metadata != "none",
-        verbatim=metadata == "all",
-        max_bytes=MAX_METADATA_BYTES,
-    )
+    conversion = plan_conversion(image, description, metadata, grey=samples.grey)
     block, orientation = _orientation(kind, image)
     low = None if conversion.curve is None else low_bytes(image, samples, data)
     rgb, alpha = unpack(image, low, samples, conversion, orientation)
@@ -136,8 +153,8 @@ def _decode(kind: FileKind, image: ImageFile, data: bytes, metadata: Metadata) -
         kept = exif.upright(kept, rgb.shape[1], rgb.shape[0])
         if conversion.icc is None and is_adobe_rgb(image):
             kept = exif.as_srgb(kept)
-        if not is_sound_exif(kept) or orientation_in(kept) not in (None, 1):
-            kept, notes = None, (DAMAGED_EXIF,)
+        if not exif.is_sound(kept) or exif.orientation_in_avif(kept) not in (None, 1):
+            kept, notes = None, (exif.DAMAGED_EXIF,)
     bits = image.info["bit_depth"] if kind.name == "HEIC" else samples.bits
     if bits > 8:
         notes = (f"{bits}-bit samples reduced to 8 bits", *notes)
@@ -171,12 +188,12 @@ def _exif_to_keep(
     if kind.name == "TIFF":
         try:
             block = exif.from_tiff(image) or b""
-        except PILLOW_ERRORS:
+        except faults.PILLOW_ERRORS:
             return None, ("the Exif tags are damaged and were left out",)
     if not block:
         return None, ()
     if not exif.is_exif(block):
-        return None, (DAMAGED_EXIF,)
+        return None, (exif.DAMAGED_EXIF,)
     if len(block) > MAX_METADATA_BYTES:
         return None, (f"the Exif block of {len(block)} bytes is too large and was left out",)
     return block, ()

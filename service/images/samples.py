@@ -15,12 +15,12 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import TiffImagePlugin
 from PIL.Image import Image, fromarray
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from service.errors import BadImage
-from service.images import colour
 from service.images.colour import TransferCurve
 from service.images.conversion import Conversion
 from service.picture import U8
@@ -36,10 +36,6 @@ _WHY_REFUSED: Final[Mapping[str, str]] = {
     "LAB": "its colours are CIE Lab; save it as RGB",
 }
 """Modes of Pillow whose samples have no natural place in 8 bits."""
-_TIFF_BITS: Final = 258
-"""Tag BitsPerSample."""
-_TIFF_PHOTOMETRIC: Final = 262
-"""Tag PhotometricInterpretation; 0 means that 0 is white."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +44,24 @@ class Samples:
 
     Attributes:
         grey: whether there is only one colour channel.
-        bits: bits of a sample in the file, as far as Pillow reports them.
-        white: largest value of a sample in the file.
+        bits: of a sample in the file, as far as Pillow reports them.
         inverted: whether 0 is white, in grey samples of more than 8 bits.
         alpha: whether some pixels may be transparent.
     """
 
     grey: bool
     bits: int
-    white: int
     inverted: bool
     alpha: bool
 
+    @property
+    def white(self) -> int:
+        """Largest value of a sample in the file."""
+        return (1 << self.bits) - 1
+
 
 def examine(image: ImageFile) -> Samples:
-    """Return the description of the samples from the header, before they are decoded.
-
-    Raises:
-        BadImage: the samples have no natural place in 8 bits.
-    """
+    """Return the samples by the header. Raises BadImage if they have no natural place in 8 bits."""
     raw_mode, decoder = _raw_mode(image)
     deep_pnm = image.format == "PPM" and image.mode == "I"
     if image.format == "PPM" and decoder != "raw":
@@ -76,8 +71,9 @@ def examine(image: ImageFile) -> Samples:
         raise BadImage(f"this {image.format} file cannot be read: {why}")
     grey = image.mode in _MODES_GREY or deep_pnm or raw_mode.startswith("LA")
     bits = _bits(image, raw_mode, deep_pnm)
-    inverted = image.format == "TIFF" and _tiff_tag(image, _TIFF_PHOTOMETRIC) == 0
-    return Samples(grey, bits, (1 << bits) - 1, inverted, image.has_transparency_data)
+    photometric = _tiff_tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
+    inverted = image.format == "TIFF" and photometric == 0
+    return Samples(grey, bits, inverted, image.has_transparency_data)
 
 
 def has_grey_palette(image: Image) -> bool:
@@ -89,11 +85,7 @@ def has_grey_palette(image: Image) -> bool:
 
 
 def low_bytes(image: ImageFile, samples: Samples, data: bytes) -> Image | None:
-    """Return the low bytes of a PNG's 16-bit colours, which Pillow drops; None if it drops none.
-
-    Args:
-        image: loaded. samples: its description. data: the whole file.
-    """
+    """Return the low bytes of a loaded PNG's 16-bit colours; None if Pillow dropped none."""
     animated = getattr(image, "is_animated", False)
     if image.format != "PNG" or samples.bits <= 8 or image.mode in _MODES_16 or animated:
         return None
@@ -111,12 +103,8 @@ def unpack(
 ) -> tuple[U8, U8 | None]:
     """Return the upright colours [H, W, 3] and alpha [H, W], both uint8, of a loaded image.
 
-    Alpha is None when every pixel is opaque.
-
-    Args:
-        image: loaded. low: low bytes of its 16-bit colours, from `low_bytes`.
-        samples: its description. conversion: of its colours.
-        orientation: 1 to 8, as in Exif, that is still to be applied.
+    Alpha is None when every pixel is opaque. The orientation, 1 to 8 as in Exif, is the one that is
+    still to be applied; `low` comes from `low_bytes`.
     """
     width, height = image.size
     upright = (height, width) if orientation <= 4 else (width, height)
@@ -137,8 +125,7 @@ def unpack(
 def as_in_file(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Return a view of an upright picture that is indexed by the rows and columns of the file.
 
-    Orientations are those of TIFF and Exif: in a file of orientation 6, the first row is the right
-    side of the picture.
+    In a file of orientation 6, the first row is the right side of the picture.
     """
     if orientation in (2, 3, 6, 7):
         upright = upright[:, ::-1]
@@ -169,7 +156,7 @@ def _unpack_band(
     if conversion.curve is not None and not is_deep:
         band = _recode(band.convert(conversion.mode), low, conversion.curve)
     if conversion.transform is not None:
-        band = colour.apply(conversion.transform, band.convert(conversion.mode))
+        band = conversion.transform.apply(band.convert(conversion.mode))
         colours = np.asarray(band)
         # The three channels of a grey sample are equal but for rounding: take green.
         return (colours[..., 1:2] if samples.grey else colours), alpha
@@ -179,11 +166,10 @@ def _unpack_band(
 
 def _recode(band: Image, low: Image | None, curve: TransferCurve) -> Image:
     """Return samples of a transfer curve as 8-bit samples of sRGB's; `low` has their low bytes."""
-    high = np.asarray(band)
-    if low is None:
-        return fromarray(_to_srgb_curve(high, 255, curve))
-    deep = high.astype(np.uint16) << 8 | np.asarray(low)
-    return fromarray(_to_srgb_curve(deep, 65535, curve))
+    samples, white = np.asarray(band), 255
+    if low is not None:
+        samples, white = samples.astype(np.uint16) << 8 | np.asarray(low), 65535
+    return fromarray(_to_srgb_curve(samples, white, curve))
 
 
 def _to_8_bits(deep: NDArray[Any], samples: Samples, curve: TransferCurve | None) -> U8:
@@ -214,7 +200,7 @@ def _raw_mode(image: ImageFile) -> tuple[str, str]:
 
 
 def _bits(image: ImageFile, raw_mode: str, deep_pnm: bool) -> int:
-    tagged = _tiff_tag(image, _TIFF_BITS) if image.format == "TIFF" else None
+    tagged = _tiff_tag(image, TiffImagePlugin.BITSPERSAMPLE) if image.format == "TIFF" else None
     if isinstance(tagged, int):
         return tagged
     if ";16" in raw_mode or deep_pnm:

@@ -24,7 +24,7 @@ from service.codec import container
 from service.errors import BadParameter, BadStream, RankpressError, UnsupportedStream
 from service.images import exif
 from service.images.colour_tags import profile_by_info
-from service.images.exif_check import is_sound_exif
+from service.images.samples import unless_opaque
 from service.picture import Picture
 
 if TYPE_CHECKING:
@@ -38,19 +38,9 @@ MIME: Final = "application/vnd.rankpress"
 _ANY_SIZE: Final = (container.MAX_SIDE + 1) ** 2
 """Limit of pixels that no stream exceeds: Pillow checks its own, Image.MAX_IMAGE_PIXELS."""
 
-_SAVED_MODES: Final = {
-    "1": "L",
-    "L": "L",
-    "LA": "LA",
-    "La": "LA",
-    "RGB": "RGB",
-    "RGBX": "RGB",
-    "RGBA": "RGBA",
-    "RGBa": "RGBA",
-    "P": "RGB",
-    "PA": "RGBA",
-}
-"""Modes of Pillow that can be saved, and the modes that they are converted to."""
+_GREY_MODES: Final = frozenset({"1", "L", "LA", "La"})
+_COLOUR_MODES: Final = frozenset({"RGB", "RGBX", "RGBA", "RGBa", "P", "PA"})
+"""Modes of Pillow that can be saved, besides the grey ones."""
 
 
 class RankpressImageFile(ImageFile.ImageFile):
@@ -63,8 +53,7 @@ class RankpressImageFile(ImageFile.ImageFile):
         """Read the header and the metadata of the stream.
 
         Raises:
-            SyntaxError: the file is damaged or no stream; Image.open turns it into
-                UnidentifiedImageError.
+            SyntaxError: it is damaged or none; Image.open raises UnidentifiedImageError instead.
             OSError: the stream is of a newer format.
         """
         assert self.fp is not None
@@ -90,14 +79,11 @@ class RankpressImageFile(ImageFile.ImageFile):
         self.tile = [ImageFile._Tile("raw", (0, 0, *self._size), 0, self._mode)]
 
     def load(self) -> Any:
-        """Decode the stream, once.
-
-        Raises:
-            OSError: the coded latents are damaged, or need weights that are not in the store.
-        """
+        """Decode the stream, once. Raises OSError if its latents are damaged or weights missing."""
         if self.tile and self._stream is not None:
             try:
-                picture = _decoder().decompress(self._stream).picture
+                decoder = engine_of(os.getpid(), decode_only=True)
+                picture = decoder.decompress(self._stream).picture
             except RankpressError as error:
                 raise OSError(str(error)) from error
             if self._exclusive_fp and self.fp is not None:
@@ -111,7 +97,7 @@ class RankpressImageFile(ImageFile.ImageFile):
         """Do nothing: the decoded samples begin at the start of `fp`."""
 
 
-def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
+def _save(image: Image.Image, file: IO[bytes], _filename: str | bytes) -> None:
     """Compress an image with the options of Image.save.
 
     They are rate or one of target_bpp, max_bytes and target_psnr; tune, one of container.TUNES;
@@ -123,13 +109,15 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
         ValueError: an option is out of range, or more than one of rate and targets was given.
         OSError: the mode cannot be saved, or torch is not installed.
     """
-    del filename
+    from service.engine.target import rate_or_target
+
     options: dict[str, Any] = image.encoderinfo
     picture = _picture(image, options)
     try:
-        rate_or_target = _rate_or_target(options)
+        names = ("rate", "target_bpp", "max_bytes", "target_psnr")
+        requested = rate_or_target(*(options.get(name) for name in names))
         tune = str(options.get("tune") or container.PSNR)
-        data = _saver(os.getpid()).submit(_compress, picture, rate_or_target, tune).result()
+        data = _saver(os.getpid()).submit(_compress, picture, requested, tune).result()
     except BadParameter as error:
         raise ValueError(str(error)) from error
     except RankpressError as error:
@@ -137,35 +125,23 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     file.write(data)
 
 
-def _compress(picture: Picture, rate_or_target: float | Target, tune: str) -> bytes:
+def _compress(picture: Picture, requested: float | Target, tune: str) -> bytes:
     with _SAVING:
-        engine = _engine_of(os.getpid(), decode_only=False)
-        return engine.compress(picture, rate_or_target, tune).data
-
-
-def _rate_or_target(options: dict[str, Any]) -> float | Target:
-    """Return the requested rate or target. Raises BadParameter if there are several."""
-    from service.engine.target import rate_or_target
-
-    names = ("rate", "target_bpp", "max_bytes", "target_psnr")
-    return rate_or_target(*(options.get(name) for name in names))
+        engine = engine_of(os.getpid(), decode_only=False)
+        return engine.compress(picture, requested, tune).data
 
 
 def _picture(image: Image.Image, options: dict[str, Any]) -> Picture:
     """Return an image of Pillow as a picture that the codec takes."""
-    mode = _SAVED_MODES.get(image.mode)
-    if mode is None:
+    if image.mode not in _GREY_MODES | _COLOUR_MODES:
         raise OSError(f"cannot write mode {image.mode} as {FORMAT}")
     if min(image.size) < 1:
         raise ValueError(f"cannot write an empty image as {FORMAT}")
-    if image.mode in ("L", "P", "RGB") and "transparency" in image.info:
-        mode = "LA" if image.mode == "L" else "RGBA"
+    grey, transparent = image.mode in _GREY_MODES, image.has_transparency_data
+    mode = ("L" if grey else "RGB") + ("A" if transparent else "")
     samples = np.asarray(image if image.mode == mode else image.convert(mode))
     samples = samples.reshape(image.height, image.width, len(mode))
-    alpha = samples[..., -1] if mode in ("LA", "RGBA") else None
-    if alpha is not None and (alpha == 255).all():
-        alpha = None
-    grey = mode in ("L", "LA")
+    alpha = unless_opaque(samples[..., -1]) if transparent else None
     rgb = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
     own_profile = image.info.get("icc_profile") or profile_by_info(image, grey=grey)
     icc = options.get("icc_profile", own_profile)
@@ -180,53 +156,43 @@ def _picture(image: Image.Image, options: dict[str, Any]) -> Picture:
 
 def _exif(given: Image.Exif | bytes | None) -> bytes | None:
     """Return the Exif block to keep, without prefix; the orientation of pixels and block stays."""
-    if not given:
-        return None
-    block = given.tobytes() if isinstance(given, Image.Exif) else bytes(given)
-    return _sound_exif(block.removeprefix(exif.PREFIX))
+    block = given.tobytes() if isinstance(given, Image.Exif) else given
+    return _sound_exif(block and block.removeprefix(exif.PREFIX))
 
 
 def _sound_exif(block: bytes | None) -> bytes | None:
     """Return the same Exif block; None, with a warning, where it is damaged."""
-    if not block:
-        return None
-    if is_sound_exif(block):
-        return block
-    warnings.warn("the Exif block is damaged and was left out", stacklevel=2)
+    if not block or exif.is_sound(block):
+        return block or None
+    warnings.warn(exif.DAMAGED_EXIF, stacklevel=2)
     return None
 
 
 @cache
-def _saver(process: int) -> ThreadPoolExecutor:
+def _saver(_process: int) -> ThreadPoolExecutor:
     """Return the executor of the one thread of a process that compresses.
 
     Torch starts helper threads for each thread that uses it. Those of the calling thread may be
     lost: it may have called os.fork after it used torch. The thread never ends, because MKL is not
     safe to use while one of its threads ends.
     """
-    del process
     return ThreadPoolExecutor(1, "rankpress")
 
 
-def _decoder() -> Engine:
-    return _engine_of(os.getpid(), decode_only=True)
-
-
 @cache
-def _engine_of(process: int, *, decode_only: bool) -> Engine:
+def engine_of(_process: int, *, decode_only: bool) -> Engine:
     """Return the engine of a process, opened at its first use; see runtime/fork_safety.py."""
-    del process
     from service.engine.opening import open_engine
     from service.settings import Settings
 
-    changes: dict[str, object] = {
+    settings = Settings()
+    changes = {
         "max_pixels": _ANY_SIZE,
         "decode_only": decode_only,
         "adapters": None,
+        "device": "cpu" if decode_only else settings.device,
     }
-    if decode_only:
-        changes["device"] = "cpu"
-    return open_engine(Settings().model_copy(update=changes))
+    return open_engine(settings.model_copy(update=changes))
 
 
 # No fork while the thread compresses: the child would wait for locks that the thread holds.
@@ -237,11 +203,7 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def _is_stream(prefix: bytes) -> bool:
-    return prefix.startswith(container.MAGIC)
-
-
-Image.register_open(FORMAT, RankpressImageFile, _is_stream)
+Image.register_open(FORMAT, RankpressImageFile, lambda prefix: prefix.startswith(container.MAGIC))
 Image.register_save(FORMAT, _save)
 Image.register_extension(FORMAT, SUFFIX)
 Image.register_mime(FORMAT, MIME)

@@ -12,7 +12,7 @@ from service.engine.types import Compressed
 from service.errors import BadParameter
 from service.eval.metrics import ms_ssim
 from service.eval.pictures import decode_on_white
-from service.images.folder import read_folder
+from service.images.read import read_folder
 from service.picture import Picture
 from service.runtime.loading import load_models
 from service.store.model import StoredRate

@@ -19,7 +19,7 @@ from service.adapt.synthesis import updatable
 from service.codec.lowrank import PARTS
 from service.codec.tiles import Box
 from service.errors import BadParameter
-from service.images.folder import read_folder
+from service.images.read import read_folder
 from service.nets.twin import float_twin
 from service.picture import U8, Picture
 from service.runtime.loading import load_models

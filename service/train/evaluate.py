@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from service.errors import BadParameter
-from service.images.folder import read_folder
+from service.images.read import read_folder
 from service.nets.model import Estimate
 from service.picture import Picture
 from service.train.ladder import RateLadder
@@ -69,7 +69,7 @@ def psnr_db(mse: float) -> float:
 
 
 def pictures_in(folder: Path) -> Iterator[Picture]:
-    """Yield the pictures of a folder, opaque and cropped; see images/folder.py and `crop_to_cells`.
+    """Yield the pictures of a folder, opaque and cropped; see images/read.py and `crop_to_cells`.
 
     Pictures with a side under 64 pixels are left out.
     """

@@ -20,8 +20,7 @@ from service.engine.target import Target
 from service.engine.target_search import USUAL_ENCODES
 from service.engine.types import LEAST_WORK, Load, StreamPreview
 from service.errors import CheckFailed, StoreError, TooManyPixels
-from service.images.cost import effort_for
-from service.images.write import MEDIA_TYPES, Format
+from service.images.write import MEDIA_TYPES, Format, effort_for
 from service.picture import Region
 
 from .client import HEIGHT, PIXELS, PNG, WIDTH, Client, pixels_of, running, until

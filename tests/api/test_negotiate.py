@@ -9,7 +9,7 @@ import pytest
 from service.engine.types import StreamShape
 from service.errors import NotAcceptable
 from service.http.negotiate import EXACT, SMALL, Form, Preference, choose_forms, rank_formats
-from service.images.cost import WriteLimits
+from service.images.write import WriteLimits
 
 NO_LIMITS = WriteLimits(math.inf, 2**62)
 

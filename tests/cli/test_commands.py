@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -649,15 +648,19 @@ except SystemExit:
     print([name for name in heavy if name in sys.modules])
 """
 SLOW = """
-import signal, time, service.engine.opening
+import signal, threading, service.cli.batch, service.engine.opening
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 class Slow:
     def compress(self, picture, rate, tune):
-        time.sleep(60)
-def open_engine(*_, **__):
-    print("begun", flush=True)
-    return Slow()
-service.engine.opening.open_engine = open_engine
+        print("begun", flush=True)
+        threading.Event().wait()
+read = service.cli.batch.read_bytes
+def read_bytes(source):
+    if source is None:
+        print("begun", flush=True)
+    return read(source)
+service.cli.batch.read_bytes = read_bytes
+service.engine.opening.open_engine = lambda *_, **__: Slow()
 main()
 """
 
@@ -693,7 +696,6 @@ def test_an_interrupt_ends_with_130_and_no_half_file(here: Path, source: str) ->
         env=ENVIRONMENT,
     ) as child:
         assert child.stdout is not None and child.stdout.readline() == b"begun\n"
-        time.sleep(0.2)
         child.send_signal(signal.SIGINT)
         assert child.wait(10) == 130
         assert child.stderr is not None and child.stderr.read() == b"error: interrupted\n"

@@ -18,10 +18,9 @@ from service.api.file_work import DecompressFile, View
 from service.engine.types import Decompressed, Timings
 from service.http.negotiate import Form
 from service.images import exif
-from service.images.cost import WriteLimits
 from service.images.read import Metadata, read_image
-from service.images.resize import shrink, update_exif
-from service.images.write import write_image
+from service.images.resize import shrink
+from service.images.write import WriteLimits, write_image
 from service.picture import Picture, Region
 
 
@@ -148,7 +147,7 @@ def test_a_picture_of_another_view_has_exif_of_that_alone(way: str) -> None:
     if way == "scaled":
         other = shrink(picture, 20)
     else:
-        other = update_exif(Picture(picture.rgb[4:14, 5:25], exif=picture.exif))
+        other = shrink(Picture(picture.rgb[4:14, 5:25], exif=picture.exif), None, is_part=True)
     assert other.exif is not None
     for gone in (b"\xff\xd8", b"focus", b"thumbnail"):
         assert gone not in other.exif
@@ -193,5 +192,5 @@ def test_gps_is_kept_by_all_alone() -> None:
 def test_damaged_exif_of_another_view_is_left_out(size: int) -> None:
     block = camera_exif()
     for damaged in (block[:size], block[:8] + bytes(size), block[: len(block) - size]):
-        part = update_exif(Picture(photo(10, 10), exif=damaged))
+        part = shrink(Picture(photo(10, 10), exif=damaged), None, is_part=True)
         assert part.exif is None or exif.is_exif(part.exif)

@@ -16,7 +16,7 @@ from service.datasets.crops import Crops
 from service.datasets.tile_file import cut_tiles, read_tiles
 from service.errors import BadImage
 from service.eval import pictures as measured
-from service.images.folder import read_folder
+from service.images.read import read_folder
 from service.train.evaluate import pictures_in
 
 

@@ -18,7 +18,6 @@ from image_files import chunk, file_of
 from PIL import Image
 
 from service.errors import BadImage
-from service.images.kinds import work_limit
 from service.images.limits import (
     MAX_EXIF_SEGMENTS,
     MAX_PACKED_CHUNKS,
@@ -26,6 +25,7 @@ from service.images.limits import (
     MAX_SEGMENTS,
     MeteredFile,
 )
+from service.images.parts import work_limit
 from service.images.read import image_size, read_image
 from service.picture import Picture
 

@@ -75,7 +75,7 @@ DROPPED = """
 import rankpress_pillow
 data = save()
 pixels(data)
-print(in_child(lambda: (rankpress_pillow._engine_of.cache_clear(), said(save() == data))))
+print(in_child(lambda: (rankpress_pillow.engine_of.cache_clear(), said(save() == data))))
 """
 WHILE_SAVING = """
 import threading

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def small_store(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Itera
 
 
 def forget() -> None:
-    rankpress_pillow._engine_of.cache_clear()
+    rankpress_pillow.engine_of.cache_clear()
 
 
 def saved(image: Image.Image, **options: object) -> bytes:
@@ -73,15 +74,14 @@ def test_opening_reads_and_only_loading_decodes(
 ) -> None:
     data = engine.compress(photo, 4).data
     calls: list[int] = []
-    decoder = rankpress_pillow._decoder()
+    decoder = rankpress_pillow.engine_of(os.getpid(), decode_only=True)
 
     def counted(data: bytes) -> object:
         calls.append(len(data))
         return decoder.decompress(data)
 
-    monkeypatch.setattr(
-        rankpress_pillow, "_decoder", lambda: type("Spy", (), {"decompress": staticmethod(counted)})
-    )
+    spy = type("Spy", (), {"decompress": staticmethod(counted)})
+    monkeypatch.setattr(rankpress_pillow, "engine_of", lambda *_, **__: spy)
     image = Image.open(io.BytesIO(data))
     assert image.size == (106, 75) and calls == []
     image.load()
@@ -190,7 +190,7 @@ def test_colours_that_pillow_tells_without_a_profile_are_kept_as_one(photo: Pict
             if space == "GRAY":
                 to_srgb = colour.to_srgb(icc, "L")
                 assert to_srgb is not None
-                grey = colour.apply(to_srgb, Image.new("L", (1, 1), 128)).getpixel((0, 0))
+                grey = to_srgb.apply(Image.new("L", (1, 1), 128)).getpixel((0, 0))
                 assert grey == (188, 188, 188)
 
 
