@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "codec": set(),
     "images": COMMON | {"files"},
     "store": {"codec", "files"},
-    "nets": {"codec"},
+    "nets": {"codec", "store"},
     "runtime": COMMON | {"codec", "nets", "store"},
     "adapt": COMMON | {"codec", "nets", "store", "runtime"},
     "engine": COMMON | {"codec", "store", "runtime", "adapt", "settings"},
@@ -149,11 +149,17 @@ def test_only_the_api_knows_the_web_framework() -> None:
     assert users <= {"http", "api", "cli"}
 
 
+def test_only_the_export_writes_onnx() -> None:
+    """Serving opens the graphs that lie with a model."""
+    users = {unit_of(module_of(f)) for f in FILES if "onnx" in third_party(f)}
+    assert users == {"export"}
+
+
 WITHOUT = """
 import sys
 from pathlib import Path
 
-MISSING = {"torch", "compressai", "fastapi", "starlette", "uvicorn"}
+MISSING = {"torch", "onnx", "compressai", "fastapi", "starlette", "uvicorn"}
 
 class Without:
     '''A finder that does not find some packages, as if they were not installed.'''

@@ -23,7 +23,8 @@ from service.codec.entropy_model import LEVELS
 from service.codec.tiles import Z_CELL
 from service.nets.model import Backbone, gaussian_bits, sigma
 from service.nets.steps import by_step, cells
-from service.nets.twin import ModelTensors, float_twin, quantiser_steps
+from service.nets.twin import float_twin, quantiser_steps
+from service.store.model import StoredModel
 
 ODDS_MIN = 1e-5
 """Smallest distance to a whole number that a latent counts as; keeps atanh finite."""
@@ -47,7 +48,7 @@ class RelaxedLatents:
 class RateModel:
     """The entropy model of a merged rate in differentiable floats."""
 
-    def __init__(self, stored: ModelTensors, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, stored: StoredModel, device: torch.device, dtype: torch.dtype) -> None:
         """Build the float twin.
 
         Args:

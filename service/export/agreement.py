@@ -51,11 +51,8 @@ def measure_agreement(
 ) -> tuple[CodecAgreement, Figures]:
     """Compress the pictures of a folder, and compare the codec with the float model.
 
-    The float model takes pictures whose sides are multiples of 64, so other pictures are compressed
-    again, cropped.
-
-    Returns:
-        The agreement on the cropped pictures, and the codec's figures of the whole pictures.
+    The float model takes pictures whose sides are multiples of 64. So the agreement is that on
+    cropped pictures; the figures are those of the codec on whole ones.
 
     Raises:
         ExportFailed: the folder has no picture of at least 64x64 pixels, or the engine does not

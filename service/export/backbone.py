@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import save as save_safetensors
 from torch import Tensor, nn
 
@@ -31,12 +32,13 @@ from service.datasets.procedural import procedural_tiles
 from service.engine.engine import Engine
 from service.errors import BadParameter
 from service.export.agreement import CodecAgreement, ExportFailed, measure_agreement
+from service.export.graphs import build_graphs
 from service.export.quantise import MARGIN, calibrate, quantise
 from service.nets.backbone import folded
 from service.nets.lora import RateAdapter
 from service.nets.model import Backbone
 from service.nets.twin import float_twin
-from service.picture import Picture
+from service.picture import U8, Picture
 from service.rates.ladder import publish
 from service.rates.rate_training import TrainedRate
 from service.runtime.loading import load_models
@@ -90,29 +92,26 @@ def trained_weights(path: Path, sizes: Sizes | None, record: Path | None) -> Tra
     return TrainedBackbone(from_weights(path, sizes, (BASE,)), extra)
 
 
-def folded_backbone(base: Backbone) -> Backbone:
-    """Return a float model with its scales folded into its weights, ready to evaluate."""
+def folded_backbone(base: Backbone, changes: dict[str, Tensor] | None = None) -> Backbone:
+    """Return a float model with its scales folded into its weights, ready to evaluate.
+
+    `changes` are tensors that take the place of the base's, as RateLadder.merged returns them.
+    """
+    state = base.state_dict() | {"y_step": base.y_step, "z_step": base.z_step} | (changes or {})
     model = Backbone(base.sizes, nn.Linear)
-    model.load_state_dict(folded(base.state_dict()))
-    model.y_step, model.z_step = base.y_step.clone(), base.z_step.clone()
+    model.y_step, model.z_step = (state.pop(n).detach().clone() for n in ("y_step", "z_step"))
     model.unit_step = base.unit_step.clone()
+    model.load_state_dict(folded(state))
     return model.eval().requires_grad_(False)
 
 
 def folded_rates(ladder: RateLadder) -> list[Backbone]:
     """Return the folded model of every rate except BASE."""
-    out = []
-    for at, rate in enumerate(ladder.rates):
-        if rate != BASE:
-            changes = ladder.merged(torch.tensor([at]))
-            model = Backbone(ladder.base.sizes)
-            state = ladder.base.state_dict() | changes
-            steps = {n: state.pop(n) for n in ("y_step", "z_step")}
-            model.load_state_dict(state)
-            model.y_step, model.z_step = steps["y_step"].detach(), steps["z_step"].detach()
-            model.unit_step = ladder.base.unit_step
-            out.append(folded_backbone(model))
-    return out
+    return [
+        folded_backbone(ladder.base, ladder.merged(torch.tensor([at])))
+        for at, rate in enumerate(ladder.rates)
+        if rate != BASE
+    ]
 
 
 def stored_model(
@@ -122,7 +121,7 @@ def stored_model(
     training: Mapping[str, object],
     rates: Sequence[Backbone] = (),
 ) -> tuple[StoredModel, bytes]:
-    """Quantise a folded model.
+    """Quantise a folded model; returns it with its golden stream, and base.safetensors.
 
     Args:
         name: of the model's folder.
@@ -130,9 +129,6 @@ def stored_model(
         pictures: [1, H, W, 3] in [0, 1], sides multiples of 64, to calibrate ranges on.
         training: record of the training, JSON values.
         rates: from `folded_rates`; the integer formats leave room for their weights.
-
-    Returns:
-        The model, which has coded its own golden stream, and the bytes of base.safetensors.
     """
     ranges = calibrate([model, *rates], pictures)
     entropy: Tensors = dict(quantise(model, ranges, rates))
@@ -154,27 +150,30 @@ def stored_model(
         Golden(b"", np.zeros((0, 0, 0), np.int16), np.zeros((0, 0, 3), np.uint8)),
         len(base),
     )
-    return replace(unmeasured, golden=make_golden(unmeasured)), base
+    return replace(
+        unmeasured, golden=make_golden(unmeasured), graphs=build_graphs(unmeasured)
+    ), base
 
 
 def make_golden(model: StoredModel) -> Golden:
     """Compress a small generated picture: its stream, its latents, and its pixels in float32."""
     (loaded,) = load_models((model,), "cpu", torch.float32)
     engine = Engine((loaded,))
-    picture = Picture(golden_picture(50, 75))
+    picture = Picture(golden_picture())
     data = engine.compress(picture, BASE).data
     box = latent_box(picture.width, picture.height)
     decoded = loaded.coder.decode(read_stream(data).tiles, Box(0, 0, box.height, box.width))
     return Golden(data, decoded.y_hat[0], engine.decompress(data).picture.rgb)
 
 
-def golden_picture(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return a picture of smooth gradients, an edge and texture, [height, width, 3]."""
-    y, x = np.mgrid[:height, :width].astype(np.float64)
+def golden_picture() -> U8:
+    """Return a picture of smooth gradients, an edge and texture, [50, 75, 3]."""
+    y, x = np.mgrid[:50, :75].astype(np.float64)
     texture = 20 * np.sin(x * 1.3) * np.cos(y * 0.9)
-    edge = 60.0 * (x + y > (height + width) / 2)
+    edge = 60.0 * (x + y > 62.5)
     channels = [40 + 1.5 * x + texture, 60 + 2 * y + edge, 200 - x - y + texture]
-    return np.stack(channels, -1).round().clip(0, 255).astype(np.uint8)
+    rgb: U8 = np.stack(channels, -1).round().clip(0, 255).astype(np.uint8)
+    return rgb
 
 
 def extreme_pictures() -> list[Tensor]:
@@ -191,9 +190,8 @@ def extreme_pictures() -> list[Tensor]:
 def fit_latents(model: Backbone, pictures: list[Tensor]) -> None:
     """Divide channels of y that exceed the codec's range, and their steps, by powers of two.
 
-    Args:
-        model: with scale vectors, its steps 1; changed in place, so that it computes the same.
-        pictures: [1, H, W, 3] in [0, 1], whose latents must fit.
+    The model has scale vectors and steps of 1, and computes the same afterwards; the latents of
+    the pictures, [1, H, W, 3] in [0, 1], fit.
     """
     largest = torch.stack([model.g_a(x - 0.5).abs().amax((0, 1, 2)) for x in pictures]).amax(0)
     limit = MU_MAX / 2**Y_FRAC / MARGIN
@@ -210,7 +208,7 @@ def export_backbone(
     test: Path,
     report: Callable[[str], None],
 ) -> CodecAgreement:
-    """Export trained weights as a model of the store.
+    """Export trained weights as a model in the folder `out`.
 
     Args:
         trained: weights to export.
@@ -247,8 +245,7 @@ def _publish_rates(
 ) -> None:
     """Quantise and publish every rate of a ladder except the base's own."""
     ranks = dict(RANKS)
-    record: dict[str, object] = {"tune": PSNR.name, "ranks": ranks}
-    record["trained"] = "with the backbone"
+    record: dict[str, object] = {"tune": PSNR.name, "ranks": ranks, "trained": "with the backbone"}
     for at, rate in enumerate(ladder.rates):
         if rate == BASE:
             continue
@@ -259,11 +256,10 @@ def _publish_rates(
         report(f"rate {rate}: {entry.kodak_bpp:.4f} bpp, {entry.kodak_psnr_db:.3f} dB")
 
 
-def _float16(name: str, tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+def _float16(name: str, tensor: Tensor) -> NDArray[np.float16]:
     """Convert a weight to float16. Raises ExportFailed if it exceeds the range."""
-    half = tensor.to(torch.float16)
-    if not torch.isfinite(half).all():
+    half: NDArray[np.float16] = tensor.to(torch.float16).numpy()
+    if not np.isfinite(half).all():
         largest = float(tensor.abs().max())
         raise ExportFailed(f"{name} reaches {largest:g}, which float16 cannot hold")
-    out: np.ndarray[tuple[int, ...], np.dtype[np.float16]] = half.numpy()
-    return out
+    return half

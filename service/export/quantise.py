@@ -59,19 +59,15 @@ class Ranges:
 
 @torch.inference_mode()
 def calibrate(models: Sequence[Backbone], pictures: Sequence[Tensor]) -> Ranges:
-    """Run float entropy networks on pictures with real rounding, and record ranges.
-
-    Args:
-        models: a base and its rates, folded.
-        pictures: [B, H, W, 3] each, in [0, 1].
-    """
+    """Record the ranges of folded models on pictures [B, H, W, 3] in [0, 1], with real rounding."""
     ranges = Ranges()
     for model, x in product(models, pictures):
         y = model.g_a(x - 0.5)
         symbols = ((model.h_a(y) - model.z_mean) / model.z_step).round()
-        z = symbols * model.z_step + model.z_mean
-        p = _record_up_block(model.h_s[0], model.h_s[1], z, ranges, "h_s.0", "h_s.1")
-        p = _record_up_block(model.h_s[2], model.h_s[3], p, ranges, "h_s.2", "h_s.3")
+        p = symbols * model.z_step + model.z_mean
+        for place in (0, 2):
+            p = ranges.record(f"h_s.{place}", model.h_s[place](p))
+            p = _record_block(model.h_s[place + 1], p, ranges, f"h_s.{place + 1}")
         y_hat = torch.zeros_like(y)
         for t, mask in enumerate(step_masks(y.shape[1], y.shape[2], y.shape[3], y.device)):
             if t == 0:
@@ -85,12 +81,6 @@ def calibrate(models: Sequence[Backbone], pictures: Sequence[Tensor]) -> Ranges:
             y_hat = y_hat + mask * (symbols * model.y_step + mu)
         ranges.record("context", y_hat)
     return ranges
-
-
-def _record_up_block(
-    up: nn.Module, block: nn.Module, x: Tensor, ranges: Ranges, up_name: str, block_name: str
-) -> Tensor:
-    return _record_block(block, ranges.record(up_name, up(x)), ranges, block_name)
 
 
 def _record_block(block: nn.Module, x: Tensor, ranges: Ranges, name: str) -> Tensor:
@@ -125,10 +115,7 @@ def quantise(
 ) -> dict[str, NDArray[np.generic]]:
     """Quantise a folded model to integer tensors, named as EntropyModel expects them.
 
-    Args:
-        model: the base.
-        ranges: of the base and its rates.
-        rates: folded models of its rates; the shifts leave room for their weights.
+    The shifts leave room for the weights of its rates, which `ranges` include.
     """
     out: dict[str, NDArray[np.generic]] = {}
     s = model.sizes
@@ -176,10 +163,9 @@ def _float_layers(model: Backbone, ranges: Ranges) -> dict[str, FloatLayer]:
 
 
 def gaussian_tables() -> NDArray[np.int64]:
-    """Return the probabilities of 0, ±1, ±2, ... at each level in units of 2^-24.
+    """Return the probabilities of 0, ±1, ±2, ... at each level: [LEVELS, SYMBOL_MAX + 1].
 
-    Returns:
-        [LEVELS, SYMBOL_MAX + 1], each at least 1; with both signs, a level sums to 2^24 exactly.
+    They are in units of 2^-24, each at least 1; with both signs, a level sums to 2^24 exactly.
     """
     symbols = 2 * SYMBOL_MAX + 1
     out = np.ones((LEVELS, SYMBOL_MAX + 1), np.int64)
@@ -196,10 +182,7 @@ def gaussian_tables() -> NDArray[np.int64]:
 def quantise_linear(layer: FloatLayer, name: str, at_rates: Sequence[FloatLayer] = ()) -> IntLinear:
     """Return the integer layer whose floor((Wq + b) / 2^shift) is closest to a float layer.
 
-    Args:
-        layer: float layer.
-        name: for the error message.
-        at_rates: the layer at rates; they keep the accumulator bound with the same shifts.
+    `at_rates`, the layer at rates, keep the accumulator bound with the same shifts.
 
     Raises:
         ValueError: the accumulator bound does not hold even with shift 0.

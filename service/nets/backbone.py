@@ -26,15 +26,9 @@ from service.codec.sizes import Sizes
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Apply a linear layer, or one for each group of the batch.
+    """Apply a linear layer: x [B, ..., K], weight [N, K] and bias [N] -> [B, ..., N].
 
-    Args:
-        x: [B, ..., K].
-        weight: [N, K], or [G, N, K] for G groups of B/G consecutive items.
-        bias: [N], or [G, N].
-
-    Returns:
-        [B, ..., N].
+    With weight [G, N, K] and bias [G, N], each of G groups of B/G consecutive items has its own.
     """
     if weight.ndim == 2:
         return F.linear(x, weight, bias)
@@ -124,10 +118,7 @@ class Depthwise(nn.Conv2d):
 
 
 def repeat_edges(x: Tensor) -> Tensor:
-    """Repeat the edge: [B, H, W, C] -> [B, H+2, W+2, C].
-
-    It concatenates, because the gradient of that is a sum in a fixed order.
-    """
+    """[B, H, W, C] -> [B, H+2, W+2, C]; the gradient of cat is a sum in a fixed order."""
     x = torch.cat([x[:, :1], x, x[:, -1:]], 1)
     return torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
 
@@ -144,10 +135,7 @@ def shifted_products(padded: Tensor, weight: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """The residual block x + pw2(dw(leaky(pw1 x))), then x + f2(leaky(f1 x)).
-
-    Both branches start at zero.
-    """
+    """x + pw2(dw(leaky(pw1 x))), then x + f2(leaky(f1 x)); both branches start at zero."""
 
     def __init__(self, c: int, linear: LinearType = Linear) -> None:
         super().__init__()
@@ -156,9 +144,9 @@ class Block(nn.Module):
         self.f1, self.f2 = linear(c, 2 * c), linear(2 * c, c)
         for layer in (self.pw1, self.f1):
             nn.init.orthogonal_(layer.weight)
-            nn.init.zeros_(layer.bias)
         for layer in (self.pw2, self.f2):
             nn.init.zeros_(layer.weight)
+        for layer in (self.pw1, self.f1, self.pw2, self.f2):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -212,34 +200,20 @@ class Up(nn.Module):
         return cells.reshape(b, h * r, w * r, c // (r * r))
 
 
-class AnalysisNetwork(nn.Sequential):
-    """The analysis g_a: from layer `split` on, layers work on the first `deep` channels only."""
+class Transform(nn.Sequential):
+    """g_a or g_s: the layers at places `deep` work on the first `channels` only."""
 
-    def __init__(self, split: int, deep: int, *layers: nn.Module) -> None:
+    def __init__(self, deep: range, channels: int, *layers: nn.Module) -> None:
         super().__init__(*layers)
-        self._split, self._deep = split, deep
+        self._deep, self._channels = deep, channels
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, H, W, 3] -> [B, H/16, W/16, M]."""
+        """[B, H, W, inputs] -> [B, H', W', outputs]."""
         layers = list(self)
-        x = in_turn(layers[: self._split], input)
-        deep = in_turn(layers[self._split :], x[..., : self._deep])
-        return torch.cat([deep, x[..., self._deep :].to(deep.dtype)], -1)
-
-
-class SynthesisNetwork(nn.Sequential):
-    """The synthesis g_s: before layer `split`, layers work on the first `deep` channels only."""
-
-    def __init__(self, split: int, deep: int, *layers: nn.Module) -> None:
-        super().__init__(*layers)
-        self._split, self._deep = split, deep
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[B, h, w, M] -> [B, 16h, 16w, 3]."""
-        layers = list(self)
-        deep = in_turn(layers[: self._split], input[..., : self._deep])
-        x = torch.cat([deep, input[..., self._deep :].to(deep.dtype)], -1)
-        return in_turn(layers[self._split :], x)
+        x = in_turn(layers[: self._deep.start], input)
+        deep = in_turn(layers[self._deep.start : self._deep.stop], x[..., : self._channels])
+        x = torch.cat([deep, x[..., self._channels :].to(deep.dtype)], -1)
+        return in_turn(layers[self._deep.stop :], x)
 
 
 def in_turn(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -249,10 +223,10 @@ def in_turn(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def analysis(s: Sizes, linear: LinearType = nn.Linear) -> AnalysisNetwork:
+def analysis(s: Sizes, linear: LinearType = nn.Linear) -> Transform:
     """Build g_a: x - 0.5 [B, H, W, 3] -> y [B, H/16, W/16, M]; H and W are multiples of 16."""
-    return AnalysisNetwork(
-        s.ne8 + 2,
+    return Transform(
+        range(s.ne8 + 2, s.ne8 + s.ne16 + 3),
         s.c16,
         Down(linear, 3, s.c8, 8),
         *[Block(s.c8) for _ in range(s.ne8)],
@@ -262,18 +236,10 @@ def analysis(s: Sizes, linear: LinearType = nn.Linear) -> AnalysisNetwork:
     )
 
 
-def synthesis(
-    s: Sizes, linear: LinearType = nn.Linear, inner: LinearType = Linear
-) -> SynthesisNetwork:
-    """Build g_s: y_hat [B, h, w, M] -> x_hat - 0.5 [B, 16h, 16w, 3].
-
-    Args:
-        s: sizes of the backbone.
-        linear: type of the layers outside blocks.
-        inner: type of the layers in blocks.
-    """
-    return SynthesisNetwork(
-        s.nd16 + 1,
+def synthesis(s: Sizes, linear: LinearType = nn.Linear, inner: LinearType = Linear) -> Transform:
+    """Build g_s: y_hat [B, h, w, M] -> x_hat - 0.5 [B, 16h, 16w, 3]; blocks are of `inner`."""
+    return Transform(
+        range(s.nd16 + 1),
         s.c16,
         linear(s.c16, s.c16),
         *[Block(s.c16, inner) for _ in range(s.nd16)],
@@ -305,8 +271,7 @@ def hyper_synthesis(s: Sizes, linear: LinearType = nn.Linear) -> nn.Sequential:
 def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A trained state dict with the scales of every ScaledLinear multiplied in.
 
-    Returns:
-        float32 tensors by the same names without `si` and `so`, for modules of nn.Linear.
+    The tensors are float32, for modules of nn.Linear, so there are no `si` and `so`.
     """
     out = {}
     for name, tensor in state.items():

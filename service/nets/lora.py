@@ -40,13 +40,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class AdapterLearningRates:
-    """Learning rates of an adapter.
-
-    Attributes:
-        b: of B factors and biases.
-        a: of A factors.
-        steps: of quantiser steps and the levels of z.
-    """
+    """Learning rates of B factors and biases, of A factors, and of quantiser steps and z_idx."""
 
     b: float
     a: float
@@ -57,12 +51,10 @@ class RateAdapter(nn.Module):
     """The trainable tensors of one rate on top of a frozen backbone."""
 
     def __init__(self, base: Backbone, domains: Mapping[str, Domain], seed: int) -> None:
-        """Start with an update that is zero.
+        """Start with an update that is zero: A is Gaussian and B zero.
 
-        Args:
-            base: backbone with plain Linear layers; not changed.
-            domains: units and rank of each layer to update, by name.
-            seed: seed of the Gaussian A factors; B starts at zero.
+        The base has plain Linear layers and is not changed; `domains` are those of the layers to
+        update, by name.
         """
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -115,13 +107,9 @@ class RateAdapter(nn.Module):
 
     @torch.no_grad()
     def start_from(self, other: RateAdapter, lmbda_ratio: float) -> None:
-        """Start from the adapter of the neighbouring rate.
+        """Start from the adapter of a rate whose lmbda is this rate's divided by `lmbda_ratio`.
 
         At high rates the best quantiser step is proportional to lmbda^(-1/2), so steps start there.
-
-        Args:
-            other: the neighbour's adapter, with the same domains.
-            lmbda_ratio: lmbda of this rate divided by the neighbour's.
         """
         self.load_state_dict(other.state_dict(), strict=False)
         shift = -0.5 * math.log(lmbda_ratio)

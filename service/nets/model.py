@@ -100,11 +100,9 @@ class Backbone(nn.Module):
         self.z_idx = nn.Parameter(torch.full((s.Cz,), math.log(1.5 / SIGMA_MIN) / LOG_STEP / 8))
 
     def forward(self, x: Tensor, *, relax: Relax | None) -> Estimate:
-        """Predict rate and reconstruction.
+        """Predict rate and reconstruction of x [B, H, W, 3] in [0, 1], H and W multiples of 64.
 
-        Args:
-            x: [B, H, W, 3] float32 in [0, 1]; H and W are multiples of 64.
-            relax: stands for rounding in training; None predicts the codec's real rate.
+        `relax` stands for rounding in training; without it, the codec's real rate is predicted.
         """
         items = len(x)
         y = self.g_a(x - 0.5).float()
@@ -130,17 +128,10 @@ class Backbone(nn.Module):
         return net[0], net[1], net[2]
 
     def predict(self, z_hat: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the four steps with straight-through rounding.
+        """Run the four steps with straight-through rounding: y_hat, means and level/8.
 
-        Levels are scales in units of quantiser steps, so a step of 2 lowers the level as much as
-        half the scale does.
-
-        Args:
-            z_hat: [B, h/4, w/4, Cz].
-            y: [B, h, w, M], h and w even.
-
-        Returns:
-            y_hat, means and level/8, each [B, h, w, M].
+        z_hat is [B, h/4, w/4, Cz], the others [B, h, w, M] with even h and w. Levels are scales in
+        units of quantiser steps, so a step of 2 lowers the level as much as half the scale does.
         """
         y_steps = self.y_step.reshape(-1, y.shape[-1])
         if len(y_steps) > 1:
@@ -159,10 +150,7 @@ class Backbone(nn.Module):
         return y_hat, mean, level
 
     def run(self, z_hat: Tensor, choose: Choose) -> Tensor:
-        """Run the four steps: z_hat [B, h/4, w/4, Cz] -> the y_hat that `choose` returned.
-
-        The result is [B, h, w, M].
-        """
+        """Run the four steps: z_hat [B, h/4, w/4, Cz] -> the chosen y_hat [B, h, w, M]."""
         features = self.h_s(z_hat)
         b, h, w, cp = features.shape
         firsts = [weight_and_bias(self.step(t)[0]) for t in range(1, STEPS)]

@@ -76,12 +76,9 @@ def head(layer: nn.Module, t: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def context(weight: Tensor, t: int, known: list[Tensor]) -> Tensor:
-    """The part of the first layer of step t that reads coded latents: [4, n, cc].
+    """The part of the first layer of step t (1–3) that reads coded latents: [4, n, cc].
 
-    Args:
-        weight: columns of the layer that read y_hat, [cc, M].
-        t: the step, 1–3.
-        known: y_hat of steps 0…t-1, [4, n, M/4] each.
+    `weight` [cc, M] are its columns for y_hat, `known` the y_hat [4, n, M/4] of each step before.
     """
     groups = groups_of(weight, -1)
     reads = [torch.cat([groups[p ^ XOR[u]] for u in range(t)], -1) for p in range(4)]
@@ -89,12 +86,9 @@ def context(weight: Tensor, t: int, known: list[Tensor]) -> Tensor:
 
 
 def _products(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
-    """Multiply each class of positions by its own weights: [4, n, N].
+    """Multiply x [4, n, K] of each class of positions by its weights [4, N, K]: [4, n, N].
 
-    Args:
-        x: [4, n, K].
-        weights: [4, N, K], or [4, G, N, K] if the n positions belong to G groups of items.
-        biases: [4, N] or [4, G, N], None for none.
+    If the n positions belong to G groups of items, weights are [4, G, N, K], biases [4, G, N].
     """
     flat = weights.reshape(-1, *weights.shape[-2:]).mT.to(x.dtype)
     grouped = x.reshape(len(flat), -1, x.shape[-1])

@@ -7,38 +7,16 @@ rate: the quantiser steps and level offsets of a rate are part of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from service.codec.entropy_model import STEP_FRAC, Y_FRAC, Z_FRAC
-from service.codec.sizes import Sizes
 from service.nets.model import Backbone
+from service.store.model import StoredModel
 
 F64 = NDArray[np.float64]
-
-
-class ModelTensors(Protocol):
-    """The sizes and tensors of a stored model (store.StoredModel)."""
-
-    @property
-    def sizes(self) -> Sizes:
-        """Sizes of the backbone."""
-        ...
-
-    @property
-    def transforms(self) -> Mapping[str, NDArray[Any]]:
-        """Weights of g_a, g_s and h_a."""
-        ...
-
-    @property
-    def entropy(self) -> Mapping[str, NDArray[Any]]:
-        """Integer tensors of codec.EntropyModel."""
-        ...
 
 
 def torch_name(layer: str) -> str:
@@ -52,12 +30,12 @@ def torch_name(layer: str) -> str:
     return f"ctx.{t - 1}.0" if kind == "first" else f"ctx.{t - 1}.1.{part[3]}"
 
 
-def entropy_layers(stored: ModelTensors) -> list[str]:
+def entropy_layers(stored: StoredModel) -> list[str]:
     """Names of the integer layers of a model, sorted."""
     return sorted(n.removesuffix(".weight") for n in stored.entropy if n.endswith(".weight"))
 
 
-def float_twin(stored: ModelTensors) -> Backbone:
+def float_twin(stored: StoredModel) -> Backbone:
     """A frozen float32 Backbone that computes what the stored integers compute, unrounded."""
     model = Backbone(stored.sizes, nn.Linear)
     state = {n: torch.from_numpy(t.astype(np.float32)) for n, t in stored.transforms.items()}
@@ -78,7 +56,7 @@ def float_twin(stored: ModelTensors) -> Backbone:
     return model.eval().requires_grad_(False)
 
 
-def _real_layer(stored: ModelTensors, layer: str) -> tuple[F64, F64]:
+def _real_layer(stored: StoredModel, layer: str) -> tuple[F64, F64]:
     """The real weight [N, K] and bias [N] that the integers of a layer stand for."""
     unit, columns = units(stored, layer)
     weight = stored.entropy[f"{layer}.weight"] * unit[:, None] * columns
@@ -88,7 +66,7 @@ def _real_layer(stored: ModelTensors, layer: str) -> tuple[F64, F64]:
     return weight, bias
 
 
-def units(stored: ModelTensors, layer: str) -> tuple[F64, F64]:
+def units(stored: StoredModel, layer: str) -> tuple[F64, F64]:
     """Real value of one unit of an integer weight, as factors of rows [N] and of columns [K]."""
     shift, out_frac, in_frac = (
         stored.entropy[f"{layer}.{part}"].astype(np.float64)
@@ -101,7 +79,7 @@ def units(stored: ModelTensors, layer: str) -> tuple[F64, F64]:
     return rows, columns
 
 
-def tap_scale(stored: ModelTensors, layer: str) -> F64:
+def tap_scale(stored: StoredModel, layer: str) -> F64:
     """Factor [N] of a layer's weights in addition to `units`.
 
     It is 1 but for depthwise layers, whose taps are in the format of the channel that they read.
@@ -113,7 +91,7 @@ def tap_scale(stored: ModelTensors, layer: str) -> F64:
     return scale
 
 
-def quantiser_steps(stored: ModelTensors) -> tuple[torch.Tensor, torch.Tensor]:
+def quantiser_steps(stored: StoredModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantiser steps of y [M] and z [Cz] as float32 tensors."""
     y = torch.from_numpy(stored.entropy["y.step"].astype(np.float32))
     z = torch.from_numpy(stored.entropy["z.step"].astype(np.float32))

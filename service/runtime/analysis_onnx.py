@@ -8,20 +8,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from service.runtime.onnx_graph import (
+from service.runtime.onnx_session import open_session
+from service.runtime.pipeline import whole_cells
+from service.runtime.synthesis_onnx import (
     CELL,
     INPUT,
     OUTPUT,
     SAMPLES,
-    analysis,
-    analysis_graph,
-    hyper_analysis,
-    hyper_analysis_graph,
+    OnnxSynthesis,
+    conv_weights,
 )
-from service.runtime.onnx_session import open_session
-from service.runtime.onnx_weights import weights_of
-from service.runtime.pipeline import whole_cells
-from service.runtime.synthesis_onnx import OnnxSynthesis
 from service.store.model import StoredModel
 
 F32 = NDArray[np.float32]
@@ -33,11 +29,8 @@ class OnnxTransforms(OnnxSynthesis):
     def __init__(self, model: StoredModel, threads: int = 0) -> None:
         """Open sessions with the model's weights; see OnnxSynthesis."""
         super().__init__(model, threads)
-        sizes = model.sizes
-        self._g_a_weights = _weights(model)  # the sessions read some of them where they are
-        self._h_a_weights = weights_of(model.transforms, "h_a", hyper_analysis(sizes))
-        self._g_a = open_session(analysis_graph(sizes), self._g_a_weights, threads)
-        self._h_a = open_session(hyper_analysis_graph(sizes), self._h_a_weights, threads)
+        self._g_a = open_session(model, "g_a", analysis_weights(model), threads)
+        self._h_a = open_session(model, "h_a", hyper_analysis_weights(model), threads)
 
     def analyse(self, pixels: NDArray[np.uint8]) -> F32:
         """Pixels [H, W, 3], H and W multiples of 16 -> y [H/16, W/16, M]."""
@@ -54,13 +47,26 @@ class OnnxTransforms(OnnxSynthesis):
         return z
 
 
-def _weights(model: StoredModel) -> dict[str, F32]:
-    """The tensors of g_a for samples p of 0–255.
+def analysis_weights(model: StoredModel) -> dict[str, F32]:
+    """The weights of g_a for its graph, which reads samples p of 0–255.
 
     W (p / 255 - 1/2) + b = (W / 255) p + (b - W·1/2).
     """
-    out = weights_of(model.transforms, "g_a", analysis(model.sizes))
+    out = conv_weights(model.transforms, "g_a")
     weight, bias = out["g_a.0.l.weight"], out["g_a.0.l.bias"]
     out["g_a.0.l.bias"] = bias - weight.sum((1, 2, 3)) / np.float32(2)
     out["g_a.0.l.weight"] = weight / np.float32(255)
-    return out
+    down = f"g_a.{1 + model.sizes.ne8}.l.weight"
+    return out | {down: _over_cells(out[down])}
+
+
+def hyper_analysis_weights(model: StoredModel) -> dict[str, F32]:
+    """The weights of h_a for its graph."""
+    out = conv_weights(model.transforms, "h_a")
+    return out | {name: _over_cells(out[name]) for name in ("h_a.2.l.weight", "h_a.4.l.weight")}
+
+
+def _over_cells(weight: F32) -> F32:
+    """Weights [N, 4·K, 1, 1] that read 2×2 cells row by row, as [N, K, 2, 2]."""
+    cells = weight.reshape(len(weight), 2, 2, -1).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(cells)

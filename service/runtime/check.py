@@ -22,12 +22,8 @@ from service.runtime.pipeline import (
 def check_stream(model: LoadedModel, picture: Picture, data: bytes, latents: Latents) -> float:
     """PSNR in dB of the 8-bit picture that a fresh stream decodes to.
 
-    Args:
-        model: merged for the rate. picture: that was compressed.
-        data: the stream. latents: that were encoded into it.
-
     Raises:
-        CheckFailed: it does not decode to those latents.
+        CheckFailed: it does not decode to the latents that were encoded.
     """
     check_latents(model, data, latents, "the fresh stream")
     return picture.psnr_db(visible_error(model, picture, latents))
@@ -45,7 +41,8 @@ def check_group(
         decoded = decode_all(model, streams, _whole(streams[0].header))
     except RankpressError:
         decoded = []
-    if not _are_equal(decoded, [latents for _, latents in encoded]):
+    expected = [latents.y_hat for _, latents in encoded]
+    if not decoded or not all(map(np.array_equal, (one.y_hat for one in decoded), expected)):
         return [_check_one(model, p, *one) for p, one in zip(pictures, encoded, strict=True)]
     return [
         picture.psnr_db(visible_error(model, picture, latents))
@@ -54,10 +51,7 @@ def check_group(
 
 
 def check_latents(model: LoadedModel, data: bytes, latents: Latents, name: str) -> None:
-    """Decode a stream from its bytes and compare its latents.
-
-    Args:
-        model: merged for the rate. data: the stream. latents: expected. name: of it in messages.
+    """Decode a stream from its bytes and compare its latents; messages call it `name`.
 
     Raises:
         CheckFailed: it does not decode, or to other latents.
@@ -87,12 +81,6 @@ def _check_one(
         return check_stream(model, picture, data, latents)
     except CheckFailed as error:
         return error
-
-
-def _are_equal(decoded: Sequence[Latents], expected: Sequence[Latents]) -> bool:
-    return len(decoded) == len(expected) and all(
-        np.array_equal(a.y_hat, b.y_hat) for a, b in zip(decoded, expected, strict=True)
-    )
 
 
 def _whole(header: container.Header) -> Box:

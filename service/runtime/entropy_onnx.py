@@ -7,41 +7,44 @@ sessions read the layers' arrays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codec.entropy_model import STEPS, EntropyModel, Step, StepNetworks, position_classes
+from service.codec.entropy_model import EntropyModel, Step, StepNetworks, position_classes
 from service.codec.fixed_point import IntBlock, IntLayer
-from service.codec.sizes import Sizes
-from service.runtime import entropy_graph as graph
 from service.runtime.fork_safety import ForkSafeSession
 from service.runtime.onnx_session import open_session
+from service.store.model import StoredModel
 
 F32 = NDArray[np.float32]
+
+Z_HAT, Z_SHAPE, SIZE = "z_hat", "z_shape", "size"
+"""z_hat [n, Cz]; its grid [B, h, w] and the size [height, width] of the latents, both int64."""
+
+P, SHAPE = "P", "shape"
+"""The features [B, height, width, cp], and the grid [B, height, width] of the latents as int64."""
+
+CONTEXT = "context"
+"""y_hat as activations [B, height, width, M], zero where it is not known yet."""
+
+MU, LEVEL = "mu", "levels"
+"""int32 and uint8, both [B, n] in coding order."""
 
 
 class OnnxEntropyModel(EntropyModel):
     """An EntropyModel whose networks run in sessions. Immutable; safe to share between threads."""
 
-    def __init__(self, sizes: Sizes, tensors: Mapping[str, NDArray[Any]], threads: int = 0) -> None:
-        """Open the sessions.
-
-        Args:
-            sizes, tensors: see EntropyModel. threads: CPU threads of one call, 0 takes all cores.
+    def __init__(self, model: StoredModel, threads: int = 0) -> None:
+        """Open the sessions; `threads` are those of one call, 0 takes all cores.
 
         Raises:
-            StoreError: as EntropyModel does.
+            StoreError: as EntropyModel does, or a graph does not fit the model.
         """
-        super().__init__(sizes, tensors)
-        weights = [_features(self)] + [_step(t, self.steps[t], sizes) for t in range(1, STEPS)]
-        shapes = [{n: w.shape for n, w in part.items()} for part in weights]
-        graphs = [graph.features_graph(sizes, shapes[0])]
-        graphs += [graph.step_graph(sizes, t, shapes[t]) for t in range(1, STEPS)]
-        self._weights = weights  # the sessions read some of them where they are
-        self._sessions = [open_session(g, w, threads) for g, w in zip(graphs, weights, strict=True)]
+        super().__init__(model.sizes, model.entropy)
+        weights = entropy_weights(self)
+        self._sessions = [open_session(model, name, w, threads) for name, w in weights.items()]
 
     def begin(self, z_hat: NDArray[np.int32], height: int, width: int) -> StepNetworks:
         """See EntropyModel."""
@@ -62,13 +65,11 @@ class _SessionStepNetworks:
         self._shape = np.array([len(z_hat), *size])
         self._classes = position_classes(*size)
         feed = {
-            graph.Z_HAT: z_hat.reshape(-1, z_hat.shape[-1]).astype(np.float32),
-            graph.Z_SHAPE: np.array(z_hat.shape[:3]),
-            graph.SIZE: self._shape[1:],
+            Z_HAT: z_hat.reshape(-1, z_hat.shape[-1]).astype(np.float32),
+            Z_SHAPE: np.array(z_hat.shape[:3]),
+            SIZE: self._shape[1:],
         }
-        self._features, self._mu, self._levels = sessions[0].run(
-            [graph.P, graph.MU, graph.LEVEL], feed
-        )
+        self._features, self._mu, self._levels = sessions[0].run([P, MU, LEVEL], feed)
         self._context = np.zeros((len(z_hat), *size, model.sizes.M), np.float32)
 
     def add_known(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
@@ -78,27 +79,25 @@ class _SessionStepNetworks:
     def parameters(self, t: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         if t == 0:
             return self._mu, self._levels
-        feed = {graph.P: self._features, graph.CONTEXT: self._context, graph.SHAPE: self._shape}
-        mu, levels = self._sessions[t].run([graph.MU, graph.LEVEL], feed)
+        feed = {P: self._features, CONTEXT: self._context, SHAPE: self._shape}
+        mu, levels = self._sessions[t].run([MU, LEVEL], feed)
         return mu, levels
 
 
-def _features(model: EntropyModel) -> dict[str, F32]:
-    """Weights of h_s and step 0, by their names in the graph."""
-    weights = _layer("h_s.0", model.up0) | _layer("h_s.2", model.up1)
-    weights |= _block("h_s.1", model.block0) | _block("h_s.3", model.block1)
-    return weights | _heads(0, model.steps[0])
-
-
-def _step(t: int, step: Step, sizes: Sizes) -> dict[str, F32]:
-    """Weights of a further step."""
-    first = f"step.{t}.first"
-    weights = {
-        f"{first}.weight": step.first.weight[: sizes.cp],
-        f"{first}.context": step.first.weight[sizes.cp :],
-        f"{first}.bias": step.first.bias,
-    }
-    return weights | _block(f"step.{t}.block", step.block) | _heads(t, step)
+def entropy_weights(model: EntropyModel) -> dict[str, dict[str, F32]]:
+    """The weights of each graph, by the names of the graph and of its initializers."""
+    features = _layer("h_s.0", model.up0) | _layer("h_s.2", model.up1)
+    features |= _block("h_s.1", model.block0) | _block("h_s.3", model.block1)
+    weights = {"h_s": features | _heads(0, model.steps[0])}
+    for t, step in enumerate(model.steps[1:], 1):
+        name, cp = f"step.{t}", model.sizes.cp
+        first = {
+            f"{name}.first.weight": step.first.weight[:cp],
+            f"{name}.first.context": step.first.weight[cp:],
+            f"{name}.first.bias": step.first.bias,
+        }
+        weights[name] = first | _block(f"{name}.block", step.block) | _heads(t, step)
+    return weights
 
 
 def _heads(t: int, step: Step) -> dict[str, F32]:

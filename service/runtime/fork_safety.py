@@ -36,9 +36,12 @@ def check_process(opened_in: int) -> None:
 class ForkSafeSession:
     """An ONNX Runtime session that a forked child can drop and end without waiting."""
 
-    def __init__(self, session: Any) -> None:
-        """Wrap an onnxruntime.InferenceSession that this process has just opened."""
-        self._session, self._process = session, os.getpid()
+    def __init__(self, session: Any, weights: object = None) -> None:
+        """Wrap an onnxruntime.InferenceSession that this process has just opened.
+
+        The session reads some of its weights where they are, so they are kept as long.
+        """
+        self._session, self._weights, self._process = session, weights, os.getpid()
         self._kept = ctypes.py_object(session)
 
     def run(self, names: list[str], feeds: dict[str, Any]) -> Any:

@@ -9,14 +9,13 @@ but 82, 7 and 87 in bfloat16. Only one library has work, so its threads never wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from service.codec.entropy_model import EntropyModel
 from service.codec.fixed_point import ArrayBackend
 from service.errors import BadParameter
-from service.runtime.decode_only import coder_of
+from service.runtime.decode_only import Build, builder
 from service.runtime.pipeline import LoadedModel
 from service.store.model import StoredModel
 
@@ -30,7 +29,8 @@ def load_models(
     """Make models resident.
 
     Args:
-        stored: from the store. device_name: "auto", "cpu" or "cuda".
+        stored: from the store.
+        device_name: "auto", "cpu" or "cuda".
         dtype: working type of the transforms in torch; None takes what the rule above says.
         threads: CPU threads, 0 leaves the library's own choice.
 
@@ -54,12 +54,10 @@ def load_models(
     if dtype is None and device.type == "cpu" and working == torch.float32:
         build = _onnx_builder(threads)
     build = build or _torch_builder(device, dtype or working)
-    return tuple(build(model) for model in stored)
+    return tuple(map(build, stored))
 
 
-def _torch_builder(
-    device: torch.device, dtype: torch.dtype
-) -> Callable[[StoredModel], LoadedModel]:
+def _torch_builder(device: torch.device, dtype: torch.dtype) -> Build:
     """What makes models ready with torch."""
     import torch
 
@@ -68,18 +66,14 @@ def _torch_builder(
     # Only true float32 products are exact: GPUs may round to TF32, and CPUs to bfloat16 when asked.
     exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
     backend = ArrayBackend(torch, torch.float32 if exact else torch.float64, device)
-    entropy = partial(EntropyModel, backend=backend)
-    build_synthesis = partial(TorchSynthesis, device=device, dtype=dtype)
-
-    def build(model: StoredModel) -> LoadedModel:
-        transforms = TorchTransforms(model, device, dtype)
-        coder = coder_of(model, entropy)
-        return LoadedModel(model, coder, transforms, transforms, build, build_synthesis)
-
-    return build
+    return builder(
+        lambda model: EntropyModel(model.sizes, model.entropy, backend),
+        partial(TorchSynthesis, device=device, dtype=dtype),
+        partial(TorchTransforms, device=device, dtype=dtype),
+    )
 
 
-def _onnx_builder(threads: int) -> Callable[[StoredModel], LoadedModel] | None:
+def _onnx_builder(threads: int) -> Build | None:
     """What makes models ready with ONNX Runtime; None where it cannot be imported."""
     try:
         from service.runtime.analysis_onnx import OnnxTransforms
@@ -87,14 +81,11 @@ def _onnx_builder(threads: int) -> Callable[[StoredModel], LoadedModel] | None:
         from service.runtime.synthesis_onnx import OnnxSynthesis
     except ImportError:
         return None
-    entropy = partial(OnnxEntropyModel, threads=threads)
-    build_synthesis = partial(OnnxSynthesis, threads=threads)
-
-    def build(model: StoredModel) -> LoadedModel:
-        transforms, coder = OnnxTransforms(model, threads), coder_of(model, entropy)
-        return LoadedModel(model, coder, transforms, transforms, build, build_synthesis)
-
-    return build
+    return builder(
+        partial(OnnxEntropyModel, threads=threads),
+        partial(OnnxSynthesis, threads=threads),
+        partial(OnnxTransforms, threads=threads),
+    )
 
 
 def transforms_of(model: LoadedModel) -> str:

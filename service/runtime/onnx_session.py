@@ -16,21 +16,24 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from service.errors import StoreError
 from service.runtime.fork_safety import ForkSafeSession
+from service.store.model import StoredModel
+
+Weights = Mapping[str, NDArray[np.float32]]
 
 _QUIET = 3
 """Severity: errors only."""
 
 
-def open_session(
-    graph: bytes, weights: Mapping[str, NDArray[np.float32]], threads: int
-) -> ForkSafeSession:
-    """A session on the CPU, safe to run from several threads.
+def open_session(model: StoredModel, name: str, weights: Weights, threads: int) -> ForkSafeSession:
+    """A session on the CPU for one of the model's graphs, safe to run from several threads.
 
-    Args:
-        graph: serialised. weights: what it declares as external; they must outlive the session,
-            which reads some of them where they are.
-        threads: of one call, 0 takes all cores.
+    The weights are by names of the graph's initializers; one call takes `threads`, or all cores
+    for 0.
+
+    Raises:
+        StoreError: the graph is damaged, or does not declare these weights.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
@@ -41,7 +44,12 @@ def open_session(
     # Threads that spin while they wait take a busy machine's cores from one another: with two cores
     # and two other processes a photo took 219 ms to decode, not 158.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # no other, by its bytes
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
     options.add_external_initializers(list(weights), values)
     providers = ["CPUExecutionProvider"]
-    return ForkSafeSession(onnxruntime.InferenceSession(graph, options, providers=providers))
+    try:
+        session = onnxruntime.InferenceSession(model.graphs[name], options, providers=providers)
+    except Exception as error:  # its errors have no class in common
+        raise StoreError(f"graph {name} of model {model.name} cannot be opened: {error}") from error
+    return ForkSafeSession(session, weights)

@@ -42,14 +42,10 @@ class SynthesisTransform(Protocol):
     """g_s of one model."""
 
     def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> U8:
-        """A window of latents as pixels.
+        """A window of latents [h, w, M], in units of 2^-Y_FRAC, as pixels.
 
-        Args:
-            y_hat: [h, w, M] in units of 2^-Y_FRAC.
-            inner: the part of the window whose pixels are returned, None for all of it.
-
-        Returns:
-            [16 inner.height, 16 inner.width, 3].
+        Only those under `inner`, a part of the window, are returned, or all:
+        [16 inner.height, 16 inner.width, 3].
         """
 
 
@@ -96,9 +92,7 @@ def encode(
 ) -> tuple[bytes, Latents]:
     """Analyse and code a picture tile by tile; returns the stream and the latents that it holds.
 
-    Args:
-        model: merged for the rate. picture: to encode.
-        rate16: rate in sixteenths, for the header. tune: its ladder, for the header.
+    The model is merged for the rate; rate and tune are for the header only.
 
     Raises:
         MissingExtra: the model has no analysis.
@@ -191,9 +185,8 @@ def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:
     if model.build_synthesis is None:
         raise UnsupportedStream("this decoder does not take updates of the decoder's weights")
     transforms = _merged(model, updates)
-    return replace(
-        model, synthesis=model.build_synthesis(replace(model.stored, transforms=transforms))
-    )
+    synthesis = model.build_synthesis(replace(model.stored, transforms=transforms))
+    return replace(model, synthesis=synthesis)
 
 
 def ready_weights(model: LoadedModel, reference: bytes) -> Tensors:

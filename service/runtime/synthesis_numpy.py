@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from service.codec.entropy_model import Y_FRAC
 from service.codec.fixed_point import LEAK
 from service.codec.tiles import Box, visible_at_eighth
-from service.runtime.onnx_graph import synthesis
-from service.runtime.onnx_weights import weights_of
 from service.store.model import StoredModel
 
 F32 = NDArray[np.float32]
@@ -24,15 +22,10 @@ class NumpySynthesis:
     """g_s of one model. Immutable; safe to share between threads."""
 
     def __init__(self, model: StoredModel) -> None:
-        """Load weights.
-
-        Raises:
-            StoreError: a tensor of g_s is missing, unknown or of the wrong shape.
-        """
-        tensors = weights_of(model.transforms, "g_s", synthesis(model.sizes))
+        """Load weights."""
         self._tensors = {
-            name.removeprefix("g_s."): np.ascontiguousarray(t.T.squeeze())
-            for name, t in tensors.items()
+            name.removeprefix("g_s."): np.ascontiguousarray(t.T.squeeze(), np.float32)
+            for name, t in model.synthesis.items()
         }
         self._sizes = model.sizes
 

@@ -1,7 +1,7 @@
 """g_s through ONNX Runtime in float32, which the base install decodes with.
 
-The graph is the same for every rate (onnx_graph.py); a session is that graph with one set of
-weights, opened in about 20 ms.
+The graph is the same for every rate (export/transform_graphs.py); a session is that graph with one
+set of weights, opened in about 20 ms.
 """
 
 from __future__ import annotations
@@ -11,30 +11,34 @@ from numpy.typing import NDArray
 
 from service.codec.entropy_model import Y_FRAC
 from service.codec.tiles import PATCH, Box, visible_at_eighth
-from service.runtime.onnx_graph import BEGIN, CELL, END, INPUT, OUTPUT, synthesis, synthesis_graph
 from service.runtime.onnx_session import open_session
-from service.runtime.onnx_weights import weights_of
-from service.store.model import StoredModel
+from service.store.model import StoredModel, Tensors
 
 F32 = NDArray[np.float32]
+
+INPUT, OUTPUT = "input", "output"
+
+BEGIN, END = "begin", "end"
+"""First row and column, and those after the last, int64 each, of what is kept at 1/8 in g_s."""
+
+CELL = 8
+"""Pixels along the side of what one position of g_a's first and g_s's last layer stands for."""
+
+SAMPLES = 3 * CELL * CELL
+"""Samples of a cell, in the order row, column, colour."""
 
 
 class OnnxSynthesis:
     """g_s of one model. Immutable; safe to share between threads."""
 
     def __init__(self, model: StoredModel, threads: int = 0) -> None:
-        """Open a session with the model's weights.
-
-        Args:
-            model: its `transforms` hold g_s in any float type.
-            threads: CPU threads of one call, 0 takes all cores.
+        """Open a session with the model's weights; `threads` of one call, 0 takes all cores.
 
         Raises:
-            StoreError: a tensor of g_s is missing, unknown or of the wrong shape.
+            StoreError: the graph does not fit the model.
         """
         self._blocks = model.sizes.nd8
-        self._weights = _weights(model)  # the session reads some of them where they are
-        self._session = open_session(synthesis_graph(model.sizes), self._weights, threads)
+        self._session = open_session(model, "g_s", synthesis_weights(model), threads)
 
     def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> NDArray[np.uint8]:
         """See pipeline.SynthesisTransform."""
@@ -53,16 +57,25 @@ class OnnxSynthesis:
         return out
 
 
-def _weights(model: StoredModel) -> dict[str, F32]:
-    """The tensors of g_s as the graph takes them, with the scales of input and output folded in."""
+def synthesis_weights(model: StoredModel) -> dict[str, F32]:
+    """The weights of g_s for its graph, with the scales of input and output folded in."""
     s = model.sizes
-    layers = synthesis(s)
-    out = weights_of(model.transforms, "g_s", layers)
-    up, last = f"g_s.{1 + s.nd16}.l", f"g_s.{len(layers) - 1}.l"
+    out = conv_weights(model.transforms, "g_s")
+    up, last = f"g_s.{1 + s.nd16}.l", f"g_s.{2 + s.nd16 + s.nd8}.l"
     out["g_s.0.weight"] = out["g_s.0.weight"] * np.float32(2.0**-Y_FRAC)
     if s.M > s.c16:  # these latents skip the blocks at 1/16
         unit = np.where(np.arange(s.M) < s.c16, 1, 2.0**-Y_FRAC).astype(np.float32)
         out[f"{up}.weight"] = out[f"{up}.weight"] * unit[:, None, None]
     out[f"{last}.weight"] = out[f"{last}.weight"] * np.float32(255)
     out[f"{last}.bias"] = (out[f"{last}.bias"] + np.float32(0.5)) * np.float32(255)
+    return out
+
+
+def conv_weights(transforms: Tensors, net: str) -> dict[str, F32]:
+    """Every tensor of a network in float32, weights of Linears as those of a 1×1 Conv."""
+    out = {}
+    for name, tensor in transforms.items():
+        if name.startswith(f"{net}."):
+            values = np.ascontiguousarray(tensor, np.float32)
+            out[name] = values[:, :, None, None] if values.ndim == 2 else values
     return out

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from service.codec.entropy_model import Y_FRAC
 from service.codec.fixed_point import LEAK
 from service.codec.tiles import PATCH, Box, visible_at_eighth
-from service.errors import StoreError
 from service.nets.backbone import Block, Down, Unshuffle, analysis, hyper_analysis, synthesis
 from service.runtime.pipeline import AnalysisTransform, whole_cells
 from service.store.model import StoredModel
@@ -26,23 +25,14 @@ class TorchSynthesis:
     """g_s of one model on one device. Immutable; safe to share between threads."""
 
     def __init__(self, model: StoredModel, device: torch.device, dtype: torch.dtype) -> None:
-        """Load weights.
-
-        Args:
-            model: from the store.
-            device: where to run.
-            dtype: working type of the inner layers, see `best_dtype`.
-        """
+        """Load weights; `dtype` is the working type of the inner layers, see `best_dtype`."""
         self.device, self.dtype = device, dtype
         with torch.device("meta"):
             g_s = synthesis(model.sizes)
         _fill(g_s, model.transforms, "g_s", device)
         s = model.sizes
         layers, self._blocks, up = _float32_sums(g_s, dtype), s.nd8, s.nd16 + 1
-        self._widths = [
-            s.c16,
-            s.M - s.c16,
-        ]  # channels of the blocks at 1/16, and those that skip them
+        self._widths = [s.c16, s.M - s.c16]  # channels of blocks at 1/16; those that skip them
         self._deep, self._up = layers[:up], layers[up]
         self._fine, self._last = layers[up + 1 : -1], layers[-1]
 
@@ -175,10 +165,7 @@ def _fill(
         for name, t in tensors.items()
         if name.startswith(stem)
     }
-    try:
-        net.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise StoreError(f"the stored tensors {prefix}.* do not fit the sizes: {error}") from error
+    net.load_state_dict(state, assign=True)
     net.requires_grad_(False).eval()
 
 

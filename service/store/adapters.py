@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from service.errors import StoreError
 from service.files import write_whole
+from service.store.read import read_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,16 +35,6 @@ class StoredAdapter:
     tune: str
 
 
-@dataclass(frozen=True)
-class _Note:
-    """The note of an adapter; `number` grows with every adapter that is added."""
-
-    base: str
-    rate: int
-    tune: str
-    number: int
-
-
 class AdapterFiles:
     """Adapters on disk, in the order in which they were loaded."""
 
@@ -56,9 +48,9 @@ class AdapterFiles:
         Raises:
             StoreError: a file or note is damaged.
         """
-        notes = [(_note(path), path) for path in self._folder.glob("*.json")]
-        notes.sort(key=lambda entry: entry[0].number)
-        return [_read_adapter(note, path) for note, path in notes]
+        notes = {path: _note(path) for path in self._folder.glob("*.json")}
+        oldest_first = sorted(notes.items(), key=lambda entry: entry[1]["number"])
+        return [_read_adapter(path, note) for path, note in oldest_first]
 
     def add(self, adapter: StoredAdapter) -> None:
         """Write an adapter.
@@ -67,10 +59,11 @@ class AdapterFiles:
             OSError: it could not be written; the folder does not hold it.
         """
         name = hashlib.sha256(adapter.data).hexdigest()
-        number = 1 + max((_note(p).number for p in self._folder.glob("*.json")), default=0)
-        note = _Note(adapter.base_sha256, adapter.rate, adapter.tune, number)
+        number = 1 + max((_note(p)["number"] for p in self._folder.glob("*.json")), default=0)
+        note = {"base": adapter.base_sha256, "rate": adapter.rate, "tune": adapter.tune}
+        content = json.dumps(note | {"number": number}).encode()
         write_whole(self._folder / f"{name}.safetensors", adapter.data, sync=True)
-        write_whole(self._folder / f"{name}.json", json.dumps(asdict(note)).encode(), sync=True)
+        write_whole(self._folder / f"{name}.json", content, sync=True)
 
     def remove(self, sha256: str) -> None:
         """Remove an adapter; nothing happens if the folder does not hold it."""
@@ -78,7 +71,7 @@ class AdapterFiles:
             (self._folder / f"{sha256}.{suffix}").unlink(missing_ok=True)
 
 
-def _read_adapter(note: _Note, path: Path) -> StoredAdapter:
+def _read_adapter(path: Path, note: dict[str, Any]) -> StoredAdapter:
     file = path.with_suffix(".safetensors")
     try:
         data = file.read_bytes()
@@ -87,15 +80,13 @@ def _read_adapter(note: _Note, path: Path) -> StoredAdapter:
     digest = hashlib.sha256(data).hexdigest()
     if digest != path.stem:
         raise StoreError(f"{file} has sha256 {digest}, expected the one in its name")
-    return StoredAdapter(data, note.base, note.rate, note.tune)
+    return StoredAdapter(data, note["base"], note["rate"], note["tune"])
 
 
-def _note(path: Path) -> _Note:
-    try:
-        note = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise StoreError(f"{path} is not JSON") from error
+def _note(path: Path) -> dict[str, Any]:
+    """The note of an adapter; its number grows with every adapter that is added."""
+    note = read_json(path)
     kinds = {"base": str, "rate": int, "tune": str, "number": int}
     if not isinstance(note, dict) or {k: type(v) for k, v in note.items()} != kinds:
         raise StoreError(f"{path} must hold base, rate, tune and number")
-    return _Note(**note)
+    return note

@@ -30,7 +30,7 @@ from service.codec.lowrank import (
 )
 from service.codec.model_stream import read_update
 from service.codec.sizes import Sizes
-from service.errors import BadParameter, BadStream, StoreError, UnknownUpdate
+from service.errors import BadStream, StoreError, UnknownUpdate
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -40,6 +40,8 @@ SYNTHESIS = ("g_s.",)
 """Prefix of tensors of the synthesis."""
 ENTROPY = "entropy."
 """Prefix of integer tensors in base.safetensors."""
+GRAPHS = ("g_a", "g_s", "h_a", "h_s", "step.1", "step.2", "step.3")
+"""Names of the ONNX graphs; that of h_s also has step 0 of the entropy networks."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class StoredModel:
         updates: ready updates; none is ever removed, because streams name them.
         superseded: adapters that a later one of their rate has replaced, oldest first; they decode
             the streams that they made.
+        graphs: a serialised ONNX graph for each of GRAPHS, for all rates; they hold no weights and
+            are no part of the identity.
     """
 
     name: str
@@ -143,6 +147,7 @@ class StoredModel:
     file_bytes: int
     updates: tuple[StoredUpdate, ...] = ()
     superseded: tuple[StoredRate, ...] = ()
+    graphs: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def tunes(self) -> tuple[str, ...]:
@@ -182,11 +187,7 @@ class StoredModel:
         return {n: t for n, t in self.transforms.items() if n.startswith(SYNTHESIS)}
 
     def ready_update(self, reference: bytes, tables: Tables) -> Update:
-        """Decode the ready update that a stream names.
-
-        Args:
-            reference: the READY_BYTES that name it.
-            tables: probability tables of the model.
+        """Decode the ready update that a stream names by these READY_BYTES.
 
         Raises:
             UnknownUpdate: the store does not hold it.
@@ -221,12 +222,9 @@ class StoredModel:
     def at_rate(
         self, rate16: int, tune: str = PSNR, networks: tuple[str, ...] = TRANSFORMS
     ) -> StoredModel:
-        """The model with a rate merged in, from the base; this model is not changed.
+        """The model with a rate, in sixteenths, merged in; this model is not changed.
 
-        Args:
-            rate16: rate in sixteenths.
-            tune: ladder of the rate.
-            networks: prefixes of the transforms to merge; the result has no others.
+        Of the transforms it has only those whose prefixes are in `networks`.
 
         Raises:
             KeyError: the model does not offer the rate.
@@ -236,11 +234,10 @@ class StoredModel:
         if all(r.update is None for r, _ in mix):
             return self
         shares = [Share(self._own_update() if r.update is None else r.update, n) for r, n in mix]
+        chosen = {n: t for n, t in self.transforms.items() if n.startswith(networks)}
         return replace(
             self,
-            transforms=merge_transforms(
-                {n: t for n, t in self.transforms.items() if n.startswith(networks)}, shares
-            ),
+            transforms=merge_transforms(chosen, shares),
             entropy=merge_entropy(self.entropy, shares),
             identity=self.identity_at(rate16, tune),
         )
@@ -282,26 +279,6 @@ def check_adapter(model: StoredModel, tensors: Tensors) -> Update:
         if not np.isfinite(tensor).all():
             raise StoreError(f"with the adapter, {name} is not finite")
     return update
-
-
-def with_rate(model: StoredModel, rate: StoredRate) -> StoredModel:
-    """The model with another adapter for a rate; the adapter that it replaces is superseded.
-
-    Raises:
-        BadParameter: the rate is the base's own.
-    """
-    where = (rate.rate, rate.tune)
-    before = [r for r in model.rates if (r.rate, r.tune) == where]
-    if any(r.update is None for r in before):
-        raise BadParameter(f"rate {rate.rate:g} is the base's own and takes no adapter")
-    others = [r for r in model.rates if (r.rate, r.tune) != where]
-    rates = sorted([*others, rate], key=lambda r: (TUNES.index(r.tune), r.rate))
-    earlier = (*model.superseded, *before)
-    return replace(
-        model,
-        rates=tuple(rates),
-        superseded=tuple(r for r in earlier if r.digest != rate.digest),
-    )
 
 
 def with_updates(model: StoredModel, fresh: Sequence[StoredUpdate]) -> StoredModel:

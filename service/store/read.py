@@ -8,6 +8,12 @@ rates, one for each of codec.container.TUNES; the base itself makes one rate of 
 An adapter is superseded when its rate is trained again: it stays, for the streams that it made,
 until `rankpress train prune` deletes it.
 
+ONNX graphs are in `graphs/`. They are protocol buffers, which hold no code, but a model may come
+from anywhere: a graph is refused if its hash is not the one in the manifest, if it is larger than
+MAX_GRAPH_BYTES, or if it could make ONNX Runtime read another file. A tensor whose data are in a
+file names it under the key "location", so no graph may contain this word. How much memory a graph
+needs is not checked.
+
 A model may hold ready updates of g_s (codec/model_stream.py), which streams name by the first four
 bytes of their sha256. They update the base at all its rates and change no identity. They are never
 deleted, because streams may name them.
@@ -33,6 +39,7 @@ from service.codec.sizes import Sizes
 from service.errors import BadParameter, StoreError
 from service.store.model import (
     ENTROPY,
+    GRAPHS,
     TRANSFORMS,
     Golden,
     StoredModel,
@@ -44,10 +51,17 @@ from service.store.model import (
     layer_shapes,
     with_updates,
 )
+from service.store.shapes import check_transforms
 
 SCHEMA = 1
 STORE_FILE = "store.json"
 """File in the store that names the model that compresses: {"schema": 1, "default": NAME}."""
+
+RATE_KEYS = ("rate", "tune", "lmbda", "kodak_bpp", "kodak_psnr_db", "kodak_ms_ssim")
+"""Keys of a rate in a manifest whose values are fields of StoredRate, too."""
+
+MAX_GRAPH_BYTES = 2**16
+"""Largest ONNX graph that is read; those of the shipped model have at most 9 KB."""
 
 
 def default_path() -> Path:
@@ -91,10 +105,7 @@ def default_model(root: Path) -> str | None:
     path = root / STORE_FILE
     if not path.exists():
         return None
-    try:
-        entry = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read as JSON: {error}") from error
+    entry = read_json(path)
     if not isinstance(entry, dict) or set(entry) != {"schema", "default"}:
         raise StoreError(f"{path} must be an object with the keys schema and default")
     if entry["schema"] != SCHEMA or not isinstance(entry["default"], str):
@@ -110,7 +121,7 @@ def load_model(folder: Path) -> StoredModel:
     """
     manifest = _read_manifest(folder / "manifest.json")
     files = {name: _verified(folder, name, entry) for name, entry in manifest["files"].items()}
-    for needed in ("base.safetensors", "golden.safetensors"):
+    for needed in ("base.safetensors", "golden.safetensors", *map(graph_file, GRAPHS)):
         if needed not in files:
             raise StoreError(f"{folder / 'manifest.json'} does not list {needed}")
     base = _tensors(files["base.safetensors"], folder / "base.safetensors")
@@ -118,9 +129,11 @@ def load_model(folder: Path) -> StoredModel:
     digest = hashlib.sha256(files["base.safetensors"])
     transforms = {n: t for n, t in base.items() if n.startswith(TRANSFORMS)}
     entropy = {n.removeprefix(ENTROPY): t for n, t in base.items() if n.startswith(ENTROPY)}
+    sizes = Sizes.from_dict(manifest["sizes"])
+    check_transforms(transforms, sizes)
     model = StoredModel(
         name=folder.name,
-        sizes=Sizes.from_dict(manifest["sizes"]),
+        sizes=sizes,
         sha256=digest.hexdigest(),
         identity=identity([digest.digest()]),
         transforms=transforms,
@@ -129,22 +142,22 @@ def load_model(folder: Path) -> StoredModel:
         training=manifest["training"],
         golden=_golden(golden, folder),
         file_bytes=sum(len(data) for data in files.values()),
+        graphs={name: _graph(files[graph_file(name)], name, folder) for name in GRAPHS},
     )
     superseded = tuple(_rate(entry, files, model) for entry in manifest["superseded"])
     if any(rate.update is None for rate in superseded):
         raise StoreError(f"{folder}: a superseded rate needs a file")
     model = replace(model, rates=_rates(manifest["rates"], files, model), superseded=superseded)
-    return with_updates(model, _updates(manifest["updates"], files, model))
+    return with_updates(model, [_update(entry, files, model) for entry in manifest["updates"]])
+
+
+def graph_file(name: str) -> str:
+    """Path of an ONNX graph in a model's folder."""
+    return f"graphs/{name}.onnx"
 
 
 def read_adapter(model: StoredModel, data: bytes, rate: int, tune: str = PSNR) -> StoredRate:
-    """Read an adapter's file as a whole rate of a ladder, checked by `check_adapter`.
-
-    Args:
-        model: the base.
-        data: the file.
-        rate: whole rate, 1–8.
-        tune: ladder of the rate.
+    """Read an adapter's file as a whole rate (1–8) of a ladder, checked by `check_adapter`.
 
     Raises:
         StoreError: the adapter does not fit the base.
@@ -160,28 +173,35 @@ def read_adapter(model: StoredModel, data: bytes, rate: int, tune: str = PSNR) -
     return StoredRate(rate, None, None, None, update, digest, len(data), tune=tune)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises StoreError where it cannot be read."""
     try:
-        manifest = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json(path)
     kinds = {"schema": int, "sizes": dict, "files": dict, "rates": list, "superseded": list,
              "updates": list, "training": dict}  # fmt: skip
     if not isinstance(manifest, dict) or manifest.keys() != kinds.keys():
         raise StoreError(f"{path} must be an object with the keys {sorted(kinds)}")
-    if manifest["schema"] != SCHEMA:
-        raise StoreError(f"{path} has schema {manifest['schema']!r}, expected {SCHEMA}")
     for key, kind in kinds.items():
         if not isinstance(manifest[key], kind):
             raise StoreError(f"{path}: {key} must be a {kind.__name__}")
+    if manifest["schema"] != SCHEMA:
+        raise StoreError(f"{path} has schema {manifest['schema']}, expected {SCHEMA}")
     return manifest
 
 
 def _verified(folder: Path, name: str, entry: object) -> bytes:
     """Read a file and check it against its entry in the manifest."""
-    plain = re.fullmatch(r"(?:[a-z0-9_-]+/)?[a-z0-9_.-]+\.(?:safetensors|rku)", name)
+    plain = re.fullmatch(r"(?:[a-z0-9_-]+/)?[a-z0-9_.-]+\.(?:safetensors|rku|onnx)", name)
     if plain is None or ".." in name:
-        raise StoreError(f"{folder}: {name!r} is not a plain name of a safetensors or rku file")
+        raise StoreError(
+            f"{folder}: {name!r} is not a plain name of a safetensors, rku or onnx file"
+        )
     if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
         raise StoreError(f"{folder}: the entry of {name} must have bytes and sha256")
     try:
@@ -194,6 +214,17 @@ def _verified(folder: Path, name: str, entry: object) -> bytes:
             f"{folder / name} has {len(data)} bytes, sha256 {digest}; "
             f"the manifest says {entry['bytes']} bytes, {entry['sha256']}"
         )
+    return data
+
+
+def _graph(data: bytes, name: str, folder: Path) -> bytes:
+    """A graph that is small and reads no other file."""
+    if len(data) > MAX_GRAPH_BYTES:
+        raise StoreError(
+            f"{folder}: graph {name} has {len(data)} bytes, expected at most {MAX_GRAPH_BYTES}"
+        )
+    if b"location" in data:
+        raise StoreError(f"{folder}: graph {name} may name other files")
     return data
 
 
@@ -220,26 +251,24 @@ def _rates(
 
 def _rate(entry: object, files: Mapping[str, bytes], model: StoredModel) -> StoredRate:
     """A rate of a manifest, with its adapter if it has one, checked against the base."""
-    measured = {"kodak_bpp", "kodak_psnr_db", "kodak_ms_ssim"}
-    keys = {"rate", "tune", "lmbda", *measured, "file", "training"}
+    keys = {*RATE_KEYS, "file", "training"}
     if not isinstance(entry, dict) or entry.keys() != keys:
         raise StoreError(f"{model.name}: a rate must have the keys {sorted(keys)}, found {entry!r}")
     file, training = entry["file"], entry["training"]
-    if not isinstance(training, dict) or not (file is None or file in files):
+    if not isinstance(training, dict) or file not in [None, *files]:
         raise StoreError(
             f"{model.name}: a rate needs a training record and a listed file: {entry!r}"
         )
     if entry["tune"] not in TUNES:
-        raise StoreError(
-            f"{model.name}: tune of a rate is {entry['tune']!r}, expected one of {TUNES}"
-        )
-    numbers = {k: v for k, v in entry.items() if k not in ("file", "training", "tune")}
-    for key, value in numbers.items():
-        if type(value) not in (int, float) and not (key in measured and value is None):
-            raise StoreError(f"{model.name}: {key} of a rate is {value!r}, expected a number")
-    if not 1 <= entry["rate"] <= 8 or entry["rate"] % 1:
+        raise StoreError(f"{model.name}: tune {entry['tune']!r} of a rate, expected one of {TUNES}")
+    for key in RATE_KEYS:
+        measured = key.startswith("kodak")
+        kinds = (int, float, type(None)) if measured else (int, float)
+        if key != "tune" and type(entry[key]) not in kinds:
+            raise StoreError(f"{model.name}: {key} of a rate is {entry[key]!r}, expected a number")
+    if entry["rate"] not in range(1, 9):
         raise StoreError(f"{model.name}: rate {entry['rate']}, expected a whole number from 1 to 8")
-    rate = StoredRate(**numbers, training=training, tune=entry["tune"])
+    rate = StoredRate(**{key: entry[key] for key in RATE_KEYS}, training=training)
     if file is None:
         return rate
     data = files[file]
@@ -249,23 +278,18 @@ def _rate(entry: object, files: Mapping[str, bytes], model: StoredModel) -> Stor
     return replace(rate, update=update, digest=digest, file_bytes=len(data))
 
 
-def _updates(
-    entries: list[object], files: Mapping[str, bytes], model: StoredModel
-) -> tuple[StoredUpdate, ...]:
-    """The ready updates of a manifest."""
-    out = []
-    for entry in entries:
-        if not isinstance(entry, dict) or set(entry) != {"name", "file", "base", "training"}:
-            raise StoreError(
-                f"{model.name}: a ready update must have the keys name, file, base and training"
-            )
-        name, file, training = entry["name"], entry["file"], entry["training"]
-        if not isinstance(name, str) or file not in files or not isinstance(training, dict):
-            raise StoreError(f"{model.name}: a ready update needs a listed file, {entry!r}")
-        if entry["base"] != model.sha256:
-            raise StoreError(f"{model.name}: ready update {name} is for base {entry['base']!r}")
-        out.append(StoredUpdate(name, files[file], training))
-    return tuple(out)
+def _update(entry: object, files: Mapping[str, bytes], model: StoredModel) -> StoredUpdate:
+    """A ready update of a manifest."""
+    if not isinstance(entry, dict) or set(entry) != {"name", "file", "base", "training"}:
+        raise StoreError(
+            f"{model.name}: a ready update must have the keys name, file, base and training"
+        )
+    name, file, training = entry["name"], entry["file"], entry["training"]
+    if not isinstance(name, str) or file not in [*files] or not isinstance(training, dict):
+        raise StoreError(f"{model.name}: a ready update needs a listed file, {entry!r}")
+    if entry["base"] != model.sha256:
+        raise StoreError(f"{model.name}: ready update {name} is for base {entry['base']!r}")
+    return StoredUpdate(name, files[file], training)
 
 
 def _golden(tensors: Tensors, folder: Path) -> Golden:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save as save_safetensors
@@ -19,6 +20,7 @@ from safetensors.numpy import save as save_safetensors
 from service.codec.coder import Tables
 from service.codec.container import PSNR, TUNES
 from service.codec.lowrank import Update, pack
+from service.errors import BadParameter
 from service.files import write_whole
 from service.store.model import (
     StoredModel,
@@ -26,20 +28,13 @@ from service.store.model import (
     StoredUpdate,
     check_adapter,
     layer_shapes,
-    with_rate,
     with_updates,
 )
-from service.store.read import SCHEMA, STORE_FILE, load_model
+from service.store.read import RATE_KEYS, SCHEMA, STORE_FILE, graph_file, load_model
 
 
 def write_model(folder: Path, model: StoredModel, base: bytes) -> None:
-    """Write a model with its own rate alone: weights, golden stream, manifest.
-
-    Args:
-        folder: folder of the model in the store; created if it is missing.
-        model: the model, for the manifest and the golden stream.
-        base: bytes of base.safetensors.
-    """
+    """Write a model with its own rate alone; the bytes of base.safetensors are its weights."""
     golden = save_safetensors(
         {
             "stream": np.frombuffer(model.golden.stream, np.uint8),
@@ -48,6 +43,7 @@ def write_model(folder: Path, model: StoredModel, base: bytes) -> None:
         }
     )
     files = {"base.safetensors": base, "golden.safetensors": golden}
+    files |= {graph_file(name): data for name, data in model.graphs.items()}
     for name, data in files.items():
         write_whole(folder / name, data)
     (rate,) = model.rates
@@ -64,44 +60,34 @@ def write_model(folder: Path, model: StoredModel, base: bytes) -> None:
 
 
 def candidate(model: StoredModel, update: Update, described: StoredRate) -> StoredModel:
-    """The model as `publish_rate` would store it, to measure it before it is stored.
-
-    Args:
-        model: the stored model.
-        update: quantised update of the base.
-        described: rate, tune, lmbda and training record of the update.
+    """The model with a quantised update as the rate that is described, to measure it.
 
     Raises:
         BadParameter: the rate is the base's own.
         StoreError: the update does not fit the base.
     """
-    data = _adapter_file(model, update)
+    data = _adapter_file(model, update, described)
     digest = hashlib.sha256(data).digest()
-    return with_rate(model, replace(described, update=update, digest=digest, file_bytes=len(data)))
+    rate = replace(described, update=update, digest=digest, file_bytes=len(data))
+    others = (r for r in model.rates if (r.rate, r.tune) != (rate.rate, rate.tune))
+    return replace(model, rates=(*others, rate))
 
 
 def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredModel:
-    """Store an update as a rate of a model; returns the stored model.
+    """Store what `candidate` returns with its figures; returns the stored model.
 
     The adapter that made the rate before is superseded: it still decodes its streams.
 
-    Args:
-        folder: folder of the model.
-        update: quantised update of the base.
-        measured: rate, tune, lmbda, figures and training record of the update.
-
     Raises:
-        BadParameter: the rate is the base's own.
+        BadParameter: the rate is the base's own; the store is unchanged.
         StoreError: the update does not fit the base; the store is unchanged.
     """
     stored = load_model(folder)
-    data = _adapter_file(stored, update)
-    with_rate(stored, measured)  # refuses the base's own rate
+    data = _adapter_file(stored, update, measured)
     kind = "" if measured.tune == PSNR else f"{measured.tune}-"
     name = f"rates/{kind}{measured.rate:g}-{hashlib.sha256(data).hexdigest()[:12]}.safetensors"
-    (folder / "rates").mkdir(exist_ok=True)
     write_whole(folder / name, data)
-    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest = _manifest(folder)
     where = (measured.rate, measured.tune)
     before = [r for r in manifest["rates"] if (r["rate"], r["tune"]) == where]
     rates = [r for r in manifest["rates"] if r not in before] + [_rate_entry(measured, name)]
@@ -114,13 +100,12 @@ def publish_rate(folder: Path, update: Update, measured: StoredRate) -> StoredMo
 
 
 def prune(folder: Path) -> tuple[str, ...]:
-    """Delete the superseded adapters of a model; streams that they made can no longer be decoded.
+    """Delete the superseded adapters of a model, and return the names of their files.
 
-    Returns:
-        The names of the deleted files.
+    Streams that they made can no longer be decoded.
     """
     load_model(folder)
-    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest = _manifest(folder)
     names = tuple(entry["file"] for entry in manifest["superseded"])
     for name in names:
         del manifest["files"][name]
@@ -132,13 +117,9 @@ def prune(folder: Path) -> tuple[str, ...]:
 
 
 def publish_updates(folder: Path, updates: Sequence[StoredUpdate]) -> StoredModel:
-    """Add ready updates to a model; returns the stored model.
+    """Add ready updates that a model does not have yet; returns the stored model.
 
     Existing updates stay, because streams may name them.
-
-    Args:
-        folder: folder of the model.
-        updates: the updates; those that the model has already are skipped.
 
     Raises:
         StoreError: an update does not fit the base, or has the reference of another; the store is
@@ -151,8 +132,7 @@ def publish_updates(folder: Path, updates: Sequence[StoredUpdate]) -> StoredMode
     tables = Tables(stored.entropy["tables"])
     for update in fresh:
         model.ready_update(update.reference, tables)
-    (folder / "updates").mkdir(exist_ok=True)
-    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest = _manifest(folder)
     entries = manifest["updates"]
     for update in fresh:
         name = f"updates/{update.digest.hex()[:12]}.rku"
@@ -165,13 +145,8 @@ def publish_updates(folder: Path, updates: Sequence[StoredUpdate]) -> StoredMode
 
 
 def record_figures(folder: Path, measured: Sequence[StoredRate]) -> None:
-    """Replace the figures of rates in the manifest; nothing else changes.
-
-    Args:
-        folder: folder of the model.
-        measured: rates of the model with new figures.
-    """
-    manifest = json.loads((folder / "manifest.json").read_bytes())
+    """Replace the figures of these rates in the manifest; nothing else changes."""
+    manifest = _manifest(folder)
     by_place = {(r.rate, r.tune): r for r in measured}
     for entry in manifest["rates"]:
         rate = by_place.get((entry["rate"], entry["tune"]))
@@ -183,9 +158,6 @@ def record_figures(folder: Path, measured: Sequence[StoredRate]) -> None:
 def set_default(folder: Path) -> None:
     """Make a model the one that its store compresses with; the other models still decode.
 
-    Args:
-        folder: folder of the model in the store.
-
     Raises:
         StoreError: the model cannot be read.
     """
@@ -194,12 +166,10 @@ def set_default(folder: Path) -> None:
     write_whole(folder.parent / STORE_FILE, (json.dumps(entry, indent=2) + "\n").encode())
 
 
-def _adapter_file(model: StoredModel, update: Update) -> bytes:
-    """The adapter's file of an update.
-
-    Raises:
-        StoreError: the update does not fit the model.
-    """
+def _adapter_file(model: StoredModel, update: Update, rate: StoredRate) -> bytes:
+    """The adapter's file of an update, checked to fit the model and not to be of its own rate."""
+    if (rate.rate, rate.tune) in ((r.rate, r.tune) for r in model.rates if r.update is None):
+        raise BadParameter(f"rate {rate.rate:g} is the base's own and takes no adapter")
     packed = pack(update, layer_shapes(model.transforms, model.entropy))
     check_adapter(model, packed)
     return save_safetensors(packed)
@@ -210,16 +180,14 @@ def _entry(data: bytes) -> dict[str, object]:
 
 
 def _rate_entry(rate: StoredRate, file: str | None) -> dict[str, object]:
-    return {
-        "rate": rate.rate,
-        "tune": rate.tune,
-        "lmbda": rate.lmbda,
-        "kodak_bpp": rate.kodak_bpp,
-        "kodak_psnr_db": rate.kodak_psnr_db,
-        "kodak_ms_ssim": rate.kodak_ms_ssim,
-        "file": file,
-        "training": dict(rate.training),
-    }
+    numbers = {key: getattr(rate, key) for key in RATE_KEYS}
+    return {**numbers, "file": file, "training": dict(rate.training)}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a model that was loaded before, and so is sound."""
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+    return manifest
 
 
 def _replace(folder: Path, manifest: dict[str, object]) -> None:

@@ -143,7 +143,7 @@ def test_the_walk_equals_full_masked_networks(
     expected = witness(small_model, z, y)
     for name, backend in BACKENDS.items():
         assert same(run(small_model, backend, z, y), expected), name
-    in_sessions = OnnxEntropyModel(small_model.sizes, small_model.entropy, 1)
+    in_sessions = OnnxEntropyModel(small_model, 1)
     assert same(run_networks(in_sessions, z, y), expected), "onnx"
 
 

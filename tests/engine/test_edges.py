@@ -17,7 +17,6 @@ from service.nets.model import Backbone
 from service.nets.twin import float_twin
 from service.picture import U8, Picture
 from service.runtime.analysis_onnx import OnnxTransforms
-from service.runtime.onnx_graph import CELL
 from service.runtime.pipeline import (
     AnalysisTransform,
     SynthesisTransform,
@@ -25,7 +24,7 @@ from service.runtime.pipeline import (
     whole_cells,
 )
 from service.runtime.synthesis_numpy import NumpySynthesis
-from service.runtime.synthesis_onnx import OnnxSynthesis
+from service.runtime.synthesis_onnx import CELL, OnnxSynthesis
 from service.runtime.synthesis_torch import TorchSynthesis, TorchTransforms
 from service.store.model import StoredModel
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from small_ladder import with_rates
 
-from service.codec.sizes import Sizes
 from service.codec.tiles import PATCH, Box
 from service.engine.engine import Engine
-from service.errors import MissingExtra, StoreError
+from service.errors import MissingExtra
 from service.picture import Picture
-from service.runtime import onnx_graph
 from service.runtime.decode_only import load_decode_only
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
@@ -40,50 +35,6 @@ def latents(model: StoredModel, height: int, width: int, seed: int = 0) -> np.nd
 def off(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     assert one.shape == other.shape
     return np.abs(one.astype(int) - other)
-
-
-@pytest.mark.parametrize(
-    "sizes", [Sizes(), Sizes(M=8, c8=12, c16=8, nd8=2, nd16=0, ne8=1, ne16=0)]
-)
-@pytest.mark.parametrize(
-    ("net", "layers", "graph"),
-    [
-        ("g_a", onnx_graph.analysis, onnx_graph.analysis_graph),
-        ("h_a", onnx_graph.hyper_analysis, onnx_graph.hyper_analysis_graph),
-        ("g_s", onnx_graph.synthesis, onnx_graph.synthesis_graph),
-    ],
-)
-def test_the_graphs_are_valid_onnx_without_a_single_weight_in_them(
-    sizes: Sizes,
-    net: str,
-    layers: Callable[[Sizes], list[onnx_graph.Layer]],
-    graph: Callable[[Sizes], bytes],
-) -> None:
-    data = graph(sizes)
-    model = onnx.load_from_string(data)
-    onnx.checker.check_model(_filled(model), full_check=True)
-    assert len(data) < 10_000
-    declared = {t.name: tuple(t.dims) for t in model.graph.initializer if t.external_data}
-    assert declared == onnx_graph.weight_shapes(net, layers(sizes))
-
-
-@pytest.mark.parametrize(("M", "pieces"), [(16, 0), (24, 2)])
-def test_graphs_take_latents_apart_only_where_some_go_straight(M: int, pieces: int) -> None:
-    sizes = Sizes(M=M, c16=16, c8=16)
-    for graph, others in ((onnx_graph.analysis_graph, 0), (onnx_graph.synthesis_graph, 1)):
-        kinds = Counter(n.op_type for n in onnx.load_from_string(graph(sizes)).graph.node)
-        assert kinds["Slice"] == pieces + others and kinds["Concat"] == (pieces > 0)
-
-
-def _filled(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with zeros as its weights: the checker wants external data as files."""
-    out = onnx.ModelProto()
-    out.CopyFrom(model)
-    for tensor in out.graph.initializer:
-        if tensor.external_data:
-            zeros = onnx.numpy_helper.from_array(np.zeros(tensor.dims, np.float32), tensor.name)
-            tensor.CopyFrom(zeros)
-    return out
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1), (3, 2), (9, 13)])
@@ -164,23 +115,6 @@ def test_threads_share_a_session(small_model: StoredModel) -> None:
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(synthesis.synthesise, inputs))
     assert all(map(np.array_equal, alone, together))
-
-
-@pytest.mark.parametrize("wrong", ["missing", "unknown", "shape"])
-def test_tensors_that_do_not_fit_are_refused_by_name(
-    small_model: StoredModel, wrong: str
-) -> None:
-    tensors = dict(small_model.transforms)
-    name = "g_s.1.pw1.weight"
-    if wrong == "missing":
-        del tensors[name]
-    elif wrong == "unknown":
-        name = "g_s.9.pw1.weight"
-        tensors[name] = np.zeros((2, 2), np.float32)
-    else:
-        tensors[name] = tensors[name].reshape(2, -1)
-    with pytest.raises(StoreError, match=name):
-        OnnxSynthesis(replace(small_model, transforms=tensors))
 
 
 def test_the_light_decoder_says_what_compressing_needs(

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from conftest import Small
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 from small_model import small_stored_model
 
 from service.codec.coder import Tables
@@ -24,11 +25,14 @@ from service.engine.opening import open_engine
 from service.errors import BadParameter, StoreError, UnknownUpdate
 from service.picture import Picture
 from service.settings import Settings
-from service.store.model import SYNTHESIS, StoredUpdate, identity, layer_shapes
+from service.store.model import GRAPHS, SYNTHESIS, StoredUpdate, identity, layer_shapes
 from service.store.read import default_model, load_model, load_store
 from service.store.write import publish_updates, set_default, write_model
 
 Manifest = dict[str, Any]
+
+NEEDED = ["base.safetensors", "golden.safetensors", "graphs/g_s.onnx"]
+"""Files that every model has."""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,9 @@ def test_a_published_model_comes_back(published: Path, small: Small) -> None:
     assert model.golden.stream == small.stored.golden.stream
     assert np.array_equal(model.golden.y_hat, small.stored.golden.y_hat)
     assert model.training == {"note": "made for tests"}
-    files = [f for f in (published / "small").iterdir() if f.suffix == ".safetensors"]
+    assert model.graphs == small.stored.graphs
+    files = [f for f in (published / "small").rglob("*.*") if f.name != "manifest.json"]
+    assert len(files) == 2 + len(GRAPHS)
     assert model.file_bytes == sum(f.stat().st_size for f in files)
 
 
@@ -155,7 +161,7 @@ def test_an_empty_or_missing_store_is_refused(tmp_path: Path) -> None:
             load_store(root)
 
 
-@pytest.mark.parametrize("name", ["base.safetensors", "golden.safetensors"])
+@pytest.mark.parametrize("name", NEEDED)
 def test_a_changed_cut_or_missing_file_is_refused(folder: Path, name: str) -> None:
     data = (folder / name).read_bytes()
     middle = len(data) // 2
@@ -169,7 +175,7 @@ def test_a_changed_cut_or_missing_file_is_refused(folder: Path, name: str) -> No
         load_model(folder)
 
 
-@pytest.mark.parametrize("name", ["base.safetensors", "golden.safetensors"])
+@pytest.mark.parametrize("name", NEEDED)
 def test_a_model_that_does_not_list_a_file_is_refused(folder: Path, name: str) -> None:
     edit(folder, lambda m: m["files"].pop(name))
     with pytest.raises(StoreError, match=f"does not list {name}"):
@@ -266,6 +272,36 @@ def test_a_number_format_that_numpy_lacks_is_refused(folder: Path) -> None:
     data = len(header).to_bytes(8, "little") + header + bytes(2)
     replace_file(folder, "base.safetensors", data)
     with pytest.raises(StoreError, match="safetensors"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "unknown", "shape"])
+@pytest.mark.parametrize("name", ["g_s.1.pw1.weight", "g_a.0.l.bias", "h_a.1.dw.weight"])
+def test_transforms_that_do_not_fit_the_sizes_are_refused_by_name(
+    folder: Path, small: Small, name: str, wrong: str
+) -> None:
+    tensors = load(small.base)
+    if wrong == "missing":
+        del tensors[name]
+    elif wrong == "unknown":
+        name = name.replace(".", ".9", 1)
+        tensors[name] = np.zeros((2, 2), np.float16)
+    else:
+        tensors[name] = tensors[name].reshape(2, -1)
+    replace_file(folder, "base.safetensors", save(tensors))
+    with pytest.raises(StoreError, match=f"tensors {name} do not fit the sizes"):
+        load_model(folder)
+
+
+def test_a_graph_that_is_large_or_reads_other_files_is_refused(folder: Path, small: Small) -> None:
+    graph = onnx.load_from_string(small.stored.graphs["g_s"])
+    weight = next(t for t in graph.graph.initializer if t.name == "g_s.0.weight")
+    weight.external_data.add(key="location", value="/etc/passwd")
+    replace_file(folder, "graphs/g_s.onnx", graph.SerializeToString())
+    with pytest.raises(StoreError, match="graph g_s may name other files"):
+        load_model(folder)
+    replace_file(folder, "graphs/g_s.onnx", bytes(2**16 + 1))
+    with pytest.raises(StoreError, match="graph g_s has 65537 bytes, expected at most 65536"):
         load_model(folder)
 
 

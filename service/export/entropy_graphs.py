@@ -10,27 +10,11 @@ yet: an eighth more products than codec/entropy_model.py takes, but large ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from service.codec.entropy_model import LEVELS, MU_MAX, STEPS
 from service.codec.fixed_point import ACTIVATION_MAX, LEAK
 from service.codec.sizes import Sizes
-from service.runtime.onnx_proto import FLOAT, INT32, INT64, UINT8, Graph
-
-Z_HAT, Z_SHAPE, SIZE = "z_hat", "z_shape", "size"
-"""z_hat [n, Cz]; its grid [B, h, w] and the size [height, width] of the latents, both int64."""
-
-P, SHAPE = "P", "shape"
-"""The features [B, height, width, cp], and the grid [B, height, width] of the latents as int64."""
-
-CONTEXT = "context"
-"""y_hat as activations [B, height, width, M], zero where it is not known yet."""
-
-MU, LEVEL = "mu", "levels"
-"""int32 and uint8, both [B, n] in coding order."""
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Shape of each weight by name, as entropy_onnx.py hands them over."""
+from service.export.graph import FLOAT, INT32, INT64, UINT8, Graph, Specs, Weights
+from service.runtime.entropy_onnx import CONTEXT, LEVEL, MU, SHAPE, SIZE, Z_HAT, Z_SHAPE, P
 
 _RANGES = ((MU, -MU_MAX, MU_MAX), (LEVEL, 0, LEVELS - 1))
 """Output, least and largest value of each half of a head's rows."""
@@ -38,39 +22,39 @@ _RANGES = ((MU, -MU_MAX, MU_MAX), (LEVEL, 0, LEVELS - 1))
 _ALL = 2**62
 """The end of an axis."""
 
-_PARAMETERS = {MU: (INT32, ("B", "n")), LEVEL: (UINT8, ("B", "n"))}
+_PARAMETERS: Specs = {MU: (INT32, ("B", "n")), LEVEL: (UINT8, ("B", "n"))}
 
 
-def features_graph(s: Sizes, weights: Shapes) -> bytes:
-    """z_hat -> P, and the parameters of step 0."""
-    g = _Networks(s)
+def features_graph(s: Sizes, weights: Weights) -> bytes:
+    """Build h_s and step 0: z_hat -> P, and the parameters of step 0."""
+    g = _EntropyGraph(s)
     half, whole = g.scaled(Z_SHAPE, 2), g.scaled(Z_SHAPE, 4)
     x = g.block(g.shuffle2(g.gemm(Z_HAT, "h_s.0"), Z_SHAPE, s.Cz), "h_s.1", half, s.Cz)
     x = g.block(g.shuffle2(g.gemm(x, "h_s.2"), half, s.cp), "h_s.3", whole, s.cp)
     places = [g.integers(0, 0), SIZE, g.integers(1, 2)]
     g.parameters(g.add("Slice", [g.on_grid(x, whole), *places], output=P), "step.0.head", Z_SHAPE)
-    inputs = {Z_HAT: (FLOAT, ("n", s.Cz)), Z_SHAPE: (INT64, (3,)), SIZE: (INT64, (2,))}
-    outputs = {P: (FLOAT, ("B", "H", "W", s.cp)), **_PARAMETERS}
-    return g.model("features", inputs, outputs, weights)
+    inputs: Specs = {Z_HAT: (FLOAT, ("n", s.Cz)), Z_SHAPE: (INT64, (3,)), SIZE: (INT64, (2,))}
+    outputs: Specs = {P: (FLOAT, ("B", "H", "W", s.cp)), **_PARAMETERS}
+    return g.serialise("h_s", inputs, outputs, weights)
 
 
-def step_graph(s: Sizes, t: int, weights: Shapes) -> bytes:
-    """P and what is known of y_hat -> the parameters of step t, 1 to 3."""
-    g = _Networks(s)
-    name = f"step.{t}"
+def step_graph(s: Sizes, name: str, weights: Weights) -> bytes:
+    """Build a further step, "step.1" to "step.3": P and known y_hat -> the step's parameters."""
+    g = _EntropyGraph(s)
     x = g.gemm(g.rows(P), f"{name}.first")
     x = g.add("Gemm", [g.rows(CONTEXT), f"{name}.first.context", x])
     x = g.block(g.settle(x), f"{name}.block", SHAPE, s.cc)
     g.parameters(g.on_grid(x, SHAPE), f"{name}.head", SHAPE)
-    inputs = {
-        P: (FLOAT, ("B", "H", "W", s.cp)),
-        CONTEXT: (FLOAT, ("B", "H", "W", s.M)),
+    grid = ("B", "H", "W")
+    inputs: Specs = {
+        P: (FLOAT, (*grid, s.cp)),
+        CONTEXT: (FLOAT, (*grid, s.M)),
         SHAPE: (INT64, (3,)),
     }
-    return g.model(name, inputs, _PARAMETERS, weights)
+    return g.serialise(name, inputs, _PARAMETERS, weights)
 
 
-class _Networks(Graph):
+class _EntropyGraph(Graph):
     """A graph that knows the layers of fixed_point.py by the same names."""
 
     def __init__(self, sizes: Sizes) -> None:
