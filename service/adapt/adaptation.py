@@ -35,23 +35,26 @@ from service.adapt.checkpoint import (
     write_checkpoint,
 )
 from service.adapt.decoder_update import NET, DecoderUpdate
-from service.adapt.measurement import MeasuredStream, check_measured, code_latents, measure_stream
+from service.adapt.measurement import MeasuredStream, code_latents, measure_stream
 from service.adapt.objective import Objective
 from service.adapt.optimiser import AdaptationOptimiser
 from service.adapt.schedule import StepSchedule
-from service.adapt.task import AdaptationTask as AdaptationTask  # for callers of this module
-from service.adapt.types import AdaptProgress
+from service.adapt.task import AdaptationTask, AdaptProgress
 from service.codec import container
 from service.codec.entropy_model import Y_FRAC
 from service.codec.model_stream import write_update
 from service.errors import UnknownUpdate
+from service.runtime.check import check_latents
 from service.runtime.pipeline import LoadedModel, assemble, ready_weights
 from service.runtime.synthesis_torch import device_and_dtype
 from service.store.model import layer_shapes
 
 
 class PictureAdaptation:
-    """Implements adapt.types.Adaptation. Not safe to share between threads."""
+    """An adaptation in progress. Not safe to share between threads.
+
+    With one seed on one machine, its results are always the same.
+    """
 
     def __init__(
         self, model: LoadedModel, task: AdaptationTask, checkpoint: bytes | None = None
@@ -101,7 +104,7 @@ class PictureAdaptation:
         return self._state.done
 
     def best(self) -> bytes:
-        """The best stream so far."""
+        """The best stream so far; always a valid .rkp."""
         return self._best
 
     def advance(self, seconds: float) -> AdaptProgress:
@@ -158,16 +161,10 @@ class PictureAdaptation:
 
     def _try_ready(self, plain: MeasuredStream) -> None:
         """Keep the ready update of the store that lowers the loss most, if one does."""
-        stream, task = container.read_stream(plain.data), self._task
+        model, task, stream = self._model, self._task, container.read_stream(plain.data)
+        named = [replace(stream, ready=update.reference) for update in model.stored.updates]
         candidates = [
-            measure_stream(
-                self._model,
-                task.picture,
-                task.lmbda,
-                replace(stream, ready=update.reference),
-                plain.y_hat,
-            )
-            for update in self._model.stored.updates
+            measure_stream(model, task.picture, task.lmbda, one, plain.latents) for one in named
         ]
         best = min(candidates, key=lambda candidate: candidate.loss, default=plain)
         if best.loss < self._state.loss_best:
@@ -264,27 +261,27 @@ class PictureAdaptation:
     def _measure(self, update: DecoderUpdate | None, settle: bool = False) -> MeasuredStream:
         """Code the picture with its present latents, decode it and measure its loss.
 
-        Args:
-            update: to send. settle: let the loss see the coded latents in windows from now on.
+        With `settle`, the loss sees the coded latents in windows from now on.
         """
         model, task = self._model, self._task
-        coded = code_latents(model, task.picture, ((t.box, *t.latents) for t in self._tiles))
+        variables = ((t.box, *t.latents) for t in self._tiles)
+        coded, latents = code_latents(model, task.picture, variables)
         if settle:
-            y_hat = torch.from_numpy(coded.y_hat.astype(np.float32)) / 2**Y_FRAC
+            y_hat = torch.from_numpy(latents.y_hat.astype(np.float32)) / 2**Y_FRAC
             self._objective.canvas.copy_(y_hat)
-        stream = assemble(model, task.picture, task.rate16, container.PSNR, coded.tiles)
+        stream = assemble(model, task.picture, task.rate16, container.PSNR, coded)
         fitted = None if update is None else update.update()
         if fitted is not None and fitted.layers:
             shapes = layer_shapes(model.stored.synthesis)
             stream = replace(stream, update=write_update(fitted, shapes, model.coder.tables))
         if self._state.ready:
             stream = replace(stream, ready=bytes.fromhex(self._state.ready))
-        return measure_stream(model, task.picture, task.lmbda, stream, coded.y_hat)
+        return measure_stream(model, task.picture, task.lmbda, stream, latents)
 
     def _keep_if_best(self, measured: MeasuredStream) -> None:
         """Make a stream the best one if its loss is the lowest and it decodes from its bytes."""
         if measured.loss >= self._state.loss_best:
             return
-        check_measured(self._model, measured)
+        check_latents(self._model, measured.data, measured.latents, "the adapted stream")
         self._best = measured.data
         self._state.loss_best, self._state.psnr_best = measured.loss, measured.psnr_db

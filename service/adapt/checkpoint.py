@@ -60,7 +60,7 @@ class Checkpoint:
     """A checkpoint that was read.
 
     Attributes:
-        state: see AdaptationState. with_update: whether an update of g_s is among the variables.
+        with_update: whether an update of g_s is among the variables.
         tensors: as they were given to `write_checkpoint`, on the CPU, by name.
         moments: of Adam, by variable and by the names in MOMENTS.
     """
@@ -87,7 +87,7 @@ def write_checkpoint(
     """A checkpoint as safetensors.
 
     Args:
-        digest: hash of the task and the weights. state: of the adaptation. best: stream so far.
+        digest: hash of the task and the weights. best: stream so far.
         tensors: to keep, by name, among them all that the optimiser moves.
         optimiser: whose moments are kept. with_update: see Checkpoint.
     """
@@ -102,14 +102,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(data: bytes, digest: str) -> Checkpoint:
-    """Read a checkpoint and check it.
-
-    Args:
-        data: from `write_checkpoint`. digest: that it must carry.
-
-    Raises:
-        BadParameter: it is damaged, or of another task.
-    """
+    """Read a checkpoint. Raises BadParameter: it is damaged, or its digest is another."""
     try:
         stored = load_tensors(data)  # checks all of the file
         meta = _metadata(data)

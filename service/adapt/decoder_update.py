@@ -70,12 +70,7 @@ class _Layer:
 
 
 class DecoderUpdate:
-    """The variables of an update.
-
-    Attributes:
-        layers: of g_s, by name.
-        tensors: the variables, by "<layer>/a", "<layer>/b" and "<layer>/bias".
-    """
+    """The layers of g_s, and the variables by "<layer>/a", "<layer>/b" and "<layer>/bias"."""
 
     def __init__(
         self,
@@ -171,9 +166,7 @@ class DecoderUpdate:
     def prune(self, distortion: Callable[[], float], tables: Tables) -> None:
         """Close every gate whose term costs more than it saves, one after the other.
 
-        Args:
-            distortion: gives lmbda·D with the present variables, in bits of the whole picture.
-            tables: that symbols will be coded with.
+        `distortion` gives lmbda·D with the present variables, in bits of the whole picture.
         """
         now = distortion()
         for pieces in self._gates():

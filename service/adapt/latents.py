@@ -35,11 +35,7 @@ Relax = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class RelaxedLatents:
-    """A tile's relaxed latents and their bits.
-
-    Attributes:
-        y_hat: [h, w, M]. bits: of y and z together, a scalar.
-    """
+    """A tile's relaxed latents, [h, w, M], and the bits of y and z together, a scalar."""
 
     y_hat: Tensor
     bits: Tensor
@@ -49,11 +45,9 @@ class RateModel:
     """The entropy model of a merged rate in differentiable floats."""
 
     def __init__(self, stored: StoredModel, device: torch.device, dtype: torch.dtype) -> None:
-        """Build the float twin.
+        """Build the float twin of a model that is merged for the rate.
 
-        Args:
-            stored: merged for the rate. device: where to run.
-            dtype: working type of the networks' products (autocast); float32 turns that off.
+        `dtype` is the working type of the networks' products (autocast); float32 turns that off.
         """
         self.net: Backbone = float_twin(stored).to(device)
         y_step, z_step = quantiser_steps(stored)
@@ -68,11 +62,10 @@ class RateModel:
         )
 
     def code(self, y: Tensor, z: Tensor, relax: Relax) -> RelaxedLatents:
-        """The relaxed latents of a tile and their bits.
+        """The latents of a tile as `relax` brings them near whole steps, and their bits.
 
         Args:
             y: [h, w, M] latents. z: [ceil(h/4), ceil(w/4), Cz] hyper-latents.
-            relax: brings values near whole steps.
         """
         z_symbols = relax((z - self.net.z_mean) / self.z_step)
         bits = gaussian_bits(z_symbols, sigma(self.net.z_idx)).sum()
@@ -102,11 +95,7 @@ def _code_step(v: Tensor, level8: Tensor, relax: Relax) -> tuple[Tensor, Tensor]
 
 
 def annealed(tau: float, generator: torch.Generator) -> Relax:
-    """Draw between the two whole neighbours of every value, with the softness of a temperature.
-
-    Args:
-        tau: temperature. generator: of the random numbers.
-    """
+    """Draw between the two whole neighbours of every value, as softly as the temperature says."""
 
     def relax(v: Tensor) -> Tensor:
         low = v.detach().floor()
@@ -117,8 +106,3 @@ def annealed(tau: float, generator: torch.Generator) -> Relax:
         return low + torch.sigmoid((odds + torch.log(u) - torch.log1p(-u)) / tau)
 
     return relax
-
-
-def nearest(v: Tensor) -> Tensor:
-    """The nearest whole step, with no gradient."""
-    return v.round()

@@ -46,22 +46,15 @@ class LatentTile:
 
 
 class Objective:
-    """The picture's tiles, and the loss of each.
+    """The picture's tiles in storing order, and the loss of each.
 
     Attributes:
-        tiles: in storing order.
         canvas: [h, w, M] latents of the whole picture, from which windows take other tiles.
-        weights: of g_s, by their names inside it, that are used without an update in place of the
-            model's.
+        weights: of g_s, by their names inside it, used in place of the model's without an update.
     """
 
     def __init__(self, model: LoadedModel, picture: Picture, lmbda: float) -> None:
-        """Analyse the picture; the canvas is zero until the caller fills it.
-
-        Args:
-            model: merged for the rate, with analysis. picture: to adapt to.
-            lmbda: weight of the error in the rate's loss.
-        """
+        """Analyse a picture; the canvas is zero until the caller fills it."""
         assert model.analysis is not None
         self._picture, self._lmbda = picture, lmbda
         self._device, self._dtype = device_and_dtype(model.analysis)
@@ -82,13 +75,11 @@ class Objective:
         tau: float | None,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
-        """R and lmbda·D in bits per pixel, both scalars.
+        """R and lmbda·D of a tile in bits per pixel, both scalars.
 
         Args:
-            tile: whose pixels and latents count.
             update: of g_s, all of whose bits count; None without one.
             tau: temperature of the annealing; None takes the latents from the canvas, at no bits.
-            generator: of the random numbers.
         """
         pixels = self._pixels([tile])
         rate = torch.zeros((), device=self._device)

@@ -26,7 +26,6 @@ class AdaptationOptimiser:
     """Latents of every tile, an update of g_s where there is one, and Adam over them.
 
     Attributes:
-        update: of g_s that is fitted, None without one.
         generator: of the random numbers that the loss draws.
         adam: over the variables of the present phase.
     """
@@ -36,33 +35,19 @@ class AdaptationOptimiser:
     def __init__(
         self, objective: Objective, plan: AdaptationPlan, seed: int, device: torch.device
     ) -> None:
-        """Hold the latents of the objective's tiles; `begin_phase` must follow.
-
-        Args:
-            objective: its tiles and its canvas. plan: has the learning rates.
-            seed: of the random numbers. device: where to optimise.
-        """
+        """Hold the latents of the objective's tiles, on `device`; `begin_phase` must follow."""
         self._objective, self._plan = objective, plan
         self._seed, self._device = seed, device
         self.update: DecoderUpdate | None = None
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def add_update(self, transforms: Tensors, ready: Mapping[str, NDArray[Any]] | None) -> None:
-        """Begin with an update of g_s that changes nothing yet.
-
-        Args:
-            transforms: of the model. ready: weights of g_s with the ready update that this one is
-                added to, None without one.
-        """
+        """Begin with an update of g_s that changes nothing yet, added to `ready` weights if any."""
         on_cpu = torch.Generator().manual_seed(self._seed)
         self.update = DecoderUpdate(transforms, self._plan.rank, on_cpu, self._device, ready)
 
     def begin_phase(self, fitting: bool) -> None:
-        """Start Adam anew.
-
-        Args:
-            fitting: move the update alone; otherwise the latents, and the update if there is one.
-        """
+        """Start Adam anew, over the update alone or over the latents and any update."""
         plan = self._plan
         groups = [] if self.update is None else self.update.groups(UPDATE_LR)
         for group in groups:
@@ -75,11 +60,7 @@ class AdaptationOptimiser:
         self.adam = torch.optim.Adam(groups, betas=BETAS, fused=self._device.type == "cpu")
 
     def step(self, loss: Tensor, share: float) -> None:
-        """Move the variables down the gradient of a loss.
-
-        Args:
-            loss: a scalar. share: of the phase that is done, 0–1, which learning rates decay by.
-        """
+        """Move the variables down a loss's gradient; `share` of the phase is done, 0–1."""
         for group in self.adam.param_groups:
             group["lr"] = group["peak"] * decayed(share)
         self.adam.zero_grad()
@@ -93,11 +74,7 @@ class AdaptationOptimiser:
 
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint's tensors and moments, in the phase that was begun.
-
-        Raises:
-            KeyError, ValueError: a tensor is missing or has another shape.
-        """
+        """Go on from a checkpoint of this phase. Raises KeyError, ValueError: it does not fit."""
         self.generator.set_state(checkpoint.tensors["generator"])
         if "canvas" in checkpoint.tensors:
             self._objective.canvas.copy_(checkpoint.tensors["canvas"])

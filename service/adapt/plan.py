@@ -47,21 +47,13 @@ class AdaptationPlan:
         return self.decoder_steps + self.latent_steps
 
     def temperature(self, done: float) -> float:
-        """Temperature of the annealing.
-
-        Args:
-            done: share of the latents' steps that are done, 0–1.
-        """
+        """Temperature of the annealing by the share of the latents' steps that is done, 0–1."""
         late = max(0.0, done - self.hold) / (1 - self.hold)
         return self.tau * math.exp(late * math.log(self.tau_end / self.tau))
 
 
 def plan_of(effort: int) -> AdaptationPlan:
-    """The plan of an effort level.
-
-    Raises:
-        BadParameter: not a whole number from 0 to 4.
-    """
+    """The plan of an effort level. Raises BadParameter: it is no whole number from 0 to 4."""
     if type(effort) is not int or not 0 <= effort < len(STEPS):
         raise BadParameter(f"effort is {effort!r}, expected a whole number from 0 to 4")
     steps = STEPS[effort]
@@ -71,9 +63,5 @@ def plan_of(effort: int) -> AdaptationPlan:
 
 
 def decayed(done: float) -> float:
-    """Factor of the learning rates, 1 to 0: half a cosine.
-
-    Args:
-        done: share of a phase that is done, 0–1.
-    """
+    """Factor of the learning rates by the share of a phase that is done: half a cosine, 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

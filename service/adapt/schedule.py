@@ -46,12 +46,7 @@ class StepSchedule:
     def __init__(
         self, plan: AdaptationPlan, tiles: int, max_seconds: float | None, state: AdaptationState
     ) -> None:
-        """Follow a plan.
-
-        Args:
-            plan: to follow. tiles: of the picture.
-            max_seconds: see AdaptationTask. state: is changed in place.
-        """
+        """Follow a plan for a picture of `tiles` tiles; `state` is changed in place."""
         self.state = state
         self._between, self._early = MEASURE_STEPS * tiles, EARLY_STEPS * tiles
         self.fitted, self.planned = plan.decoder_steps * tiles, plan.total * tiles
@@ -90,11 +85,7 @@ class StepSchedule:
         return max(by_steps, min(1.0, by_time))
 
     def shorten_if_slow(self, loss: float) -> None:
-        """Skip half of the remaining steps of the phase where measurements hardly fall.
-
-        Args:
-            loss: as just measured.
-        """
+        """Skip half of the remaining steps of the phase if measured losses hardly fall."""
         s = self.state
         little, end = (LITTLE_FITTED, self.fitted) if self.fitting else (LITTLE, self.planned)
         s.slow = s.slow + 1 if s.last_loss - loss < little * s.first_loss else 0
@@ -105,11 +96,7 @@ class StepSchedule:
             s.slow = 0
 
     def cannot_pay(self, saved: float) -> bool:
-        """Whether an update is unlikely to pay in the end.
-
-        Args:
-            saved: lmbda·D that it has saved by now, in bits per pixel.
-        """
+        """Whether an update that has saved so little lmbda·D (bits per pixel) will hardly pay."""
         share, required = self.share, -math.inf
         if share >= GIVE_UP:
             required = MARGIN

@@ -60,11 +60,9 @@ class _Updated(torch.autograd.Function):
 
 
 def updatable(sizes: Sizes, g_s: nn.Module, dtype: torch.dtype) -> nn.Sequential:
-    """A frozen g_s that takes updates, with the weights of a given one.
+    """A frozen g_s that takes updates, with the weights of a given one from backbone.synthesis.
 
-    Args:
-        sizes: of the backbone. g_s: from backbone.synthesis.
-        dtype: of its weights and of the latents that it will be called with.
+    `dtype` is that of its weights and of the latents that it will be called with.
     """
     out = synthesis(sizes, UpdatedLinear, UpdatedLinear)
     out.load_state_dict(g_s.state_dict())

@@ -1,4 +1,4 @@
-"""What an adaptation is asked to do."""
+"""What the adaptation of one picture is asked to do, and how far it has come."""
 
 from __future__ import annotations
 
@@ -36,14 +36,33 @@ class AdaptationTask:
         return self.picture.width * self.picture.height
 
     def digest(self, identity: bytes) -> str:
-        """SHA-256 in hex of all that a checkpoint must agree with.
-
-        Args:
-            identity: of the weights, 32 bytes.
-        """
+        """SHA-256 in hex of all that a checkpoint must agree with, and of the weights' identity."""
         p = self.picture
         values = [p.width, p.height, p.grey, self.rate16, self.seed, self.plan]
         data = hashlib.sha256(identity + repr(values).encode())
         for plane in (p.rgb, p.alpha):
             data.update(b"" if plane is None else np.ascontiguousarray(plane).data)
         return data.hexdigest()
+
+
+@dataclass(frozen=True)
+class AdaptProgress:
+    """How far the adaptation of one picture has come.
+
+    Attributes:
+        phase: "decoder", "latents" or "done", in that order.
+        step: steps done. total: steps planned; fewer may be done.
+        bytes: size of the best stream so far. bpp: its bits per pixel.
+        psnr_db: PSNR in dB of its 8-bit picture.
+        first_bytes, first_bpp, first_psnr_db: of the plain stream, without adaptation.
+    """
+
+    phase: str
+    step: int
+    total: int
+    bytes: int
+    bpp: float
+    psnr_db: float
+    first_bytes: int
+    first_bpp: float
+    first_psnr_db: float

@@ -23,7 +23,8 @@ from service.cli.batch import ConvertedFile, Outcome
 from service.cli.plan import STANDARD, BatchPlan
 
 if TYPE_CHECKING:
-    from service.adapt.types import Adaptation, AdaptProgress
+    from service.adapt.adaptation import PictureAdaptation
+    from service.adapt.task import AdaptProgress
     from service.codec.container import StreamInfo
     from service.engine.types import ModelInfo
     from service.picture import Picture
@@ -215,7 +216,7 @@ def print_model(model: ModelInfo) -> None:
 
 
 def run_adaptation(
-    adaptation: Adaptation, picture: Picture, rate: float, quiet: bool
+    adaptation: PictureAdaptation, picture: Picture, rate: float, quiet: bool
 ) -> ConvertedFile:
     """Run an adaptation to its end, with a progress line on standard error unless it is quiet."""
     with _progress(errors_console(), bars.BarColumn(bar_width=20), hidden=quiet) as display:

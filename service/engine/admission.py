@@ -49,11 +49,9 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class Batching:
-    """How requests of a group share calls.
+    """How requests of a group share calls: at most `max_batch` of them, done by `run_together`.
 
-    Attributes:
-        run_together: does the work of several. max_batch: requests in one call.
-        window_s: seconds that a request may wait for others.
+    A request waits for others for at most `window_s` seconds.
     """
 
     run_together: RunTogether
@@ -78,6 +76,7 @@ class Admission:
 
     Attributes:
         speed: how long work has taken.
+        held_bytes: bytes of bodies and answers in memory, which `HeldBytes` count.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class Admission:
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._max_held_bytes = max_waiting_bytes
         self._small_size = small_size
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._phase = Phase.STARTING
         self.speed = Speed()
         queue, run_together = AdmissionQueue(), None
@@ -105,6 +104,7 @@ class Admission:
         self._large = WorkerPool(
             "large", workers, AdmissionQueue(), self.speed, gives_way_to=self._small
         )
+        self._pools = self._small, self._large
 
     @property
     def phase(self) -> Phase:
@@ -122,18 +122,9 @@ class Admission:
         return self._small.running + self._large.running
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes of bodies and answers in memory."""
-        return self._held_bytes
-
-    @property
     def retry_after_s(self) -> int:
         """Seconds until the work that is here now will be done, as measured; at least 1."""
         return max(_retry_after_s(pool) for pool in self._pools)
-
-    @property
-    def _pools(self) -> tuple[WorkerPool, WorkerPool]:
-        return self._small, self._large
 
     def start(self) -> None:
         """Make the worker threads; work waits until `open_after` has returned."""
@@ -142,11 +133,7 @@ class Admission:
         self._phase = Phase.STARTING
 
     async def open_after(self, test: Callable[[], None]) -> None:
-        """Run the self-test in a worker thread, then open; if it raises, refuse all work for good.
-
-        Raises:
-            Exception: whatever `test` raises.
-        """
+        """Run a test in a worker thread, then open; if it raises, refuse all work for good."""
         entry = _entry(test, None, 0.0)
         self._small.launch([entry])
         try:
@@ -178,15 +165,12 @@ class Admission:
     def check(self, more_bytes: int = 0) -> None:
         """Refuse a request before the size of its work is known, if even small work is refused.
 
-        Args:
-            more_bytes: that the request's body is about to add.
-
         Raises:
-            Saturated: too many requests wait, or for too long, too many bytes are held, or the
-                server drains.
+            Saturated: too many requests wait, or for too long, too many bytes would be held with
+                `more_bytes` of the request's body, or the server drains.
             SelfTestFailed: this machine must not work.
         """
-        self._check_bytes(more_bytes)
+        self.check_bytes(more_bytes)
         self._check_pool(self._small)
 
     def hold(self) -> HeldBytes:
@@ -198,19 +182,18 @@ class Admission:
     ) -> WorkResult[T]:
         """Wait for a worker and run `work` in its thread, with others of its group if it has one.
 
-        Args:
-            work: to run. group: which other requests it may run with.
-            size: how much work it is, above 0, in a unit that is the same for all work.
-
         A caller cancelled while it waits costs no work. One cancelled later stops the work at its
         next interruption point (interruption.py); its result is dropped.
+
+        Args:
+            size: how much work it is, above 0, in a unit that is the same for all work.
 
         Raises:
             Saturated, SelfTestFailed: as `check` does.
             Exception: whatever `work` raises.
         """
         pool = self._small if size <= self._small_size else self._large
-        self._check_bytes(0)
+        self.check_bytes(0)
         self._check_pool(pool)
         return await pool.run(_entry(work, group, size))
 
@@ -224,11 +207,12 @@ class Admission:
             message = f"{pool.waiting} requests wait already, for about {through_s:.0f} s"
             raise Saturated(message, _retry_after_s(pool))
 
-    def _check_bytes(self, more_bytes: int) -> None:
+    def check_bytes(self, more_bytes: int) -> None:
+        """Refuse more bytes of any request. Raises Saturated, SelfTestFailed: see `check`."""
         refusal = self._refusal()
         if refusal is not None:
             raise refusal
-        if self._held_bytes + more_bytes > self._max_held_bytes:
+        if self.held_bytes + more_bytes > self._max_held_bytes:
             raise Saturated("too many bytes are held for other requests", self.retry_after_s)
 
     def _refusal(self) -> RankpressError | None:
@@ -264,24 +248,16 @@ class HeldBytes:
         self._bytes = 0
 
     def grow(self, more_bytes: int) -> None:
-        """Count bytes that arrive.
-
-        Raises:
-            Saturated, SelfTestFailed: the limit is reached or the server stops; no byte is counted.
-        """
-        self._admission._check_bytes(more_bytes)
+        """Count new bytes. Raises Saturated, SelfTestFailed: see `check`; none is counted."""
+        self._admission.check_bytes(more_bytes)
         self.add(more_bytes)
 
     def add(self, more_bytes: int) -> None:
-        """Count bytes of an answer that exists already, even beyond the limit.
-
-        Args:
-            more_bytes: below zero where the request holds that many fewer than before.
-        """
+        """Count bytes of an answer, even beyond the limit; below zero: so many fewer are held."""
         self._bytes += more_bytes
-        self._admission._held_bytes += more_bytes
+        self._admission.held_bytes += more_bytes
 
     def release(self) -> None:
         """Count none of the bytes any more; calling it again does nothing."""
-        self._admission._held_bytes -= self._bytes
+        self._admission.held_bytes -= self._bytes
         self._bytes = 0

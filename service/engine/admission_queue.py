@@ -38,8 +38,7 @@ class QueuedWork:
     """A request in the queue.
 
     Attributes:
-        work: to run. result: of it. arrived_s: when the request came.
-        size: how much work it is, in a unit that is the same for all requests.
+        arrived_s: when it came. size: how much work it is, in a unit that is the same for all.
         overtaken: later requests that went before it.
         abandoned: whether nobody waits for the result any more.
     """
@@ -59,11 +58,9 @@ class QueuedWork:
 
 
 class AdmissionQueue:
-    """Requests that wait, in order of arrival.
+    """Requests in order of arrival, of which at most `max_batch` run together.
 
-    Args:
-        max_batch: requests that run together at most.
-        window_s: seconds that a request may wait for others of its batch.
+    A request waits for others of its batch for at most `window_s` seconds.
     """
 
     def __init__(self, max_batch: int = 1, window_s: float = 0.0) -> None:

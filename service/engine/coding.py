@@ -33,15 +33,12 @@ Result = TypeVar("Result")
 
 
 class PictureCoder:
-    """Codes pictures with weights from a cache. Thread-safe."""
+    """Codes pictures with weights from a cache. Thread-safe.
+
+    With `check`, every fresh stream is decoded, its latents compared and its PSNR measured.
+    """
 
     def __init__(self, weights: WeightCache, check: bool) -> None:
-        """Use a cache of weights.
-
-        Args:
-            weights: the cache. check: decode every fresh stream, compare its latents and measure
-                its PSNR.
-        """
         self._weights, self._check = weights, check
 
     def compress(
@@ -50,7 +47,7 @@ class PictureCoder:
         """A picture as a stream.
 
         Args:
-            base: resident at its own rate. key: of a rate of the base. picture: to compress.
+            base: resident at its own rate. key: of a rate of the base.
             goal: of a search that tries this rate, which says what must be checked; weights of
                 rates between whole ones are then not kept.
 
@@ -92,12 +89,7 @@ class PictureCoder:
         ]
 
     def decompress(self, request: DecodeRequest) -> Decompressed:
-        """A stream as a picture.
-
-        Raises:
-            BadStream: its latents, alpha or update are damaged. UnknownUpdate, UnsupportedStream:
-            see `pipeline.with_update`.
-        """
+        """A stream as a picture. Raises BadStream: its latents, alpha or update are damaged."""
         start = perf_counter()
         with self._weights.lease(request.base, request.key) as model:
             live = perf_counter()
@@ -160,9 +152,8 @@ def by_group(
 ) -> list[Result | RankpressError]:
     """The results of work on items, done for one group of them after the other, in items' order.
 
-    Args:
-        items: to work on. prepare: gives the group of an item and what to work on; the error that
-            it raises is the item's result. work: done for what is prepared of a group.
+    `prepare` gives the group of an item and what to work on; the error that it raises is the item's
+    result. `work` is done for all that is prepared of a group.
     """
     out: list[Result | RankpressError | None] = [None] * len(items)
     groups: dict[Hashable, list[tuple[int, Prepared]]] = defaultdict(list)

@@ -13,9 +13,10 @@ import os
 from collections.abc import Hashable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service.adapt.plan import AdaptationPlan, plan_of
-from service.adapt.types import Adaptation
+from service.adapt.task import AdaptationTask
 from service.codec import container
 from service.codec.container import PSNR
 from service.codec.lowrank import PARTS
@@ -56,9 +57,12 @@ from service.runtime.fork_safety import check_process
 from service.runtime.pipeline import LoadedModel
 from service.store.adapters import AdapterFiles, StoredAdapter
 
+if TYPE_CHECKING:
+    from service.adapt.adaptation import PictureAdaptation
+
 
 class Engine:
-    """Implements `Codec` and `AdaptationEngine` of engine.types, which document its methods."""
+    """Implements `Codec` of engine.types, which documents the methods without a docstring here."""
 
     def __init__(
         self,
@@ -77,7 +81,6 @@ class Engine:
             check: decode every fresh stream, compare its latents and measure its PSNR.
             max_pixels: larger pictures are refused, in both directions; see `check_pixels`.
             cache_bytes: bytes of merged weights that are kept besides the bases.
-            max_batch: see `max_batch`.
             adapters: folder that keeps the adapters loaded at run time; None forgets them.
 
         Raises:
@@ -85,7 +88,7 @@ class Engine:
         """
         files = None if adapters is None else AdapterFiles(adapters)
         self._registry = ModelRegistry(models, files)
-        self._check, self._max_pixels, self._max_batch = check, max_pixels, max_batch
+        self._check, self._max_pixels, self.max_batch = check, max_pixels, max_batch
         self._weights = WeightCache(cache_bytes)
         self._coder = PictureCoder(self._weights, check)
         self._process = os.getpid()
@@ -94,8 +97,7 @@ class Engine:
     def _entries(self) -> tuple[RegisteredModel, ...]:
         """The models that new requests get, the one that compresses first. A request reads it once.
 
-        Raises:
-            ForkedProcess: this process was forked from the one that loaded them.
+        Raises ForkedProcess: this process was forked from the one that loaded them.
         """
         check_process(self._process)
         return self._registry.entries
@@ -106,21 +108,12 @@ class Engine:
         return self._entries[0].current
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """See `Codec`."""
         return tuple(entry.info() for entry in self._entries)
 
-    @property
-    def max_batch(self) -> int:
-        """See `Codec`."""
-        return self._max_batch
-
     def warm(self) -> int:
-        """Merge the whole rates of the first model before requests ask for them.
+        """Merge whole rates of the first model until the cache is full, one ladder after the other.
 
-        One ladder after the other, until the cache is full.
-
-        Returns:
-            How many rates were merged and kept.
+        Returns how many were merged and kept.
         """
         base, before = self._base, self._weights.size_bytes
         rates = [r for tune in base.stored.tunes for r in base.stored.ladder(tune)]
@@ -135,7 +128,6 @@ class Engine:
         return len(merged)
 
     def compress(self, picture: Picture, rate: float | Target, tune: str = PSNR) -> Compressed:
-        """See `Codec`."""
         base = self._base
         if isinstance(rate, Target):
             return self._compress_to(base, picture, rate, tune)
@@ -159,7 +151,6 @@ class Engine:
     def compress_batch(
         self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
     ) -> list[Compressed | RankpressError]:
-        """See `Codec`."""
         base = self._base
         key = rate_key(rate, tune, base.stored)
 
@@ -178,8 +169,18 @@ class Engine:
         seed: int = 0,
         max_seconds: float | None = None,
         checkpoint: bytes | None = None,
-    ) -> Adaptation:
-        """See `AdaptationEngine`; `effort` may also be a plan."""
+    ) -> PictureAdaptation:
+        """Begin to adapt a stream to a picture, or go on from a checkpoint.
+
+        Args:
+            picture: to adapt to. rate: 1–8, of tune PSNR. seed: of the random numbers.
+            effort: 0–4, see adapt/plan.py, or a plan. max_seconds: see AdaptationTask.
+            checkpoint: of an adaptation that was begun with the same arguments; None begins.
+
+        Raises:
+            RateUnavailable, BadParameter, TooManyPixels: as `compress`.
+            MissingExtra: torch is not installed.
+        """
         base = self._base
         if not (max_seconds is None or max_seconds > 0):
             raise BadParameter(f"max_seconds is {max_seconds:g}, expected more than 0")
@@ -187,7 +188,7 @@ class Engine:
         check_pixels(self._max_pixels, picture.width, picture.height)
         if base.analysis is None or base.build is None:
             raise MissingExtra("adapting needs torch: pip install 'rankpress[server]'")
-        from service.adapt.adaptation import AdaptationTask, PictureAdaptation
+        from service.adapt.adaptation import PictureAdaptation
 
         lmbda = base.stored.lmbda_at(rate16)
         if lmbda is None:
@@ -199,12 +200,9 @@ class Engine:
         return PictureAdaptation(model, task, checkpoint)
 
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
-        """See `Codec`."""
         return self._coder.decompress(self._request(data, region))
 
     def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
-        """See `Codec`."""
-
         def prepare(data: bytes) -> tuple[Hashable, DecodeRequest]:
             request = self._request(data)
             return request.group, request
@@ -234,7 +232,6 @@ class Engine:
     def picture_load(
         self, size: tuple[int, int] | None, rate: float | Target, tune: str = PSNR
     ) -> Load:
-        """See `Codec`."""
         base, pixels = self._base, LEAST_WORK
         if size is not None:
             check_pixels(self._max_pixels, *size)
@@ -250,7 +247,6 @@ class Engine:
         return Load(pixels, RequestGroup((key.identity[:4].hex(), key.rate16), batch))
 
     def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
-        """See `Codec`."""
         info = container.describe(data, partial(self._check_header, region=region))
         box = latent_box(info.width, info.height)
         need = latents_under(requested_pixels(info.width, info.height, region))
@@ -264,13 +260,11 @@ class Engine:
         )
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
-        """See `Codec`."""
         return self._registry.adapters()
 
     def add_adapter(
         self, data: bytes, base_sha256: str, rate: int, tune: str = PSNR
     ) -> AdapterInfo:
-        """See `Codec`."""
 
         def prove(model: LoadedModel) -> None:
             """Merge it, which fails where it does not fit and saves the first request the merge."""
@@ -280,10 +274,8 @@ class Engine:
         return self._registry.add(StoredAdapter(data, base_sha256, rate, tune), prove)
 
     def remove_adapter(self, sha256: str) -> None:
-        """See `Codec`."""
         self._registry.remove(sha256)
 
     def self_test(self) -> None:
-        """See `Codec`."""
         for entry in self._entries:
             check_golden_stream(entry.current)

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 def open_engine(settings: Settings, *, warm: bool = False) -> Engine:
     """Load a store and make every model of it resident.
 
-    Args:
-        settings: the store, the device and the limits.
-        warm: merge the weights of the whole rates now, not when they are first asked for.
+    With `warm`, weights of the whole rates are merged now, not when they are first asked for.
 
     Raises:
         StoreError: the store is incomplete or damaged. BadParameter: no such device or model.

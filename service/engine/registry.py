@@ -46,8 +46,7 @@ class RegisteredModel:
     """One base and all its adapters.
 
     Attributes:
-        base: as it was loaded; `base.stored.rates` are those of its store.
-        loaded: adapters loaded since, newest last.
+        base: as it was loaded, with the rates of its store. loaded: adapters since, newest last.
         current: the base with the rates that new requests get.
     """
 
@@ -59,11 +58,12 @@ class RegisteredModel:
         """The adapter with that SHA-256, of the store or loaded; None where there is none."""
         return next((r for r in self._adapters() if r.digest == digest), None)
 
-    def with_adapter(self, adapter: StoredRate) -> RegisteredModel:
-        """The model with one more adapter. Raises BadParameter: there are too many."""
+    def with_adapter(self, adapter: StoredAdapter) -> RegisteredModel:
+        """The model with one more. Raises BadParameter: too many are loaded. StoreError: unfit."""
+        rate = read_adapter(self.base.stored, adapter.data, adapter.rate, adapter.tune)
         if len(self.loaded) >= MAX_LOADED:
             raise BadParameter(f"{MAX_LOADED} adapters are loaded, remove one first")
-        return registered(self.base, (*self.loaded, adapter))
+        return registered(self.base, (*self.loaded, rate))
 
     def without_adapter(self, digest: bytes) -> RegisteredModel:
         """The model without a loaded adapter.
@@ -128,28 +128,19 @@ class RegisteredModel:
 
 
 def registered(base: LoadedModel, loaded: tuple[StoredRate, ...] = ()) -> RegisteredModel:
-    """A model with its store's adapters and others.
-
-    Args:
-        base: as it was loaded. loaded: the others, newest last.
-    """
+    """A model with its store's adapters and those loaded since, newest last."""
     newest = {(r.tune, r.rate): r for r in (*base.stored.rates, *loaded)}
     stored = replace(base.stored, rates=tuple(newest.values()))
     return RegisteredModel(base, loaded, replace(base, stored=stored))
 
 
 class ModelRegistry:
-    """All loaded models. `entries` is replaced as a whole, and changes take turns.
-
-    Attributes:
-        entries: the models, the one that compresses first.
-    """
+    """All loaded models, the one that compresses first. They change in turn, as a whole."""
 
     def __init__(self, models: Sequence[LoadedModel], files: AdapterFiles | None) -> None:
         """Register models as they were loaded, with the adapters that a folder keeps for them.
 
-        Raises:
-            StoreError: a kept adapter is damaged or does not fit.
+        Raises StoreError: a kept adapter is damaged or does not fit.
         """
         self.entries = tuple(registered(model) for model in models)
         self._files, self._changing = files, Lock()
@@ -157,11 +148,7 @@ class ModelRegistry:
             self._restore(kept)
 
     def model_of(self, header: Header) -> tuple[LoadedModel, RateKey]:
-        """The model that made a stream, and the key of the stream's rate.
-
-        Raises:
-            UnknownModel: it is not registered.
-        """
+        """The model that made a stream, and its rate's key. Raises UnknownModel: it is not here."""
         available = []
         for entry in self.entries:
             match = entry.model_of(header)
@@ -182,10 +169,8 @@ class ModelRegistry:
     def add(self, adapter: StoredAdapter, prove: Callable[[LoadedModel], object]) -> AdapterInfo:
         """Add an adapter to its model; see Engine.add_adapter. Nothing changes if this raises.
 
-        Args:
-            adapter: its file, and the base and rate that it is for.
-            prove: is called with the model and the adapter before any request gets it; raises
-                StoreError if they cannot be used together.
+        `prove` is called with the model and the adapter before any request gets it, and raises
+        StoreError if they cannot be used together.
         """
         data = adapter.data
         if len(data) > MAX_ADAPTER_BYTES:
@@ -196,7 +181,11 @@ class ModelRegistry:
             entry = self.entries[index]
             loaded = entry.find(digest)
             if loaded is None:
-                entry = _with_proven(entry, adapter, prove)
+                try:
+                    entry = entry.with_adapter(adapter)
+                    prove(entry.current)
+                except StoreError as error:
+                    raise BadAdapter(f"the adapter does not fit: {error}") from error
                 if self._files is not None:
                     self._files.add(adapter)
                 self._replace(index, entry)
@@ -228,8 +217,7 @@ class ModelRegistry:
         """Add an adapter from the folder to its model again."""
         try:
             index = self._index_of(kept.base_sha256)
-            entry = self.entries[index]
-            self._replace(index, entry.with_adapter(_read(entry, kept)))
+            self._replace(index, self.entries[index].with_adapter(kept))
         except (BadParameter, StoreError) as error:
             name = hashlib.sha256(kept.data).hexdigest()
             raise StoreError(f"the kept adapter {name} cannot be loaded: {error}") from error
@@ -245,19 +233,3 @@ class ModelRegistry:
     def _replace(self, index: int, entry: RegisteredModel) -> None:
         """Replace a model in one step: requests see the old one or the new one."""
         self.entries = (*self.entries[:index], entry, *self.entries[index + 1 :])
-
-
-def _with_proven(
-    entry: RegisteredModel, adapter: StoredAdapter, prove: Callable[[LoadedModel], object]
-) -> RegisteredModel:
-    """A model with one more adapter. Raises BadAdapter: it does not fit."""
-    try:
-        entry = entry.with_adapter(_read(entry, adapter))
-        prove(entry.current)
-    except StoreError as error:
-        raise BadAdapter(f"the adapter does not fit: {error}") from error
-    return entry
-
-
-def _read(entry: RegisteredModel, adapter: StoredAdapter) -> StoredRate:
-    return read_adapter(entry.base.stored, adapter.data, adapter.rate, adapter.tune)

@@ -17,11 +17,10 @@ from service.store.model import StoredModel
 
 @dataclass(frozen=True, eq=False)
 class DecodeRequest:
-    """A stream to decode.
+    """A stream that has been read and checked, and the pixels of it that are asked for.
 
     Attributes:
         base: the model that made it, resident at its own rate. key: of the stream's rate.
-        stream: read and checked. pixels: that are asked for.
     """
 
     base: LoadedModel
@@ -36,19 +35,18 @@ class DecodeRequest:
         return self.key, latent_box(header.width, header.height)
 
     @property
-    def grey(self) -> bool:
-        """Whether the picture is grey."""
+    def _grey(self) -> bool:
         return bool(self.stream.header.flags & container.Flags.GREY)
 
     def paint(self, model: LoadedModel, latents: Latents) -> U8:
         """The pixels, given the stream's latents and the model at its rate."""
-        return paint(with_update(model, self.stream), latents, self.pixels, self.grey)
+        return paint(with_update(model, self.stream), latents, self.pixels, self._grey)
 
     def answer(self, rgb: U8, timings: Timings) -> Decompressed:
         """The decoded picture, given its pixels."""
         stream = self.stream
         alpha = alpha_plane(stream, self.pixels)
-        picture = Picture(rgb, alpha, self.grey, stream.icc, stream.exif)
+        picture = Picture(rgb, alpha, self._grey, stream.icc, stream.exif)
         return Decompressed(picture, stream.header.rate, self.base.stored.name, timings)
 
 

@@ -44,11 +44,9 @@ def rate_or_target(
     *,
     spelling: Callable[[str], str] = str,
 ) -> float | Target:
-    """What was asked for: a rate, or a target; DEFAULT_RATE where nothing was.
+    """What was asked for, at most one of them: a rate, or a target; DEFAULT_RATE where nothing was.
 
-    Args:
-        rate, target_bpp, max_bytes, target_psnr: at most one of them.
-        spelling: gives the name that the user knows an option by, from the name used here.
+    `spelling` gives the name that the user knows an option by, from the name used here.
 
     Raises:
         BadParameter: more than one was given, or a target that is no positive number.
@@ -71,11 +69,7 @@ def rate16_of(rate: float) -> int:
 
 
 def whole_rates(rate16: int) -> tuple[int, ...]:
-    """The whole rates that a rate is made of: itself, or the two neighbours that it lies between.
-
-    Args:
-        rate16: in sixteenths.
-    """
+    """The whole rates that a rate in sixteenths is made of: itself, or its two neighbours."""
     whole, parts = divmod(rate16, RATE_UNIT)
     return (whole, whole + 1) if parts else (whole,)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import ClassVar
 
 from service.codec.container import PSNR
 from service.codec.lowrank import PARTS
@@ -41,52 +41,26 @@ Attempt = Callable[[int], Compressed]
 """A rate in sixteenths -> the picture compressed at that rate."""
 
 
-class Goal(Protocol):
-    """What a search looks for: the place where a curve over the rate crosses `level`."""
-
-    @property
-    def level(self) -> float:
-        """The value to meet, on the scale of `value`."""
-
-    @property
-    def from_below(self) -> bool:
-        """Whether the result is the last rate up to the level; otherwise the first from it on."""
-
-    def value(self, stream: Compressed) -> float:
-        """A stream's value on a scale that is almost linear in the rate."""
-
-    def meets(self, stream: Compressed) -> bool:
-        """Whether a stream may be the result."""
-
-    def needs_check(self, data: bytes, check: bool) -> bool:
-        """Whether a fresh stream must be decoded again and measured.
-
-        Args:
-            data: the stream. check: whether streams are checked where no target is given.
-        """
-
-    def curve(self, rates: Sequence[StoredRate]) -> list[float]:
-        """The expected value of each stored rate, ascending."""
-
-    def unreachable(self, nearest: Compressed) -> TargetUnreachable:
-        """The error that says how far the nearest stream is from the target."""
-
-
 @dataclass(frozen=True)
 class SizeGoal:
     """The largest stream within the bits per pixel or the bytes of a target."""
 
     target: Target
     pixels: int
-    from_below: bool = True
+    from_below: ClassVar = True
+
+    @property
+    def limit_bpp(self) -> float:
+        """Bits per pixel that a stream may have."""
+        if self.target.bpp is not None:
+            return self.target.bpp
+        assert self.target.max_bytes is not None
+        return self.target.max_bytes * 8 / self.pixels
 
     @property
     def level(self) -> float:
         """log of the bits per pixel that a stream may have."""
-        if self.target.bpp is not None:
-            return math.log(self.target.bpp)
-        assert self.target.max_bytes is not None
-        return math.log(self.target.max_bytes * 8 / self.pixels)
+        return math.log(self.limit_bpp)
 
     def value(self, stream: Compressed) -> float:
         """log of the bits per pixel."""
@@ -94,16 +68,17 @@ class SizeGoal:
 
     def fits(self, size_bytes: int) -> bool:
         """Whether a stream of that many bytes is small enough."""
-        if self.target.bpp is not None:
-            return size_bytes * 8 / self.pixels <= self.target.bpp
-        return size_bytes <= (self.target.max_bytes or 0)
+        return size_bytes * 8 / self.pixels <= self.limit_bpp
 
     def meets(self, stream: Compressed) -> bool:
         """Whether the stream is small enough."""
         return self.fits(len(stream.data))
 
     def needs_check(self, data: bytes, check: bool) -> bool:
-        """A stream that is too large is not the result, so it is not checked."""
+        """Whether a fresh stream must be decoded again and measured: not one that is too large.
+
+        `check` says whether streams are checked where no target is given.
+        """
         return check and self.fits(len(data))
 
     def curve(self, rates: Sequence[StoredRate]) -> list[float]:
@@ -114,14 +89,13 @@ class SizeGoal:
     def unreachable(self, nearest: Compressed) -> TargetUnreachable:
         """Says how small the smallest stream is."""
         smallest = f"the smallest stream, at rate {nearest.rate:g}, has {len(nearest.data)} bytes"
-        if self.target.max_bytes is not None:
-            nearest_value: float = len(nearest.data)
-            limit: float = self.target.max_bytes
-            message = f"{smallest}, {nearest_value - limit:g} more than max_bytes {limit}"
-        else:
-            nearest_value, limit = nearest.bpp, self.target.bpp or 0.0
-            message = f"{smallest} or {nearest_value:.4f} bits per pixel, target_bpp is {limit:g}"
-        return TargetUnreachable(message, nearest_value, limit)
+        limit = self.target.max_bytes
+        if limit is not None:
+            message = f"{smallest}, {len(nearest.data) - limit} more than max_bytes {limit}"
+            return TargetUnreachable(message, len(nearest.data), limit)
+        message = f"{smallest} or {nearest.bpp:.4f} bits per pixel"
+        message += f", target_bpp is {self.limit_bpp:g}"
+        return TargetUnreachable(message, nearest.bpp, self.limit_bpp)
 
 
 @dataclass(frozen=True)
@@ -129,7 +103,7 @@ class QualityGoal:
     """The smallest stream whose PSNR is at least `psnr_db`."""
 
     psnr_db: float
-    from_below: bool = False
+    from_below: ClassVar = False
 
     @property
     def level(self) -> float:
@@ -163,7 +137,13 @@ class QualityGoal:
         return TargetUnreachable(f"{message}, target_psnr is {self.psnr_db:g}", best, self.psnr_db)
 
 
-def goal_of(target: Target, pixels: int) -> SizeGoal | QualityGoal:
+Goal = SizeGoal | QualityGoal
+"""What a search looks for: the place where a curve over the rate, almost linear, crosses `level`.
+
+With `from_below` the result is the last rate up to the level, otherwise the first from it on."""
+
+
+def goal_of(target: Target, pixels: int) -> Goal:
     """The goal of a search for a target, for a picture of that many pixels."""
     if target.psnr_db is not None:
         return QualityGoal(target.psnr_db)
@@ -174,8 +154,7 @@ def search(goal: Goal, model: StoredModel, attempt: Attempt, tune: str = PSNR) -
     """The stream that meets a goal best; its `encodes` and `timings` are those of the search.
 
     Args:
-        goal: to meet. model: that compresses. attempt: compresses at a rate of the ladder.
-        tune: the ladder, one of model.tunes.
+        attempt: compresses at a rate of the ladder. tune: the ladder, one of model.tunes.
 
     Raises:
         TargetUnreachable: no rate of the ladder meets the goal.

@@ -1,7 +1,6 @@
-"""What the engine returns, and the interfaces that the API, the jobs and the command line use.
+"""What the engine returns, and the interface of a codec, which Engine and zoo.ZooCodec implement.
 
-Engine (engine.py) implements `Codec` and `AdaptationEngine`; without torch, `compress` and `adapt`
-raise MissingExtra.
+Without torch, `Engine.compress` and `Engine.adapt` raise MissingExtra.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from service.adapt.types import Adaptation
 from service.codec.container import PSNR
 from service.codec.tiles import TILE_PIXELS
 from service.engine.admission_queue import RequestGroup
@@ -41,14 +39,12 @@ class Compressed:
     """A finished stream.
 
     Attributes:
-        data: the whole `.rkp` stream.
-        rate: the rate that was used, 1–8.
-        bpp: bits of the whole stream per pixel.
+        data: the whole `.rkp` stream. bpp: its bits per pixel.
+        rate: that was used, 1–8. tune: its ladder, one of container.TUNES.
         psnr_db: PSNR of the 8-bit RGB reconstruction, inf when exact, None when not measured;
             errors are weighted by alpha (picture.squared_error).
         timings: of all work for it.
         encodes: times that the picture was compressed; more than one where a target was searched.
-        tune: the ladder that the rate belongs to, one of container.TUNES.
     """
 
     data: bytes
@@ -113,8 +109,7 @@ class RateInfo:
         rate: 1–8. tune: its ladder, one of container.TUNES.
         lmbda: weight of the error in that ladder's loss; None for an adapter that does not say.
         kodak_bpp: bits per pixel. kodak_psnr_db: PSNR in dB. kodak_ms_ssim: 1 for equal pictures.
-        sha256: of its adapter's file, hex; None for the base's own rate.
-        file_bytes: size of that file.
+        sha256: of its adapter's file, hex; None for the base's own rate. file_bytes: its size.
     """
 
     rate: float
@@ -134,7 +129,6 @@ class AdapterInfo:
     Attributes:
         sha256: of its file, hex. base: sha256 of the base weights that it is for, hex.
         model: name of the model with that base. rate, tune: that it makes.
-        file_bytes: size of its file.
         served: whether new requests for its rate use it; otherwise a newer adapter replaces it.
         stored: whether it belongs to the store, and so cannot be removed.
     """
@@ -154,11 +148,8 @@ class ModelInfo:
     """A model in the store.
 
     Attributes:
-        name: folder in the store.
-        sha256: of its base weights, hex.
-        parameters: number of weights.
-        file_bytes: size of its files.
-        rates: that it offers.
+        name: folder in the store. sha256: of its base weights, hex.
+        parameters: number of weights. file_bytes: size of its files.
         training: record of its training from the manifest, as plain JSON values.
         same_machine: whether its streams decode only on the machine that made them.
     """
@@ -172,37 +163,6 @@ class ModelInfo:
     same_machine: bool = False
 
 
-class AdaptationEngine(Protocol):
-    """Adapts streams to pictures."""
-
-    def models(self) -> tuple[ModelInfo, ...]:
-        """The models that are loaded; the first adapts."""
-
-    def adapt(
-        self,
-        picture: Picture,
-        rate: float,
-        *,
-        effort: int,
-        seed: int = 0,
-        max_seconds: float | None = None,
-        checkpoint: bytes | None = None,
-    ) -> Adaptation:
-        """Begin, or go on from a checkpoint.
-
-        Args:
-            picture: to adapt to. rate: 1–8, of tune PSNR. effort: 0–4, see adapt/plan.py.
-            seed: of the random numbers.
-            max_seconds: end after about that long, with a shorter annealing; results then depend
-                on the machine's speed. None sets no limit.
-            checkpoint: of an adaptation that was begun with the same arguments; None begins.
-
-        Raises:
-            RateUnavailable, BadParameter, TooManyPixels: as `Codec.compress`.
-            MissingExtra: torch is not installed.
-        """
-
-
 class Codec(Protocol):
     """Compresses and decompresses pictures. Thread-safe; each call is one whole unit of work."""
 
@@ -213,7 +173,6 @@ class Codec(Protocol):
         """A picture as a stream.
 
         Args:
-            picture: to compress.
             rate: 1–8; or a target, and the stream is the one that meets it best, see
                 target_search.py. A search leaves streams unchecked that are too large, and
                 measures each PSNR where that is the target.
@@ -262,19 +221,15 @@ class Codec(Protocol):
         """How much work compressing a picture is, and what it may share a call with.
 
         Args:
-            size: width and height where they are known; otherwise it counts as the smallest
+            size: width and height; None where they are not known: it counts as the smallest
                 picture and is worked on alone.
-            rate, tune: as of `compress`.
 
         Raises:
             TooManyPixels: over the limit.
         """
 
     def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
-        """What a stream's header tells of its picture and of the work to decompress it.
-
-        Args:
-            data: the stream. region: that will be decompressed, None is all of it.
+        """What a stream's header tells of its picture and of the work to decompress it or a region.
 
         Raises:
             BadStream, UnsupportedStream, TooManyPixels, BadParameter: as `decompress`.
@@ -301,12 +256,9 @@ class Codec(Protocol):
         """
 
     def remove_adapter(self, sha256: str) -> None:
-        """Unload an adapter; the one loaded before it serves its rate again, or none does.
+        """Unload an adapter by its hex SHA-256; the one before it serves its rate again, if any.
 
         Requests that run keep it until they end. Afterwards its streams cannot be decoded.
-
-        Args:
-            sha256: SHA-256 of its file, hex.
 
         Raises:
             UnknownAdapter: it is not loaded. BadParameter: it belongs to the store.
@@ -315,6 +267,5 @@ class Codec(Protocol):
     def self_test(self) -> None:
         """Decode every model's golden stream: equal latents, and pixels equal but for rounding.
 
-        Raises:
-            SelfTestFailed: this machine does not reproduce them.
+        Raises SelfTestFailed: this machine does not reproduce them.
         """

@@ -25,7 +25,7 @@ class RateKey:
 
     Attributes:
         identity: 32 bytes, of the base and the adapters that the rate is made of.
-        rate16: the rate in sixteenths. tune: its ladder, one of container.TUNES.
+        rate16: in sixteenths. tune: its ladder, one of container.TUNES.
     """
 
     identity: bytes
@@ -44,7 +44,7 @@ class _Entry:
 
     model: LoadedModel
     size_bytes: int
-    users: int = 0
+    users: int = 1
 
 
 class WeightCache:
@@ -89,15 +89,18 @@ class WeightCache:
     def _take(self, key: RateKey, base: LoadedModel, keep: bool) -> _Entry:
         """The entry of a key with one more user, merged if it is missing, then cached if `keep`."""
         entry = self._find(key)
-        if entry is None:
-            with self._building:  # one merge at a time: two equal ones would waste memory
-                entry = self._find(key)
-                if entry is None:
-                    entry = _merged(base, key)
-                    entry.users += 1
-                    if keep:
-                        self._insert(key, entry)
-        return entry
+        if entry is not None:
+            return entry
+        with self._building:  # one merge at a time: two equal ones would waste memory
+            entry = self._find(key)
+            if entry is not None:
+                return entry
+            entry = _merged(base, key)
+            if keep:
+                with self._lock:
+                    self._entries[key] = entry
+                    self._evict()
+            return entry
 
     def _find(self, key: RateKey) -> _Entry | None:
         with self._lock:
@@ -106,11 +109,6 @@ class WeightCache:
                 self._entries.move_to_end(key)
                 entry.users += 1
             return entry
-
-    def _insert(self, key: RateKey, entry: _Entry) -> None:
-        with self._lock:
-            self._entries[key] = entry
-            self._evict()
 
     def _evict(self) -> None:
         """Drop unused entries, oldest first, until the rest fits. The lock is held."""

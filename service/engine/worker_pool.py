@@ -80,11 +80,7 @@ class Speed:
         self._mean_size += SMOOTHING * (size - self._mean_size)
 
     def seconds(self, count: int, size: float) -> float:
-        """How long requests of that total size will take one worker.
-
-        Args:
-            count: of the requests. size: of all of them together.
-        """
+        """How long a number of requests of one total size will take one worker."""
         if self._mean_s is None:
             return FIRST_GUESS_S * count
         return self._mean_s / self._mean_size * size
@@ -97,6 +93,9 @@ class WorkerPool:
         name: for the names of the threads. workers: threads. queue: of the requests that wait.
         speed: shared by all pools of a machine. run_together: does the work of a batch.
         gives_way_to: the pool whose requests this one's work pauses for.
+
+    Attributes:
+        running: requests in the worker threads, those whose caller has left included.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class WorkerPool:
         self._is_open = False
         self._alarm: asyncio.TimerHandle | None = None
         self._busy = 0
-        self._running = 0
+        self.running = 0
         self._running_size = 0.0
         self._idle_since_s: float | None = -math.inf
 
@@ -125,15 +124,10 @@ class WorkerPool:
         return len(self._queue)
 
     @property
-    def running(self) -> int:
-        """Requests in the worker threads, those whose caller has left included."""
-        return self._running
-
-    @property
     def through_s(self) -> float:
         """Seconds until all requests that are here now will be done, by the measured times."""
         size = self._running_size + sum(entry.size for entry in self._queue)
-        return self._speed.seconds(self.waiting + self._running, size) / self.workers
+        return self._speed.seconds(self.waiting + self.running, size) / self.workers
 
     def start(self) -> None:
         """Make the threads; work waits until `open`."""
@@ -179,7 +173,7 @@ class WorkerPool:
     def launch(self, entries: list[QueuedWork]) -> None:
         """Run work at once, in a thread."""
         self._busy += 1
-        self._running += len(entries)
+        self.running += len(entries)
         self._running_size += sum(entry.size for entry in entries)
         self._note_idle()
         future = asyncio.get_running_loop().run_in_executor(self._threads, self._work, entries)
@@ -211,12 +205,15 @@ class WorkerPool:
 
     def _work(self, entries: list[QueuedWork]) -> Sequence[Any]:
         """In a worker thread: what the work of each request returned, or raised in a batch."""
-        pauses = _Pauses(self._gives_way_to)
+        other, since_s = self._gives_way_to, time.monotonic()
 
         def hook() -> None:
+            nonlocal since_s
             if all(entry.abandoned for entry in entries):
                 raise WorkAbandoned
-            pauses.take()
+            if other is not None:
+                other.wait_until_calm(PATIENCE * (time.monotonic() - since_s))
+                since_s = time.monotonic()
 
         with interruptible(hook):
             if len(entries) == 1:
@@ -228,7 +225,7 @@ class WorkerPool:
         self, entries: list[QueuedWork], begun_s: float, future: asyncio.Future[Sequence[Any]]
     ) -> None:
         self._busy -= 1
-        self._running -= len(entries)
+        self.running -= len(entries)
         size = sum(entry.size for entry in entries)
         self._running_size -= size
         error = None if future.cancelled() else future.exception()
@@ -266,18 +263,3 @@ def _lower_priority() -> None:
     with suppress(OSError):  # sandboxes may forbid it
         own = os.getpriority(os.PRIO_PROCESS, thread)
         os.setpriority(os.PRIO_PROCESS, thread, max(own, NICENESS))
-
-
-class _Pauses:
-    """The pauses of one piece of work, for the pool that it gives way to."""
-
-    def __init__(self, other: WorkerPool | None) -> None:
-        self._other = other
-        self._since_s = time.monotonic()
-
-    def take(self) -> None:
-        """Pause while the other pool has work, for as long as PATIENCE allows."""
-        if self._other is not None:
-            worked_s = time.monotonic() - self._since_s
-            self._other.wait_until_calm(PATIENCE * worked_s)
-            self._since_s = time.monotonic()

@@ -9,7 +9,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -37,22 +37,17 @@ CHECK_S: Final = 1.0
 
 
 def check_places(settings: Settings) -> None:
-    """Check at the start that the settings name every place that a server's jobs need.
-
-    Raises:
-        BadParameter: they do not name a place.
-    """
+    """Raise BadParameter unless the settings name every place that a server's jobs need."""
     if settings.jobs:
         database_url(settings)
-    if settings.jobs and (settings.jobs_worker or not settings.objects_url):
-        _ = settings.state_folder
+        if settings.jobs_worker or not settings.objects_url:
+            _ = settings.state_folder
 
 
 def database_url(settings: Settings) -> str:
     """The URL in the settings, or that of the SQLite file in the state folder.
 
-    Raises:
-        BadParameter: not an SQLite or PostgreSQL URL, or no state folder.
+    Raises BadParameter: not an SQLite or PostgreSQL URL, or no state folder.
     """
     url = settings.jobs_url
     if not url:
@@ -68,11 +63,7 @@ def database_url(settings: Settings) -> str:
 
 
 def place_of(settings: Settings) -> str:
-    """The URL of the database without its password and its parameters, which may be secret.
-
-    Raises:
-        BadParameter: as `database_url`.
-    """
+    """The URL of the database without its password and its parameters, which may be secret."""
     scheme, _, rest = database_url(settings).partition("?")[0].partition("://")
     user, at, place = rest.rpartition("@")
     return f"{scheme}://{user.partition(':')[0]}{at}{place}"
@@ -81,17 +72,19 @@ def place_of(settings: Settings) -> str:
 def prepare(settings: Settings) -> str:
     """Make the database or bring its tables up to date, and return its URL.
 
-    Raises:
-        JobsUnavailable: the database cannot be reached or written.
-        BadParameter: as `database_url`.
+    Raises JobsUnavailable: it cannot be reached or written. BadParameter: as `database_url`.
     """
     url = database_url(settings)
     with reported():
         from dbos import DBOS
 
         quiet_logs()
+        if not settings.jobs_url:
+            _make_folder(settings.state_folder)
         if url.startswith(SQLITE):
-            _prepare_file(settings, url.removeprefix(SQLITE))
+            # Write-ahead logging, which the file keeps: readers then never wait for a writer.
+            with closing(sqlite3.connect(url.removeprefix(SQLITE), timeout=30)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
         DBOS.migrate(url)
     return url
 
@@ -124,34 +117,17 @@ def reported() -> Iterator[None]:
 
 
 def check_file(url: str) -> None:
-    """Write to the file of an SQLite URL without changing it; do nothing for any other URL.
-
-    Raises:
-        sqlite3.Error: the file cannot be written.
-    """
+    """Raise sqlite3.Error if the file of an SQLite URL cannot be written; it is not changed."""
     if not url.startswith(SQLITE):
         return
     path = quote(url.removeprefix(SQLITE))
-    connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=CHECK_S)
-    try:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        connection.execute(f"PRAGMA user_version={version}")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # another connection writes to it
-            raise
-    finally:
-        connection.close()
-
-
-def _prepare_file(settings: Settings, path: str) -> None:
-    """Turn on write-ahead logging, which the file keeps: readers then never wait for a writer."""
-    if not settings.jobs_url:
-        _make_folder(settings.state_folder)
-    connection = sqlite3.connect(path, timeout=30)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    finally:
-        connection.close()
+    with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=CHECK_S)) as connection:
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            connection.execute(f"PRAGMA user_version={version}")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # another one writes to it
+                raise
 
 
 def _make_folder(folder: Path) -> None:

@@ -22,19 +22,12 @@ FULL_SPARED_S: Final = 60.0
 
 
 def expire(table: JobTable, objects: Objects, *, full: bool = False) -> int:
-    """Remove what is no longer kept.
+    """Remove what is no longer kept, and return how many files of jobs that were.
 
     Args:
-        table: of the jobs; its `result_ttl_s` says how long ended jobs are kept.
-        objects: the files of the jobs.
+        table: its `result_ttl_s` says how long ended jobs are kept.
         full: whether the disk is full. Then the checkpoints of ended jobs are removed too, which
             would only save time if such a job were posted again.
-
-    Returns:
-        How many files of jobs were removed.
-
-    Raises:
-        JobsUnavailable, ObjectsUnavailable: database or objects do not answer.
     """
     # A job that was just posted may not have its row yet, or still have an expired one.
     spared_s = min(FULL_SPARED_S if full else REFRESH_S, table.result_ttl_s)

@@ -33,7 +33,7 @@ def beat(objects: Objects, worker: str) -> None:
 
 
 def leave(objects: Objects, worker: str) -> None:
-    """Show that the worker has ended regularly."""
+    """Show that the worker has ended regularly. Raises ObjectsUnavailable."""
     objects.delete(f"workers/{worker}")
 
 
@@ -48,11 +48,7 @@ class WorkerName:
     """A worker's name, held until `release` or until the process ends."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the first free slot of this machine.
-
-        Raises:
-            JobsUnavailable: the folder cannot be written, or too many workers run.
-        """
+        """Take the first free slot. Raises JobsUnavailable: none is free, or none can be locked."""
         host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:100] or "host"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -11,18 +11,16 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from service.adapt.plan import plan_of
-from service.adapt.types import AdaptProgress
+from service.adapt.task import AdaptProgress
 from service.engine.target import RATE_UNIT, rate16_of, rate_unavailable, whole_rates
 from service.engine.types import ModelInfo
 from service.picture import larger_note
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
-EFFORTS: Final = range(5)
 DEFAULT_PRIORITY: Final = 5
 TUNE: Final = "psnr"
 """The training of the rates that adaptation uses."""
@@ -33,21 +31,20 @@ STREAM_FORMAT: Final = 1
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
+class JobFailed(Exception):
+    """Ends a job as failed; the message is kept and shown to everyone who asks for the job."""
+
+
 @dataclass(frozen=True)
 class JobSpec:
     """Everything that a job's result depends on.
 
     Attributes:
-        image: SHA-256 of the image file, hex.
-        rate16: the rate in sixteenths.
-        effort: 0 to 4.
+        image: SHA-256 of the image file, hex. image_bytes: its size.
+        rate16: the rate in sixteenths. effort: 0 to 4.
         model: `model_identity` of the weights.
-        width: pixels of the picture.
-        height: pixels of the picture.
-        image_bytes: size of the image file.
         frame: frame or page of the file, None if it has only one.
-        seed: of everything random.
-        format: `STREAM_FORMAT`.
+        seed: of everything random. format: `STREAM_FORMAT`.
     """
 
     image: str
@@ -97,11 +94,9 @@ class StepRecord:
     """What is kept of a finished step.
 
     Attributes:
-        progress: of the adaptation.
         stream: key of the best stream so far.
-        checkpoint: key of the state that the next step starts from, None if there is none.
-        seconds: of work on the job so far.
-        done: whether the stream is the result.
+        checkpoint: key of the state that the next step starts from, None after the last step.
+        seconds: of work on the job so far. done: whether the stream is the result.
     """
 
     progress: AdaptProgress
@@ -132,20 +127,15 @@ class StepRecord:
 class Job:
     """A job as it is now.
 
+    Times are Unix times; those of what has not happened are None.
+
     Attributes:
-        id: of the job.
-        state: whether it waits, runs or how it ended.
-        spec: the request.
         priority: 1 is served first, 9 last.
-        steps: number of the last recorded step, 0 before the first.
-        record: of that step, None before the first.
-        created_s: Unix time when it was first posted.
-        ended_s: Unix time when it ended, None before.
-        expires_s: Unix time when its result is deleted, None before it has ended.
-        attempts: number of times that a worker has begun it.
-        worker: the last worker that began it.
+        steps, record: number and record of the last recorded step, 0 and None before the first.
+        expires_s: when its result is deleted.
+        attempts: number of times that a worker has begun it. worker: the last one that did.
         error: why it failed, None otherwise.
-        waiting_since_s: Unix time since which it waits for storage within a step, None otherwise.
+        waiting_since_s: since when it waits for storage within a step.
         again_after: number of the step after which it was last begun again because it had failed,
             None if it has done another step since.
     """
@@ -172,10 +162,6 @@ class Job:
             return ()
         return larger_note(self.record.progress.bytes, self.spec.image_bytes)
 
-    def at(self, step: int, record: StepRecord) -> Job:
-        """The same job as it was after one of its steps."""
-        return replace(self, steps=step, record=record)
-
 
 def spec_of(
     image: bytes,
@@ -186,22 +172,12 @@ def spec_of(
     models: tuple[ModelInfo, ...],
     frame: int | None = None,
 ) -> JobSpec:
-    """The job for a picture at a rate with an effort, by the first of these models.
-
-    Args:
-        image: the image file.
-        width: pixels of the picture.
-        height: pixels of the picture.
-        rate: 1 to 8.
-        effort: 0 to 4.
-        models: those that are loaded.
-        frame: frame or page of the file, None if it has only one.
+    """The job for an image file, by the first of the models that are loaded.
 
     Raises:
-        BadParameter: the effort or rate does not exist.
+        BadParameter: the rate does not exist.
         RateUnavailable: the model has no weights for the rate.
     """
-    plan_of(effort)  # raises for an effort that does not exist
     rate16 = check_rate(rate, models)
     return JobSpec(
         image=hashlib.sha256(image).hexdigest(),
@@ -216,23 +192,14 @@ def spec_of(
 
 
 def check_rate(rate: float, models: tuple[ModelInfo, ...]) -> int:
-    """The rate in sixteenths.
-
-    Raises:
-        BadParameter: the rate does not exist.
-        RateUnavailable: the first model has no weights for it.
-    """
+    """The rate in sixteenths. Raises BadParameter, RateUnavailable: see `spec_of`."""
     rate16 = rate16_of(rate)
     model_identity(models[0], rate16)
     return rate16
 
 
 def model_identity(model: ModelInfo, rate16: int) -> str:
-    """SHA-256 over the weights that a model uses at a rate, hex.
-
-    Raises:
-        RateUnavailable: it has no weights for the rate.
-    """
+    """SHA-256 over a model's weights at a rate, hex. Raises RateUnavailable: it has none for it."""
     ladder = {info.rate: info for info in model.rates if info.tune == TUNE}
     needed = whole_rates(rate16)
     if not ladder.keys() >= set(needed):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from service.errors import ExpiredJob, UnknownJob
@@ -46,14 +47,9 @@ class JobTable:
     """All jobs of one database."""
 
     def __init__(self, url: str, result_ttl_s: float) -> None:
-        """Open a prepared database.
+        """Open a prepared database, whose ended jobs are kept for `result_ttl_s` seconds.
 
-        Args:
-            url: of the database.
-            result_ttl_s: seconds that ended jobs are kept.
-
-        Raises:
-            JobsUnavailable: it does not answer. So does every method of this class.
+        Raises JobsUnavailable: it does not answer. So does every method of this class.
         """
         self._url, self.result_ttl_s = url, result_ttl_s
         with reported():
@@ -64,10 +60,7 @@ class JobTable:
         self._client.destroy()
 
     def check(self) -> None:
-        """Raise JobsUnavailable if no job could be stored.
-
-        The file of SQLite is written, without a change; PostgreSQL is only asked.
-        """
+        """Raise JobsUnavailable if no job could be stored; the file of SQLite must be writable."""
         with reported():
             self._client.list_workflows(limit=1, load_input=False, load_output=False)
             check_file(self._url)
@@ -75,9 +68,7 @@ class JobTable:
     def get(self, job_id: str) -> Job:
         """A job with its last step, also if its row lacks that.
 
-        Raises:
-            UnknownJob: there is none.
-            ExpiredJob: its result is no longer kept.
+        Raises UnknownJob: there is none. ExpiredJob: its result is no longer kept.
         """
         job = self.find(job_id)
         if job is None:
@@ -104,7 +95,10 @@ class JobTable:
         instead may be deleted.
         """
         steps = self.steps(job.id, job.steps)
-        return job.at(*steps[-1]) if steps else job
+        if not steps:
+            return job
+        number, record = steps[-1]
+        return replace(job, steps=number, record=record)
 
     def recent(self, states: Sequence[State] = (), limit: int = 50) -> list[Job]:
         """Jobs in these states (in all if none is given) as their rows show them, newest first."""
@@ -120,15 +114,7 @@ class JobTable:
 
     def is_full(self, max_waiting: int) -> bool:
         """Whether at least so many jobs wait."""
-        with reported():
-            rows = self._client.list_workflows(
-                name=WORKFLOW,
-                status=statuses(("queued",)),
-                limit=max_waiting,
-                load_input=False,
-                load_output=False,
-            )
-        return len(rows) >= max_waiting
+        return len(self._ids(status=statuses(("queued",)), limit=max_waiting)) >= max_waiting
 
     def steps(self, job_id: str, after: int) -> list[tuple[int, StepRecord]]:
         """Numbers (from 1) and records of a job's steps after one, the earliest first."""
@@ -198,25 +184,16 @@ class JobTable:
 
     def delete_ended(self, before_s: float) -> None:
         """Delete the rows of jobs that ended before a Unix time."""
-        with reported():
-            while rows := self._client.list_workflows(
-                name=WORKFLOW,
-                status=statuses(ENDED),
-                completed_before=iso(before_s),
-                limit=BATCH,
-                load_input=False,
-                load_output=False,
-            ):
-                self._client.delete_workflows([row.workflow_id for row in rows])
+        ended = {"status": statuses(ENDED), "completed_before": iso(before_s)}
+        while ids := self._ids(**ended, limit=BATCH):
+            with reported():
+                self._client.delete_workflows(ids)
 
     def register_queue(self, poll_s: float) -> None:
-        """Write the queue and its limits: each worker takes one job at a time.
+        """Write the queue: each worker takes one job at a time and reads it every `poll_s` seconds.
 
         Call this before any worker reads the queue: DBOS would otherwise create it with another
         limit.
-
-        Args:
-            poll_s: seconds between two reads of the queue by a worker.
         """
         with reported():
             self._client.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=poll_s)
@@ -224,12 +201,8 @@ class JobTable:
     def record_start(self, job_id: str) -> int:
         """Record that a worker begins a job, anew or where another one left it.
 
-        Returns:
-            How many workers in a row died at the job since its last step. Those that died while
-            they waited for storage do not count.
-
-        Raises:
-            UnknownJob, ExpiredJob: there is none.
+        Returns how many workers in a row died at it since its last step, but not while they waited
+        for storage. Raises UnknownJob, ExpiredJob: there is none.
         """
         job = self.get(job_id)
         with reported():
@@ -263,6 +236,17 @@ class JobTable:
                 **filters,  # type: ignore[arg-type]
             )
             return [job_of(row, self.result_ttl_s) for row in rows]
+
+    def _ids(self, **filters: object) -> list[str]:
+        """Ids of jobs, without reading anything else of them."""
+        with reported():
+            rows = self._client.list_workflows(
+                name=WORKFLOW,
+                load_input=False,
+                load_output=False,
+                **filters,  # type: ignore[arg-type]
+            )
+        return [row.workflow_id for row in rows]
 
     def _steps(self, job_id: str, after: int, load_output: bool) -> list[StepInfo]:
         with reported():

@@ -28,12 +28,7 @@ that expiry removes the file later."""
 
 
 class Jobs:
-    """All jobs of one database, and their files.
-
-    Attributes:
-        table: the rows of the jobs.
-        objects: the files of the jobs.
-    """
+    """All jobs of one database, and their files in an object store."""
 
     def __init__(self, table: JobTable, objects: Objects, settings: Settings) -> None:
         self.table, self.objects, self._settings = table, objects, settings
@@ -50,13 +45,10 @@ class Jobs:
         after that step. A job whose result is gone or damaged begins anew.
 
         Args:
-            image: the image file, which can be read.
-            spec: of that file.
-            priority: 1 is served first, 9 last.
+            image: a file that can be read. spec: of that file. priority: 1 is served first, 9 last.
 
         Raises:
-            Saturated: too many jobs wait.
-            JobsUnavailable, ObjectsUnavailable: try again later.
+            Saturated: too many jobs wait. JobsUnavailable, ObjectsUnavailable: try again later.
         """
         with self._submitting:
             job = self.table.find(spec.id)
@@ -82,8 +74,7 @@ class Jobs:
         """A job and its best stream so far, in whatever state the job is.
 
         Raises:
-            JobUnfinished: no step has been done yet.
-            JobEnded: the job has ended before its first step.
+            JobUnfinished, JobEnded: no step has been done yet, or will be.
             UnknownJob, ExpiredJob, JobsUnavailable, ObjectsUnavailable: as `JobTable.get`.
         """
         for _ in range(3):  # a step removes the stream before it once its own is recorded
@@ -102,9 +93,8 @@ class Jobs:
         """A succeeded job and its result.
 
         Raises:
-            JobUnfinished: the job waits or runs.
-            JobEnded: it failed or was cancelled.
-            UnknownJob, ExpiredJob, JobsUnavailable, ObjectsUnavailable: as `JobTable.get`.
+            JobUnfinished: the job waits or runs. JobEnded: it failed or was cancelled.
+            UnknownJob, ExpiredJob, JobsUnavailable, ObjectsUnavailable: as `best`.
         """
         job = self.table.get(job_id)
         if job.state not in ENDED:
@@ -122,8 +112,6 @@ class Jobs:
             UnknownJob, ExpiredJob, JobsUnavailable: as `JobTable.get`.
         """
         job = self.table.get(job_id)
-        if job.state == "cancelled":
-            return job
         if job.state not in ENDED:
             self.table.cancel(job_id)
             job = self.table.get(job_id)
@@ -132,18 +120,14 @@ class Jobs:
         return job
 
     def rescue(self, job_ids: Sequence[str]) -> list[str]:
-        """Queue jobs again by hand, with fresh attempts.
+        """Queue jobs again by hand, with fresh attempts; return the ids of those that were queued.
 
         Args:
             job_ids: jobs that failed, were cancelled or run; a worker that loses a job so notices
-                and stops. None means all jobs that run on workers without a heartbeat.
-
-        Returns:
-            The ids of the jobs that were queued again.
+                and stops. Without any, all jobs that run on workers without a heartbeat.
 
         Raises:
             UnknownJob: one of them does not exist; nothing was done.
-            JobsUnavailable: the database does not answer.
         """
         jobs = [self.table.get(job_id) for job_id in job_ids] or self.lost()
         rescued = []
@@ -183,11 +167,7 @@ class Jobs:
 
 
 def open_jobs(settings: Settings, url: str) -> Jobs:
-    """The jobs of a prepared database.
-
-    Raises:
-        JobsUnavailable, ObjectsUnavailable: database or objects cannot be reached.
-    """
+    """The jobs of a prepared database. Raises JobsUnavailable, ObjectsUnavailable."""
     table = JobTable(url, settings.result_ttl_s)
     objects = open_objects(settings.objects_place, settings.objects_timeout_s)
     return Jobs(table, objects, settings)

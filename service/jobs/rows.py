@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from service.errors import JobsUnavailable
-from service.jobs.job import ENDED, Job, JobSpec, State, StepRecord
+from service.jobs.job import ENDED, Job, JobFailed, JobSpec, State, StepRecord
 
 if TYPE_CHECKING:
     from dbos import WorkflowStatus
@@ -38,15 +38,12 @@ _STATES: Final[dict[str, State]] = {
 }
 
 
-class JobFailed(Exception):
-    """Ends a job as failed; the message is kept and shown to everyone who asks for the job."""
-
-
 def job_of(row: WorkflowStatus, result_ttl_s: float) -> Job:
     """A job from its row, with the last step there. Raises JobsUnavailable: it is incomplete."""
     if row.input is None or row.created_at is None:
         raise JobsUnavailable(f"the row of job {row.workflow_id} is incomplete")
-    state = _STATES.get(row.status) or _state_of_unknown(row)
+    # Of a status of a later DBOS, only the end of the job is known.
+    state = _STATES.get(row.status) or ("failed" if row.completed_at else "running")
     ended_s = row.completed_at / 1000 if row.completed_at and state in ENDED else None
     attributes = row.attributes or {}
     steps, record = attributes.get(LAST_STEP, (0, None))
@@ -82,11 +79,6 @@ def is_over(expires_s: float | None) -> bool:
 def iso(unix_s: float) -> str:
     """A Unix time in the form that the database's filters take."""
     return datetime.fromtimestamp(unix_s, UTC).isoformat()
-
-
-def _state_of_unknown(row: WorkflowStatus) -> State:
-    """The state for a status of a later DBOS, of which only the end of the job is known."""
-    return "failed" if row.completed_at else "running"
 
 
 def _error(row: WorkflowStatus) -> str | None:

@@ -12,15 +12,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
-from service.adapt.types import Adaptation
 from service.blobs import Objects, digest_of
-from service.engine.types import AdaptationEngine
 from service.errors import (
     BadImage,
     DamagedObject,
@@ -29,8 +26,13 @@ from service.errors import (
     RankpressError,
 )
 from service.images.read import read_image
-from service.jobs.job import JobSpec, StepRecord, model_identity
+from service.jobs.job import JobFailed, JobSpec, StepRecord, model_identity
 from service.jobs.storage_outages import growing_pauses, is_outage, lacks_room
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.adapt.adaptation import PictureAdaptation
+    from service.engine.engine import Engine
 
 T = TypeVar("T")
 
@@ -40,10 +42,6 @@ OPTIMISING: Final = 0.9
 log = structlog.get_logger("rankpress.jobs")
 
 
-class StepFailed(Exception):
-    """A step failed too often; the message may be shown to the user who posted the job."""
-
-
 class WrongModel(RankpressError):
     """The worker has other weights than those that the job was posted for."""
 
@@ -51,23 +49,6 @@ class WrongModel(RankpressError):
 PUBLIC: Final = (BadImage, NoSuchObject, WrongModel)
 """Errors whose message may be shown to users, and which another attempt would meet again. Messages
 of other errors may name paths, hosts and libraries."""
-
-
-@dataclass(frozen=True)
-class StepLimits:
-    """Limits on the work on a job.
-
-    Attributes:
-        step_s: seconds of a step.
-        job_s: seconds of all steps.
-        attempts: times that a step is tried.
-        max_pixels: of the picture.
-    """
-
-    step_s: float
-    job_s: float
-    attempts: int
-    max_pixels: int
 
 
 class WaitPolicy:
@@ -83,18 +64,18 @@ class WaitPolicy:
 
 
 class StepRunner:
-    """Does steps of jobs with one adapter (engine/types.py)."""
+    """Does steps of jobs with one engine."""
 
     def __init__(
         self,
-        adapter: AdaptationEngine,
+        engine: Engine,
         objects: Objects,
-        limits: StepLimits,
+        settings: Settings,
         wait_policy: WaitPolicy | None = None,
     ) -> None:
-        self._adapter, self._objects, self._limits = adapter, objects, limits
+        self._engine, self._objects, self._settings = engine, objects, settings
         self._wait_policy = wait_policy or WaitPolicy()
-        self._in_memory: dict[str, tuple[StepRecord, Adaptation]] = {}
+        self._in_memory: dict[str, tuple[StepRecord, PictureAdaptation]] = {}
         self._lock = threading.Lock()
 
     def try_step(
@@ -103,27 +84,28 @@ class StepRunner:
         """Do the step after `before`, trying again if it fails and waiting for the storage.
 
         Args:
-            spec: the job.
             before: the last record, None for the first step.
             stale: the record before that, whose objects are no longer needed.
 
         Raises:
-            StepFailed: it failed `attempts` times, or in a way that another try would not change.
+            JobFailed: it failed too often, or in a way that another try would not change.
         """
         self._try(spec, lambda: self._sweep(spec, stale, before))
         return self._try(spec, lambda: self._step(spec, before))
 
     def try_finish(self, spec: JobSpec, last: StepRecord) -> None:
         """Remove what only an unfinished job needs: all objects of the job except its result."""
-        self._try(spec, lambda: self._finish(spec, last))
+
+        def finish() -> None:
+            for key in self._stored(spec, lambda: self._keys(spec)) - {last.stream}:
+                self._delete(spec, key)
+
+        self._try(spec, finish)
 
     def clean_failed(self, spec: JobSpec, last: StepRecord | None) -> None:
-        """Remove the objects of a failed job except its image and those of its last step.
+        """Remove a failed job's objects except those that it goes on from if it is posted again.
 
-        If the job is posted again, it goes on from there.
-
-        Raises:
-            ObjectsUnavailable: expiry removes them later.
+        Raises ObjectsUnavailable: expiry removes them later.
         """
         kept = {spec.image_key}
         if last is not None:
@@ -132,7 +114,7 @@ class StepRunner:
             self._objects.delete(key)
 
     def _try(self, spec: JobSpec, work: Callable[[], T]) -> T:
-        attempts, attempt, pauses = self._limits.attempts, 1, growing_pauses()
+        attempts, attempt, pauses = self._settings.job_attempts, 1, growing_pauses()
         while True:
             try:
                 return work()
@@ -147,7 +129,8 @@ class StepRunner:
                 is_final = isinstance(error, PUBLIC)
                 if is_final or attempt == attempts:
                     times = "" if is_final else f" {attempts} times"
-                    raise StepFailed(f"a step failed{times}: {_reason(error, error_id)}") from error
+                    reason = str(error) if is_final else reason_in_log(error_id)
+                    raise JobFailed(f"a step failed{times}: {reason}") from error
                 attempt += 1
                 self._wait_policy.wait(spec.id, next(pauses))
 
@@ -176,11 +159,11 @@ class StepRunner:
             adaptation = self._open(spec, *kept)
         assert adaptation is not None
         if not adaptation.done:
-            left_s = self._limits.job_s - spent_s
-            adaptation.advance(max(0.0, min(self._limits.step_s, left_s)))
+            left_s = self._settings.job_max_s - spent_s
+            adaptation.advance(max(0.0, min(self._settings.job_step_s, left_s)))
         best = adaptation.best()
         seconds = spent_s + time.monotonic() - begun_s
-        done = adaptation.done or seconds >= self._limits.job_s
+        done = adaptation.done or seconds >= self._settings.job_max_s
         state = None if done else adaptation.checkpoint()
         stream = self._stored(spec, lambda: self._objects.put(best, spec.folder))
         checkpoint = None
@@ -192,7 +175,7 @@ class StepRunner:
                 self._in_memory = {spec.id: (record, adaptation)}
         return record
 
-    def _take(self, spec: JobSpec, before: StepRecord | None) -> Adaptation | None:
+    def _take(self, spec: JobSpec, before: StepRecord | None) -> PictureAdaptation | None:
         """Take the adaptation out of memory if it is there as `before` left it, else None.
 
         A job that was cancelled and posted again may run in two threads until the first notices.
@@ -209,8 +192,8 @@ class StepRunner:
             raise NoSuchObject("the job's picture is no longer stored: post it again") from error
         return image, self._checkpoint(spec, before)
 
-    def _open(self, spec: JobSpec, image: bytes, checkpoint: bytes | None) -> Adaptation:
-        model = model_identity(self._adapter.models()[0], spec.rate16)
+    def _open(self, spec: JobSpec, image: bytes, checkpoint: bytes | None) -> PictureAdaptation:
+        model = model_identity(self._engine.models()[0], spec.rate16)
         if model != spec.model:
             raise WrongModel(
                 f"the job needs weights {spec.model[:8]}, this worker has {model[:8]}; "
@@ -218,14 +201,14 @@ class StepRunner:
             )
         if digest_of(image) != spec.image:
             raise BadImage("the stored picture is damaged: post it again")
-        picture = read_image(image, max_pixels=self._limits.max_pixels, frame=spec.frame)
+        picture = read_image(image, max_pixels=self._settings.max_pixels, frame=spec.frame)
         begin = partial(
-            self._adapter.adapt,
+            self._engine.adapt,
             picture,
             spec.rate,
             effort=spec.effort,
             seed=spec.seed,
-            max_seconds=OPTIMISING * self._limits.job_s,
+            max_seconds=OPTIMISING * self._settings.job_max_s,
         )
         if checkpoint is not None:
             try:
@@ -250,20 +233,11 @@ class StepRunner:
             if key is not None:
                 self._delete(spec, key)
 
-    def _finish(self, spec: JobSpec, last: StepRecord) -> None:
-        for key in self._stored(spec, lambda: self._keys(spec)) - {last.stream}:
-            self._delete(spec, key)
-
     def _delete(self, spec: JobSpec, key: str) -> None:
         self._stored(spec, lambda: self._objects.delete(key))
 
     def _keys(self, spec: JobSpec) -> set[str]:
         return {info.key for info in self._objects.list(spec.folder)}
-
-
-def _reason(error: Exception, error_id: str) -> str:
-    """The reason that users may see for an error."""
-    return str(error) if isinstance(error, PUBLIC) else reason_in_log(error_id)
 
 
 def reason_in_log(error_id: str) -> str:

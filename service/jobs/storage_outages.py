@@ -42,12 +42,10 @@ def lacks_room(error: Exception) -> bool:
     return isinstance(error, ObjectsFull) or (isinstance(error, OSError) and is_full(error))
 
 
-def is_outage(error: Exception, objects: Objects) -> bool:
+def is_outage(error: ObjectsUnavailable, objects: Objects) -> bool:
     """Whether an error concerns the whole store and not one object: nothing can be stored."""
     if lacks_room(error):
         return True
-    if not isinstance(error, ObjectsUnavailable):
-        return False
     try:
         objects.check()
     except RankpressError:

@@ -26,12 +26,7 @@ class WorkerProcess:
     """A worker in a process of its own, with the settings of the server."""
 
     def __init__(self, settings: Settings, command: Sequence[str] = ()) -> None:
-        """Start it.
-
-        Args:
-            settings: passed on through the environment.
-            command: to run, which takes `--parent PID`; `rankpress worker` if empty.
-        """
+        """Start a command that takes `--parent PID`; `rankpress worker` where none is given."""
         self._command = command or (sys.executable, "-m", "service", "worker")
         others = {k: v for k, v in os.environ.items() if not k.startswith("RANKPRESS_")}
         self._variables = others | settings.as_environment()

@@ -50,10 +50,6 @@ class Upkeep:
         """Do nothing regularly any more."""
         self._stopping.set()
 
-    def leave(self) -> None:
-        """Show that this worker has ended. Raises ObjectsUnavailable."""
-        heartbeat.leave(self._jobs.objects, self._name)
-
     def make_room(self) -> None:
         """Remove everything that can be spared on a full disk."""
         with suppress(RankpressError):
@@ -82,10 +78,8 @@ class Upkeep:
                 if now_s - last_expiry_s >= min(MAX_EXPIRY_INTERVAL_S, self._ttl_s):
                     last_expiry_s = now_s
                     expire(self._jobs.table, self._jobs.objects)
-            except RankpressError:
-                log.exception("upkeep failed", worker=self._name)
             except Exception:  # the top of a thread that must not end
-                log.exception("unexpected error in upkeep", worker=self._name)
+                log.exception("upkeep failed", worker=self._name)
 
     def _take_over_lost(self) -> None:
         """Queue the jobs of lost workers again.

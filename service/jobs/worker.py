@@ -16,21 +16,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from service.blobs import open_objects
-from service.engine.types import AdaptationEngine
 from service.errors import JobsUnavailable, RankpressError
 from service.jobs import database, heartbeat
 from service.jobs.dbos_logs import DBOS_LOG, CancelledFilter, RepeatedFilter
-from service.jobs.job import JobSpec, StepRecord
+from service.jobs.job import Job, JobFailed, JobSpec, StepRecord
 from service.jobs.jobs import Jobs, open_jobs
-from service.jobs.rows import JobFailed
 from service.jobs.step_runner import (
-    StepFailed,
-    StepLimits,
     StepRunner,
     WaitPolicy,
     reason_in_log,
@@ -38,6 +34,9 @@ from service.jobs.step_runner import (
 from service.jobs.storage_outages import growing_pauses, lacks_room, wait_out_sqlite_outages
 from service.jobs.upkeep import Upkeep
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.engine.engine import Engine
 
 NICENESS: Final = 15
 AUTOGROUP: Final = Path("/proc/self/autogroup")
@@ -51,20 +50,15 @@ log = structlog.get_logger("rankpress.worker")
 
 
 def run_worker(
-    open_adapter: Callable[[], AdaptationEngine], settings: Settings, parent: int | None = None
+    open_engine: Callable[[], Engine], settings: Settings, parent: int | None = None
 ) -> None:
-    """Work on jobs until SIGTERM or SIGINT, or until the parent process has ended.
+    """Work on jobs until SIGTERM or SIGINT, or until the process `parent`, if any, has ended.
 
     This does not return: it ends the process, also while native code still runs in a thread.
 
-    Args:
-        open_adapter: loads the models.
-        settings: of the worker.
-        parent: id of a process to end with, None for none.
-
     Raises:
         JobsUnavailable, ObjectsUnavailable: database or objects cannot be reached.
-        BadParameter, StoreError: as `open_adapter` does.
+        BadParameter, StoreError: as `open_engine` does.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -73,7 +67,7 @@ def run_worker(
     url = database.prepare(settings)
     open_objects(settings.objects_place, settings.objects_timeout_s).check()
     name = heartbeat.WorkerName(settings.state_folder / "workers")
-    worker = Worker(open_adapter(), settings, url, name.name)
+    worker = Worker(open_engine(), settings, url, name.name)
     worker.start()
     while not stop.wait(1.0):
         if parent is not None and os.getppid() != parent:
@@ -99,14 +93,11 @@ def lower_priority() -> None:
 class Worker(WaitPolicy):
     """DBOS with the workflow of a job. A process can have only one, because DBOS is a singleton."""
 
-    def __init__(self, adapter: AdaptationEngine, settings: Settings, url: str, name: str) -> None:
+    def __init__(self, engine: Engine, settings: Settings, url: str, name: str) -> None:
         self._settings, self._url, self._name = settings, url, name
         self._jobs: Jobs = open_jobs(settings, url)
         self._table = self._jobs.table
-        limits = StepLimits(
-            settings.job_step_s, settings.job_max_s, settings.job_attempts, settings.max_pixels
-        )
-        self._runner = StepRunner(adapter, self._jobs.objects, limits, self)
+        self._runner = StepRunner(engine, self._jobs.objects, settings, self)
         self._upkeep = Upkeep(name, self._jobs, settings)
         self._stopping = threading.Event()
         self._in_step = threading.Lock()
@@ -148,18 +139,17 @@ class Worker(WaitPolicy):
         idle = self._in_step.acquire(timeout=STOP_S)  # kept, so that no further step begins
         DBOS.destroy()
         with suppress(RankpressError):
-            own = [job.id for job in self._table.active() if self._is_own(job.state, job.worker)]
+            own = [job.id for job in self._table.active() if self._is_own(job)]
             if own:
                 self._table.resume(own)
-            self._upkeep.leave()
+            heartbeat.leave(self._jobs.objects, self._name)
             log.info("worker stopped", worker=self._name, idle=idle, handed_back=own)
 
     def wait(self, job_id: str, seconds: float) -> None:
         """Wait within a step. If the worker is stopped meanwhile, this never returns.
 
-        Raises:
-            DBOSWorkflowCancelledError: the job no longer belongs to this worker; DBOS then records
-                no step.
+        Raises DBOSWorkflowCancelledError if the job no longer belongs to this worker; DBOS then
+        records no step.
         """
         from dbos import error
 
@@ -168,7 +158,7 @@ class Worker(WaitPolicy):
         self._in_step.acquire()
         with suppress(JobsUnavailable):
             job = self._table.find(job_id)
-            if job is None or not self._is_own(job.state, job.worker):
+            if job is None or not self._is_own(job):
                 raise error.DBOSWorkflowCancelledError(f"job {job_id} was taken from this worker")
 
     def note_outage(self, job_id: str, error: Exception) -> None:
@@ -178,8 +168,8 @@ class Worker(WaitPolicy):
         if lacks_room(error):
             self._upkeep.make_room()
 
-    def _is_own(self, state: str, worker: str | None) -> bool:
-        return (state, worker) == ("running", self._name)
+    def _is_own(self, job: Job) -> bool:
+        return job.state == "running" and job.worker == self._name
 
     def _record_step(self, job_id: str, number: int, record: dict[str, Any]) -> None:
         self._has_new_step = False
@@ -203,8 +193,8 @@ class Worker(WaitPolicy):
     def _end_failed(self, job_id: str, spec: JobSpec, error: Exception) -> str:
         """Clean up after a job that fails, and return the reason that users may see."""
         # DBOS returns what a step raised before a restart as an exception with the class's name.
-        is_replayed = getattr(error, "name", None) == StepFailed.__name__
-        if is_replayed or isinstance(error, StepFailed | JobFailed):
+        is_replayed = getattr(error, "name", None) == JobFailed.__name__
+        if is_replayed or isinstance(error, JobFailed):
             reason = str(error)
             with suppress(RankpressError):  # expiry removes it later
                 self._runner.clean_failed(spec, self._table.get(job_id).record)

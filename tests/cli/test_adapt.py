@@ -12,7 +12,7 @@ from small_model import photo_like
 from typer.testing import CliRunner, Result
 
 import service.adapt.plan
-from service.adapt.types import AdaptProgress
+from service.adapt.task import AdaptProgress
 from service.cli import main
 from service.cli.output import adaptation_gain, adaptation_line
 from service.codec.container import describe

@@ -6,8 +6,6 @@ must stand it), with the plain decoder and with a picture of many tiles.
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hostile import MAX_PIXELS, check_any_bytes, sealed
@@ -20,9 +18,6 @@ from service.runtime.pipeline import LoadedModel
 
 FLIPS = 2000
 """Random changes of one to three bytes behind a valid checksum, for each of two streams."""
-
-SLOWEST_S = 5.0
-"""No input may take longer; the slowest real ones take milliseconds."""
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +59,13 @@ def test_every_flipped_bit_is_refused(target: Engine, stream: bytes) -> None:
 def test_random_flips_with_a_valid_checksum(target: Engine, stream: bytes) -> None:
     rng = np.random.default_rng(12)
     body = np.frombuffer(stream[:-4], np.uint8)
-    pictures, slowest_s = 0, 0.0
+    pictures = 0
     for _ in range(FLIPS):
         damaged = body.copy()
         at = rng.integers(0, len(body), rng.integers(1, 4))
         damaged[at] ^= rng.integers(1, 256, len(at)).astype(np.uint8)
-        start = time.perf_counter()
         pictures += check_any_bytes(target, sealed(damaged.tobytes()))
-        slowest_s = max(slowest_s, time.perf_counter() - start)
     assert 0 < pictures < FLIPS
-    assert slowest_s < SLOWEST_S
 
 
 def test_every_value_of_every_header_byte_with_a_valid_checksum(

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_ladder import with_rates
 
+from engine.builds import Builds
 from service.codec.lowrank import Update
 from service.engine.engine import Engine
 from service.engine.target import Target
@@ -262,8 +263,16 @@ def test_a_store_with_one_rate_answers_too(engine: Engine, photo: Picture) -> No
 
 
 def test_a_search_leaves_only_whole_rates_in_the_cache(base: LoadedModel, photo: Picture) -> None:
-    engine = Engine((base,))
+    builds = Builds(base)
+    engine = Engine((builds.base,))
     limit = len(engine.compress(photo, 5.5).data)
     engine.compress(photo, Target(max_bytes=limit))
-    rates16 = {key.rate16 for key in engine._weights._entries}
-    assert {r for r in rates16 if r % 16} == {88}, "5.5 was asked for by name"
+    assert len(builds.rates) > 3, "the search tried rates between 5 and 6"
+    builds.rates.clear()
+    for rate in (5, 5.5, 6):
+        engine.compress(photo, rate)
+    assert not builds.rates, "5.5 was asked for by name"
+    between = [rate16 for rate16 in range(81, 96) if rate16 != 88]
+    for rate16 in between:
+        engine.compress(photo, rate16 / 16)
+    assert len(builds.rates) == len(between)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,8 @@ import torch
 from small_ladder import small_update, with_rates, with_update
 from small_model import photo_like
 
-from service.engine.weight_cache import RateKey, WeightCache
+from engine.builds import Builds, at, bytes_of_one
+from service.engine.weight_cache import WeightCache
 from service.errors import StoreError
 from service.picture import Picture
 from service.runtime.loading import load_models
@@ -76,7 +76,7 @@ def test_after_a_thousand_random_swaps_every_weight_is_that_of_a_fresh_merge(
 ) -> None:
     """With a cache that holds some of the rates, so that they are merged again and again."""
     pristine = [a.copy() for a in state(base)]
-    weights = WeightCache(7 * _bytes_of_one(base))
+    weights = WeightCache(7 * bytes_of_one(base))
     draw = random.Random(0)
     latest = {}
     for _ in range(1000):
@@ -101,40 +101,9 @@ def test_rates_differ_in_their_weights(base: LoadedModel) -> None:
     assert not any(same(a, b) for i, a in enumerate(models) for b in models[:i])
 
 
-def _bytes_of_one(base: LoadedModel) -> int:
-    weights = WeightCache(2**30)
-    with weights.lease(base, at(base, 80)):
-        return weights.size_bytes
-
-
-class Builds:
-    """A base that notes what it builds; `gate` holds builds up, `fault` makes them fail."""
-
-    def __init__(self, base: LoadedModel) -> None:
-        self.rates: list[bytes] = []
-        self.fault: Exception | None = None
-        self.gate = threading.Event()
-        self.gate.set()
-        build = base.build
-        assert build is not None
-
-        def noting(stored: StoredModel) -> LoadedModel:
-            self.rates.append(stored.identity)
-            assert self.gate.wait(30)
-            if self.fault is not None:
-                raise self.fault
-            return build(stored)
-
-        self.base = replace(base, build=noting)
-
-
 @pytest.fixture
 def builds(base: LoadedModel) -> Builds:
     return Builds(base)
-
-
-def at(base: LoadedModel, rate16: int) -> RateKey:
-    return RateKey.of(base.stored, rate16)
 
 
 def lease(weights: WeightCache, base: LoadedModel, *rates: int) -> None:
@@ -144,7 +113,7 @@ def lease(weights: WeightCache, base: LoadedModel, *rates: int) -> None:
 
 
 def test_the_least_recently_used_goes_first_when_bytes_run_out(builds: Builds) -> None:
-    size = _bytes_of_one(builds.base)
+    size = bytes_of_one(builds.base)
     builds.rates.clear()
     weights = WeightCache(2 * size)
     lease(weights, builds.base, 48, 80, 48, 96)  # 80 goes
@@ -164,7 +133,7 @@ def test_a_cache_of_no_bytes_works_and_keeps_nothing(builds: Builds) -> None:
 
 
 def test_weights_in_use_are_never_dropped(builds: Builds) -> None:
-    size = _bytes_of_one(builds.base)
+    size = bytes_of_one(builds.base)
     builds.rates.clear()
     weights = WeightCache(size)
     with weights.lease(builds.base, at(builds.base, 80)) as held:
@@ -176,7 +145,7 @@ def test_weights_in_use_are_never_dropped(builds: Builds) -> None:
 
 
 def test_weights_not_to_be_kept_leave_the_cache_alone(builds: Builds) -> None:
-    weights = WeightCache(_bytes_of_one(builds.base))
+    weights = WeightCache(bytes_of_one(builds.base))
     builds.rates.clear()
     with weights.lease(builds.base, at(builds.base, 80)) as cached:
         pass
@@ -186,7 +155,7 @@ def test_weights_not_to_be_kept_leave_the_cache_alone(builds: Builds) -> None:
     assert len(builds.rates) == 3
     with weights.lease(builds.base, at(builds.base, 80), keep=False) as found:
         assert found is cached
-    assert len(builds.rates) == 3 and weights.size_bytes == _bytes_of_one(builds.base)
+    assert len(builds.rates) == 3 and weights.size_bytes == bytes_of_one(builds.base)
 
 
 def test_concurrent_requests_for_a_rate_merge_it_once(builds: Builds) -> None:
@@ -200,7 +169,7 @@ def test_concurrent_requests_for_a_rate_merge_it_once(builds: Builds) -> None:
     builds.gate.clear()
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(use, i) for i in range(8)]
-        time.sleep(0.05)
+        assert builds.begun.acquire(timeout=30)
         builds.gate.set()
         models = {id(f.result(30)) for f in futures}
     assert len(models) == 1 and len(builds.rates) == 1
@@ -209,11 +178,11 @@ def test_concurrent_requests_for_a_rate_merge_it_once(builds: Builds) -> None:
 def test_a_rate_that_is_there_does_not_wait_for_one_that_is_merged(builds: Builds) -> None:
     weights = WeightCache(2**30)
     lease(weights, builds.base, 80)
+    assert builds.begun.acquire(timeout=30)
     builds.gate.clear()
     with ThreadPoolExecutor(2) as pool:
         slow = pool.submit(lease, weights, builds.base, 96)
-        while len(builds.rates) < 2:
-            time.sleep(0.001)
+        assert builds.begun.acquire(timeout=30)
         pool.submit(lease, weights, builds.base, 80, 64).result(10)
         assert not slow.done()
         builds.gate.set()
@@ -259,7 +228,7 @@ def test_models_that_share_a_base_do_not_share_rates(
 
 
 def test_random_leases_from_threads_never_corrupt_the_cache(builds: Builds) -> None:
-    size = _bytes_of_one(builds.base)
+    size = bytes_of_one(builds.base)
     weights, picture = WeightCache(2 * size), Picture(photo_like(33, 20))
     expected = {}
     for rate16 in OFFERED:
@@ -279,7 +248,10 @@ def test_random_leases_from_threads_never_corrupt_the_cache(builds: Builds) -> N
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(use, range(6)))
     assert weights.size_bytes <= 2 * size
-    assert not any(e.users for e in weights._entries.values())
+    lease(weights, builds.base, 48, 96)
+    merges = len(builds.rates)
+    lease(weights, builds.base, 48, 96)
+    assert len(builds.rates) == merges, "no weights are held by mistake, so both rates fit"
 
 
 def test_a_model_loaded_for_its_own_rate_says_so(decode_only: LoadedModel, ladder: StoredModel

@@ -12,7 +12,7 @@ import os
 import time
 from pathlib import Path
 
-from service.adapt.types import AdaptProgress
+from service.adapt.task import AdaptProgress
 from service.engine.types import ModelInfo, RateInfo
 from service.errors import BadParameter
 from service.picture import Picture

@@ -12,7 +12,7 @@ from dbos import DBOSClient, PortableWorkflowError, StepInfo
 from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result
 from jobs.machines import Place, picture, png
-from service.adapt.types import AdaptProgress
+from service.adapt.task import AdaptProgress
 from service.errors import BadParameter, JobsUnavailable
 from service.jobs import database, rows
 from service.jobs.database import database_url, prepare

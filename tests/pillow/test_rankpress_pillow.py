@@ -20,8 +20,9 @@ from conftest import Small
 from image_files import chunk, profile
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from service.adapt.adaptation import AdaptationTask, PictureAdaptation
+from service.adapt.adaptation import PictureAdaptation
 from service.adapt.plan import AdaptationPlan
+from service.adapt.task import AdaptationTask
 from service.codec import container
 from service.engine.engine import Engine
 from service.images import colour

@@ -11,8 +11,9 @@ import torch
 from small_ladder import with_rates
 from small_model import photo_like
 
-from service.adapt.adaptation import AdaptationTask, PictureAdaptation
+from service.adapt.adaptation import PictureAdaptation
 from service.adapt.plan import AdaptationPlan
+from service.adapt.task import AdaptationTask
 from service.codec.container import read_stream
 from service.codec.tiles import Box
 from service.engine.engine import Engine
