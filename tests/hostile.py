@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import google_crc32c
 
-from service.codec.container import read_header
+from service.codec.container import Header, read_stream
 from service.codec.tiles import padded_pixels
 from service.engine.engine import Engine
 from service.errors import BadStream, TooManyPixels
@@ -29,10 +31,18 @@ def check_any_bytes(engine: Engine, data: bytes) -> bool:
     except BadStream:
         return False
     except TooManyPixels:
-        header = read_header(data)
+        header = header_of(data)
         assert padded_pixels(header.width, header.height) > MAX_PIXELS
         return False
-    header = read_header(data)
+    header = header_of(data)
     assert picture.rgb.shape == (header.height, header.width, 3)
     assert picture.alpha is None or picture.alpha.shape == (header.height, header.width)
     return True
+
+
+def header_of(data: bytes) -> Header:
+    """The header of a stream that may be damaged behind it."""
+    headers: list[Header] = []
+    with suppress(BadStream):
+        read_stream(data, headers.append)
+    return headers[0]

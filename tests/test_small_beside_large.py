@@ -7,11 +7,8 @@ spoil a round, but a server that makes small requests wait for large ones fails 
 from __future__ import annotations
 
 import io
-import os
 import socket
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +17,8 @@ from contextlib import AbstractContextManager, contextmanager
 import httpx
 import pytest
 from conftest import Small
-from deploy.arrangement import answers, free_port
 from PIL import Image
+from served import serving
 from small_model import photo_like
 
 from service.store.write import write_model
@@ -46,30 +43,9 @@ def url(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     """Of a server with the small model, one thread to a network."""
     folder = tmp_path_factory.mktemp("server")
     write_model(folder / "store" / "small", small.stored, small.base)
-    port = free_port()
-    kept = {name: value for name, value in os.environ.items() if "RANKPRESS_" not in name}
-    settings = {
-        "RANKPRESS_STORE": str(folder / "store"),
-        "RANKPRESS_JOBS": "false",
-        "RANKPRESS_PORT": str(port),
-        "RANKPRESS_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve"],
-            env=kept | settings,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        while not answers(f"http://127.0.0.1:{port}/readyz"):
-            assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    variables = {"RANKPRESS_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    with serving(folder, "--store", str(folder / "store"), **variables) as url:
+        yield url
 
 
 def median_s(client: httpx.Client) -> float:

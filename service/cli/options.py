@@ -101,7 +101,7 @@ def open_codec(settings: Settings, *, warm: bool = False) -> Codec:
         from service.engine.opening import open_engine
 
         return open_engine(settings, warm=warm)
-    from service.zoo.codec import open_zoo
+    from service.zoo.opening import open_zoo
 
     return open_zoo(
         settings.zoo,

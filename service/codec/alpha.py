@@ -14,6 +14,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+from service.codec.byte_reader import inflate
 from service.errors import BadStream
 
 U8 = NDArray[np.uint8]
@@ -47,17 +48,9 @@ def unpack(data: bytes, height: int, width: int) -> U8:
     size = height * width
     if not data or data[0] not in (NONE, LEFT, UP):
         raise BadStream("alpha section does not start with a known filter")
-    if len(data) > max_packed_bytes(size):
-        raise BadStream(
-            f"alpha section has {len(data)} bytes, too many for {width}x{height} samples"
-        )
-    inflater = zlib.decompressobj()
-    try:
-        raw = inflater.decompress(data[1:], size + 1)
-    except zlib.error as error:
-        raise BadStream("alpha section is not valid deflate data") from error
-    if len(raw) != size or not inflater.eof or inflater.unused_data:
-        raise BadStream(f"alpha section does not unpack to {width}x{height} samples")
+    raw = inflate(data[1:], "alpha section", max_packed_bytes(size) - 1, size)
+    if len(raw) != size:
+        raise BadStream(f"alpha section does not inflate to {width}x{height} samples")
     plane = np.frombuffer(raw, np.uint8).reshape(height, width)
     if data[0] == NONE:
         return plane
@@ -73,11 +66,10 @@ def fill_hidden(rgb: U8, alpha: U8) -> U8:
     Lumigraph", 1996). If nothing at all is visible, the result is grey.
 
     Args:
-        rgb: [H, W, 3] uint8; it is not changed.
-        alpha: [H, W] uint8.
+        rgb: [H, W, 3]. alpha: [H, W].
 
     Returns:
-        [H, W, 3] uint8, equal to `rgb` where alpha is above 0; hidden colours have no effect.
+        [H, W, 3], equal to `rgb` where alpha is above 0; hidden colours have no effect.
     """
     hidden = alpha == 0
     if not hidden.any():

@@ -41,10 +41,7 @@ class Tables:
     """
 
     def __init__(self, half: NDArray[np.integer[Any]]) -> None:
-        """Build the coder's models.
-
-        Args:
-            half: [LEVELS, SYMBOL_MAX + 1] integers: mass of symbols 0, ±1, ±2, ... times 2^24.
+        """Build from [LEVELS, SYMBOL_MAX + 1] integers: mass of symbols 0, ±1, ±2, ... times 2^24.
 
         Raises:
             StoreError: the tables are no integers or of another shape, a mass is below 1, or a
@@ -59,12 +56,8 @@ class Tables:
         self.mass = mass
         self.models = [Categorical((m - 1).astype(np.float64), perfect=False) for m in mass]
 
-    def bits(self, symbols: Symbols, levels: Levels) -> float:
-        """Ideal code length in bits of symbols [n] at levels [n]; level 0 costs nothing."""
-        return float(self.costs(symbols, levels)[levels > 0].sum())
-
     def costs(self, symbols: Symbols, levels: Levels) -> NDArray[np.float64]:
-        """Ideal code length in bits of each symbol [n] at its level [n], [n]; level 0 included."""
+        """Ideal code length in bits of symbols at levels (broadcast); level 0 included."""
         out: NDArray[np.float64] = TOTAL_BITS - np.log2(self.mass[levels, symbols + SYMBOL_MAX])
         return out
 
@@ -77,12 +70,7 @@ class Encoder:
         self._groups: list[tuple[Symbols, Levels]] = []
 
     def push(self, symbols: Symbols, levels: Levels) -> None:
-        """Append a group.
-
-        Args:
-            symbols: [n] int32 in ±SYMBOL_MAX, 0 at level 0.
-            levels: [n] uint8.
-        """
+        """Append a group: symbols [n] int32 in ±SYMBOL_MAX, 0 at level 0, and levels [n] uint8."""
         order = np.argsort(levels, kind="stable")
         self._groups.append((symbols[order].astype(np.int32) + SYMBOL_MAX, levels[order]))
 
@@ -100,11 +88,7 @@ class Decoder:
     """Decoder of one tile, group by group."""
 
     def __init__(self, tables: Tables, data: bytes | memoryview) -> None:
-        """Start reading.
-
-        Raises:
-            BadStream: the bytes are no whole words, or end in a word that Encoder never writes.
-        """
+        """Raises BadStream: the bytes are no whole words, or end as Encoder never ends."""
         if len(data) % 4:
             raise BadStream(f"coded tile has {len(data)} bytes, expected a multiple of 4")
         words = np.frombuffer(data, "<u4").astype(np.uint32)

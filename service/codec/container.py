@@ -2,17 +2,17 @@
 
     magic "RKP" | version 1 | model 4 bytes | rate16 | flags | width | height | sections | CRC-32C
 
-Numbers without a fixed size are LEB128 varints. A section is type, length, payload; even types are
-critical (a reader that does not know one must refuse the stream), odd ones may be skipped. A plain
-photo spends 22 bytes beyond its coded latents: 14 of header, 4 of section and 4 of checksum.
-service/docs/format.md is the full specification.
+Numbers without a fixed size are varints (byte_reader.py). A section is type, length, payload; even
+types are critical (a reader that does not know one must refuse the stream), odd ones may be
+skipped. A plain photo spends 22 bytes beyond its coded latents: 14 of header, 4 of section and 4 of
+checksum. service/docs/format.md is the full specification.
 
-The work of a reader is bounded: a stream has at most 16 sections, each type once; a varint has at
-most 5 bytes; the latents section needs an index of at least a byte for each tile but the last;
-metadata and alpha planes inflate to known limits. Nothing is allocated from a length before the
-length is checked against the bytes that are there.
+The work of a reader is bounded: a stream has at most 16 sections, each type once; the latents
+section needs an index of at least a byte for each tile but the last; metadata and alpha planes
+inflate to known limits. Nothing is allocated from a length before the length is checked against the
+bytes that are there.
 
-This module does not decode payloads: see coder.py, alpha.py and model_stream.py.
+This module does not decode payloads: see latents.py, alpha.py and model_stream.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from itertools import accumulate, pairwise
 
 import google_crc32c
 
+from service.codec.byte_reader import ByteReader, inflate, varint
 from service.codec.tiles import latent_box, tile_count
 from service.errors import BadParameter, BadStream, UnsupportedStream
 
@@ -61,15 +62,21 @@ class Flags(IntFlag):
 
 
 class Section(IntEnum):
-    """Section types. Readers may skip odd ones that they do not know."""
+    """Section types, in the order in which they are written. Readers may skip unknown odd ones.
 
-    ICC = 1
+    Each but LATENTS is stored in the field of Stream that has its name.
+    """
+
     LATENTS = 2
-    EXIF = 3
-    ALPHA = 4
     UPDATE = 6
     READY = 8
+    ALPHA = 4
+    ICC = 1
+    EXIF = 3
 
+
+METADATA = ("icc", "exif")
+"""Sections that are zlib streams."""
 
 HEADER: Mapping[str, tuple[int, int, int]] = {
     "rate16": (1, RATE_UNIT, 8 * RATE_UNIT),
@@ -84,19 +91,14 @@ HEADER: Mapping[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a stream; HEADER has the layout of its numbers.
-
-    Attributes:
-        model: first MODEL_BYTES of the identity of the weights (store/model.py).
-        rate16: rate in sixteenths, 16–128.
-        flags: a combination of Flags.
-        width: pixels.
-        height: pixels.
-    """
+    """The header of a stream; HEADER has the layout of its numbers."""
 
     model: bytes
+    """First MODEL_BYTES of the identity of the weights (store/model.py)."""
     rate16: int
+    """Rate in sixteenths."""
     flags: int
+    """A combination of Flags."""
     width: int
     height: int
 
@@ -116,7 +118,6 @@ class Stream:
     """The parts of a stream.
 
     Attributes:
-        header: the stream's Header.
         tiles: coded latents of each tile, in the order of tiles.tiles.
         alpha: packed alpha plane (alpha.py), None for an opaque picture.
         icc: ICC profile, None for sRGB.
@@ -137,13 +138,11 @@ class Stream:
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What `rankpress info` shows of a stream.
+    """What `rankpress info` shows of a stream; `model` and `ready` are in hex.
 
     Attributes:
-        model: first bytes of the model's identity, in hex.
         tiles: number of tiles.
         sections: (name, payload bytes) in stored order.
-        ready: name of the ready update in hex, None without one.
     """
 
     version: int
@@ -160,71 +159,26 @@ class StreamInfo:
     ready: str | None = None
 
 
-class _Reader:
-    """A cursor over bytes that never reads past their end."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def take(self, count: int, name: str) -> bytes:
-        left = len(self.data) - self.at
-        if count > left:
-            raise BadStream(f"{name} needs {count} bytes at offset {self.at}, {left} are left")
-        self.at += count
-        return self.data[self.at - count : self.at]
-
-    def varint(self, name: str) -> int:
-        value = 0
-        for i in range(5):
-            byte = self.take(1, name)[0]
-            value |= (byte & 0x7F) << (7 * i)
-            if byte < 0x80:
-                if byte == 0 and i:
-                    raise BadStream(f"{name} is padded with zeros at offset {self.at}")
-                return value
-        raise BadStream(f"{name} is longer than 5 bytes at offset {self.at}")
-
-    def number(self, name: str) -> int:
-        """The number of HEADER with this name."""
-        size, low, high = HEADER[name]
-        value = self.take(size, name)[0] if size else self.varint(name)
-        if not low <= value <= high:
-            error = UnsupportedStream if name == "flags" else BadStream
-            raise error(f"{name} is {value}, expected {low} to {high}")
-        return value
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def read_header(data: bytes) -> Header:
-    """Read the header alone, for limits that apply before any work is done.
-
-    Raises:
-        BadStream: the bytes do not begin with a header.
-        UnsupportedStream: the stream needs a newer decoder.
-    """
-    return _read_header(_Reader(data))
-
-
-def _read_header(reader: _Reader) -> Header:
+def _read_header(reader: ByteReader) -> Header:
     if reader.take(3, "magic") != MAGIC:
         raise BadStream("the first three bytes are not 'RKP': this is not a Rankpress stream")
     version = reader.take(1, "version")[0]
     if version != VERSION:
         raise UnsupportedStream(f"format version {version}, this decoder reads {VERSION}")
     model = reader.take(MODEL_BYTES, "model")
-    return Header(model, **{name: reader.number(name) for name in HEADER})
+    numbers = {}
+    for name, (size, low, high) in HEADER.items():
+        value = reader.take(size, name)[0] if size else reader.varint(name)
+        if not low <= value <= high:
+            error = UnsupportedStream if name == "flags" else BadStream
+            raise error(f"{name} is {value}, expected {low} to {high}")
+        numbers[name] = value
+    return Header(model, **numbers)
 
 
 def _write_header(header: Header) -> bytes:
     values = {name: getattr(header, name) for name in HEADER}
-    numbers = [bytes([v]) if HEADER[name][0] else _varint(v) for name, v in values.items()]
+    numbers = [bytes([v]) if HEADER[name][0] else varint(v) for name, v in values.items()]
     return b"".join([MAGIC, bytes([VERSION]), header.model, *numbers])
 
 
@@ -233,23 +187,29 @@ def write_stream(stream: Stream) -> bytes:
 
     Raises:
         BadParameter: metadata are larger than a reader accepts.
-        BadStream: the name of the ready update has not READY_BYTES.
     """
-    _check_ready(stream.ready)
-    sections = {
-        Section.LATENTS: _join_tiles(stream.tiles),
-        Section.UPDATE: stream.update,
-        Section.READY: stream.ready,
-        Section.ALPHA: stream.alpha,
-        Section.ICC: _deflate(stream.icc, "ICC profile"),
-        Section.EXIF: _deflate(stream.exif, "Exif block"),
-    }
     parts = [_write_header(stream.header)]
-    for kind, payload in sections.items():
+    for kind in Section:
+        payload = _payload(stream, kind)
         if payload is not None:
-            parts += [_varint(kind), _varint(len(payload)), payload]
+            parts += [varint(kind), varint(len(payload)), payload]
     body = b"".join(parts)
     return body + int(google_crc32c.value(body)).to_bytes(4, "little")
+
+
+def _payload(stream: Stream, kind: Section) -> bytes | None:
+    """The payload of a section, None where the stream has none."""
+    if kind is Section.LATENTS:
+        return _join_tiles(stream.tiles)
+    name = _section_name(kind)
+    payload: bytes | None = getattr(stream, name)
+    if payload is None or name not in METADATA:
+        return payload
+    if len(payload) > MAX_METADATA_BYTES:
+        raise BadParameter(
+            f"{name} has {len(payload)} bytes, at most {MAX_METADATA_BYTES} are kept"
+        )
+    return zlib.compress(payload, 9)
 
 
 def read_stream(data: bytes, check_header: Callable[[Header], object] | None = None) -> Stream:
@@ -257,37 +217,25 @@ def read_stream(data: bytes, check_header: Callable[[Header], object] | None = N
 
     Args:
         data: the stream.
-        check_header: is called with the header before anything else is read; what it raises ends
-            the reading.
+        check_header: called with the header before anything else is read; it may raise.
 
     Raises:
         BadStream: the bytes are damaged or no stream.
         UnsupportedStream: the stream needs a newer decoder.
     """
     header, sections = _read_sections(data, check_header)
-    coded = sections[Section.LATENTS]
+    fields = {_section_name(kind): sections[kind] for kind in Section if kind in sections}
+    for name in METADATA:
+        if name in fields:
+            fields[name] = inflate(fields[name], name, MAX_PACKED_BYTES, MAX_METADATA_BYTES)
+    coded = fields.pop("latents")
     count = tile_count(latent_box(header.width, header.height))
-    return Stream(
-        header,
-        (coded,) if header.flags & Flags.SAME_MACHINE else _split_tiles(coded, count),
-        sections.get(Section.ALPHA),
-        _inflate(sections.get(Section.ICC), "ICC profile"),
-        _inflate(sections.get(Section.EXIF), "Exif block"),
-        sections.get(Section.UPDATE),
-        sections.get(Section.READY),
-    )
+    tiles = (coded,) if header.flags & Flags.SAME_MACHINE else _split_tiles(coded, count)
+    return Stream(header, tiles, **fields)
 
 
 def describe(data: bytes, check_header: Callable[[Header], object] | None = None) -> StreamInfo:
-    """Describe a stream without inflating or decoding any of it.
-
-    Args:
-        data, check_header: see `read_stream`.
-
-    Raises:
-        BadStream: the bytes are damaged or no stream.
-        UnsupportedStream: the stream needs a newer decoder.
-    """
+    """Describe a stream without inflating any of it; arguments and errors as of `read_stream`."""
     header, sections = _read_sections(data, check_header)
     ready = sections.get(Section.READY)
     return StreamInfo(
@@ -310,7 +258,7 @@ def _read_sections(
     data: bytes, check_header: Callable[[Header], object] | None
 ) -> tuple[Header, dict[int, bytes]]:
     """The header and the payload of each section by type, once the checksum holds."""
-    reader = _Reader(data)
+    reader = ByteReader(data)
     header = _read_header(reader)
     if check_header is not None:
         check_header(header)
@@ -334,14 +282,10 @@ def _read_sections(
         sections[kind] = payload
     if Section.LATENTS not in sections:
         raise BadStream("the stream has no latents section")
-    _check_ready(sections.get(Section.READY))
-    return header, sections
-
-
-def _check_ready(ready: bytes | None) -> None:
-    """Raise BadStream unless the name of a ready update has READY_BYTES."""
+    ready = sections.get(Section.READY)
     if ready is not None and len(ready) != READY_BYTES:
         raise BadStream(f"a ready update is named by {len(ready)} bytes, expected {READY_BYTES}")
+    return header, sections
 
 
 def _section_name(kind: int) -> str:
@@ -350,42 +294,17 @@ def _section_name(kind: int) -> str:
 
 def _join_tiles(tiles: tuple[bytes, ...]) -> bytes:
     """Lengths of all tiles but the last, in words of 4 bytes, then the tiles."""
-    index = b"".join(_varint(len(t) // 4) for t in tiles[:-1])
+    index = b"".join(varint(len(t) // 4) for t in tiles[:-1])
     return index + b"".join(tiles)
 
 
 def _split_tiles(payload: bytes, count: int) -> tuple[bytes, ...]:
     if count - 1 > len(payload):
         raise BadStream(f"latents section has {len(payload)} bytes, {count} tiles need more")
-    reader = _Reader(payload)
+    reader = ByteReader(payload)
     lengths = [4 * reader.varint("tile length") for _ in range(count - 1)]
     left = len(payload) - reader.at - sum(lengths)
     if left < 0:
         raise BadStream(f"tile lengths exceed the latents section by {-left} bytes")
     edges = list(accumulate([*lengths, left], initial=reader.at))
     return tuple(payload[low:high] for low, high in pairwise(edges))
-
-
-def _deflate(block: bytes | None, name: str) -> bytes | None:
-    """Compress metadata, and check that a reader accepts their size."""
-    if block is None:
-        return None
-    if len(block) > MAX_METADATA_BYTES:
-        raise BadParameter(f"{name} has {len(block)} bytes, at most {MAX_METADATA_BYTES} are kept")
-    return zlib.compress(block, 9)
-
-
-def _inflate(packed: bytes | None, name: str) -> bytes | None:
-    """Decompress metadata, up to MAX_METADATA_BYTES."""
-    if packed is None:
-        return None
-    if len(packed) > MAX_PACKED_BYTES:
-        raise BadStream(f"{name} takes {len(packed)} bytes, at most {MAX_PACKED_BYTES} are read")
-    inflater = zlib.decompressobj()
-    try:
-        out = inflater.decompress(packed, MAX_METADATA_BYTES)
-    except zlib.error as error:
-        raise BadStream(f"{name} is not valid deflate data") from error
-    if not inflater.eof or inflater.unused_data:
-        raise BadStream(f"{name} is cut, over {MAX_METADATA_BYTES} bytes, or has bytes after it")
-    return out

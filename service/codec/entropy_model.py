@@ -23,7 +23,6 @@ neighborhood information aggregation") as in DCVC-DC (Li et al. 2023).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,9 +38,9 @@ from service.codec.fixed_point import (
     IntLinear,
     floor_and_clip,
     shuffle2,
+    stored_integers,
 )
 from service.codec.sizes import Sizes
-from service.errors import StoreError
 
 Y_FRAC = 6
 """Fractional bits of mu and y_hat: both are in units of 1/64."""
@@ -73,6 +72,9 @@ STEPS = 4
 GROUP_AT = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1], [1, 0, 3, 2]])
 """[step, class] -> the channel group g (channels g, g+4, g+8, ...) that is coded there."""
 
+CLASSES = tuple((slice(row, None, 2), slice(col, None, 2)) for row in range(2) for col in range(2))
+"""[class] -> the rows and columns of its positions; a grid of one row or column has empty ones."""
+
 Symbols = NDArray[np.int32]
 Choose = Callable[[int, NDArray[np.int32], NDArray[np.uint8]], Symbols]
 """(step, mu, levels) -> symbols, each [B, n] in coding order: int32, Q6 int32 and uint8."""
@@ -83,17 +85,9 @@ class StepNetworks(Protocol):
 
     def parameters(self, t: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         """Run step t: mu (Q6) and levels, each [B, n] in coding order."""
-        ...
 
     def add_known(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
-        """Add decoded latents, the input of later steps.
-
-        Args:
-            p: class of positions.
-            group: channel group.
-            y_hat: [B, rows, columns, M/4] of that class and group, Q6.
-        """
-        ...
+        """Add decoded latents of class p and a channel group: [B, rows, columns, M/4] Q6."""
 
 
 class EntropyModel:
@@ -102,17 +96,15 @@ class EntropyModel:
     def __init__(
         self, sizes: Sizes, tensors: Mapping[str, NDArray[Any]], backend: ArrayBackend = NUMPY
     ) -> None:
-        """Build from stored tensors.
-
-        Args:
-            sizes: channel counts.
-            tensors: names "h_s.0.weight" and so on, see service/docs/format.md.
-            backend: array module, float type and device to run on.
+        """Build from stored tensors, which service/docs/format.md names.
 
         Raises:
             StoreError: a tensor is missing, of the wrong shape, or could overflow.
         """
         self.sizes, self.backend, self.xp = sizes, backend, backend.xp
+
+        def integers(name: str, size: int, low: int, high: int) -> NDArray[np.integer[Any]]:
+            return stored_integers(tensors, name, (size,), low, high)
 
         up0 = IntLinear.from_tensors(tensors, "h_s.0", (4 * sizes.Cz, sizes.Cz))
         up1 = IntLinear.from_tensors(tensors, "h_s.2", (4 * sizes.cp, sizes.Cz))
@@ -121,12 +113,12 @@ class EntropyModel:
         self.up1 = IntLayer(backend, up1, name="h_s.2")
         self.block1 = IntBlock(backend, tensors, "h_s.3", sizes.cp)
         self.steps = [Step(sizes, tensors, backend, t) for t in range(STEPS)]
-        context_frac = vector(tensors, "context.frac", sizes.M, -30, 30).astype(np.int64)
+        context_frac = integers("context.frac", sizes.M, -30, 30).astype(np.int64)
         self.context_shift = backend.array(np.ldexp(1.0, context_frac - Y_FRAC))
-        self.z_levels = vector(tensors, "z.level", sizes.Cz, 1, LEVELS - 1).astype(np.uint8)
-        self.z_mean = vector(tensors, "z.mean", sizes.Cz, -(2**31), 2**31 - 1) / 2.0**16
-        self._y_step = _steps(tensors, "y.step", sizes.M)
-        self._z_step = _steps(tensors, "z.step", sizes.Cz)
+        self.z_levels = integers("z.level", sizes.Cz, 1, LEVELS - 1).astype(np.uint8)
+        self.z_mean = stored_integers(tensors, "z.mean", (sizes.Cz,)) / 2.0**16
+        self._y_step = integers("y.step", sizes.M, 1, STEP_MAX).astype(np.int32)
+        self._z_step = integers("z.step", sizes.Cz, 1, STEP_MAX).astype(np.int32)
 
     @property
     def z_step(self) -> NDArray[np.float64]:
@@ -135,27 +127,24 @@ class EntropyModel:
 
     def y_steps(self, t: int, height: int, width: int) -> NDArray[np.float32]:
         """Quantiser steps of y in the coding order of step t, [n], in units of 2^-Y_FRAC."""
-        groups = [
-            np.tile(self._y_step[GROUP_AT[t, p] :: 4], c.size)
-            for p, c in enumerate(position_classes(height, width))
-        ]
-        return (np.concatenate(groups) / 2.0**STEP_FRAC).astype(np.float32)
+        everywhere = np.broadcast_to(self._y_step, (1, height, width, self.sizes.M))
+        steps: NDArray[np.int32] = gather(everywhere, t)[0]
+        return (steps / 2.0**STEP_FRAC).astype(np.float32)
 
     def begin(self, z_hat: NDArray[np.int32], height: int, width: int) -> StepNetworks:
         """Run h_s and return the step networks; subclasses replace this to run them elsewhere.
 
         Args:
             z_hat: [B, ceil(height/4), ceil(width/4), Cz] Q3 (Z_FRAC) in ±ACTIVATION_MAX.
-            height: rows of latents.
-            width: columns of latents.
+            height, width: rows and columns of latents.
         """
         return _ArrayStepNetworks(self, self.features(z_hat)[:, :height, :width])
 
     def features(self, z_hat: NDArray[np.int32]) -> Array:
         """Run h_s: z_hat [B, h, w, Cz], see `begin`, -> P [B, 4h, 4w, cp] activations."""
         x = self.backend.array(z_hat)
-        x = self.block0(floor_and_clip(self.xp, shuffle2(self.up0.accumulate(x))))
-        return self.block1(floor_and_clip(self.xp, shuffle2(self.up1.accumulate(x))))
+        x = self.block0(shuffle2(self.up0(x)))
+        return self.block1(shuffle2(self.up1(x)))
 
     def run(
         self, z: NDArray[np.int32], height: int, width: int, choose: Choose
@@ -164,8 +153,7 @@ class EntropyModel:
 
         Args:
             z: [B, ceil(height/4), ceil(width/4), Cz] int32 symbols of the hyper-latents.
-            height: rows of latents.
-            width: columns of latents.
+            height, width: rows and columns of latents.
             choose: returns the symbols of each step in the order of `gather`, 0 at level 0.
 
         Returns:
@@ -173,29 +161,21 @@ class EntropyModel:
         """
         z_hat = _times_step(z, self._z_step).clip(-ACTIVATION_MAX, ACTIVATION_MAX)
         networks = self.begin(z_hat, height, width)
-        classes = position_classes(height, width)
-        quarter = self.sizes.M // 4
-        coded = [np.empty((len(z), c.height, c.width, STEPS, quarter), np.int16) for c in classes]
+        y_hat = np.empty((len(z), height, width, self.sizes.M), np.int16)
         for t in range(STEPS):
             mu, levels = networks.parameters(t)
             symbols = choose(t, mu, levels)
             start = 0
-            for p, c in enumerate(classes):
-                span = slice(start, start := start + c.size * quarter)
-                shape = (len(z), c.height, c.width, quarter)
-                value = _times_step(
-                    symbols[:, span].reshape(shape), self._y_step[GROUP_AT[t, p] :: 4]
-                )
-                value += mu[:, span].reshape(shape)
+            for p, (rows, cols) in enumerate(CLASSES):
+                group = int(GROUP_AT[t, p])
+                target = y_hat[:, rows, cols, group::4]
+                span = slice(start, start := start + target[0].size)
+                value = _times_step(symbols[:, span].reshape(target.shape), self._y_step[group::4])
+                value += mu[:, span].reshape(target.shape)
                 np.clip(value, -Y_MAX, Y_MAX, out=value)
-                coded[p][..., t, :] = value
+                target[:] = value
                 if t < STEPS - 1:
-                    networks.add_known(p, int(GROUP_AT[t, p]), value)
-        y_hat = np.empty((len(z), height, width, self.sizes.M), np.int16)
-        for p, c in enumerate(classes):
-            step_of_group = np.argsort(GROUP_AT[:, p])
-            by_group = coded[p][..., step_of_group, :].swapaxes(-1, -2)
-            y_hat[:, c.rows, c.cols] = by_group.reshape(len(z), c.height, c.width, self.sizes.M)
+                    networks.add_known(p, group, value)
         return y_hat
 
     def context(self, y_hat: NDArray[np.int32], group: int) -> Array:
@@ -209,12 +189,11 @@ class _ArrayStepNetworks:
 
     def __init__(self, model: EntropyModel, features: Array) -> None:
         """Start with the features P [B, H, W, cp]."""
-        _, height, width, _ = features.shape
-        self._model, self._classes = model, position_classes(height, width)
-        self._parts = [features[:, c.rows, c.cols] for c in self._classes]
+        self._model = model
+        self._parts = [features[:, rows, cols] for rows, cols in CLASSES]
         # What each first layer computes from P: [B, H, W, cc] multiples of 2^-shift.
         self._shared = [step.features.accumulate(features) for step in model.steps[1:]]
-        self._known: list[list[Array]] = [[] for _ in self._classes]
+        self._known: list[list[Array]] = [[] for _ in CLASSES]
 
     def add_known(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
         self._known[p].append(self._model.context(y_hat, group))
@@ -223,49 +202,20 @@ class _ArrayStepNetworks:
         step, backend, xp = self._model.steps[t], self._model.backend, self._model.xp
         quarter = self._model.sizes.M // 4
         hidden = self._parts if t == 0 else self._hidden(t)
-        means, levels = [], []
-        for head, h in zip(step.heads, hidden, strict=True):
-            out = head.accumulate(h)
-            xp.floor(out, out=out)
-            flat = out.reshape(len(out), -1, 2 * quarter)
-            means.append(xp.clip(flat[..., :quarter], -MU_MAX, MU_MAX).reshape(len(out), -1))
-            levels.append(xp.clip(flat[..., quarter:], 0, LEVELS - 1).reshape(len(out), -1))
-        mu = backend.integers(xp.concatenate(means, 1))
-        return mu, backend.integers(xp.concatenate(levels, 1)).astype(np.uint8)
+        parts = [head.accumulate(h) for head, h in zip(step.heads, hidden, strict=True)]
+        out = xp.concatenate([p.reshape(len(p), -1, 2 * quarter) for p in parts], 1)
+        xp.floor(out, out=out)
+        mu = xp.clip(out[..., :quarter], -MU_MAX, MU_MAX).reshape(len(out), -1)
+        levels = xp.clip(out[..., quarter:], 0, LEVELS - 1).reshape(len(out), -1)
+        return backend.integers(mu), backend.integers(levels).astype(np.uint8)
 
     def _hidden(self, t: int) -> list[Array]:
         """Run the first layer and block of step t; returns the result by class of positions."""
         step, shared, xp = self._model.steps[t], self._shared[t - 1], self._model.xp
-        for c, layer, values in zip(self._classes, step.context, self._known, strict=True):
-            shared[:, c.rows, c.cols] += layer.multiply(xp.concatenate(values, -1))
+        for place, layer, values in zip(CLASSES, step.context, self._known, strict=True):
+            shared[:, *place] += layer.multiply(xp.concatenate(values, -1))
         out = step.block(floor_and_clip(xp, shared))
-        return [out[:, c.rows, c.cols] for c in self._classes]
-
-
-@dataclass(frozen=True)
-class PositionClass:
-    """The positions of one class in a latent grid: index slices, rows and columns."""
-
-    rows: slice
-    cols: slice
-    height: int
-    width: int
-
-    @property
-    def size(self) -> int:
-        """Number of positions."""
-        return self.height * self.width
-
-
-def position_classes(height: int, width: int) -> tuple[PositionClass, ...]:
-    """The four classes of a grid; in a grid of one row or column some are empty."""
-    corners = [divmod(p, 2) for p in range(STEPS)]
-    return tuple(
-        PositionClass(
-            slice(r, None, 2), slice(c, None, 2), (height - r + 1) // 2, (width - c + 1) // 2
-        )
-        for r, c in corners
-    )
+        return [out[:, rows, cols] for rows, cols in CLASSES]
 
 
 class Step:
@@ -276,11 +226,7 @@ class Step:
     """
 
     def __init__(
-        self,
-        sizes: Sizes,
-        tensors: Mapping[str, NDArray[Any]],
-        backend: ArrayBackend,
-        t: int,
+        self, sizes: Sizes, tensors: Mapping[str, NDArray[Any]], backend: ArrayBackend, t: int
     ) -> None:
         name, M = f"step.{t}", sizes.M
 
@@ -312,11 +258,8 @@ def gather(values: Array, t: int) -> Array:
 
     The order is class 0–3; in a class row by row; at a position the channels of the group upwards.
     """
-    batch, height, width, _ = values.shape
-    parts = []
-    for p, c in enumerate(position_classes(height, width)):
-        parts.append(values[:, c.rows, c.cols, GROUP_AT[t, p] :: 4].reshape(batch, -1))
-    return np.concatenate(parts, 1)
+    parts = [values[:, *place, GROUP_AT[t, p] :: 4] for p, place in enumerate(CLASSES)]
+    return np.concatenate([part.reshape(len(values), -1) for part in parts], 1)
 
 
 def _times_step(symbols: NDArray[np.int32], step: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -325,28 +268,3 @@ def _times_step(symbols: NDArray[np.int32], step: NDArray[np.int32]) -> NDArray[
     out += 2 ** (STEP_FRAC - 1)
     out >>= STEP_FRAC
     return out
-
-
-def _steps(tensors: Mapping[str, NDArray[Any]], name: str, size: int) -> NDArray[np.int32]:
-    """Read stored quantiser steps, [size]."""
-    steps: NDArray[np.int32] = vector(tensors, name, size, 1, STEP_MAX).astype(np.int32)
-    return steps
-
-
-def vector(
-    tensors: Mapping[str, NDArray[Any]], name: str, size: int, low: int, high: int
-) -> NDArray[Any]:
-    """Check and return a stored integer vector [size] with values from low to high.
-
-    Raises:
-        StoreError: the vector is missing, of another shape or dtype, or a value is out of range.
-    """
-    tensor = tensors.get(name)
-    if tensor is None or tensor.shape != (size,) or not np.issubdtype(tensor.dtype, np.integer):
-        actual = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
-        raise StoreError(f"tensor {name} is {actual}, expected {size} integers")
-    if tensor.min() < low or tensor.max() > high:
-        raise StoreError(
-            f"tensor {name} holds {tensor.min()} to {tensor.max()}, expected {low} to {high}"
-        )
-    return tensor

@@ -60,33 +60,14 @@ class IntLinear:
     def from_tensors(
         cls, tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, int]
     ) -> IntLinear:
-        """Read the layer that is stored as `name`.weight, .bias and .shift.
-
-        Args:
-            tensors: stored tensors by name.
-            name: of the layer.
-            shape: [N, K], expected of the weight.
+        """Read a layer of shape [N, K], which is stored as `name`.weight, .bias and .shift.
 
         Raises:
-            StoreError: a tensor is missing, of another shape or no integers, or a shift is out of
-                range.
+            StoreError: see `stored_integers`.
         """
-        parts = []
-        for part in ("weight", "bias", "shift"):
-            tensor = tensors.get(f"{name}.{part}")
-            if tensor is None:
-                raise StoreError(f"tensor {name}.{part} is missing")
-            if not np.issubdtype(tensor.dtype, np.integer):
-                raise StoreError(f"tensor {name}.{part} is {tensor.dtype}, expected integers")
-            parts.append(tensor)
-        weight, bias, shift = parts
-        if (weight.shape, bias.shape, shift.shape) != (shape, shape[:1], shape[:1]):
-            raise StoreError(
-                f"layer {name} has weight {weight.shape}, bias {bias.shape}, shift {shift.shape}; "
-                f"expected {shape}, {shape[:1]}, {shape[:1]}"
-            )
-        if shift.size and (shift.min() < 0 or shift.max() > 30):
-            raise StoreError(f"layer {name} has shifts outside 0..30")
+        weight = stored_integers(tensors, f"{name}.weight", shape)
+        bias = stored_integers(tensors, f"{name}.bias", shape[:1])
+        shift = stored_integers(tensors, f"{name}.shift", shape[:1], 0, 30)
         return cls(weight.astype(np.int32), bias.astype(np.int64), shift.astype(np.int32))
 
     def bound(self) -> int:
@@ -103,14 +84,35 @@ class IntLinear:
         return IntLinear(self.weight[index], self.bias[index], self.shift[index])
 
 
+def stored_integers(
+    tensors: Mapping[str, NDArray[Any]],
+    name: str,
+    shape: tuple[int, ...],
+    low: int = -(2**31),
+    high: int = 2**31 - 1,
+) -> NDArray[np.integer[Any]]:
+    """Return a stored tensor once it is known to hold integers from low to high.
+
+    Raises:
+        StoreError: the tensor is missing, of another shape or dtype, or a value is out of range.
+    """
+    tensor = tensors.get(name)
+    if tensor is None or tensor.shape != shape or not np.issubdtype(tensor.dtype, np.integer):
+        actual = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
+        raise StoreError(f"tensor {name} is {actual}, expected integers {shape}")
+    if tensor.min() < low or tensor.max() > high:
+        raise StoreError(
+            f"tensor {name} holds {tensor.min()} to {tensor.max()}, expected {low} to {high}"
+        )
+    return tensor
+
+
 @dataclass(frozen=True, eq=False)
 class ArrayBackend:
     """The array module, float type and device that hold and compute integers.
 
     Attributes:
-        xp: numpy or torch.
-        dtype: xp.float32 or xp.float64.
-        device: torch device, None for numpy.
+        xp: numpy or torch. dtype: float32 or float64 of xp. device: of torch, None for numpy.
     """
 
     xp: ModuleType
@@ -152,15 +154,14 @@ class IntLayer:
     def __init__(self, backend: ArrayBackend, linear: IntLinear, *, name: str) -> None:
         """Prove that the layer is exact, then copy it to the backend.
 
-        Args:
-            backend: where to run.
-            linear: the stored layer.
-            name: of the layer, for errors.
-
         Raises:
-            StoreError: an accumulator could leave the exact range of float32.
+            StoreError: an accumulator could leave the exact range of float32; it says the name.
         """
-        check_bound(linear.bound(), name)
+        bound = linear.bound()
+        if bound >= EXACT_FLOAT32:
+            raise StoreError(
+                f"layer {name} can reach {bound}, beyond the exact range {EXACT_FLOAT32}"
+            )
         scale = np.ldexp(1.0, -linear.shift.astype(np.int64))
         self.xp, self.backend = backend.xp, backend
         self.weight = backend.array((linear.weight * scale[:, None]).T)
@@ -172,10 +173,8 @@ class IntLayer:
         return self.xp.add(out, self.bias, out=out)
 
     def multiply(self, x: Array) -> Array:
-        """Compute W x without the bias: [..., K] -> [..., N] multiples of 2^-shift.
-
-        It is one product of two matrices, because numpy multiplies stacks of matrices row by row.
-        """
+        """Compute W x without the bias: [..., K] -> [..., N] multiples of 2^-shift."""
+        # One product of two matrices: numpy multiplies stacks of matrices row by row.
         out = self.xp.matmul(x.reshape(-1, x.shape[-1]), self.weight)
         return out.reshape(*x.shape[:-1], out.shape[-1])
 
@@ -198,28 +197,21 @@ class IntLayer:
         return floor_and_clip(self.xp, self.xp.add(out, skip, out=out))
 
 
-class IntDepthwise:
+class IntDepthwise(IntLayer):
     """A depthwise 3×3 layer as nine shifted multiply-adds; the edge repeats outside."""
 
-    def __init__(self, backend: ArrayBackend, linear: IntLinear, *, name: str) -> None:
-        check_bound(linear.bound(), name)
-        scale = np.ldexp(1.0, -linear.shift.astype(np.int64))
-        self.xp, self.backend = backend.xp, backend
-        self.taps = [backend.array(column) for column in (linear.weight * scale[:, None]).T]
-        self.bias = backend.array(linear.bias * scale)
-
-    def __call__(self, x: Array) -> Array:
-        """[B, H, W, C] integers -> integers in ±ACTIVATION_MAX of the same shape."""
+    def accumulate(self, x: Array) -> Array:
+        """Compute the layer before rounding: [B, H, W, C] integers -> multiples of 2^-shift."""
         xp, (_, height, width, _) = self.xp, x.shape
-        out = xp.multiply(x, self.taps[4])
+        out = xp.multiply(x, self.weight[4])
         xp.add(out, self.bias, out=out)
         padded = repeat_edges(xp, x)
-        for k, tap in enumerate(self.taps):
+        for k, tap in enumerate(self.weight):
             row, col = divmod(k, 3)
             if k != 4:
                 shifted = padded[:, row : row + height, col : col + width]
                 self.backend.multiply_add(out, shifted, tap)
-        return floor_and_clip(xp, out)
+        return out
 
 
 class IntBlock:
@@ -230,26 +222,20 @@ class IntBlock:
     ) -> None:
         c = channels
 
-        def layer(part: str, outputs: int, inputs: int) -> IntLayer:
+        def layer(
+            part: str, outputs: int, inputs: int, kind: type[IntLayer] = IntLayer
+        ) -> IntLayer:
             linear = IntLinear.from_tensors(tensors, f"{name}.{part}", (outputs, inputs))
-            return IntLayer(backend, linear, name=f"{name}.{part}")
+            return kind(backend, linear, name=f"{name}.{part}")
 
         self.pw1, self.pw2 = layer("pw1", c, c), layer("pw2", c, c)
         self.f1, self.f2 = layer("f1", 2 * c, c), layer("f2", c, 2 * c)
-        self.dw = IntDepthwise(
-            backend, IntLinear.from_tensors(tensors, f"{name}.dw", (c, 9)), name=f"{name}.dw"
-        )
+        self.dw = layer("dw", c, 9, IntDepthwise)
 
     def __call__(self, x: Array) -> Array:
         """[B, H, W, C] integers in ±ACTIVATION_MAX -> the same shape and range."""
         x = self.pw2.residual(self.dw(self.pw1.leaky(x)), x)
         return self.f2.residual(self.f1.leaky(x), x)
-
-
-def check_bound(bound: int, name: str) -> None:
-    """Raise StoreError unless accumulators up to `bound` are exact in float32."""
-    if bound >= EXACT_FLOAT32:
-        raise StoreError(f"layer {name} can reach {bound}, beyond the exact range {EXACT_FLOAT32}")
 
 
 def floor_and_clip(xp: ModuleType, values: Array) -> Array:

@@ -23,31 +23,23 @@ I32 = NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
-class CodedTiles:
-    """Encoded tiles.
+class DecodedTiles:
+    """Decoded tiles.
 
     Attributes:
-        data: the bytes of each tile.
-        y_hat: [B, h, w, M] int16 Q6, exactly what every decoder gets.
+        y_hat: [B, h, w, M] int16 Q6, the same on every machine.
         code_s: seconds of entropy coding, without the networks.
     """
 
-    data: tuple[bytes, ...]
     y_hat: NDArray[np.int16]
     code_s: float
 
 
 @dataclass(frozen=True, eq=False)
-class DecodedTiles:
-    """Decoded tiles.
+class CodedTiles(DecodedTiles):
+    """Encoded tiles: the bytes of each, and what they decode to."""
 
-    Attributes:
-        y_hat: [B, h, w, M] int16 Q6.
-        code_s: seconds of entropy decoding, without the networks.
-    """
-
-    y_hat: NDArray[np.int16]
-    code_s: float
+    data: tuple[bytes, ...]
 
 
 class LatentCoder:
@@ -66,7 +58,6 @@ class LatentCoder:
         encoders = [Encoder(self.tables) for _ in y]
         fixed = np.asarray(y, np.float32) * np.float32(2**Y_FRAC)
         z_symbols = _symbols((z - self.entropy.z_mean) / self.entropy.z_step)
-        z_levels = self._z_levels(z.shape)
         code_s = 0.0
 
         def push(symbols: I32, levels: NDArray[np.uint8]) -> None:
@@ -83,26 +74,20 @@ class LatentCoder:
             push(symbols, levels)
             return symbols
 
-        push(z_symbols.reshape(len(z), -1), np.broadcast_to(z_levels, (len(z), z_levels.size)))
+        push(z_symbols.reshape(len(z), -1), self._z_levels(*z.shape[:3]))
         y_hat = self.entropy.run(z_symbols, y.shape[1], y.shape[2], choose)
         start = perf_counter()
         data = tuple(e.finish() for e in encoders)
-        return CodedTiles(data, y_hat, code_s + perf_counter() - start)
+        return CodedTiles(y_hat, code_s + perf_counter() - start, data)
 
     def decode(self, data: Sequence[bytes], tile: Box) -> DecodedTiles:
-        """Decode tiles of one size.
-
-        Args:
-            data: coded bytes of each tile.
-            tile: one of the tiles, for its shape.
+        """Decode the bytes of tiles that all have the size of one `tile`.
 
         Raises:
             BadStream: `encode` with this model does not write these bytes.
         """
         decoders = [Decoder(self.tables, d) for d in data]
-        rows, cols = hyper_shape(tile)
-        shape = (len(data), rows, cols, self.entropy.sizes.Cz)
-        z_levels = self._z_levels(shape)
+        z_shape = (len(data), *hyper_shape(tile))
         code_s = 0.0
 
         def choose(_: int, __: I32, levels: NDArray[np.uint8]) -> I32:
@@ -112,14 +97,15 @@ class LatentCoder:
             code_s += perf_counter() - start
             return symbols
 
-        z = choose(0, np.empty(0, np.int32), np.broadcast_to(z_levels, (len(data), z_levels.size)))
-        y_hat = self.entropy.run(z.reshape(shape), tile.height, tile.width, choose)
+        z = choose(0, np.empty(0, np.int32), self._z_levels(*z_shape))
+        y_hat = self.entropy.run(z.reshape(*z_shape, -1), tile.height, tile.width, choose)
         for decoder in decoders:
             decoder.finish()
         return DecodedTiles(y_hat, code_s)
 
-    def _z_levels(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        return np.tile(self.entropy.z_levels, shape[1] * shape[2])
+    def _z_levels(self, batch: int, rows: int, cols: int) -> NDArray[np.uint8]:
+        """Levels of all hyper-latents of each tile in coding order, [batch, rows · cols · Cz]."""
+        return np.tile(self.entropy.z_levels, (batch, rows * cols))
 
 
 def _symbols(scaled: NDArray[np.floating[Any]]) -> I32:

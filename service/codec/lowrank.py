@@ -15,14 +15,17 @@ Adaptation by Progressive Learning". We differ in 8-bit factors and in the integ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codec.entropy_model import LEVELS, STEP_MAX, vector
+from service.codec.entropy_model import LEVELS, STEP_MAX
+from service.codec.fixed_point import stored_integers
 from service.codec.sizes import Sizes
 from service.errors import StoreError
 
@@ -92,25 +95,19 @@ class LayerUpdate:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """An update of a base.
-
-    Attributes:
-        layers: updates by layer name; other layers do not change.
-        vectors: RATE_VECTORS by name, which replace those of the base; empty for updates of g_s.
-    """
+    """An update of a base."""
 
     layers: Mapping[str, LayerUpdate]
+    """Updates by layer name; other layers do not change."""
     vectors: Mapping[str, NDArray[Any]]
+    """RATE_VECTORS by name, which replace those of the base; empty for updates of g_s."""
 
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """An update and its weight in a mix.
+    """An update and its weight in a mix, in sixteenths.
 
-    Attributes:
-        update: the update.
-        parts: weight in sixteenths. The weights of a mix of rates sum to PARTS; updates of g_s that
-            are added up have PARTS each.
+    The weights of a mix of rates sum to PARTS; updates of g_s that are added up have PARTS each.
     """
 
     update: Update
@@ -121,8 +118,8 @@ def merge_entropy(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> Ten
     """Merge updates into the integer tensors of the entropy model, exactly.
 
     Args:
-        base: stored tensors by name; not changed.
-        mix: updates with weights that sum to PARTS; an empty mix changes nothing.
+        base: stored tensors by name; not changed. mix: its weights sum to PARTS; an empty mix
+            changes nothing.
 
     Raises:
         StoreError: an update does not fit the exponents of the base.
@@ -130,10 +127,9 @@ def merge_entropy(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> Ten
     out = dict(base)
     if not mix:
         return out
-    for layer in (n.removesuffix(".weight") for n in base if n.endswith(".weight")):
+    for layer, updates in _layers(base, mix):
         weight, bias = base[f"{layer}.weight"], base[f"{layer}.bias"]
         shift = base[f"{layer}.shift"].astype(np.int64)
-        updates = [(s.update.layers[layer], s.parts) for s in mix if layer in s.update.layers]
         if updates:
             delta = _total([u.product() * parts for u, parts in updates])
             out[f"{layer}.weight"] = weight.astype(np.int32) + _rounded(delta)
@@ -156,14 +152,13 @@ def merge_transforms(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> 
 
     Args:
         base: float tensors by name; not changed. Factors are in units of its rows and columns.
-        mix: updates with their weights; deltas are added up.
+        mix: updates, whose deltas are added up.
 
     Returns:
         float32 tensors by name.
     """
     out = {name: tensor.astype(np.float32) for name, tensor in base.items()}
-    for layer in (n.removesuffix(".weight") for n in base if n.endswith(".weight")):
-        updates = [(s.update.layers[layer], s.parts) for s in mix if layer in s.update.layers]
+    for layer, updates in _layers(base, mix):
         if not updates:
             continue
         weight, bias = out[f"{layer}.weight"], out[f"{layer}.bias"]
@@ -177,11 +172,16 @@ def merge_transforms(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> 
     return out
 
 
-def scales(weight: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Units of the factors of a layer: the scales of its base weight.
+def _layers(
+    base: Mapping[str, NDArray[Any]], mix: Sequence[Share]
+) -> Iterator[tuple[str, list[tuple[LayerUpdate, int]]]]:
+    """The layers of a base, each with its updates and their weights."""
+    for layer in (n.removesuffix(".weight") for n in base if n.endswith(".weight")):
+        yield layer, [(s.update.layers[layer], s.parts) for s in mix if layer in s.update.layers]
 
-    Args:
-        weight: [N, K] or [N, ...] with K values in each row.
+
+def scales(weight: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Units of the factors of a layer, from its base weight [N, ...] with K values in each row.
 
     Returns:
         Row scales [N], the root mean squares of rows, and column scales [K], those of the columns
@@ -197,11 +197,10 @@ def pack(update: Update, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
     """Pack an update into a few flat tensors, because a name per layer outweighs its factors.
 
     Args:
-        update: to store.
-        shapes: weight shape of every layer of the base; layers are stored in order of name.
+        update: of a base. shapes: weight shape of every layer of the base.
 
     Returns:
-        Tensors by name, as service/docs/format.md specifies them for adapters.
+        The tensors of an adapter, as service/docs/format.md specifies them.
     """
     layers = [update.layers.get(name) for name in sorted(shapes)]
     present = [layer for layer in layers if layer is not None]
@@ -221,12 +220,7 @@ def pack(update: Update, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
 def unpack(
     tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], sizes: Sizes
 ) -> Update:
-    """Unpack what `pack` returned, and check it against the layers of the base.
-
-    Args:
-        tensors: from `pack`.
-        shapes: weight shape of every layer of the base.
-        sizes: of the base.
+    """Unpack what `pack` returned, and check it against the shapes and sizes of the base.
 
     Raises:
         StoreError: a tensor is missing, unknown or of another dtype, or does not fit the base.
@@ -238,60 +232,58 @@ def unpack(
         tensor = tensors.get(name)
         if tensor is None or tensor.dtype != np.int8 or tensor.ndim != 1:
             raise StoreError(f"adapter tensor {name} is missing or is no int8 vector")
-    factors, exponents, biases, bias_exponents = (_Cursor(tensors[n], n) for n in _FLAT[:4])
-    ranks = tensors["ranks"].tolist()
-    groups = iter(tensors["groups"].tolist())
+    vectors = {
+        "y.step": stored_integers(tensors, "y.step", (sizes.M,), 1, STEP_MAX),
+        "z.step": stored_integers(tensors, "z.step", (sizes.Cz,), 1, STEP_MAX),
+        "z.level": stored_integers(tensors, "z.level", (sizes.Cz,), 1, LEVELS - 1),
+        "level.offset": stored_integers(
+            tensors, "level.offset", (sizes.M,), -OFFSET_MAX, OFFSET_MAX
+        ),
+    }
+    return Update(_unpack_layers(tensors, shapes), vectors)
+
+
+def _unpack_layers(
+    tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, LayerUpdate]:
+    """Cut the flat tensors into the updates of layers, and check their ranges."""
+    ranks, groups = tensors["ranks"].tolist(), tensors["groups"].tolist()
     if len(ranks) != len(shapes):
         raise StoreError(f"adapter has {len(ranks)} layers, the base {len(shapes)}")
-    layers = {}
-    for name, rank in zip(sorted(shapes), ranks, strict=True):
-        if rank < 0:
-            continue
-        n, k = shapes[name][0], int(np.prod(shapes[name][1:]))
-        group = next(groups, 0)
-        if rank > MAX_RANK or group < 1 or n % group:
-            raise StoreError(f"adapter layer {name} has rank {rank} and {group} bias groups")
-        b, a = factors.take(n * rank).reshape(n, rank), factors.take(rank * k).reshape(rank, k)
-        e = exponents.take(rank)
-        if e.size and not -Q <= int(e.min()) <= int(e.max()) <= MAX_EXPONENT:
-            raise StoreError(f"adapter layer {name} has exponents outside {-Q}..{MAX_EXPONENT}")
-        layers[name] = LayerUpdate(b, a, e, biases.take(n), bias_exponents.take(group))
-    if next(groups, None) is not None:
-        raise StoreError("adapter tensor groups has more values than layers with an update")
-    for cursor in (factors, exponents, biases, bias_exponents):
-        cursor.end()
-    return Update(layers, _rate_vectors(tensors, sizes))
+    names = [name for name, rank in zip(sorted(shapes), ranks, strict=True) if rank >= 0]
+    if len(groups) != len(names):
+        raise StoreError(f"adapter has bias groups of {len(groups)} layers, changes {len(names)}")
+    rows = [shapes[name][0] for name in names]
+    columns = [math.prod(shapes[name][1:]) for name in names]
+    ranks = [rank for rank in ranks if rank >= 0]
+    for name, n, r, g in zip(names, rows, ranks, groups, strict=True):
+        if r > MAX_RANK or g < 1 or n % g:
+            raise StoreError(f"adapter layer {name} has rank {r} and {g} bias groups")
+    e = tensors["exponents"]
+    if e.size and not -Q <= int(e.min()) <= int(e.max()) <= MAX_EXPONENT:
+        raise StoreError(f"adapter has exponents outside {-Q}..{MAX_EXPONENT}")
+    dims = zip(rows, columns, ranks, strict=True)
+    factors = _cut(tensors, "factors", [s for n, k, r in dims for s in ((n, r), (r, k))])
+    parts = zip(
+        factors[::2],
+        factors[1::2],
+        _cut(tensors, "exponents", [(r,) for r in ranks]),
+        _cut(tensors, "biases", [(n,) for n in rows]),
+        _cut(tensors, "bias_exponents", [(g,) for g in groups]),
+        strict=True,
+    )
+    return {name: LayerUpdate(*part) for name, part in zip(names, parts, strict=True)}
 
 
-class _Cursor:
-    """A cursor over a flat tensor."""
-
-    def __init__(self, values: NDArray[np.int8], name: str) -> None:
-        self.values, self.name, self.at = values, name, 0
-
-    def take(self, count: int) -> NDArray[np.int8]:
-        self.at += count
-        if self.at > len(self.values):
-            raise StoreError(
-                f"adapter tensor {self.name} has {len(self.values)} values, expected more"
-            )
-        return self.values[self.at - count : self.at]
-
-    def end(self) -> None:
-        if self.at != len(self.values):
-            raise StoreError(
-                f"adapter tensor {self.name} has {len(self.values)} values, expected {self.at}"
-            )
-
-
-def _rate_vectors(tensors: Mapping[str, NDArray[Any]], sizes: Sizes) -> Tensors:
-    """RATE_VECTORS, checked for the ranges of EntropyModel, so that no later cast can wrap."""
-    return {
-        "y.step": vector(tensors, "y.step", sizes.M, 1, STEP_MAX),
-        "z.step": vector(tensors, "z.step", sizes.Cz, 1, STEP_MAX),
-        "z.level": vector(tensors, "z.level", sizes.Cz, 1, LEVELS - 1),
-        "level.offset": vector(tensors, "level.offset", sizes.M, -OFFSET_MAX, OFFSET_MAX),
-    }
+def _cut(
+    tensors: Mapping[str, NDArray[Any]], name: str, shapes: Sequence[tuple[int, ...]]
+) -> list[NDArray[np.int8]]:
+    """Cut a flat tensor into arrays of these shapes, which must take all of it."""
+    flat, sizes = tensors[name], [math.prod(shape) for shape in shapes]
+    if len(flat) != sum(sizes):
+        raise StoreError(f"adapter tensor {name} has {len(flat)} values, expected {sum(sizes)}")
+    cuts = zip(accumulate(sizes), sizes, shapes, strict=True)
+    return [flat[end - size : end].reshape(shape) for end, size, shape in cuts]
 
 
 def _vector_mix(name: str, mix: Sequence[Share]) -> I64:

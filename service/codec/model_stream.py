@@ -59,15 +59,11 @@ class _Piece:
 
 
 def write_update(update: Update, shapes: Shapes, tables: Tables) -> bytes:
-    """Code an update.
+    """Code an update of g_s; `read_update` gives it back, without pieces that are zero.
 
     Args:
-        update: of layers of g_s, without `vectors`. Pieces that are zero are left out.
-        shapes: weight shape of every layer of g_s, by name.
-        tables: probability tables of the model.
-
-    Returns:
-        The payload. `read_update` gives the update back, without its zero pieces.
+        update: of layers of g_s, without `vectors`. shapes: weight shape of every layer of g_s.
+        tables: of the model.
     """
     rank = max((len(u.e) for u in update.layers.values()), default=0)
     gates = [_piece(update.layers.get(name), kind) for name, kind in _gates(shapes, rank)]
@@ -85,12 +81,7 @@ def write_update(update: Update, shapes: Shapes, tables: Tables) -> bytes:
 
 
 def read_update(data: bytes, shapes: Shapes, tables: Tables) -> Update:
-    """Decode an update.
-
-    Args:
-        data: the payload.
-        shapes: weight shape of every layer of g_s, by name.
-        tables: probability tables of the model.
+    """Decode what `write_update` returned for the same shapes and tables.
 
     Raises:
         BadStream: `write_update` for this model does not write these bytes.
@@ -157,13 +148,10 @@ def _layer(shape: tuple[int, ...], by_kind: Mapping[int, _Piece]) -> LayerUpdate
 def best_level(symbols: NDArray[Any], tables: Tables) -> tuple[int, float]:
     """Find the scale level that codes symbols [n] with the fewest bits; returns it and the bits."""
     values, counts = np.unique(symbols, return_counts=True)
-    whole = values.astype(np.int32)
-    costs = [
-        float(counts @ tables.costs(whole, np.full(len(whole), level, np.uint8)))
-        for level in range(1, LEVELS)
-    ]
-    best = int(np.argmin(costs))
-    return best + 1, costs[best]
+    levels = np.arange(1, LEVELS, dtype=np.uint8)
+    bits = tables.costs(values.astype(np.int32), levels[:, None]) @ counts
+    best = int(bits.argmin())
+    return best + 1, float(bits[best])
 
 
 def _push(encoder: Encoder, symbols: Sequence[int] | NDArray[Any], level: int) -> None:

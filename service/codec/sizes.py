@@ -59,8 +59,5 @@ class Sizes:
 
     @property
     def halo(self) -> int:
-        """Latents around a window that its results depend on, in g_a or g_s.
-
-        A block at 1/8 reaches half a latent further, a block at 1/16 one latent.
-        """
+        """Latents around a window that g_a or g_s reads; half a latent a block at 1/8, else one."""
         return max(-(-self.ne8 // 2) + self.ne16, -(-self.nd8 // 2) + self.nd16)

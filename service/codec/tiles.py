@@ -50,6 +50,11 @@ class Box:
         return self.height * self.width
 
     @property
+    def empty(self) -> bool:
+        """Whether the box has no area."""
+        return self.height <= 0 or self.width <= 0
+
+    @property
     def slices(self) -> tuple[slice, slice]:
         """Index into an array whose first two axes are rows and columns."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
@@ -74,22 +79,11 @@ class Box:
             self.top - to.top, self.left - to.left, self.bottom - to.top, self.right - to.left
         )
 
-    @property
-    def empty(self) -> bool:
-        """Whether the box has no area."""
-        return self.height <= 0 or self.width <= 0
-
 
 def visible_at_eighth(inner: Box, window: Box, blocks: int) -> Box:
-    """Positions at 1/8 that the blocks at 1/8 read to compute those inside `inner`.
+    """Positions at 1/8 (two a latent) that blocks at 1/8 read to compute those in a box of latents.
 
-    Args:
-        inner: box of latents.
-        window: box of latents around it, at whose edges the result is cut.
-        blocks: number of blocks; the 3×3 layer of each reaches one position further.
-
-    Returns:
-        A box of positions at 1/8, two for each latent.
+    Each block reaches one position further, up to the edges of a window of latents.
     """
     return inner.scaled(2).grown(blocks, window.scaled(2))
 
@@ -118,15 +112,11 @@ def padded_pixels(width: int, height: int, cell: int = PATCH) -> int:
 
 
 def work_pixels(box: Box, need: Box, halo: int) -> int:
-    """Cost of coding a picture or a region, in pixels of a large tile.
-
-    Limits on time and on waiting count these pixels.
+    """Cost of coding a picture or a region, in pixels of a large tile; limits on time count these.
 
     Args:
-        box: all latents of the picture.
-        need: the latents under the requested pixels.
-        halo: latents around them that are needed too, and around the window of each tile. A tile
-            is coded whole.
+        box: all latents of the picture. need: the latents under the requested pixels.
+        halo: latents around `need`, and around each tile, that are needed too.
     """
     need = need.grown(halo, box)
     windows = [tile.grown(halo, box) for tile in tiles(box) if not tile.cut(need).empty]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codec.entropy_model import EntropyModel, Step, StepNetworks, position_classes
+from service.codec.entropy_model import CLASSES, EntropyModel, Step, StepNetworks
 from service.codec.fixed_point import IntBlock, IntLayer
 from service.runtime.fork_safety import ForkSafeSession
 from service.runtime.onnx_session import open_session
@@ -63,7 +63,6 @@ class _SessionStepNetworks:
     ) -> None:
         self._model, self._sessions = model, sessions
         self._shape = np.array([len(z_hat), *size])
-        self._classes = position_classes(*size)
         feed = {
             Z_HAT: z_hat.reshape(-1, z_hat.shape[-1]).astype(np.float32),
             Z_SHAPE: np.array(z_hat.shape[:3]),
@@ -73,8 +72,7 @@ class _SessionStepNetworks:
         self._context = np.zeros((len(z_hat), *size, model.sizes.M), np.float32)
 
     def add_known(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
-        c = self._classes[p]
-        self._context[:, c.rows, c.cols, group::4] = self._model.context(y_hat, group)
+        self._context[:, *CLASSES[p], group::4] = self._model.context(y_hat, group)
 
     def parameters(self, t: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         if t == 0:
@@ -111,7 +109,7 @@ def _block(name: str, block: IntBlock) -> dict[str, F32]:
     weights: dict[str, F32] = {}
     for part in ("pw1", "pw2", "f1", "f2"):
         weights |= _layer(f"{name}.{part}", getattr(block, part))
-    taps = np.stack(block.dw.taps, -1)
+    taps = np.ascontiguousarray(block.dw.weight.T)
     weights[f"{name}.dw.weight"] = taps.reshape(len(taps), 1, 3, 3)
     weights[f"{name}.dw.bias"] = block.dw.bias
     return weights

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from service.errors import BadAdapter, BadParameter, MissingExtra
@@ -62,7 +64,7 @@ class ZooAdapter(nn.Module):
         """Start without a change: a is Gaussian, b zero.
 
         Raises:
-            BadParameter: a path does not lead to a layer with a weight matrix.
+            BadAdapter: a path does not lead to a layer with a weight matrix.
         """
         super().__init__()
         self._network = [network.requires_grad_(False)]  # in a list: not part of the state
@@ -85,6 +87,18 @@ class ZooAdapter(nn.Module):
         """Return the factors by their names in an adapter's file."""
         named = zip(self.paths, self.b, self.a, strict=True)
         return {f"{p}.{n}": t for p, b, a in named for n, t in (("b", b), ("a", a))}
+
+
+def read_factors(data: bytes) -> Factors:
+    """Read an adapter's safetensors file.
+
+    Raises:
+        BadAdapter: the bytes are no such file.
+    """
+    try:
+        return load(data)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise BadAdapter(f"not a safetensors file that can be read: {error}") from error
 
 
 def merged(network: nn.Module, factors: Factors) -> nn.Module:
@@ -133,9 +147,9 @@ def _matrix(network: nn.Module, path: str) -> tuple[int, int]:
     try:
         weight = network.get_parameter(f"{path}.weight")
     except AttributeError as error:
-        raise BadParameter(f"the model has no layer {path[:200]!r} with a weight") from error
+        raise BadAdapter(f"the model has no layer {path[:200]!r} with a weight") from error
     if weight.ndim < 2:
-        raise BadParameter(f"the weight of {path} is not a matrix")
+        raise BadAdapter(f"the weight of {path} is not a matrix")
     return weight.shape[0], weight[0].numel()
 
 
@@ -147,10 +161,7 @@ def _check(network: nn.Module, factors: Factors) -> None:
         other = factors.get(f"{path}.{'a' if part == 'b' else 'b'}")
         if part not in ("a", "b") or other is None or factor.ndim != 2 or other.ndim != 2:
             raise BadAdapter(f"{name[:200]} is not one of two matrices PATH.a and PATH.b")
-        try:
-            shape = _matrix(network, path)
-        except BadParameter as error:
-            raise BadAdapter(str(error)) from error
+        shape = _matrix(network, path)
         b, a = (factor, other) if part == "b" else (other, factor)
         fits = (b.shape[0], a.shape[1]) == shape and b.shape[1] == a.shape[0] <= MAX_RANK
         if not fits or not torch.isfinite(factor).all() or not factor.is_floating_point():

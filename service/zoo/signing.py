@@ -15,6 +15,7 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Final
 
 import torch
@@ -52,34 +53,32 @@ def machine_key(path: Path) -> bytes:
 
 def _make_key(path: Path) -> None:
     """Write a new key under its name in one step, unless another process has written one."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(32))
-            file.flush()
-            os.fsync(file.fileno())
+    with NamedTemporaryFile(dir=path.parent) as file:  # its owner alone may read it
+        file.write(secrets.token_bytes(32))
+        file.flush()
+        os.fsync(file.fileno())
         with suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        temporary.unlink()
+            os.link(file.name, path)
 
 
 def fingerprint() -> bytes:
     """Hash the library, processor and threads, on which the entropy model's floats depend."""
-    facts = (torch.__version__, torch.__config__.show(), platform.machine(), platform.processor(),
-             torch.get_num_threads())  # fmt: skip
+    facts = (
+        torch.__version__,
+        torch.__config__.show(),
+        platform.machine(),
+        platform.processor(),
+        torch.get_num_threads(),
+    )
     return hashlib.sha256(repr(facts).encode()).digest()[:_FINGERPRINT_BYTES]
 
 
 def sign(key: bytes, header: Header, identity: bytes, payload: bytes) -> bytes:
-    """Return the payload after its authentication code and the software's fingerprint.
+    """Return a payload after its authentication code and the software's fingerprint.
 
     Args:
-        key: of this machine.
-        header: of the stream.
-        identity: of the weights that coded the payload.
-        payload: coded bytes.
+        key: of this machine. header: of the stream.
+        identity: of the weights that coded the payload. payload: coded bytes.
     """
     software = fingerprint()
     return _code(key, header, identity, software + payload) + software + payload
@@ -89,21 +88,16 @@ def verified(key: bytes, header: Header, identity: bytes, signed: bytes, name: s
     """Check what `sign` returned, and return its payload.
 
     Args:
-        key: of this machine.
-        header: of the stream.
-        identity: of the weights that coded the payload.
+        key, header, identity: as of `sign`.
         signed: code, fingerprint and payload.
         name: of the model, for messages.
 
     Raises:
         UnsupportedStream: it was signed on another machine, changed, or made by other software.
     """
-    code, software, payload = (
-        signed[:_MAC_BYTES],
-        signed[_MAC_BYTES:][:_FINGERPRINT_BYTES],
-        signed[_MAC_BYTES + _FINGERPRINT_BYTES :],
-    )
-    if not hmac.compare_digest(_code(key, header, identity, software + payload), code):
+    code, rest = signed[:_MAC_BYTES], signed[_MAC_BYTES:]
+    software, payload = rest[:_FINGERPRINT_BYTES], rest[_FINGERPRINT_BYTES:]
+    if not hmac.compare_digest(_code(key, header, identity, rest), code):
         raise UnsupportedStream(
             f"streams of {name} can only be decoded on the machine that made them, and "
             "this one was made elsewhere or was changed"

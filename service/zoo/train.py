@@ -21,12 +21,8 @@ class ZooRecipe:
 
     Attributes:
         lmbda: weight of the squared error of 8-bit samples relative to bits per pixel.
-        steps: optimiser steps.
-        rank: of every layer's factors.
-        rate: learning rate of Adam.
-        batch: crops per step.
-        seed: of crops, noise and initial factors.
-        paths: layers to adapt; None adapts all.
+        steps: of the optimiser. rank: of every layer's factors. rate: of learning, in Adam.
+        batch: crops per step. seed: of noise and initial factors.
     """
 
     lmbda: float
@@ -35,7 +31,6 @@ class ZooRecipe:
     rate: float = 1e-3
     batch: int = 8
     seed: int = 0
-    paths: tuple[str, ...] | None = None
 
 
 def train_adapter(
@@ -44,16 +39,14 @@ def train_adapter(
     recipe: ZooRecipe,
     report: Callable[[int, float], object],
 ) -> bytes:
-    """Train an adapter, and return its safetensors file.
+    """Train an adapter of all layers, and return its safetensors file.
 
     Args:
         network: a CompressAI model; its weights are not changed.
-        crops: training pictures.
-        recipe: how to train.
+        crops: of the training pictures. recipe: how to train.
         report: called with the number and the loss of each step.
     """
-    paths = recipe.paths or layers(network)
-    adapter = ZooAdapter(network, paths, recipe.rank, recipe.seed)
+    adapter = ZooAdapter(network, layers(network), recipe.rank, recipe.seed)
     optimiser = torch.optim.Adam(adapter.parameters(), recipe.rate)
     torch.manual_seed(recipe.seed)
     network.train()  # in this mode the entropy model adds noise instead of rounding
@@ -65,7 +58,7 @@ def train_adapter(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
         optimiser.step()
-        report(step, float(loss))
+        report(step, float(loss.detach()))
     network.eval()
     return save({name: t.detach().contiguous() for name, t in adapter.factors().items()})
 

@@ -24,7 +24,6 @@ from service.codec.container import (
     Section,
     Stream,
     describe,
-    read_header,
     read_stream,
     write_stream,
 )
@@ -92,9 +91,7 @@ streams = st.builds(
 @given(streams)
 @settings(max_examples=200)
 def test_a_stream_comes_back_as_it_was_written(stream: Stream) -> None:
-    data = write_stream(stream)
-    assert same(read_stream(data), stream)
-    assert read_header(data) == stream.header
+    assert same(read_stream(write_stream(stream)), stream)
 
 
 def test_the_layout_is_the_one_that_is_documented() -> None:
@@ -197,8 +194,6 @@ def test_a_ready_update_is_named_by_four_bytes() -> None:
         for wrong in (b"", b"abc", b"abcde"):
             with pytest.raises(BadStream, match=f"named by {len(wrong)} bytes, expected 4"):
                 read(stream_of(latents, (int(Section.READY), wrong)))
-    with pytest.raises(BadStream, match="named by 3 bytes"):
-        write_stream(replace(PLAIN, ready=b"abc"))
     both = read_stream(stream_of(latents, (int(Section.READY), b"abcd"), own))
     assert (both.update, both.ready) == (b"update", b"abcd")
     assert write_stream(both) == stream_of(latents, own, (int(Section.READY), b"abcd"))
@@ -269,7 +264,7 @@ def test_a_wrong_header_field_is_named(
 ) -> None:
     body = bytearray(write_stream(PLAIN)[:-4])
     body[at] = value
-    for read in (read_stream, read_header, describe):
+    for read in (read_stream, describe):
         with pytest.raises(error, match=message):
             read(sealed(bytes(body)))
 

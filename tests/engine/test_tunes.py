@@ -16,7 +16,6 @@ from service.codec.container import (
     TUNES,
     Flags,
     describe,
-    read_header,
     read_stream,
     write_stream,
 )
@@ -81,7 +80,7 @@ def test_the_identity_of_a_rate_tells_the_tunes_apart(both: StoredModel) -> None
 def test_a_stream_decodes_with_the_weights_of_its_tune(engine: Engine, rate: float) -> None:
     made = {tune: engine.compress(PHOTO, rate, tune) for tune in TUNES}  # the check compares
     for tune, one in made.items():
-        assert (one.tune, describe(one.data).tune, read_header(one.data).tune) == (tune,) * 3
+        assert (one.tune, describe(one.data).tune, read_stream(one.data).header.tune) == (tune,) * 3
         assert one.rate == rate and len(one.data) > 22
         again = engine.decompress(one.data)
         assert again.rate == rate and again.picture.width == PHOTO.width
@@ -124,7 +123,7 @@ def test_a_target_is_searched_within_its_tune(engine: Engine, both: StoredModel)
         assert best.tune == tune
         assert best.data in {one.data for one in every.values()}
         assert len(best.data) <= limit
-        header = read_header(best.data)
+        header = read_stream(best.data).header
         assert header.model == both.identity_at(header.rate16, tune)[:4]
 
 

@@ -19,7 +19,6 @@ from torch import nn
 from typer.testing import CliRunner
 
 from service.cli.main import app
-from service.codec.alpha import fill_hidden
 from service.codec.container import Flags, read_stream, write_stream
 from service.engine.engine import Engine
 from service.engine.types import Load
@@ -44,11 +43,11 @@ with warnings.catch_warnings():
 
 from service.datasets.crops import Crops  # noqa: E402
 from service.zoo import codec as zoo  # noqa: E402
+from service.zoo import opening  # noqa: E402
 from service.zoo.adapters import MAX_RANK, ZooAdapter, digest, layers, merged, prepare_coder  # noqa: E402
 from service.zoo.signing import machine_key  # noqa: E402
 from service.zoo.train import ZooRecipe, loss_of, train_adapter  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 KEY = bytes(32)
 MODELS = {"mbt2018-mean": (MeanScaleHyperprior, {"N": 16, "M": 24}),
           "cheng2020-anchor": (Cheng2020Anchor, {"N": 16})}  # fmt: skip
@@ -118,8 +117,8 @@ def test_a_merge_is_the_adapters_forward_pass(network: nn.Module) -> None:
 
 
 def test_what_alpha_hides_changes_neither_stream_nor_psnr(codec: zoo.ZooCodec) -> None:
-    rgb = photo_like(70, 65, 3)
-    alpha = np.where(np.hypot(*np.mgrid[-35:35, -32:33]) < 25, 255, 0).astype(np.uint8)
+    rgb = photo_like(40, 33, 3)
+    alpha = np.where(np.hypot(*np.mgrid[-20:20, -16:17]) < 14, 255, 0).astype(np.uint8)
     other = np.where(alpha[..., None] > 0, rgb, 255 - rgb)
     one, same = (codec.compress(Picture(pixels, alpha), 4) for pixels in (rgb, other))
     assert one.data == same.data and one.psnr_db == same.psnr_db
@@ -129,7 +128,7 @@ def test_what_alpha_hides_changes_neither_stream_nor_psnr(codec: zoo.ZooCodec) -
 
 
 @pytest.mark.parametrize("rate", [4, 6])
-@pytest.mark.parametrize("height, width", [(1, 1), (70, 65), (64, 128)])
+@pytest.mark.parametrize("height, width", [(1, 1), (65, 7), (64, 64)])
 def test_streams_come_back_as_the_network_itself_reconstructs(
     codec: zoo.ZooCodec, network: nn.Module, adapter: bytes, rate: int, height: int, width: int
 ) -> None:
@@ -143,13 +142,13 @@ def test_streams_come_back_as_the_network_itself_reconstructs(
     assert read_stream(made.data).header.flags & Flags.SAME_MACHINE
     own = copy.deepcopy(network) if rate == 4 else merged(network, load(adapter))
     with torch.inference_mode():
-        x = zoo.padded_input(fill_hidden(picture.rgb, picture.alpha))
+        x = zoo.padded_input(picture)
         coded = prepare_coder(own).compress(x)
         decoded = own.decompress(coded["strings"], coded["shape"])["x_hat"]
         forward = own(x)["x_hat"]
-    assert np.array_equal(back.picture.rgb, zoo.output_pixels(decoded, height, width, 0))
+    assert np.array_equal(back.picture.rgb, zoo.output_pixels(decoded, height, width, False))
     if type(network) is MeanScaleHyperprior:  # the other rounds its context without the means
-        off = zoo.output_pixels(forward, height, width, 0).astype(int) - back.picture.rgb
+        off = zoo.output_pixels(forward, height, width, False).astype(int) - back.picture.rgb
         assert np.abs(off).max() <= 1
     assert picture.alpha is not None
     weight = np.broadcast_to(picture.alpha[..., None] / 255, picture.rgb.shape)
@@ -245,7 +244,7 @@ def test_adapters_that_do_not_fit_are_refused(network: nn.Module, adapter: bytes
     for data in (b"", b"garbage", adapter[:-1]):
         with pytest.raises(BadAdapter):
             zoo.ZooCodec("small", network, {6: data}, KEY)
-    with pytest.raises(BadParameter, match="no layer"):
+    with pytest.raises(BadAdapter, match="no layer"):
         ZooAdapter(network, ["g_a.99"], 2)
 
 
@@ -330,14 +329,14 @@ def test_a_zoo_model_is_opened_by_name_with_the_adapters_of_a_folder(
 ) -> None:
     """Its published weights are replaced here: they would have to be downloaded."""
     network = untrained("mbt2018-mean")
-    monkeypatch.setattr(zoo, "pretrained", lambda *_: network)
+    monkeypatch.setattr(opening, "pretrained", lambda *_: network)
     found = ZooAdapter(network, ["g_s.6"], 1)
     (tmp_path / "6.safetensors").write_bytes(save(dict(found.factors())))
-    codec = zoo.open_zoo("mbt2018-mean-4", tmp_path, tmp_path / "key", 10**6)
+    codec = opening.open_zoo("mbt2018-mean-4", tmp_path, tmp_path / "key", 10**6)
     assert [m.name for m in codec.models()] == ["mbt2018-mean-4"]
     assert [a.rate for a in codec.adapters()] == [6]
     with pytest.raises(BadParameter, match="expected a name and quality"):
-        zoo.open_zoo("mbt2018", None, tmp_path / "key", 10**6)
+        opening.open_zoo("mbt2018", None, tmp_path / "key", 10**6)
     (tmp_path / "4.safetensors").write_bytes(b"")
     with pytest.raises(StoreError, match="not named after a rate"):
-        zoo.open_zoo("mbt2018-mean-4", tmp_path, tmp_path / "key", 10**6)
+        opening.open_zoo("mbt2018-mean-4", tmp_path, tmp_path / "key", 10**6)
