@@ -34,7 +34,6 @@ from service.errors import (
 from service.picture import U8, Picture, Region
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
-from service.runtime.synthesis_numpy import NumpySynthesis
 from service.settings import Settings
 from service.store.model import StoredModel, StoredRate
 from service.store.read import load_store
@@ -344,25 +343,6 @@ def test_an_opened_store_without_torch_decodes(
     assert opened.decompress(data).picture.rgb.shape == photo.rgb.shape
     with pytest.raises(MissingExtra, match="cuda"):
         open_engine(Settings(store=store, device="cuda"))
-
-
-@pytest.mark.parametrize("name", ["g_s.0.weight", "g_s.1.dw.bias", "g_s.4.l.weight"])
-@pytest.mark.parametrize("damage", ["missing", "wider", "extra"])
-def test_transforms_that_do_not_fit_are_refused_when_loaded(
-    small_model: StoredModel, name: str, damage: str
-) -> None:
-    tensors = dict(small_model.transforms)
-    if damage == "missing":
-        del tensors[name]
-    elif damage == "wider":
-        tensors[name] = np.concatenate([tensors[name]] * 2)
-    else:
-        tensors[name + "s"] = tensors[name]
-    wrong = replace(small_model, transforms=tensors)
-    with pytest.raises(StoreError, match="g_s"):
-        load_models((wrong,), "cpu", torch.float32)
-    with pytest.raises(StoreError, match="g_s"):
-        NumpySynthesis(wrong)
 
 
 def test_a_store_without_coding_tables_is_refused(small_model: StoredModel) -> None:
