@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     check: bool = True
     """Decode every new stream and compare the result before the stream is returned."""
 
+    graphics: bool = True
+    """Store blocks of text, drawings and flat colours exactly where that costs less."""
+
     max_body_bytes: int = Field(default=64 * MIB, ge=1)
     """Bytes of the largest request body, including multipart framing."""
 

@@ -1,6 +1,7 @@
-"""Writes tests/golden/v1 anew with the shipped store: `python tests/make_golden.py`.
+"""Writes tests/golden/v1 anew with the shipped store: `python tests/make_golden.py [NAME ...]`.
 
-For a new model or a changed format, until 1.0: from then on these files stay as they are.
+For a new model or a changed format, until 1.0: from then on these files stay as they are. With
+names, only these streams are written, and the files of all others are kept.
 """
 
 from __future__ import annotations
@@ -8,6 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +20,16 @@ from small_model import decode_only, photo_like
 
 from service.adapt.plan import AdaptationPlan
 from service.codec import alpha, container
+from service.codec.container import LOSSLESS
 from service.codec.tiles import Box
+from service.datasets.colours import Rng
+from service.datasets.pages import page
 from service.engine.engine import Engine
 from service.images.write import write_image
 from service.picture import U8, Picture
 from service.runtime.loading import load_models
-from service.runtime.pipeline import decode_latents
+from service.runtime.pipeline import LoadedModel, decode_latents
+from service.store.model import StoredModel
 from service.store.read import load_store
 
 V1 = Path(__file__).parent / "golden" / "v1"
@@ -43,6 +51,13 @@ def matte(height: int, width: int) -> U8:
     return out
 
 
+def page_with_photo() -> U8:
+    """A page of text with a photograph in it."""
+    rgb = np.asarray(page(Rng(np.random.PCG64(1)), 256)).copy()
+    rgb[40:168, 56:232] = photo_like(128, 176, 5)
+    return rgb
+
+
 def pictures() -> dict[str, tuple[Picture, float, str]]:
     """Name -> picture, rate and tune of each stream that one call of `compress` gives."""
     photo = Picture(photo_like(75, 106, 1))
@@ -58,38 +73,74 @@ def pictures() -> dict[str, tuple[Picture, float, str]]:
     }
 
 
+def graphic_pictures() -> dict[str, tuple[Picture, float, str]]:
+    """Likewise, of streams with a graphics layer: over a part, over all, and with alpha."""
+    return {
+        "graphics-part-r4": (Picture(page_with_photo()), 4, "psnr"),
+        "graphics-drawing-r5": (Picture(drawing()), 5, "psnr"),
+        "graphics-lossless-alpha": (Picture(drawing(), matte(96, 128)), LOSSLESS, "psnr"),
+    }
+
+
+def adapted(engine: Engine) -> bytes:
+    """A drawing with an update of its own."""
+    plan = AdaptationPlan(decoder_steps=400, latent_steps=60)
+    adaptation = engine.adapt(Picture(drawing()), 6, effort=plan)
+    adaptation.advance(math.inf)
+    return adaptation.best()
+
+
+def recipes(loaded: LoadedModel) -> dict[str, Callable[[], bytes]]:
+    """Name -> what makes each stream."""
+    plain, graphic = Engine((loaded,)), Engine((loaded,), graphics=True)
+    return {
+        **{name: partial(compress, plain, *one) for name, one in pictures().items()},
+        **{name: partial(compress, graphic, *one) for name, one in graphic_pictures().items()},
+        "drawing-adapted-r6": partial(adapted, plain),
+    }
+
+
+def compress(engine: Engine, picture: Picture, rate: float, tune: str) -> bytes:
+    """The stream of a picture."""
+    return engine.compress(picture, rate, tune).data
+
+
+def hashes_of(stored: StoredModel, data: bytes) -> dict[str, str | None]:
+    """What a stream decodes to exactly; y_hat is None where it has no latents."""
+    stream = container.read_stream(data)
+    header = stream.header
+    everything = Box(0, 0, header.height, header.width)
+    y_hat = plane = None
+    if not stream.is_lossless:
+        decoder = decode_only(stored.at_rate(header.rate16, header.tune))
+        y_hat = decode_latents(decoder, stream, everything).y_hat.astype("<i2").tobytes()
+    if stream.alpha is not None:
+        plane = alpha.unpack(stream.alpha, header.height, header.width).tobytes()
+    if stream.graphics is not None and stream.graphics.has_alpha:
+        plane = stream.graphics.alpha_plane(everything).tobytes()
+    return {
+        name: None if raw is None else hashlib.sha256(raw).hexdigest()
+        for name, raw in (("y_hat", y_hat), ("alpha", plane))
+    }
+
+
 def main() -> None:
-    """Write every stream and what it decodes to."""
+    """Write every stream, or those named as arguments, and what it decodes to."""
     torch.set_num_threads(1)
     (stored,) = load_store()
     (loaded,) = load_models((stored,), "cpu", torch.float32)
-    engine = Engine((loaded,))
-    streams = {n: engine.compress(p, rate, tune).data for n, (p, rate, tune) in pictures().items()}
-    adaptation = engine.adapt(
-        Picture(drawing()), 6, effort=AdaptationPlan(decoder_steps=400, latent_steps=60)
-    )
-    adaptation.advance(math.inf)
-    streams["drawing-adapted-r6"] = adaptation.best()
-    for path in V1.glob("*"):
+    make, decoder = recipes(loaded), Engine((loaded,))
+    names = sys.argv[1:]
+    streams = {name: make[name]() for name in names or make}
+    for path in () if names else V1.glob("*"):
         path.unlink()
     for name, data in streams.items():
-        stream = container.read_stream(data)
-        header = stream.header
-        everything = Box(0, 0, header.height, header.width)
-        decoder = decode_only(stored.at_rate(header.rate16, header.tune))
-        y_hat = decode_latents(decoder, stream, everything).y_hat.astype("<i2").tobytes()
-        plane = None
-        if stream.alpha is not None:
-            plane = alpha.unpack(stream.alpha, header.height, header.width).tobytes()
-        hashes = {
-            "y_hat": hashlib.sha256(y_hat).hexdigest(),
-            "alpha": None if plane is None else hashlib.sha256(plane).hexdigest(),
-        }
         (V1 / f"{name}.rkp").write_bytes(data)
-        (V1 / f"{name}.json").write_text(json.dumps(hashes, indent=1) + "\n")
-        rgb = engine.decompress(data).picture.rgb
+        (V1 / f"{name}.json").write_text(json.dumps(hashes_of(stored, data), indent=1) + "\n")
+        rgb = decoder.decompress(data).picture.rgb
         (V1 / f"{name}.png").write_bytes(write_image(Picture(rgb), "png"))
-        print(f"{name}: {len(data)} bytes, update {stream.update is not None}")  # noqa: T201
+        info = container.describe(data)
+        print(f"{name}: {len(data)} bytes, graphics {info.graphics_share:.2f}")  # noqa: T201
 
 
 if __name__ == "__main__":

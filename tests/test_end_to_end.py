@@ -17,6 +17,7 @@ import pytest
 import torch
 from api.client import running
 from conftest import Small
+from make_golden import page_with_photo
 from PIL import Image
 from served import serving
 from small_ladder import with_rates
@@ -26,10 +27,12 @@ from test_architecture import WITHOUT
 from service.blobs import open_objects
 from service.codec.container import read_stream, write_stream
 from service.engine.engine import Engine
+from service.engine.opening import open_engine
 from service.images.read import read_image
 from service.picture import U8, Picture
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
+from service.settings import Settings
 from service.store.model import StoredModel
 from service.store.write import write_model
 
@@ -134,6 +137,90 @@ def test_http_says_which_rates_there_are(engine: Engine) -> None:
     asyncio.run(law())
 
 
+def test_http_gives_lossless_streams_that_any_server_decodes(
+    engine: Engine, shipped_light: Engine
+) -> None:
+    """The server that decodes has numpy alone, and another model than the one that compresses."""
+    alpha = np.tile(np.arange(WIDTH, dtype=np.uint8), (HEIGHT, 1))
+    files = {"RGB": PIXELS, "RGBA": np.dstack([PIXELS, alpha + 1]), "L": PIXELS[..., 0]}
+
+    async def law() -> None:
+        async with running(engine) as client, running(shipped_light) as other:
+            plain = (await client.post("/compress", content=file_of(PIXELS))).content
+            refused = await other.post("/decompress", content=plain)
+            assert refused.json()["type"].endswith("unknown-model")
+            for mode, samples in files.items():
+                body = file_of(samples)
+                made = await client.post("/compress?rate=lossless", content=body)
+                assert made.headers["x-rankpress-rate"] == "lossless"
+                assert made.headers["x-rankpress-psnr"] == "inf"
+                assert float(made.headers["x-rankpress-graphics"]) == 1
+                back = await other.post("/decompress", content=made.content)
+                assert back.headers["x-rankpress-model"] == "none"
+                assert Image.open(io.BytesIO(back.content)).mode == mode
+                assert np.array_equal(pixels_of(back.content, mode), samples)
+                query = "region=10,20,41,33&max_size=41"
+                part = await other.post(f"/decompress?{query}", content=made.content)
+                assert np.array_equal(pixels_of(part.content, mode), samples[20:53, 10:51])
+
+    asyncio.run(law())
+
+
+@pytest.fixture(scope="module")
+def shipped_light() -> Engine:
+    """The shipped store as the base install opens it."""
+    return open_engine(Settings(decode_only=True))
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Engine:
+    return open_engine(Settings(device="cpu"))
+
+
+def test_http_gives_parts_and_small_copies_of_a_picture_with_a_layer(
+    shipped: Engine, shipped_light: Engine
+) -> None:
+    pixels = page_with_photo()
+
+    async def law() -> None:
+        async with running(shipped) as client, running(shipped_light) as light:
+            made = await client.post("/compress?rate=4", content=file_of(pixels))
+            assert made.headers["x-rankpress-rate"] == "4"
+            assert 0 < float(made.headers["x-rankpress-graphics"]) < 1
+            text = (await client.get("/metrics")).text
+            assert 'rankpress_graphics_streams_total{extent="part"} 1.0' in text
+            stream = made.content
+            layer = read_stream(stream).graphics
+            assert layer is not None
+            exact = layer.marked.repeat(16, 0).repeat(16, 1)
+            whole = pixels_of((await client.post("/decompress", content=stream)).content)
+            assert np.array_equal(whole[exact], pixels[exact])
+            for server in (client, light):
+                answer = await server.post("/decompress?region=30,9,90,150", content=stream)
+                part, box = pixels_of(answer.content).astype(int), np.s_[9:159, 30:120]
+                assert 0 < exact[box].mean() < 1
+                assert np.abs(part - whole[box]).max() <= 1
+                assert np.array_equal(part[exact[box]], pixels[box][exact[box]])
+                answer = await server.post("/decompress?max_size=80", content=stream)
+                assert pixels_of(answer.content).shape == (80, 80, 3)
+
+    asyncio.run(law())
+
+
+def test_http_meets_a_quality_that_no_rate_reaches_without_loss(shipped: Engine) -> None:
+    async def law() -> None:
+        async with running(shipped) as client:
+            body = file_of(PIXELS)
+            answer = await client.post("/compress?target_psnr=90", content=body)
+            assert answer.headers["x-rankpress-rate"] == "lossless"
+            assert answer.headers["x-rankpress-psnr"] == "inf"
+            low = await client.post("/compress?target_psnr=28", content=body)
+            assert 28 <= float(low.headers["x-rankpress-psnr"]) < 90
+            assert len(low.content) < len(answer.content)
+
+    asyncio.run(law())
+
+
 def test_http_refuses_a_damaged_stream(engine: Engine) -> None:
     async def law() -> None:
         async with running(engine) as client:
@@ -170,7 +257,10 @@ def rankpress(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_the_command_line_there_and_back(store: Path, tmp_path: Path) -> None:
+def test_the_command_line_there_and_back(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKPRESS_GRAPHICS", "false")  # so that the small model's networks are used
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "a.png").write_bytes(file_of(PIXELS))

@@ -10,6 +10,9 @@ floats, but a stream is judged by measurement: at fixed steps the picture is cod
 path, decoded, and kept if R + lmbda·D over real bytes and real 8-bit pixels is the lowest so far.
 The plain stream is the first, so the answer is never worse, nor worse than with no steps.
 
+A graphics layer is chosen once, as `Engine.compress` chooses it, and coded with more effort; what
+it does not hold is adapted.
+
 Pictures larger than a tile are worked on tile by tile, in turn, so memory beyond their latents is
 bounded; each step takes the latents of neighbouring tiles as they are.
 """
@@ -30,6 +33,7 @@ from numpy.typing import NDArray
 from service.adapt.checkpoint import (
     DAMAGED,
     AdaptationState,
+    Checkpoint,
     damaged,
     read_checkpoint,
     write_checkpoint,
@@ -40,12 +44,26 @@ from service.adapt.objective import Objective
 from service.adapt.optimiser import AdaptationOptimiser
 from service.adapt.schedule import StepSchedule
 from service.adapt.task import AdaptationTask, AdaptProgress
-from service.codec import container
+from service.codec import container, webp
 from service.codec.entropy_model import Y_FRAC
+from service.codec.graphics import GraphicsLayer, make_layer
 from service.codec.model_stream import write_update
-from service.errors import UnknownUpdate
-from service.runtime.check import check_latents
-from service.runtime.pipeline import LoadedModel, assemble, ready_weights
+from service.errors import BadStream, UnknownUpdate
+from service.picture import U8
+from service.runtime.check import block_errors, check_latents, check_layer
+from service.runtime.graphics_search import (
+    EncodedPicture,
+    GraphicsSearch,
+    SearchRate,
+    encode_best,
+)
+from service.runtime.pipeline import (
+    LoadedModel,
+    assemble,
+    encode,
+    lossless_stream,
+    ready_weights,
+)
 from service.runtime.synthesis_torch import device_and_dtype
 from service.store.model import layer_shapes
 
@@ -71,15 +89,25 @@ class PictureAdaptation:
         assert model.analysis is not None
         self._model, self._task = model, task
         self._device, _ = device_and_dtype(model.analysis)
-        self._objective = Objective(model, task.picture, task.lmbda)
+        self._digest = task.digest(model.stored.identity)
+        saved = None if checkpoint is None else read_checkpoint(checkpoint, self._digest)
+        under: U8 | None = None
+        self._layer: GraphicsLayer | None = None
+        if saved is not None:
+            self._layer = _layer_of(saved)
+        elif (first := self._first_stream()) is not None:
+            self._layer, under = first.layer, first.under
+        marked = None if self._layer is None else self._layer.marked
+        self._objective = Objective(model, task.picture, task.lmbda, marked, under)
         self._tiles = self._objective.tiles
         self._optimiser = AdaptationOptimiser(self._objective, task.plan, task.seed, self._device)
-        self._digest = task.digest(model.stored.identity)
         self._set_state(AdaptationState())
-        if checkpoint is None:
-            self._begin()
+        if saved is not None:
+            self._resume(saved)
+        elif self._layer is not None and self._layer.is_complete:
+            self._begin_lossless(self._layer)
         else:
-            self._resume(checkpoint)
+            self._begin()
 
     @property
     def progress(self) -> AdaptProgress:
@@ -133,11 +161,39 @@ class PictureAdaptation:
         self._state = state
         self._schedule = StepSchedule(task.plan, len(self._tiles), task.max_seconds, state)
 
+    def _first_stream(self) -> EncodedPicture | None:
+        """The stream that `Engine.compress` makes; None where it cannot have a graphics layer."""
+        model, task = self._model, self._task
+        if not task.graphics:
+            return None
+        data, latents = encode(model, task.picture, task.rate16)
+        errors = block_errors(model, task.picture, latents)
+        plain = EncodedPicture(data, latents, errors=errors)
+        rate = SearchRate(task.rate16, container.PSNR, task.lmbda, check=False)
+        return encode_best(model, task.picture, plain, GraphicsSearch(task.picture), rate)
+
+    def _begin_lossless(self, layer: GraphicsLayer) -> None:
+        """Code every pixel exactly, with more effort than `Engine.compress` makes; that is all."""
+        picture, s = self._task.picture, self._state
+        plain = container.write_stream(lossless_stream(picture, layer))
+        layer = make_layer(picture, layer.marked, webp.BEST)
+        self._best = min(plain, container.write_stream(lossless_stream(picture, layer)), key=len)
+        check_layer(self._best, picture)
+        s.bytes_before, s.psnr_before, s.psnr_best = len(plain), math.inf, math.inf
+        s.first_loss = 8 * len(plain) / self._task.pixels
+        s.loss_best = 8 * len(self._best) / self._task.pixels
+        s.done = True
+        self._optimiser.begin_phase(fitting=False)
+
     def _begin(self) -> None:
         plain = self._measure(None, settle=True)
         s, self._best = self._state, plain.data
         s.bytes_before, s.psnr_before, s.psnr_best = len(plain.data), plain.psnr_db, plain.psnr_db
         s.loss_best = s.first_loss = plain.loss
+        if self._layer is not None:
+            self._layer = make_layer(self._task.picture, self._layer.marked, webp.BEST)
+            plain = self._measure(None)
+            self._keep_if_best(plain)
         s.done = not self._schedule.planned
         if s.done or self._schedule.fitted:
             self._try_ready(plain)
@@ -145,15 +201,15 @@ class PictureAdaptation:
             self._add_update()
         self._optimiser.begin_phase(self._schedule.fitting)
 
-    def _resume(self, data: bytes) -> None:
-        checkpoint = read_checkpoint(data, self._digest)
+    def _resume(self, checkpoint: Checkpoint) -> None:
         self._set_state(checkpoint.state)
         try:
             if checkpoint.with_update:
                 self._add_update()
             else:
                 self._use_ready_weights()
-            self._optimiser.begin_phase(self._schedule.fitting)
+            fitting = self._schedule.fitting and not checkpoint.state.done
+            self._optimiser.begin_phase(fitting)
             self._best = checkpoint.best
             self._optimiser.load(checkpoint)
         except (UnknownUpdate, *DAMAGED) as error:
@@ -265,11 +321,11 @@ class PictureAdaptation:
         """
         model, task = self._model, self._task
         variables = ((t.box, *t.latents) for t in self._tiles)
-        coded, latents = code_latents(model, task.picture, variables)
+        coded, latents = code_latents(model, task.picture, variables, self._layer)
         if settle:
             y_hat = torch.from_numpy(latents.y_hat.astype(np.float32)) / 2**Y_FRAC
             self._objective.canvas.copy_(y_hat)
-        stream = assemble(model, task.picture, task.rate16, container.PSNR, coded)
+        stream = assemble(model, task.picture, task.rate16, container.PSNR, coded, self._layer)
         fitted = None if update is None else update.update()
         if fitted is not None and fitted.layers:
             shapes = layer_shapes(model.stored.synthesis)
@@ -283,5 +339,15 @@ class PictureAdaptation:
         if measured.loss >= self._state.loss_best:
             return
         check_latents(self._model, measured.data, measured.latents, "the adapted stream")
+        if self._layer is not None:
+            check_layer(measured.data, self._task.picture)
         self._best = measured.data
         self._state.loss_best, self._state.psnr_best = measured.loss, measured.psnr_db
+
+
+def _layer_of(checkpoint: Checkpoint) -> GraphicsLayer | None:
+    """The graphics layer of a checkpoint's stream. Raises BadParameter: it is damaged."""
+    try:
+        return container.read_stream(checkpoint.best).graphics
+    except (BadStream, *DAMAGED) as error:
+        raise damaged(error) from error

@@ -61,24 +61,31 @@ class RateModel:
             self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16
         )
 
-    def code(self, y: Tensor, z: Tensor, relax: Relax) -> RelaxedLatents:
+    def code(
+        self, y: Tensor, z: Tensor, relax: Relax, skipped: Tensor | None = None
+    ) -> RelaxedLatents:
         """The latents of a tile as `relax` brings them near whole steps, and their bits.
 
         Args:
             y: [h, w, M] latents. z: [ceil(h/4), ceil(w/4), Cz] hyper-latents.
+            skipped: [h, w] bool, positions that are not coded; None where all are.
         """
-        z_symbols = relax((z - self.net.z_mean) / self.z_step)
-        bits = gaussian_bits(z_symbols, sigma(self.net.z_idx)).sum()
         height, width, _ = y.shape
         pad = (0, 0, 0, -width % Z_CELL, 0, -height % Z_CELL)
-        targets, inside = (by_step(cells(F.pad(v, pad)[None])) for v in (y, torch.ones_like(y)))
+        kept = torch.ones(height, width, 1, device=y.device)
+        if skipped is not None:
+            kept = kept * ~skipped[..., None]
+        targets, coded = (by_step(cells(F.pad(v, pad)[None])) for v in (y, kept.expand_as(y)))
+        z_coded = F.max_pool2d(F.pad(kept, pad)[None, ..., 0], Z_CELL)[0, ..., None]
+        z_symbols = relax((z - self.net.z_mean) / self.z_step) * z_coded
+        bits = (gaussian_bits(z_symbols, sigma(self.net.z_idx)) * z_coded).sum()
         costs = []
 
         def choose(t: int, mean: Tensor, level8: Tensor) -> Tensor:
             step = self._steps[t]
             symbols, cost = _code_step((targets[t] - mean) / step, level8, relax)
-            costs.append((cost * inside[t]).sum())
-            return mean + symbols * step
+            costs.append((cost * coded[t]).sum())
+            return mean + symbols * coded[t] * step
 
         z_hat = z_symbols * self.z_step + self.net.z_mean
         with self.autocast():

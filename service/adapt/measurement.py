@@ -13,10 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from service.codec import container
+from service.codec.graphics import GraphicsLayer, hide
 from service.codec.tiles import Box, latent_box
 from service.picture import Picture
 from service.runtime.check import visible_error
-from service.runtime.pipeline import Latents, LoadedModel, with_update
+from service.runtime.pipeline import Latents, LoadedModel, marked_in, with_update
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,19 +36,23 @@ class MeasuredStream:
 
 
 def code_latents(
-    model: LoadedModel, picture: Picture, variables: Iterable[tuple[Box, Tensor, Tensor]]
+    model: LoadedModel,
+    picture: Picture,
+    variables: Iterable[tuple[Box, Tensor, Tensor]],
+    layer: GraphicsLayer | None,
 ) -> tuple[tuple[bytes, ...], Latents]:
     """Code latents of a picture; returns the bytes of each tile and the latents that they hold.
 
     Args:
         variables: of every tile in storing order: its box, y [h, w, M] and z [h', w', Cz].
+        layer: whose latents are not coded.
     """
     box = latent_box(picture.width, picture.height)
     y_hat = np.empty((box.height, box.width, model.stored.sizes.M), np.int16)
     tiles = []
     for tile, *tensors in variables:
         y, z = (v.detach().cpu().numpy()[None] for v in tensors)
-        result = model.coder.encode(y, z)
+        result = model.coder.encode(y, z, marked_in(layer, tile))
         tiles.append(result.data[0])
         y_hat[tile.slices] = result.y_hat[0]
     return tuple(tiles), Latents(box, y_hat, 0.0)
@@ -57,7 +62,9 @@ def measure_stream(
     model: LoadedModel, picture: Picture, lmbda: float, stream: container.Stream, latents: Latents
 ) -> MeasuredStream:
     """Write a stream whose tiles hold latents, paint its pixels, and measure its loss."""
-    squared = visible_error(with_update(model, stream), picture, latents)
+    layer = stream.graphics
+    neural = picture if layer is None else hide(picture, layer.marked)
+    squared = visible_error(with_update(model, stream), neural, latents)
     data = container.write_stream(stream)
     bpp = 8 * len(data) / (picture.width * picture.height)
     loss = bpp + lmbda * squared / picture.rgb.size

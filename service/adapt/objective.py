@@ -15,8 +15,9 @@ from torch import Tensor
 from service.adapt.decoder_update import DecoderUpdate
 from service.adapt.latents import RateModel, annealed
 from service.adapt.synthesis import updatable
+from service.codec.graphics import Mask, beneath, hide
 from service.codec.tiles import PATCH, Box, latent_box, tiles
-from service.picture import Picture
+from service.picture import U8, Picture
 from service.runtime.pipeline import AnalysisTransform, LoadedModel, pixels_under
 from service.runtime.synthesis_torch import device_and_dtype
 
@@ -31,6 +32,7 @@ class LatentTile:
     Attributes:
         y: [h, w, M] latents in units of units[0], [M].
         z: [ceil(h/4), ceil(w/4), Cz] hyper-latents in units of units[1], [Cz].
+        skipped: [h, w] bool, positions under the graphics layer; None without one.
     """
 
     box: Box
@@ -38,6 +40,7 @@ class LatentTile:
     y: Tensor
     z: Tensor
     units: tuple[Tensor, Tensor]
+    skipped: Tensor | None
 
     @property
     def latents(self) -> tuple[Tensor, Tensor]:
@@ -53,17 +56,31 @@ class Objective:
         weights: of g_s, by their names inside it, used in place of the model's without an update.
     """
 
-    def __init__(self, model: LoadedModel, picture: Picture, lmbda: float) -> None:
-        """Analyse a picture; the canvas is zero until the caller fills it."""
+    def __init__(
+        self,
+        model: LoadedModel,
+        picture: Picture,
+        lmbda: float,
+        marked: Mask | None = None,
+        under: U8 | None = None,
+    ) -> None:
+        """Analyse a picture; the canvas is zero until the caller fills it.
+
+        Args:
+            marked: [h, w], blocks that a graphics layer holds: no bits and no error count there.
+            under: see `codec.graphics.beneath`.
+        """
         assert model.analysis is not None
-        self._picture, self._lmbda = picture, lmbda
+        self._picture = picture if marked is None else hide(picture, marked)
+        self._lmbda = lmbda
         self._device, self._dtype = device_and_dtype(model.analysis)
         self._rate = RateModel(model.stored, self._device, self._dtype)
         self._g_s = updatable(model.stored.sizes, self._rate.net.g_s, self._dtype)
         box = latent_box(picture.width, picture.height)
         halo = model.stored.sizes.halo
         units = _powers(self._rate.y_step), _powers(self._rate.z_step)
-        plain = partial(_tile, model.analysis, picture, units)
+        analysed = picture if marked is None else beneath(picture, marked, under)
+        plain = partial(_tile, model.analysis, analysed, marked, units)
         self.tiles = [plain(t, t.grown(halo, box)) for t in tiles(box)]
         self.canvas = torch.zeros(box.height, box.width, model.stored.sizes.M, device=self._device)
         self.weights: dict[str, Tensor] = {}
@@ -85,7 +102,8 @@ class Objective:
         rate = torch.zeros((), device=self._device)
         y_hat = self.canvas[tile.window.slices]
         if tau is not None:
-            coded = self._rate.code(*tile.latents, annealed(tau, generator))
+            relax = annealed(tau, generator)
+            coded = self._rate.code(*tile.latents, relax, tile.skipped)
             rate = coded.bits / pixels
             y_hat = y_hat.clone()
             y_hat[tile.box.relative(tile.window).slices] = coded.y_hat
@@ -141,6 +159,7 @@ def _powers(steps: Tensor) -> Tensor:
 def _tile(
     analysis: AnalysisTransform,
     picture: Picture,
+    marked: Mask | None,
     units: tuple[Tensor, Tensor],
     box: Box,
     window: Box,
@@ -153,4 +172,7 @@ def _tile(
         torch.from_numpy(v.copy()).to(unit.device) / unit
         for v, unit in zip((y, z), units, strict=True)
     )
-    return LatentTile(box, window, y_t.requires_grad_(), z_t.requires_grad_(), units)
+    skipped = None
+    if marked is not None:
+        skipped = torch.from_numpy(marked[box.slices].copy()).to(y_t.device)
+    return LatentTile(box, window, y_t.requires_grad_(), z_t.requires_grad_(), units, skipped)

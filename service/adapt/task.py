@@ -29,6 +29,8 @@ class AdaptationTask:
     plan: AdaptationPlan
     seed: int = 0
     max_seconds: float | None = None
+    graphics: bool = False
+    """Whether the stream may have a graphics layer."""
 
     @property
     def pixels(self) -> int:
@@ -38,7 +40,7 @@ class AdaptationTask:
     def digest(self, identity: bytes) -> str:
         """SHA-256 in hex of all that a checkpoint must agree with, and of the weights' identity."""
         p = self.picture
-        values = [p.width, p.height, p.grey, self.rate16, self.seed, self.plan]
+        values = [p.width, p.height, p.grey, self.rate16, self.seed, self.plan, self.graphics]
         data = hashlib.sha256(identity + repr(values).encode())
         for plane in (p.rgb, p.alpha):
             data.update(b"" if plane is None else np.ascontiguousarray(plane).data)

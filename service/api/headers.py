@@ -27,11 +27,20 @@ class ResponseHeader:
 REQUEST_ID: Final = ResponseHeader(
     "X-Request-Id", "The id of the request in the log: the client's own, or a new one."
 )
-RATE: Final = ResponseHeader("X-Rankpress-Rate", "The rate of the stream.", "number", "g")
+RATE: Final = ResponseHeader(
+    "X-Rankpress-Rate", "The rate of the stream, or `lossless`; of a job, the rate requested."
+)
 TUNE: Final = ResponseHeader("X-Rankpress-Tune", "What that rate was trained for: psnr or ms-ssim.")
 BPP: Final = ResponseHeader("X-Rankpress-Bpp", "Bits of the stream per pixel.", "number", ".4f")
 PSNR: Final = ResponseHeader(
     "X-Rankpress-Psnr", "PSNR in dB of the visible pixels; inf when exact.", spec=".3f"
+)
+GRAPHICS: Final = ResponseHeader(
+    "X-Rankpress-Graphics",
+    "Share of the picture's blocks that the graphics layer stores exactly, up to 1; absent where "
+    "there are none.",
+    "number",
+    ".3f",
 )
 STEP: Final = ResponseHeader(
     "X-Rankpress-Step", "Steps of optimisation that made the stream.", "integer"
@@ -47,7 +56,8 @@ NOTES: Final = ResponseHeader(
 )
 TIMING: Final = ResponseHeader(
     "Server-Timing",
-    "Milliseconds of queue, swap, net, code and file work; and the number of encodes of a search.",
+    "Milliseconds of queue, swap, net, code, graphics, check and file work; and the number of "
+    "encodes of a search.",
 )
 ETAG: Final = ResponseHeader(
     "ETag",
@@ -67,9 +77,9 @@ RETRY_AFTER: Final = ResponseHeader(
 
 EXPOSED: Final = (
     *("Accept-Ranges", "Allow", "Content-Length", "Content-Range", "ETag", "Location"),
-    *("Retry-After", "Server-Timing", "X-Rankpress-Bpp", "X-Rankpress-Model"),
-    *("X-Rankpress-Notes", "X-Rankpress-Psnr", "X-Rankpress-Rate", "X-Rankpress-Source-Bytes"),
-    *("X-Rankpress-Step", "X-Rankpress-Tune", "X-Request-Id"),
+    *("Retry-After", "Server-Timing", "X-Rankpress-Bpp", "X-Rankpress-Graphics"),
+    *("X-Rankpress-Model", "X-Rankpress-Notes", "X-Rankpress-Psnr", "X-Rankpress-Rate"),
+    *("X-Rankpress-Source-Bytes", "X-Rankpress-Step", "X-Rankpress-Tune", "X-Request-Id"),
 )
 """Headers that pages of other origins may read."""
 

@@ -12,7 +12,7 @@ from service.api.headers import header_values, notes_text
 from service.api.schemas import CompressQuery, DecompressQuery
 from service.api.service import Service, ServiceArg, refuse_repeats
 from service.engine.admission import WorkResult
-from service.engine.target import Target
+from service.engine.target import Target, rate_text
 from service.engine.types import Timings
 from service.errors import BadParameter
 from service.http.context import context_of
@@ -46,6 +46,7 @@ async def compress(
     context.rate, context.bpp = compressed.rate, compressed.bpp
     context.pixels = compressed.width * compressed.height
     service.metrics.observe_work(done.queue_s, compressed.timings, done.value.read_s)
+    service.metrics.count_graphics(compressed.graphics_share)
     return await bytes_response(
         request, compressed.data, _stream_headers(done), openapi.STREAM_TYPE
     )
@@ -101,10 +102,11 @@ def _stream_headers(done: WorkResult[StreamFile]) -> dict[str, str]:
     return header_values(
         {
             headers.ETAG: f'"{stream.sha256}"',
-            headers.RATE: compressed.rate,
+            headers.RATE: rate_text(compressed.rate),
             headers.TUNE: compressed.tune,
             headers.BPP: compressed.bpp,
             headers.PSNR: compressed.psnr_db,
+            headers.GRAPHICS: compressed.graphics_share or None,
             headers.SOURCE_BYTES: stream.source_bytes,
             headers.NOTES: notes_text(stream.notes),
             headers.TIMING: timing,
@@ -121,7 +123,7 @@ def image_headers(done: WorkResult[ImageFile], **more_s: float) -> dict[str, str
     image = done.value
     return header_values(
         {
-            headers.RATE: image.rate,
+            headers.RATE: rate_text(image.rate),
             headers.MODEL: image.model,
             headers.NOTES: notes_text(image.notes),
             headers.TIMING: _server_timing(

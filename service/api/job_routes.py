@@ -18,6 +18,7 @@ from service.api.schemas import AdaptQuery, JobDocument, document_of
 from service.api.service import Service, ServiceArg, refuse_query, refuse_repeats
 from service.engine.admission import Phase
 from service.engine.requests import check_pixels
+from service.engine.target import rate_text
 from service.engine.types import ModelInfo
 from service.errors import RankpressError, Saturated
 from service.http.context import context_of
@@ -198,7 +199,7 @@ async def _stream_response(request: Request, job: Job, data: bytes) -> Response:
     context.rate, context.pixels = job.spec.rate, job.spec.width * job.spec.height
     values: dict[headers.ResponseHeader, object] = {
         headers.ETAG: f'"{hashlib.sha256(data).hexdigest()}"',
-        headers.RATE: job.spec.rate,
+        headers.RATE: rate_text(job.spec.rate),
     }
     if job.record is not None:
         progress = job.record.progress

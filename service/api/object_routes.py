@@ -25,6 +25,7 @@ from service.api.schemas import DecompressQuery, StoredObject
 from service.api.service import Service, ServiceArg, refuse_query, refuse_repeats
 from service.blobs import Objects, digest_of, shared_key
 from service.engine.admission import WorkResult
+from service.engine.target import LOSSLESS
 from service.engine.types import Load
 from service.errors import (
     BadParameter,
@@ -131,7 +132,7 @@ async def _store(request: Request, service: Service, expected: str | None) -> Re
         bytes=len(data),
         width=picture.width,
         height=picture.height,
-        rate=decoded.rate,
+        rate=None if decoded.rate == LOSSLESS else decoded.rate,
     )
     location = {"Location": f"{service.settings.root_path}/objects/{digest}"}
     return JSONResponse(document.model_dump(), 200 if is_stored else 201, location)

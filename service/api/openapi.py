@@ -110,7 +110,7 @@ def _with_body(body: Json, answers: Responses, *statuses: int) -> Json:
     return {"responses": responses, "openapi_extra": {"requestBody": body}}
 
 
-COMPRESS = _with_body(_IMAGE_BODY, {200: _stream(headers.TUNE, headers.TIMING)})
+COMPRESS = _with_body(_IMAGE_BODY, {200: _stream(headers.TUNE, headers.GRAPHICS, headers.TIMING)})
 DECOMPRESS = _with_body(
     _STREAM_BODY, {200: _picture("The picture as an image file.", headers.VARY, headers.MODEL)}, 406
 )

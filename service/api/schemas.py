@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,9 @@ from service.jobs.job import DEFAULT_PRIORITY, Job, State
 from service.picture import Region
 
 Tune = Literal["psnr", "ms-ssim"]
+RateNumber = Annotated[float, Field(ge=1, le=8, allow_inf_nan=False)]
+"""A rate that has a number, as every rate but `lossless`."""
+
 TUNES: tuple[Tune, ...] = get_args(Tune)
 """In the order in which they are listed."""
 
@@ -33,9 +36,10 @@ class Query(BaseModel):
 class CompressQuery(Query):
     """Parameters of `POST /compress`."""
 
-    rate: float | None = Field(default=None, ge=1, le=8, allow_inf_nan=False)
-    """Quality and size, from 1 (smallest) to 8 (best), in steps of a sixteenth. The default is 4 if
-    no target is given. See `/rates`."""
+    rate: RateNumber | Literal["lossless"] | None = None
+    """Quality and size, from 1 (smallest) to 8 (best), in steps of a sixteenth; or `lossless`, for
+    a stream that holds every pixel exactly. The default is 4 if no target is given. See
+    `/rates`."""
 
     tune: Tune = "psnr"
     """What the rate was trained for: `psnr` (least squared error) or `ms-ssim` (similar local
@@ -57,8 +61,8 @@ class CompressQuery(Query):
     """Bytes, instead of `rate`: the answer is the largest stream that has at most so many."""
 
     target_psnr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """PSNR in dB, instead of `rate`: the answer is the smallest stream that reaches it. Errors are
-    weighted by alpha."""
+    """PSNR in dB, instead of `rate`: the answer is the smallest stream that reaches it, or a
+    lossless one where no rate does. Errors are weighted by alpha."""
 
     def rate_or_target(self) -> float | Target:
         """What was asked for. Raises BadParameter for more than one of rate and targets."""
@@ -103,8 +107,8 @@ class AdapterQuery(Query):
 class AdaptQuery(Query):
     """Parameters of `POST /adapt`."""
 
-    rate: float = Field(default=DEFAULT_RATE, ge=1, le=8, allow_inf_nan=False)
-    """Quality and size, from 1 (smallest) to 8 (best), as for `/compress`."""
+    rate: RateNumber = DEFAULT_RATE
+    """Quality and size, from 1 (smallest) to 8 (best), in steps of a sixteenth."""
 
     effort: int = Field(default=2, ge=0, le=4)
     """How much work is done, from 0 (seconds: a ready update is chosen) to 4 (many minutes)."""
@@ -155,7 +159,8 @@ class StoredObject(Document):
     bytes: int
     width: int
     height: int
-    rate: float
+    rate: float | None
+    """Rate of the stream; null when it is lossless."""
 
 
 class JobLinks(Document):

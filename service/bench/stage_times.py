@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bench.timing import rounds
+from service.codec.graphics import Mask
 from service.codec.latents import CodedTiles, DecodedTiles, LatentCoder
 from service.codec.tiles import Box
 from service.engine.engine import Engine
@@ -60,13 +61,17 @@ class TimedCoder(LatentCoder):
         super().__init__(coder.entropy, coder.tables)
         self._seconds = seconds
 
-    def encode(self, y: NDArray[np.float32], z: NDArray[np.float32]) -> CodedTiles:
+    def encode(
+        self, y: NDArray[np.float32], z: NDArray[np.float32], skipped: Mask | None = None
+    ) -> CodedTiles:
         """Do as LatentCoder does."""
-        return self._time(super().encode, y, z)
+        return self._time(super().encode, y, z, skipped)
 
-    def decode(self, data: Sequence[bytes], tile: Box) -> DecodedTiles:
+    def decode(
+        self, data: Sequence[bytes], tile: Box, skipped: Mask | None = None
+    ) -> DecodedTiles:
         """Do as LatentCoder does."""
-        return self._time(super().decode, data, tile)
+        return self._time(super().decode, data, tile, skipped)
 
     def _time(self, call: Callable[..., TilesT], *arguments: object) -> TilesT:
         with timed(self._seconds, "entropy networks"):

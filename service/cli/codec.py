@@ -44,8 +44,12 @@ def compress(
     sources: SourcesArgument,
     out: OutArgument,
     rate: Annotated[
-        float | None,
-        typer.Option(min=1, max=8, help="1 is smallest, 8 is best; 4 if no target is given."),
+        str | None,
+        typer.Option(
+            metavar="1-8|lossless",
+            show_default="4 without a target",
+            help="1 is smallest, 8 is best, lossless keeps every pixel exactly.",
+        ),
     ] = None,
     target_bpp: Annotated[
         float | None, typer.Option(help="Most bits per pixel, in place of a rate.")
@@ -181,7 +185,7 @@ def adapt(
 
     def convert(picture: Picture) -> ConvertedFile:
         adaptation = engine.adapt(picture, rate, effort=effort, seed=seed, max_seconds=max_seconds)
-        return run_adaptation(adaptation, picture, rate, quiet=json or len(plan.tasks) > 1)
+        return run_adaptation(adaptation, picture, quiet=json or len(plan.tasks) > 1)
 
     limit = settings.max_pixels
     read = partial(read_image, max_pixels=limit, metadata=metadata, frame=frame)

@@ -47,7 +47,9 @@ def evaluate(
 ) -> None:
     """Measure rate and quality over a folder against other codecs, from whole files.
 
-    Measurements of the peers in OUT/images.csv, for the same pixels and settings, are used again.
+    Our streams have no graphics layer here, because exact pixels have no PSNR to average: see
+    `rankpress bench graphics`. Measurements of the peers in OUT/images.csv, for the same pixels and
+    settings, are used again.
     """
     from service.eval import evaluation
     from service.eval.machine import this_machine
@@ -56,7 +58,7 @@ def evaluate(
     from service.eval.pictures import read_folder
     from service.eval.report import eval_table
 
-    settings = settings_of(store=store, device=device, threads=threads, check=False)
+    settings = settings_of(store=store, device=device, threads=threads, check=False, graphics=False)
     peers = choose_peers([name for name in against.split(",") if name])
     plan = evaluation.EvaluationPlan(
         evaluation.parse_rates(rates), peers, perceptual, evaluation.parse_tunes(tunes)
@@ -93,7 +95,7 @@ def evaluate_adaptation(
     """Measure what adapting to each picture of a folder gains over the same codec without it.
 
     OUT/adapted.csv keeps all measurements, so an interrupted run continues. Those of other efforts
-    in it are reported too.
+    in it are reported too. Streams have no graphics layer here, as in `rankpress eval`.
     """
     from service.engine.opening import open_engine
     from service.eval import adaptation
@@ -104,7 +106,7 @@ def evaluate_adaptation(
     from service.eval.pictures import read_folder
     from service.eval.report import adaptation_table
 
-    settings = settings_of(store=store, device=device, threads=threads, check=False)
+    settings = settings_of(store=store, device=device, threads=threads, check=False, graphics=False)
     kinds = (adaptation.BOTH, adaptation.LATENTS) if latents else (adaptation.BOTH,)
     plan = adaptation.AdaptationEvaluation(
         parse_rates(rates), adaptation.parse_efforts(efforts), kinds

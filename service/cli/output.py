@@ -160,7 +160,7 @@ def _cells(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
         f"{sum(o.input_bytes for o in outcomes):,}",
         f"{sum(o.output_bytes for o in outcomes):,}",
         _number(bpp, ".3f"),
-        _number(fmean(decibels) if decibels else None, ".2f"),
+        _mean_db(decibels),
         f"{sum(o.seconds for o in outcomes):.2f}",
     )
 
@@ -169,8 +169,14 @@ def _number(value: float | None, format: str) -> str:
     return "" if value is None else f"{value:{format}}"
 
 
+def _mean_db(values: list[float]) -> str:
+    """Return the mean of the finite values; exact files have no number of decibels."""
+    finite = [v for v in values if math.isfinite(v)]
+    return f"{fmean(finite):.2f}" if finite else "exact" if values else ""
+
+
 def stream_json(source: str, info: StreamInfo) -> str:
-    """Return the description of a stream as a line of JSON."""
+    """Return the description of a stream as a line of JSON; the rate is null if it is lossless."""
     return as_json({"source": source, **asdict(info), "bpp": _bpp(info)})
 
 
@@ -181,8 +187,13 @@ def print_stream(source: str, info: StreamInfo) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     alpha = " with alpha" if info.has_alpha else ""
     table.add_row("picture", f"{info.width}x{info.height} {channels}{alpha}")
-    table.add_row("rate", f"{info.rate:g}, tune {info.tune}")
-    table.add_row("model", info.model)
+    if math.isinf(info.rate):
+        table.add_row("rate", "lossless, needs no model")
+    else:
+        table.add_row("rate", f"{info.rate:g}, tune {info.tune}")
+        table.add_row("model", info.model)
+    if info.graphics_share:
+        table.add_row("graphics", f"{info.graphics_share:.1%} of the blocks are exact")
     if info.ready is not None:
         table.add_row("ready update", info.ready)
     table.add_row("format", f"version {info.version}, {tiles}")
@@ -215,10 +226,10 @@ def print_model(model: ModelInfo) -> None:
     console.print(table)
 
 
-def run_adaptation(
-    adaptation: PictureAdaptation, picture: Picture, rate: float, quiet: bool
-) -> ConvertedFile:
+def run_adaptation(adaptation: PictureAdaptation, picture: Picture, quiet: bool) -> ConvertedFile:
     """Run an adaptation to its end, with a progress line on standard error unless it is quiet."""
+    from service.codec.container import describe
+
     with _progress(errors_console(), bars.BarColumn(bar_width=20), hidden=quiet) as display:
         bar = display.add_task("", total=max(1, adaptation.progress.total))
         while not adaptation.done:
@@ -227,7 +238,8 @@ def run_adaptation(
     end = adaptation.progress
     size = picture.width, picture.height
     notes = (*picture.notes, adaptation_gain(end))
-    return ConvertedFile(adaptation.best(), *size, rate, end.bpp, end.psnr_db, notes, True)
+    data = adaptation.best()
+    return ConvertedFile(data, *size, describe(data).rate, end.bpp, end.psnr_db, notes, True)
 
 
 def adaptation_line(progress: AdaptProgress) -> str:
@@ -239,5 +251,7 @@ def adaptation_line(progress: AdaptProgress) -> str:
 def adaptation_gain(progress: AdaptProgress) -> str:
     """Return quality and gain of an adaptation's best stream against the plain one, as text."""
     bytes_percent = 100 * (progress.bytes / progress.first_bytes - 1)
+    if math.isinf(progress.psnr_db):
+        return f"exact ({bytes_percent:+.1f} % bytes)"
     change_db = progress.psnr_db - progress.first_psnr_db
     return f"{progress.psnr_db:.2f} dB ({bytes_percent:+.1f} % bytes, {change_db:+.2f} dB)"

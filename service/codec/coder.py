@@ -38,6 +38,7 @@ class Tables:
     Attributes:
         mass: [LEVELS, 2 · SYMBOL_MAX + 1] int64, probability of symbols -511…511 in units of 2^-24.
         models: constriction's model of each level.
+        bit_costs: float32 like mass, ideal code length of each symbol in bits; 0 at level 0.
     """
 
     def __init__(self, half: NDArray[np.integer[Any]]) -> None:
@@ -54,6 +55,8 @@ class Tables:
         if mass.min() < 1 or (mass.sum(1) != 2**TOTAL_BITS).any():
             raise StoreError("tables have a mass below 1 or do not sum to 2^24")
         self.mass = mass
+        self.bit_costs = (TOTAL_BITS - np.log2(mass)).astype(np.float32)
+        self.bit_costs[0] = 0
         self.models = [Categorical((m - 1).astype(np.float64), perfect=False) for m in mass]
 
     def costs(self, symbols: Symbols, levels: Levels) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ This module does not decode payloads: see latents.py, alpha.py and model_stream.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from itertools import accumulate, pairwise
 import google_crc32c
 
 from service.codec.byte_reader import ByteReader, inflate, varint
+from service.codec.graphics import GraphicsLayer, read_layer, write_layer
 from service.codec.tiles import latent_box, tile_count
 from service.errors import BadParameter, BadStream, UnsupportedStream
 
@@ -44,6 +46,12 @@ MAX_SECTIONS = 16
 """Most sections in a stream, unknown ones included."""
 RATE_UNIT = 16
 """Rates are stored in sixteenths."""
+LOSSLESS16 = 0
+"""Stored in place of a rate where the stream holds every pixel exactly, and so has no rate."""
+LOSSLESS = math.inf
+"""The rate of such a stream elsewhere: better than every number."""
+NO_MODEL = bytes(MODEL_BYTES)
+"""Stored in place of the model's identity in such a stream: any decoder reads it."""
 READY_BYTES = 4
 """Bytes of a ready update's sha256 that name it in a stream."""
 PSNR, MS_SSIM = TUNES = ("psnr", "ms-ssim")
@@ -64,12 +72,14 @@ class Flags(IntFlag):
 class Section(IntEnum):
     """Section types, in the order in which they are written. Readers may skip unknown odd ones.
 
-    Each but LATENTS is stored in the field of Stream that has its name.
+    Each but LATENTS is stored in the field of Stream that has its name. A complete graphics layer
+    stands alone: beside it there is no section of latents, of updates or of alpha.
     """
 
     LATENTS = 2
     UPDATE = 6
     READY = 8
+    GRAPHICS = 10
     ALPHA = 4
     ICC = 1
     EXIF = 3
@@ -78,8 +88,11 @@ class Section(IntEnum):
 METADATA = ("icc", "exif")
 """Sections that are zlib streams."""
 
+WITHOUT_COMPLETE_LAYER = (Section.LATENTS, Section.UPDATE, Section.READY, Section.ALPHA)
+"""Sections that a stream with a complete graphics layer has not."""
+
 HEADER: Mapping[str, tuple[int, int, int]] = {
-    "rate16": (1, RATE_UNIT, 8 * RATE_UNIT),
+    "rate16": (1, LOSSLESS16, 8 * RATE_UNIT),
     "flags": (1, 0, sum(Flags)),
     "width": (0, 1, MAX_SIDE),
     "height": (0, 1, MAX_SIDE),
@@ -96,7 +109,7 @@ class Header:
     model: bytes
     """First MODEL_BYTES of the identity of the weights (store/model.py)."""
     rate16: int
-    """Rate in sixteenths."""
+    """Rate in sixteenths; LOSSLESS16 stands for none."""
     flags: int
     """A combination of Flags."""
     width: int
@@ -104,8 +117,8 @@ class Header:
 
     @property
     def rate(self) -> float:
-        """The rate, 1–8."""
-        return self.rate16 / RATE_UNIT
+        """The rate, 1–8, or LOSSLESS."""
+        return self.rate16 / RATE_UNIT if self.rate16 != LOSSLESS16 else LOSSLESS
 
     @property
     def tune(self) -> str:
@@ -118,13 +131,15 @@ class Stream:
     """The parts of a stream.
 
     Attributes:
-        tiles: coded latents of each tile, in the order of tiles.tiles.
+        tiles: coded latents of each tile, in the order of tiles.tiles; none beside a complete
+            graphics layer.
         alpha: packed alpha plane (alpha.py), None for an opaque picture.
         icc: ICC profile, None for sRGB.
         exif: Exif block, None without one.
         update: coded update of g_s for this picture (model_stream.py), None without one.
         ready: READY_BYTES that name an update of g_s in the store, None without one. Where a stream
             has both updates, both are added to the weights.
+        graphics: blocks that are stored exactly (graphics.py), None without any.
     """
 
     header: Header
@@ -134,6 +149,17 @@ class Stream:
     exif: bytes | None = None
     update: bytes | None = None
     ready: bytes | None = None
+    graphics: GraphicsLayer | None = None
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the picture has an alpha plane."""
+        return self.alpha is not None or (self.graphics is not None and self.graphics.has_alpha)
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether every pixel is stored exactly."""
+        return self.graphics is not None and self.graphics.is_complete
 
 
 @dataclass(frozen=True)
@@ -143,6 +169,7 @@ class StreamInfo:
     Attributes:
         tiles: number of tiles.
         sections: (name, payload bytes) in stored order.
+        graphics_share: share of the blocks that the graphics layer holds exactly, 0–1.
     """
 
     version: int
@@ -157,6 +184,7 @@ class StreamInfo:
     total_bytes: int
     sections: tuple[tuple[str, int], ...] = ()
     ready: str | None = None
+    graphics_share: float = 0.0
 
 
 def _read_header(reader: ByteReader) -> Header:
@@ -200,7 +228,9 @@ def write_stream(stream: Stream) -> bytes:
 def _payload(stream: Stream, kind: Section) -> bytes | None:
     """The payload of a section, None where the stream has none."""
     if kind is Section.LATENTS:
-        return _join_tiles(stream.tiles)
+        return None if stream.is_lossless else _join_tiles(stream.tiles)
+    if kind is Section.GRAPHICS:
+        return None if stream.graphics is None else write_layer(stream.graphics)
     name = _section_name(kind)
     payload: bytes | None = getattr(stream, name)
     if payload is None or name not in METADATA:
@@ -224,20 +254,24 @@ def read_stream(data: bytes, check_header: Callable[[Header], object] | None = N
         UnsupportedStream: the stream needs a newer decoder.
     """
     header, sections = _read_sections(data, check_header)
+    layer = _read_layer(header, sections)
     fields = {_section_name(kind): sections[kind] for kind in Section if kind in sections}
+    fields.pop("graphics", None)
     for name in METADATA:
         if name in fields:
             fields[name] = inflate(fields[name], name, MAX_PACKED_BYTES, MAX_METADATA_BYTES)
+    if "latents" not in fields:
+        return Stream(header, (), graphics=layer, **fields)
     coded = fields.pop("latents")
     count = tile_count(latent_box(header.width, header.height))
     tiles = (coded,) if header.flags & Flags.SAME_MACHINE else _split_tiles(coded, count)
-    return Stream(header, tiles, **fields)
+    return Stream(header, tiles, graphics=layer, **fields)
 
 
 def describe(data: bytes, check_header: Callable[[Header], object] | None = None) -> StreamInfo:
-    """Describe a stream without inflating any of it; arguments and errors as of `read_stream`."""
+    """Describe a stream without decoding it; arguments and errors as of `read_stream`."""
     header, sections = _read_sections(data, check_header)
-    ready = sections.get(Section.READY)
+    ready, layer = sections.get(Section.READY), _read_layer(header, sections)
     return StreamInfo(
         version=VERSION,
         model=header.model.hex(),
@@ -246,11 +280,12 @@ def describe(data: bytes, check_header: Callable[[Header], object] | None = None
         width=header.width,
         height=header.height,
         grey=bool(header.flags & Flags.GREY),
-        has_alpha=Section.ALPHA in sections,
+        has_alpha=Section.ALPHA in sections or (layer is not None and layer.has_alpha),
         tiles=tile_count(latent_box(header.width, header.height)),
         total_bytes=len(data),
         sections=tuple((_section_name(kind), len(payload)) for kind, payload in sections.items()),
         ready=None if ready is None else ready.hex(),
+        graphics_share=0.0 if layer is None else layer.share,
     )
 
 
@@ -280,12 +315,28 @@ def _read_sections(
         if kind % 2 == 0 and kind not in set(Section):
             raise UnsupportedStream(f"critical section {kind} needs a newer decoder")
         sections[kind] = payload
-    if Section.LATENTS not in sections:
-        raise BadStream("the stream has no latents section")
     ready = sections.get(Section.READY)
     if ready is not None and len(ready) != READY_BYTES:
         raise BadStream(f"a ready update is named by {len(ready)} bytes, expected {READY_BYTES}")
     return header, sections
+
+
+def _read_layer(header: Header, sections: Mapping[int, bytes]) -> GraphicsLayer | None:
+    """The graphics layer, once it agrees with the header and with the other sections."""
+    coded = sections.get(Section.GRAPHICS)
+    layer = None if coded is None else read_layer(coded, header.width, header.height)
+    if layer is not None and layer.is_complete:
+        surplus = [_section_name(kind) for kind in WITHOUT_COMPLETE_LAYER if kind in sections]
+        if surplus:
+            raise BadStream(f"section {surplus[0]} beside a graphics layer that holds every pixel")
+        if header.rate16 != LOSSLESS16 or header.model != NO_MODEL:
+            raise BadStream("a stream whose graphics layer holds every pixel has a rate or a model")
+        return layer
+    if Section.LATENTS not in sections:
+        raise BadStream("the stream has no latents section")
+    if header.rate16 < RATE_UNIT:
+        raise BadStream(f"rate16 is {header.rate16}, expected {RATE_UNIT} to {8 * RATE_UNIT}")
+    return layer
 
 
 def _section_name(kind: int) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Sequence
 from time import perf_counter
 from typing import TypeVar
 
+from service.codec import container
+from service.codec.container import PSNR
 from service.codec.lowrank import PARTS
 from service.engine.requests import DecodeRequest
 from service.engine.target_search import Goal
@@ -18,7 +20,14 @@ from service.engine.types import Compressed, Decompressed, Timings
 from service.engine.weight_cache import RateKey, WeightCache
 from service.errors import CheckFailed, RankpressError
 from service.picture import Picture
-from service.runtime.check import check_group, check_stream
+from service.runtime.check import BlockErrors, check_group, check_stream
+from service.runtime.graphics_search import (
+    EncodedPicture,
+    GraphicsSearch,
+    SearchRate,
+    encode_best,
+    encode_lossless,
+)
 from service.runtime.pipeline import (
     LoadedModel,
     decode_all,
@@ -35,19 +44,26 @@ Result = TypeVar("Result")
 class PictureCoder:
     """Codes pictures with weights from a cache. Thread-safe.
 
-    With `check`, every fresh stream is decoded, its latents compared and its PSNR measured.
+    With `check`, every fresh stream is decoded, its latents compared and its PSNR measured. With
+    `graphics`, streams get a graphics layer where that pays.
     """
 
-    def __init__(self, weights: WeightCache, check: bool) -> None:
-        self._weights, self._check = weights, check
+    def __init__(self, weights: WeightCache, check: bool, graphics: bool) -> None:
+        self._weights, self._check, self._graphics = weights, check, graphics
 
     def compress(
-        self, base: LoadedModel, key: RateKey, picture: Picture, goal: Goal | None = None
+        self,
+        base: LoadedModel,
+        key: RateKey,
+        picture: Picture,
+        layers: GraphicsSearch,
+        goal: Goal | None = None,
     ) -> Compressed:
         """A picture as a stream.
 
         Args:
             base: resident at its own rate. key: of a rate of the base.
+            layers: search for a graphics layer of the picture.
             goal: of a search that tries this rate, which says what must be checked; weights of
                 rates between whole ones are then not kept.
 
@@ -61,9 +77,22 @@ class PictureCoder:
             data, latents = encode(model, picture, key.rate16, key.tune)
             done = perf_counter()
             needs_check = self._check if goal is None else goal.needs_check(data, self._check)
-            psnr_db = check_stream(model, picture, data, latents) if needs_check else None
-        timings = _compress_timings(start, live, done, latents.code_s)
-        return _compressed(picture, key, data, psnr_db, timings)
+            errors = check_stream(model, picture, data, latents) if needs_check else None
+            checked = perf_counter()
+            plain = EncodedPicture(data, latents, errors=errors)
+            best = self._with_layer(base, model, key, picture, plain, layers)
+        timings = _compress_timings(start, live, done, checked, latents.code_s)
+        return _compressed(picture, best, key, timings)
+
+    def compress_lossless(self, picture: Picture, layers: GraphicsSearch) -> Compressed:
+        """A picture as a stream that holds every pixel exactly.
+
+        Raises:
+            CheckFailed: it does not.
+        """
+        start = perf_counter()
+        best = encode_lossless(layers, picture, self._check)
+        return _compressed(picture, best, None, Timings(graphics_s=perf_counter() - start))
 
     def compress_group(
         self, base: LoadedModel, key: RateKey, pictures: Sequence[Picture]
@@ -77,21 +106,61 @@ class PictureCoder:
             live = perf_counter()
             encoded = encode_all(model, pictures, key.rate16, key.tune)
             done = perf_counter()
-            checks: Sequence[float | CheckFailed | None] = [None] * len(pictures)
+            checks: Sequence[BlockErrors | CheckFailed | None] = [None] * len(pictures)
             if self._check:
                 checks = check_group(model, pictures, encoded)
-        timings = _compress_timings(start, live, done, encoded[0][1].code_s)
+            checked = perf_counter()
+            results: list[EncodedPicture | RankpressError] = []
+            for picture, (data, latents), check in zip(pictures, encoded, checks, strict=True):
+                if isinstance(check, CheckFailed):
+                    results.append(check)
+                    continue
+                plain = EncodedPicture(data, latents, errors=check)
+                results.append(self._try_layer(base, model, key, picture, plain))
+        timings = _compress_timings(start, live, done, checked, encoded[0][1].code_s)
         return [
-            check
-            if isinstance(check, CheckFailed)
-            else _compressed(picture, key, data, check, timings)
-            for picture, (data, _), check in zip(pictures, encoded, checks, strict=True)
+            result
+            if isinstance(result, RankpressError)
+            else _compressed(picture, result, key, timings)
+            for picture, result in zip(pictures, results, strict=True)
         ]
+
+    def _with_layer(
+        self,
+        base: LoadedModel,
+        model: LoadedModel,
+        key: RateKey,
+        picture: Picture,
+        plain: EncodedPicture,
+        layers: GraphicsSearch,
+    ) -> EncodedPicture:
+        """The stream with the graphics layer that pays most, or the plain one."""
+        lmbda = base.stored.lmbda_at(key.rate16, key.tune)
+        if not self._graphics or lmbda is None:
+            return plain
+        rate = SearchRate(key.rate16, key.tune, lmbda, self._check)
+        return encode_best(model, picture, plain, layers, rate)
+
+    def _try_layer(
+        self,
+        base: LoadedModel,
+        model: LoadedModel,
+        key: RateKey,
+        picture: Picture,
+        plain: EncodedPicture,
+    ) -> EncodedPicture | RankpressError:
+        try:
+            return self._with_layer(base, model, key, picture, plain, GraphicsSearch(picture))
+        except RankpressError as error:
+            return error
 
     def decompress(self, request: DecodeRequest) -> Decompressed:
         """A stream as a picture. Raises BadStream: its latents, alpha or update are damaged."""
         start = perf_counter()
-        with self._weights.lease(request.base, request.key) as model:
+        if request.source is None:
+            rgb = request.paint_layer()
+            return request.answer(rgb, Timings(net_s=perf_counter() - start))
+        with self._weights.lease(*request.source) as model:
             live = perf_counter()
             latents = decode_latents(model, request.stream, request.pixels)
             rgb = request.paint(model, latents)
@@ -104,19 +173,22 @@ class PictureCoder:
 
         They are decoded together, and one by one where one of them is damaged.
         """
-        if len(requests) > 1:
+        source = requests[0].source
+        if len(requests) > 1 and source is not None:
             try:
-                return [*self._decompress_together(requests)]
+                return [*self._decompress_together(source, requests)]
             except RankpressError:
                 pass
         return [self._try_decompress(request) for request in requests]
 
-    def _decompress_together(self, requests: Sequence[DecodeRequest]) -> list[Decompressed]:
+    def _decompress_together(
+        self, source: tuple[LoadedModel, RateKey], requests: Sequence[DecodeRequest]
+    ) -> list[Decompressed]:
         """Streams of one group as pictures. Timings are those of all of them together."""
-        first, start = requests[0], perf_counter()
-        with self._weights.lease(first.base, first.key) as model:
+        start = perf_counter()
+        with self._weights.lease(*source) as model:
             live = perf_counter()
-            latents = decode_all(model, [r.stream for r in requests], first.pixels)
+            latents = decode_all(model, [r.stream for r in requests], requests[0].pixels)
             painted = [r.paint(model, one) for r, one in zip(requests, latents, strict=True)]
         timings = _decompress_timings(start, live, latents[0].code_s)
         return [r.answer(rgb, timings) for r, rgb in zip(requests, painted, strict=True)]
@@ -128,8 +200,11 @@ class PictureCoder:
             return error
 
 
-def _compress_timings(start: float, live: float, done: float, code_s: float) -> Timings:
-    return Timings(live - start, done - live - code_s, code_s, perf_counter() - done)
+def _compress_timings(
+    start: float, live: float, done: float, checked: float, code_s: float
+) -> Timings:
+    graphics_s = perf_counter() - checked
+    return Timings(live - start, done - live - code_s, code_s, graphics_s, checked - done)
 
 
 def _decompress_timings(start: float, live: float, code_s: float) -> Timings:
@@ -137,12 +212,21 @@ def _decompress_timings(start: float, live: float, code_s: float) -> Timings:
 
 
 def _compressed(
-    picture: Picture, key: RateKey, data: bytes, psnr_db: float | None, timings: Timings
+    picture: Picture, encoded: EncodedPicture, key: RateKey | None, timings: Timings
 ) -> Compressed:
-    width, height = picture.width, picture.height
-    bpp = 8 * len(data) / (width * height)
-    rate = key.rate16 / PARTS
-    return Compressed(data, width, height, rate, bpp, psnr_db, timings, tune=key.tune)
+    """What is told of a stream; `key` is of its rate, None where it has none."""
+    data, layer = encoded.data, encoded.layer
+    return Compressed(
+        data,
+        picture.width,
+        picture.height,
+        container.LOSSLESS if key is None or encoded.latents is None else key.rate16 / PARTS,
+        8 * len(data) / (picture.width * picture.height),
+        encoded.psnr_db(picture),
+        timings,
+        tune=PSNR if key is None else key.tune,
+        graphics_share=0.0 if layer is None else layer.share,
+    )
 
 
 def by_group(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from service.adapt.plan import AdaptationPlan, plan_of
 from service.adapt.task import AdaptationTask
 from service.codec import container
-from service.codec.container import PSNR
+from service.codec.container import LOSSLESS, PSNR
 from service.codec.lowrank import PARTS
 from service.codec.tiles import Box, latent_box, latents_under, work_pixels
 from service.engine.admission_queue import RequestGroup
@@ -37,6 +37,7 @@ from service.engine.target import Target
 from service.engine.target_search import USUAL_ENCODES, goal_of, search
 from service.engine.types import (
     LEAST_WORK,
+    NO_MODEL,
     AdapterInfo,
     Compressed,
     Decompressed,
@@ -54,11 +55,16 @@ from service.errors import (
 )
 from service.picture import Picture, Region
 from service.runtime.fork_safety import check_process
+from service.runtime.graphics_search import GraphicsSearch
 from service.runtime.pipeline import LoadedModel
 from service.store.adapters import AdapterFiles, StoredAdapter
 
 if TYPE_CHECKING:
     from service.adapt.adaptation import PictureAdaptation
+
+
+LOSSLESS_SPEED = 16
+"""How many times as fast as the networks libwebp is, at least, counted in pixels decoded."""
 
 
 class Engine:
@@ -73,6 +79,7 @@ class Engine:
         cache_bytes: int = 2**30,
         max_batch: int = 1,
         adapters: Path | None = None,
+        graphics: bool = False,
     ) -> None:
         """Serve loaded models.
 
@@ -82,6 +89,7 @@ class Engine:
             max_pixels: larger pictures are refused, in both directions; see `check_pixels`.
             cache_bytes: bytes of merged weights that are kept besides the bases.
             adapters: folder that keeps the adapters loaded at run time; None forgets them.
+            graphics: give streams a graphics layer where that pays.
 
         Raises:
             StoreError: a kept adapter is damaged or does not fit.
@@ -89,8 +97,9 @@ class Engine:
         files = None if adapters is None else AdapterFiles(adapters)
         self._registry = ModelRegistry(models, files)
         self._check, self._max_pixels, self.max_batch = check, max_pixels, max_batch
+        self._graphics = graphics
         self._weights = WeightCache(cache_bytes)
-        self._coder = PictureCoder(self._weights, check)
+        self._coder = PictureCoder(self._weights, check, graphics)
         self._process = os.getpid()
 
     @property
@@ -128,15 +137,23 @@ class Engine:
         return len(merged)
 
     def compress(self, picture: Picture, rate: float | Target, tune: str = PSNR) -> Compressed:
-        base = self._base
+        base, layers = self._base, GraphicsSearch(picture)
         if isinstance(rate, Target):
-            return self._compress_to(base, picture, rate, tune)
+            return self._compress_to(base, picture, rate, tune, layers)
+        if rate == LOSSLESS:
+            check_pixels(self._max_pixels, picture.width, picture.height)
+            return self._coder.compress_lossless(picture, layers)
         key = rate_key(rate, tune, base.stored)
         check_pixels(self._max_pixels, picture.width, picture.height)
-        return self._coder.compress(base, key, picture)
+        return self._coder.compress(base, key, picture, layers)
 
     def _compress_to(
-        self, base: LoadedModel, picture: Picture, target: Target, tune: str
+        self,
+        base: LoadedModel,
+        picture: Picture,
+        target: Target,
+        tune: str,
+        layers: GraphicsSearch,
     ) -> Compressed:
         check_tune(tune, base.stored)
         check_pixels(self._max_pixels, picture.width, picture.height)
@@ -144,9 +161,12 @@ class Engine:
 
         def attempt(rate16: int) -> Compressed:
             key = RateKey.of(base.stored, rate16, tune)
-            return self._coder.compress(base, key, picture, goal)
+            return self._coder.compress(base, key, picture, layers, goal)
 
-        return search(goal, base.stored, attempt, tune)
+        lossless = None
+        if target.psnr_db is not None and self._graphics:
+            lossless = partial(self._coder.compress_lossless, picture, layers)
+        return search(goal, base.stored, attempt, tune, lossless)
 
     def compress_batch(
         self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
@@ -196,7 +216,7 @@ class Engine:
         at_rate = base.stored.at_rate(rate16)
         model = base if at_rate is base.stored else base.build(at_rate)
         plan = effort if isinstance(effort, AdaptationPlan) else plan_of(effort)
-        task = AdaptationTask(picture, rate16, lmbda, plan, seed, max_seconds)
+        task = AdaptationTask(picture, rate16, lmbda, plan, seed, max_seconds, self._graphics)
         return PictureAdaptation(model, task, checkpoint)
 
     def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
@@ -214,9 +234,13 @@ class Engine:
         check_process(self._process)
         stream = container.read_stream(data, partial(self._check_header, region=region))
         header = stream.header
-        base, key = self._registry.model_of(header)
         pixels = requested_pixels(header.width, header.height, region)
-        return DecodeRequest(base, key, stream, pixels)
+        if stream.is_lossless:
+            return DecodeRequest(None, NO_MODEL, stream, pixels)
+        base, key = self._registry.model_of(header)
+        covered = stream.graphics is not None and stream.graphics.covers(pixels)
+        source = None if covered else (base, key)
+        return DecodeRequest(source, base.stored.name, stream, pixels)
 
     def _check_header(self, header: container.Header, region: Region | None) -> None:
         """Refuse a stream that this decoder does not take, before more of it is read."""
@@ -248,15 +272,16 @@ class Engine:
 
     def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
         info = container.describe(data, partial(self._check_header, region=region))
+        shape = StreamShape(info.width, info.height, info.has_alpha)
+        if info.rate == LOSSLESS:
+            pixels = info.width * info.height // LOSSLESS_SPEED
+            return StreamPreview(shape, Load(LEAST_WORK + pixels))
         box = latent_box(info.width, info.height)
         need = latents_under(requested_pixels(info.width, info.height, region))
         batch = None if region else batch_of("decompress", info.width, info.height)
+        work = work_pixels(box, need, self._base.stored.sizes.halo)
         return StreamPreview(
-            StreamShape(info.width, info.height, info.has_alpha),
-            Load(
-                work_pixels(box, need, self._base.stored.sizes.halo),
-                RequestGroup((info.model, round(PARTS * info.rate)), batch),
-            ),
+            shape, Load(work, RequestGroup((info.model, round(PARTS * info.rate)), batch))
         )
 
     def adapters(self) -> tuple[AdapterInfo, ...]:

@@ -40,6 +40,7 @@ def open_engine(settings: Settings, *, warm: bool = False) -> Engine:
         cache_bytes=settings.cache_bytes,
         max_batch=settings.max_batch or batch_for(models[0]),
         adapters=settings.adapters,
+        graphics=settings.graphics,
     )
     if warm:
         engine.warm()

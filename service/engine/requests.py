@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from service.codec import container
 from service.codec.tiles import PATCH, Box, latent_box, padded_pixels, tile_count
 from service.engine.target import rate16_of, rate_unavailable
@@ -20,19 +22,23 @@ class DecodeRequest:
     """A stream that has been read and checked, and the pixels of it that are asked for.
 
     Attributes:
-        base: the model that made it, resident at its own rate. key: of the stream's rate.
+        source: the model that made it, resident at its own rate, and the key of the stream's rate;
+            None where the graphics layer holds all pixels that are asked for.
+        model: name of the model.
     """
 
-    base: LoadedModel
-    key: RateKey
+    source: tuple[LoadedModel, RateKey] | None
+    model: str
     stream: container.Stream
     pixels: Box
 
     @property
     def group(self) -> object:
-        """Equal for streams that can be decoded together."""
+        """Equal for streams that can be decoded together; those with a layer are decoded alone."""
+        if self.source is None or self.stream.graphics is not None:
+            return id(self)
         header = self.stream.header
-        return self.key, latent_box(header.width, header.height)
+        return self.source[1], latent_box(header.width, header.height)
 
     @property
     def _grey(self) -> bool:
@@ -40,14 +46,24 @@ class DecodeRequest:
 
     def paint(self, model: LoadedModel, latents: Latents) -> U8:
         """The pixels, given the stream's latents and the model at its rate."""
-        return paint(with_update(model, self.stream), latents, self.pixels, self._grey)
+        rgb = paint(with_update(model, self.stream), latents, self.pixels, self._grey)
+        if self.stream.graphics is not None:
+            self.stream.graphics.lay_over(rgb, self.pixels)
+        return rgb
+
+    def paint_layer(self) -> U8:
+        """The pixels where the graphics layer holds them all."""
+        assert self.stream.graphics is not None
+        rgb = np.zeros((self.pixels.height, self.pixels.width, 3), np.uint8)
+        self.stream.graphics.lay_over(rgb, self.pixels)
+        return rgb
 
     def answer(self, rgb: U8, timings: Timings) -> Decompressed:
         """The decoded picture, given its pixels."""
         stream = self.stream
         alpha = alpha_plane(stream, self.pixels)
         picture = Picture(rgb, alpha, self._grey, stream.icc, stream.exif)
-        return Decompressed(picture, stream.header.rate, self.base.stored.name, timings)
+        return Decompressed(picture, stream.header.rate, self.model, timings)
 
 
 def requested_pixels(width: int, height: int, region: Region | None) -> Box:

@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from service.codec.container import LOSSLESS as LOSSLESS  # also for those who may not import it
 from service.codec.container import RATE_UNIT as RATE_UNIT  # also for those who may not import it
 from service.errors import BadParameter, RateUnavailable
+
+LOSSLESS_NAME: Final = "lossless"
+"""What users write in place of a rate for a stream that holds every pixel exactly."""
 
 DEFAULT_RATE: Final = 4.0
 """The rate of a request that names neither a rate nor a target."""
@@ -37,7 +41,7 @@ class Target:
 
 
 def rate_or_target(
-    rate: float | None = None,
+    rate: float | str | None = None,
     target_bpp: float | None = None,
     max_bytes: int | None = None,
     target_psnr: float | None = None,
@@ -46,10 +50,12 @@ def rate_or_target(
 ) -> float | Target:
     """What was asked for, at most one of them: a rate, or a target; DEFAULT_RATE where nothing was.
 
+    A rate is a number, its text, or "lossless", which gives container.LOSSLESS.
+
     `spelling` gives the name that the user knows an option by, from the name used here.
 
     Raises:
-        BadParameter: more than one was given, or a target that is no positive number.
+        BadParameter: more than one was given, the rate is none, or a target is no positive number.
     """
     options = {"rate": rate, "target_bpp": target_bpp, "max_bytes": max_bytes,
                "target_psnr": target_psnr}  # fmt: skip
@@ -57,8 +63,25 @@ def rate_or_target(
     if len(given) > 1:
         raise BadParameter(f"{' and '.join(given)} were given, expected only one of them")
     if rate is not None or not given:
-        return DEFAULT_RATE if rate is None else float(rate)
+        return DEFAULT_RATE if rate is None else _rate_of(rate)
     return Target(target_bpp, max_bytes, target_psnr)
+
+
+def _rate_of(rate: float | str) -> float:
+    if rate == LOSSLESS_NAME:
+        return LOSSLESS
+    try:
+        number = float(rate)
+    except ValueError:
+        number = math.nan
+    if not 1 <= number <= 8:
+        raise BadParameter(f'rate is {rate}, expected a number from 1 to 8 or "{LOSSLESS_NAME}"')
+    return number
+
+
+def rate_text(rate: float) -> str:
+    """A rate as people read it: "4", "2.25" or "lossless"."""
+    return LOSSLESS_NAME if rate == LOSSLESS else f"{rate:g}"
 
 
 def rate16_of(rate: float) -> int:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from service.codec.container import PSNR
+from service.codec.container import LOSSLESS, PSNR
 from service.codec.lowrank import PARTS
-from service.engine.target import Target
+from service.engine.target import Target, rate_text
 from service.engine.types import Compressed, Timings
 from service.errors import TargetUnreachable
 from service.store.model import StoredModel, StoredRate
@@ -88,7 +88,8 @@ class SizeGoal:
 
     def unreachable(self, nearest: Compressed) -> TargetUnreachable:
         """Says how small the smallest stream is."""
-        smallest = f"the smallest stream, at rate {nearest.rate:g}, has {len(nearest.data)} bytes"
+        rate = rate_text(nearest.rate)
+        smallest = f"the smallest stream, at rate {rate}, has {len(nearest.data)} bytes"
         limit = self.target.max_bytes
         if limit is not None:
             message = f"{smallest}, {len(nearest.data) - limit} more than max_bytes {limit}"
@@ -133,7 +134,7 @@ class QualityGoal:
     def unreachable(self, nearest: Compressed) -> TargetUnreachable:
         """Says how good the best stream is."""
         best = self.value(nearest)
-        message = f"the best stream, at rate {nearest.rate:g}, has {best:.3f} dB"
+        message = f"the best stream, at rate {rate_text(nearest.rate)}, has {best:.3f} dB"
         return TargetUnreachable(f"{message}, target_psnr is {self.psnr_db:g}", best, self.psnr_db)
 
 
@@ -150,11 +151,18 @@ def goal_of(target: Target, pixels: int) -> Goal:
     return SizeGoal(target, pixels)
 
 
-def search(goal: Goal, model: StoredModel, attempt: Attempt, tune: str = PSNR) -> Compressed:
+def search(
+    goal: Goal,
+    model: StoredModel,
+    attempt: Attempt,
+    tune: str = PSNR,
+    lossless: Callable[[], Compressed] | None = None,
+) -> Compressed:
     """The stream that meets a goal best; its `encodes` and `timings` are those of the search.
 
     Args:
         attempt: compresses at a rate of the ladder. tune: the ladder, one of model.tunes.
+        lossless: compresses without loss, which is tried where no rate meets the goal; None: not.
 
     Raises:
         TargetUnreachable: no rate of the ladder meets the goal.
@@ -162,6 +170,8 @@ def search(goal: Goal, model: StoredModel, attempt: Attempt, tune: str = PSNR) -
     state = _Search(goal, model, tune)
     while (rate16 := state.next()) is not None:
         state.add(rate16, attempt(rate16))
+    if lossless is not None and not any(map(goal.meets, state.streams.values())):
+        state.streams[len(state.grid)] = lossless()
     return state.answer()
 
 
@@ -213,10 +223,12 @@ class _Search:
         if not met:
             nearest = min if self.goal.from_below else max
             raise self.goal.unreachable(nearest(streams, key=self.goal.value))
-        outermost = max if self.goal.from_below else min
-        best = outermost(met, key=lambda stream: len(stream.data))
+        if self.goal.from_below:
+            best = max(met, key=lambda stream: (stream.rate == LOSSLESS, len(stream.data)))
+        else:
+            best = min(met, key=lambda stream: len(stream.data))
         timings = [stream.timings for stream in streams]
-        names = ("swap_s", "net_s", "code_s", "check_s")
+        names = ("swap_s", "net_s", "code_s", "graphics_s", "check_s")
         sums = Timings(*(sum(getattr(t, name) for t in timings) for name in names))
         return replace(best, encodes=len(timings), timings=sums)
 

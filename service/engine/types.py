@@ -16,6 +16,9 @@ from service.engine.target import Target
 from service.errors import RankpressError
 from service.picture import Picture, Region
 
+NO_MODEL: Final = "none"
+"""Name of the model of a lossless stream."""
+
 LEAST_WORK: Final = TILE_PIXELS
 """How much work the smallest picture is, in the pixels of `Load`."""
 
@@ -30,6 +33,8 @@ class Timings:
     """Analysis, synthesis and entropy networks."""
     code_s: float = 0.0
     """Symbols to bits and back."""
+    graphics_s: float = 0.0
+    """Searching for a graphics layer (runtime/graphics_search.py)."""
     check_s: float = 0.0
     """Decoding the fresh stream again and comparing."""
 
@@ -40,11 +45,13 @@ class Compressed:
 
     Attributes:
         data: the whole `.rkp` stream. bpp: its bits per pixel.
-        rate: that was used, 1–8. tune: its ladder, one of container.TUNES.
+        rate: that was used, 1–8, or container.LOSSLESS where the stream holds every pixel exactly.
+        tune: its ladder, one of container.TUNES.
         psnr_db: PSNR of the 8-bit RGB reconstruction, inf when exact, None when not measured;
             errors are weighted by alpha (picture.squared_error).
         timings: of all work for it.
         encodes: times that the picture was compressed; more than one where a target was searched.
+        graphics_share: share of the picture's blocks that the graphics layer holds exactly, 0–1.
     """
 
     data: bytes
@@ -56,6 +63,7 @@ class Compressed:
     timings: Timings
     encodes: int = 1
     tune: str = PSNR
+    graphics_share: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +71,8 @@ class Decompressed:
     """A decoded picture, or the region that was asked for.
 
     Attributes:
-        rate: of the stream, 1–8. model: name of the one that made the stream.
+        rate: of the stream, 1–8 or container.LOSSLESS.
+        model: name of the one that made the stream, NO_MODEL where it needs none.
     """
 
     picture: Picture
@@ -173,9 +182,10 @@ class Codec(Protocol):
         """A picture as a stream.
 
         Args:
-            rate: 1–8; or a target, and the stream is the one that meets it best, see
-                target_search.py. A search leaves streams unchecked that are too large, and
-                measures each PSNR where that is the target.
+            rate: 1–8, or container.LOSSLESS; or a target, and the stream is the one that meets it
+                best, see target_search.py. A search leaves streams unchecked that are too large,
+                and measures each PSNR where that is the target. A quality that no rate reaches is
+                met without loss.
             tune: the ladder that the rate belongs to, one of container.TUNES.
 
         Raises:

@@ -11,6 +11,7 @@ Results are kept as they are made, so an interrupted run continues.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -25,7 +26,7 @@ from service.errors import BadParameter
 from service.eval import metrics
 from service.eval.curves import Curve, CurvePoint, bd_rate, mean_of_all
 from service.eval.machine import Machine
-from service.eval.pictures import NamedPicture, decode_on_white
+from service.eval.pictures import NamedPicture, decode_on_white, group_of
 
 BOTH: Final = "both"
 LATENTS: Final = "latents"
@@ -69,7 +70,7 @@ class AdaptationMeasurement:
     @property
     def group(self) -> str:
         """The domain that the picture's name says."""
-        return self.image.rpartition("-")[0] or self.image.rstrip("0123456789")
+        return group_of(self.image)
 
 
 @dataclass(frozen=True)
@@ -192,10 +193,15 @@ def _measure(
 def _gain(
     rows: Sequence[AdaptationMeasurement], group: str, lmbdas: Mapping[float, float | None]
 ) -> dict[str, Any]:
-    """Return the mean gains of a group's pictures at one effort and kind, and their cost."""
+    """Return the mean gains of a group's pictures at one effort and kind, and their cost.
+
+    Exact streams, whose PSNR is infinite, do not count in `gain_db`.
+    """
     losses = [_loss_percent(r, lmbdas.get(r.rate)) for r in rows]
     rates = [_bd_rate([r for r in rows if r.image == i]) for i in {r.image for r in rows}]
     known_rates = [r for r in rates if r is not None]
+    gains_db = [r.psnr_db - r.plain_psnr_db for r in rows if math.isfinite(r.psnr_db)]
+    step_ms = [1000 * r.seconds / r.steps for r in rows if r.steps]
     return {
         "group": group,
         "effort": rows[0].effort,
@@ -206,12 +212,12 @@ def _gain(
         "worst": max(known_rates, default=None),
         "loss_percent": mean_of_all(losses),
         "bytes_percent": 100 * (sum(r.bytes for r in rows) / sum(r.plain_bytes for r in rows) - 1),
-        "gain_db": fmean(r.psnr_db - r.plain_psnr_db for r in rows),
+        "gain_db": fmean(gains_db) if gains_db else None,
         "update_share": sum(r.update_bytes for r in rows) / sum(r.bytes for r in rows),
         "with_update": sum(r.update_bytes > 0 for r in rows) / len(rows),
         "with_own": sum(r.update_bytes > container.READY_BYTES for r in rows) / len(rows),
         "seconds": median(r.seconds for r in rows),
-        "ms_per_step": median(1000 * r.seconds / r.steps for r in rows) if rows[0].steps else None,
+        "ms_per_step": median(step_ms) if step_ms else None,
         "steps": median(r.steps for r in rows),
     }
 

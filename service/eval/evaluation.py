@@ -24,6 +24,7 @@ from service.eval.machine import Machine
 from service.eval.measurements import OUR_NAMES, OURS, Measurement, our_name
 from service.eval.peer_codecs import PeerCodec, decompress, library_versions
 from service.eval.pictures import NamedPicture, decode_on_white
+from service.ms_ssim import ms_ssim
 from service.picture import U8, Picture
 
 DEFAULT_ANCHORS: Final = ("avif-s6-444", "avif-s6-420", "webp-m6", "jpeg-420")
@@ -195,7 +196,7 @@ def _measure(
         bytes=len(data),
         bpp=8 * len(data) / (width * height),
         psnr_db=metrics.psnr_db(named.picture, rgb),
-        ms_ssim=metrics.ms_ssim(original, rgb),
+        ms_ssim=ms_ssim(original, rgb),
         ssimulacra2=metrics.ssimulacra2(original, rgb) if perceptual else None,
         encode_ms=1000 * (encoded - start),
         decode_ms=1000 * (decoded - encoded),

@@ -51,6 +51,11 @@ class NamedPicture:
         return digest.hexdigest()[:16]
 
 
+def group_of(name: str) -> str:
+    """Return the group that a picture's name says: `comic` of `comic-3`, `kodim` of `kodim05`."""
+    return name.rpartition("-")[0] or name.rstrip("0123456789")
+
+
 def decode_on_white(codec: Codec, data: bytes) -> U8:
     """Return the picture of a stream laid on white, [H, W, 3] uint8."""
     return codec.decompress(data).picture.on_white().rgb

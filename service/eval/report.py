@@ -163,7 +163,7 @@ def adaptation_table(summary: Result) -> str:
                 "-" if bd_rate is None else f"{bd_rate:+.1f} %",
                 "-" if loss is None else f"{loss:+.1f} %",
                 f"{g['bytes_percent']:+.1f} %",
-                f"{round(g['gain_db'], 2) + 0:+.2f}",  # + 0: no -0.00
+                _gain_db(g["gain_db"]),
                 f"{100 * g['update_share']:.1f} %",
                 _share_of_streams(g["with_own"]) if g["effort"] else "-",
                 f"{g['seconds']:.0f}",
@@ -174,6 +174,11 @@ def adaptation_table(summary: Result) -> str:
     head += ["dB", "update, of bytes", "own, of streams", "s", "ms a step"]
     rates = ", ".join(f"{r:g}" for r in summary["rates"])
     return f"Rates {rates}, {machine_words(summary)}\n\n" + table(head, rows)
+
+
+def _gain_db(value: float | None) -> str:
+    """Return a gain in dB, without -0.00; a dash where every stream is exact."""
+    return "-" if value is None else f"{round(value, 2) + 0:+.2f}"
 
 
 def _adapted(gain: Result) -> str:

@@ -25,6 +25,7 @@ STAGES: Final = {
     "swap": "making a rate's weights live",
     "net": "in the networks",
     "code": "turning symbols to bits and back",
+    "graphics": "searching for graphics layers",
     "check": "decoding fresh streams again",
     "file": "reading and writing image files",
 }
@@ -49,6 +50,11 @@ class Metrics:
         self._bytes_out = self._counter("bytes_out", "Bytes of answers' bodies.", "route")
         self._rejected = self._counter(
             "rejected", "Requests answered with a problem, by the end of its type.", "problem"
+        )
+        self._graphics = self._counter(
+            "graphics_streams",
+            "Streams with a graphics layer, by whether it holds the whole picture or part of it.",
+            "extent",
         )
         self._seconds = self._histogram(
             "request", "Seconds from the headers of a request to the end of its answer.", "route"
@@ -102,6 +108,11 @@ class Metrics:
         for stage, seconds in (stage_seconds(queue_s, timings) | stages).items():
             self._stages[stage].observe(seconds)
 
+    def count_graphics(self, share: float) -> None:
+        """Count a new stream by the share of its blocks that the graphics layer holds, 0–1."""
+        if share:
+            self._graphics.labels("whole" if share == 1 else "part").inc()
+
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -114,4 +125,5 @@ def stage_seconds(queue_s: float, timings: Timings) -> dict[str, float]:
         "swap": timings.swap_s,
         "net": timings.net_s,
         "code": timings.code_s,
+        "graphics": timings.graphics_s,
     }

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.engine.admission import Admission, Phase
+from service.engine.target import LOSSLESS, LOSSLESS_NAME
 from service.errors import ForeignOrigin, RankpressError, Saturated, UnknownHost
 from service.http.clients import RETRY_S, SharedLimit, client_of
 from service.http.context import RequestBytes, RequestContext, request_id
@@ -111,7 +112,7 @@ def _log_request(exchange: Exchange, seconds: float) -> None:
     context = exchange.context
     optional = {
         "client": exchange.client,
-        "rate": context.rate,
+        "rate": LOSSLESS_NAME if context.rate == LOSSLESS else context.rate,
         "bpp": None if context.bpp is None else round(context.bpp, 4),
         "pixels": context.pixels,
         "model": context.model,

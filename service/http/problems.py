@@ -257,9 +257,12 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 async def on_validation_error(request: Request, error: Exception) -> Response:
     """Answer parameters that do not fit their declaration, naming each."""
     assert isinstance(error, RequestValidationError)  # registered for nothing else
+    reasons: dict[str, list[str]] = {}
+    for e in error.errors()[:MAX_INVALID]:  # a value of several kinds has an error for each
+        reasons.setdefault(".".join(map(str, e["loc"][1:2]))[:100], []).append(_reason(e))
     invalid = tuple(
-        InvalidParameter(parameter=".".join(map(str, e["loc"][1:]))[:100], reason=_reason(e))
-        for e in error.errors()[:MAX_INVALID]
+        InvalidParameter(parameter=name, reason=", or: ".join(texts))
+        for name, texts in reasons.items()
     )
     detail = "; ".join(f"{i.parameter}: {i.reason}" for i in invalid)
     return problem(request, BAD_PARAMETER, detail, invalid=invalid)

@@ -65,11 +65,11 @@ class RankpressImageFile(ImageFile.ImageFile):
         except BadStream as error:
             raise SyntaxError(str(error)) from error
         header = stream.header
-        grey, opaque = bool(header.flags & container.Flags.GREY), stream.alpha is None
+        grey, opaque = bool(header.flags & container.Flags.GREY), not stream.has_alpha
         self._stream: bytes | None = data
         self._size = header.width, header.height
         self._mode = ("L" if grey else "RGB") + ("" if opaque else "A")
-        self.info["rate"] = header.rate
+        self.info["rate"] = "lossless" if stream.is_lossless else header.rate
         self.info["tune"] = header.tune
         self.info["model"] = header.model.hex()
         if stream.icc is not None:
@@ -100,10 +100,10 @@ class RankpressImageFile(ImageFile.ImageFile):
 def _save(image: Image.Image, file: IO[bytes], _filename: str | bytes) -> None:
     """Compress an image with the options of Image.save.
 
-    They are rate or one of target_bpp, max_bytes and target_psnr; tune, one of container.TUNES;
-    icc_profile, by default that of the image, or one made from PNG's gamma and chromaticities or
-    from Exif's Adobe RGB (Pillow does not read code points), and None leaves it out; exif, which is
-    kept only if it is given, and left out with a warning where it is damaged.
+    They are rate (1 to 8, or "lossless") or one of target_bpp, max_bytes and target_psnr; tune, one
+    of container.TUNES; icc_profile, by default that of the image, or one made from PNG's gamma and
+    chromaticities or from Exif's Adobe RGB (Pillow does not read code points), and None leaves it
+    out; exif, which is kept only if it is given, and left out with a warning where it is damaged.
 
     Raises:
         ValueError: an option is out of range, or more than one of rate and targets was given.

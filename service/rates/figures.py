@@ -10,9 +10,9 @@ from statistics import fmean
 from service.engine.engine import Engine
 from service.engine.types import Compressed
 from service.errors import BadParameter
-from service.eval.metrics import ms_ssim
 from service.eval.pictures import decode_on_white
 from service.images.read import read_folder
+from service.ms_ssim import ms_ssim
 from service.picture import Picture
 from service.runtime.loading import load_models
 from service.store.model import StoredRate

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.codec import container
-from service.codec.tiles import Box
+from service.codec.graphics import marked_pixels, visible_colours
+from service.codec.tiles import PATCH, Box, latents_under
 from service.errors import CheckFailed, RankpressError
-from service.picture import Picture, squared_error
+from service.picture import U8, Picture
+from service.runtime.graphics_costs import block_sums
 from service.runtime.pipeline import (
     Latents,
     LoadedModel,
@@ -18,20 +21,25 @@ from service.runtime.pipeline import (
     painted_windows,
 )
 
+BlockErrors = NDArray[np.float64]
+"""[ceil(H/16), ceil(W/16)]: the squared errors of each block, weighted as `squared_error` does."""
 
-def check_stream(model: LoadedModel, picture: Picture, data: bytes, latents: Latents) -> float:
-    """PSNR in dB of the 8-bit picture that a fresh stream decodes to.
+
+def check_stream(
+    model: LoadedModel, picture: Picture, data: bytes, latents: Latents
+) -> BlockErrors:
+    """The errors of the 8-bit picture that a fresh stream decodes to.
 
     Raises:
         CheckFailed: it does not decode to the latents that were encoded.
     """
     check_latents(model, data, latents, "the fresh stream")
-    return picture.psnr_db(visible_error(model, picture, latents))
+    return block_errors(model, picture, latents)
 
 
 def check_group(
     model: LoadedModel, pictures: Sequence[Picture], encoded: Sequence[tuple[bytes, Latents]]
-) -> list[float | CheckFailed]:
+) -> list[BlockErrors | CheckFailed]:
     """What `check_stream` returns or raises for each of several streams of one padded size.
 
     They are decoded together, and one by one where that fails, to find which of them is at fault.
@@ -45,7 +53,7 @@ def check_group(
     if not decoded or not all(map(np.array_equal, (one.y_hat for one in decoded), expected)):
         return [_check_one(model, p, *one) for p, one in zip(pictures, encoded, strict=True)]
     return [
-        picture.psnr_db(visible_error(model, picture, latents))
+        block_errors(model, picture, latents)
         for picture, latents in zip(pictures, decoded, strict=True)
     ]
 
@@ -65,18 +73,62 @@ def check_latents(model: LoadedModel, data: bytes, latents: Latents, name: str) 
         raise CheckFailed(f"{name} decodes to other latents than were encoded")
 
 
+def check_layer(data: bytes, picture: Picture) -> None:
+    """Decode the graphics layer of a fresh stream and compare it with the picture.
+
+    Raises:
+        CheckFailed: a marked pixel, or the alpha plane in the layer, differs.
+    """
+    whole = Box(0, 0, picture.height, picture.width)
+    layer = container.read_stream(data).graphics
+    assert layer is not None
+    expected = visible_colours(picture)
+    decoded = np.where(marked_pixels(layer.marked, whole)[..., None], np.uint8(0), expected)
+    layer.lay_over(decoded, whole)
+    same = np.array_equal(decoded, expected)
+    if layer.has_alpha and picture.alpha is not None:
+        same = same and np.array_equal(layer.alpha_plane(whole), picture.alpha)
+    if not same:
+        raise CheckFailed("the graphics layer of the fresh stream decodes to other pixels")
+
+
+def block_errors(model: LoadedModel, picture: Picture, latents: Latents) -> BlockErrors:
+    """The errors of the 8-bit picture that latents decode to."""
+    out = np.zeros(latents.y_hat.shape[:2])
+    whole = Box(0, 0, picture.height, picture.width)
+    for window, rgb in painted_windows(model, latents, whole, picture.grey):
+        out[latents_under(window).slices] = _errors_in(picture, window, rgb)
+    return out
+
+
+def _errors_in(picture: Picture, window: Box, rgb: U8) -> BlockErrors:
+    """The errors of part of a decoded picture, for the blocks under it.
+
+    Args:
+        picture: the source. window: place of the part, in pixels; it begins at a block's corner.
+        rgb: the decoded part, [window.height, window.width, 3].
+    """
+    blocks = latents_under(window)
+    out = np.empty((blocks.height, blocks.width))
+    for row in range(blocks.height):  # all rows together would take much memory
+        top = window.top + PATCH * row
+        strip = Box(top, window.left, top + PATCH, window.right).cut(window)
+        difference = rgb[strip.relative(window).slices] - picture.rgb[strip.slices].astype(int)
+        squared = np.square(difference).sum(-1)
+        if picture.alpha is not None:
+            squared = squared * np.square(picture.alpha[strip.slices] / 255)
+        out[row] = block_sums(squared)[0]
+    return out
+
+
 def visible_error(model: LoadedModel, picture: Picture, latents: Latents) -> float:
     """Sum of squared errors of the picture that latents decode to, see `picture.squared_error`."""
-    everything, squared = Box(0, 0, picture.height, picture.width), 0.0
-    for box, rgb in painted_windows(model, latents, everything, picture.grey):
-        alpha = None if picture.alpha is None else picture.alpha[box.slices]
-        squared += squared_error(rgb, picture.rgb[box.slices], alpha)
-    return squared
+    return float(block_errors(model, picture, latents).sum())
 
 
 def _check_one(
     model: LoadedModel, picture: Picture, data: bytes, latents: Latents
-) -> float | CheckFailed:
+) -> BlockErrors | CheckFailed:
     try:
         return check_stream(model, picture, data, latents)
     except CheckFailed as error:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.codec import alpha, container
+from service.codec.graphics import GraphicsLayer, Mask, beneath
 from service.codec.latents import LatentCoder
 from service.codec.lowrank import PARTS, Share, Update, merge_transforms
 from service.codec.model_stream import read_update
@@ -80,60 +81,92 @@ class Latents:
     Attributes:
         box: of the latents. y_hat: [box.height, box.width, M] int16, in units of 2^-Y_FRAC.
         code_s: seconds of entropy coding, for all pictures of a batch together.
+        bits: [box.height, box.width] float32, ideal code length of each position; None where they
+            were decoded.
     """
 
     box: Box
     y_hat: NDArray[np.int16]
     code_s: float
+    bits: NDArray[np.float32] | None = None
 
 
 def encode(
-    model: LoadedModel, picture: Picture, rate16: int, tune: str = container.PSNR
+    model: LoadedModel,
+    picture: Picture,
+    rate16: int,
+    tune: str = container.PSNR,
+    layer: GraphicsLayer | None = None,
+    under: U8 | None = None,
 ) -> tuple[bytes, Latents]:
     """Analyse and code a picture tile by tile; returns the stream and the latents that it holds.
 
-    The model is merged for the rate; rate and tune are for the header only.
+    The model is merged for the rate; rate and tune are for the header only. Blocks that a layer
+    marks are stored exactly; the networks see the colours of `under` there ([H, W, 3]), or, without
+    it, smooth colours.
 
     Raises:
         MissingExtra: the model has no analysis.
     """
-    return encode_all(model, [picture], rate16, tune)[0]
+    return encode_all(model, [picture], rate16, tune, layer, under)[0]
 
 
 def encode_all(
-    model: LoadedModel, pictures: Sequence[Picture], rate16: int, tune: str = container.PSNR
+    model: LoadedModel,
+    pictures: Sequence[Picture],
+    rate16: int,
+    tune: str = container.PSNR,
+    layer: GraphicsLayer | None = None,
+    under: U8 | None = None,
 ) -> list[tuple[bytes, Latents]]:
-    """What `encode` returns for each of several pictures of one `latent_box`, coded as a batch."""
+    """What `encode` returns for each of several pictures of one `latent_box`, coded as a batch.
+
+    A layer is that of all of them, so pictures with a layer are coded alone.
+    """
     if model.analysis is None:
         raise MissingExtra("compressing needs torch: pip install 'rankpress[server]'")
     box = latent_box(pictures[0].width, pictures[0].height)
     sizes = model.stored.sizes
+    visible = [p if layer is None else beneath(p, layer.marked, under) for p in pictures]
     y_hat = np.empty((len(pictures), box.height, box.width, sizes.M), np.int16)
+    bits = np.empty(y_hat.shape[:3], np.float32)
     coded: list[tuple[bytes, ...]] = []
     code_s = 0.0
     for tile in tiles(box):
         allow_interruption()
         window, inner = tile.grown(sizes.halo, box), tile.relative(tile.grown(sizes.halo, box))
-        y = [model.analysis.analyse(pixels_under(p, window))[inner.slices] for p in pictures]
+        y = [model.analysis.analyse(pixels_under(p, window))[inner.slices] for p in visible]
         z = np.concatenate([model.analysis.hyper_analyse(one[None]) for one in y])
         assert z.shape[1:3] == hyper_shape(tile)
-        result = model.coder.encode(np.stack(y), z)
+        result = model.coder.encode(np.stack(y), z, marked_in(layer, tile))
         y_hat[:, *tile.slices] = result.y_hat
+        bits[:, *tile.slices] = result.bits
         coded.append(result.data)
         code_s += result.code_s
     streams = [
-        container.write_stream(assemble(model, p, rate16, tune, data))
+        container.write_stream(assemble(model, p, rate16, tune, data, layer))
         for p, data in zip(pictures, zip(*coded, strict=True), strict=True)
     ]
     return [
-        (data, Latents(box, latents, code_s)) for data, latents in zip(streams, y_hat, strict=True)
+        (data, Latents(box, latents, code_s, costs))
+        for data, latents, costs in zip(streams, y_hat, bits, strict=True)
     ]
 
 
+def marked_in(layer: GraphicsLayer | None, tile: Box) -> Mask | None:
+    """The blocks of a tile that a layer holds, for the coder of latents; None without a layer."""
+    return None if layer is None else layer.marked[tile.slices]
+
+
 def assemble(
-    model: LoadedModel, picture: Picture, rate16: int, tune: str, coded: tuple[bytes, ...]
+    model: LoadedModel,
+    picture: Picture,
+    rate16: int,
+    tune: str,
+    coded: tuple[bytes, ...],
+    layer: GraphicsLayer | None = None,
 ) -> container.Stream:
-    """A stream of coded tiles with the picture's alpha plane and metadata."""
+    """A stream of coded tiles with the picture's alpha plane, metadata and graphics layer."""
     flags = container.Flags.GREY * picture.grey
     flags |= container.Flags.MS_SSIM * (tune == container.MS_SSIM)
     allow_interruption()
@@ -143,7 +176,17 @@ def assemble(
         None if picture.alpha is None else alpha.pack(picture.alpha),
         picture.icc,
         picture.exif,
+        graphics=layer,
     )
+
+
+def lossless_stream(picture: Picture, layer: GraphicsLayer) -> container.Stream:
+    """The stream of a picture that a complete layer holds exactly."""
+    flags = container.Flags.GREY * picture.grey
+    header = container.Header(
+        container.NO_MODEL, container.LOSSLESS16, flags, picture.width, picture.height
+    )
+    return container.Stream(header, (), icc=picture.icc, exif=picture.exif, graphics=layer)
 
 
 def pixels_under(picture: Picture, window: Box) -> U8:
@@ -224,6 +267,8 @@ def decode_all(
 ) -> list[Latents]:
     """What `decode_latents` returns for each of several streams of one `latent_box`, as a batch.
 
+    Streams with a graphics layer are decoded alone.
+
     Raises:
         BadStream: one of them is damaged; the error does not say which.
     """
@@ -240,7 +285,7 @@ def decode_all(
     code_s = 0.0
     for tile, data in chosen:
         allow_interruption()
-        decoded = model.coder.decode(data, tile)
+        decoded = model.coder.decode(data, tile, marked_in(streams[0].graphics, tile))
         if y_hat is None:  # allocated only once the first tile proved sound
             y_hat = np.empty((len(streams), cover.height, cover.width, sizes.M), np.int16)
         y_hat[:, *tile.relative(cover).slices] = decoded.y_hat
@@ -277,6 +322,8 @@ def painted_windows(
 
 def alpha_plane(stream: container.Stream, pixels: Box) -> U8 | None:
     """Alpha of the pixels in a box, [pixels.height, pixels.width]; None where all are opaque."""
+    if stream.graphics is not None and stream.graphics.has_alpha:
+        return stream.graphics.alpha_plane(pixels)
     if stream.alpha is None:
         return None
     plane = alpha.unpack(stream.alpha, stream.header.height, stream.header.width)

@@ -29,7 +29,7 @@ from service.codec import alpha, container
 from service.codec.container import PSNR
 from service.codec.tiles import PATCH, Box, padded_pixels
 from service.engine.requests import check_pixels, requested_pixels
-from service.engine.target import Target
+from service.engine.target import Target, rate_text
 from service.engine.types import (
     AdapterInfo,
     Compressed,
@@ -246,7 +246,9 @@ class ZooCodec:
         if rate not in self._rates:
             held = tuple(r.rate for r in self._model.rates)
             listed = ", ".join(f"{r:g}" for r in held)
-            raise RateUnavailable(f"model {self._name} has no rate {rate:g}, only {listed}", held)
+            raise RateUnavailable(
+                f"model {self._name} has no rate {rate_text(rate)}, only {listed}", held
+            )
         return self._rates[rate]
 
     def _rate_of(self, header: container.Header) -> RateNetwork:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from service.engine.admission_queue import RequestGroup
-from service.engine.target import Target
+from service.engine.target import LOSSLESS, Target
 from service.engine.target_search import USUAL_ENCODES
 from service.engine.types import (
     LEAST_WORK,
@@ -42,7 +42,12 @@ from service.errors import (
 from service.picture import Picture, Region
 
 MAGIC = b"fake"
-TIMINGS = Timings(swap_s=0.001, net_s=0.002, code_s=0.003, check_s=0.004)
+TIMINGS = Timings(swap_s=0.001, net_s=0.002, code_s=0.003, graphics_s=0.005, check_s=0.004)
+
+
+def _rate16(rate: float) -> int:
+    """The rate in a header: 0 stands for none."""
+    return 0 if rate == LOSSLESS else int(rate * 16)
 
 
 def _outcome(work: Callable[[], Decompressed]) -> Decompressed | RankpressError:
@@ -60,6 +65,7 @@ class FakeCodec:
     fault: raised by every piece of work, if any.
     healthy: whether the self-test passes. alpha: of every sample that is decoded, None is opaque.
     exif: of every picture that is decoded.
+    graphics_share: of every picture that is compressed; that of a lossless one is 1.
     batch: how many it likes to be given at once. batches: how many it was given at once.
     """
 
@@ -78,6 +84,7 @@ class FakeCodec:
         self.work_s = 0.0
         self.alpha: int | None = None
         self.exif: bytes | None = None
+        self.graphics_share = 0.0
         self.max_pixels = max_pixels
 
     def models(self) -> tuple[ModelInfo, ...]:
@@ -95,14 +102,16 @@ class FakeCodec:
             return self._compress_to(picture, rate, tune)
         self._work()
         self.tunes.append(tune)
-        if rate not in (2.0, 4.0):
+        if rate not in (2.0, 4.0, LOSSLESS):
             raise RateUnavailable(f"rate is {rate:g}, expected one of 2, 4", (2.0, 4.0))
-        head = struct.pack("<4sBII", MAGIC, int(rate * 16), picture.width, picture.height)
+        head = struct.pack("<4sBII", MAGIC, _rate16(rate), picture.width, picture.height)
         data = head + zlib.compress(picture.rgb.tobytes())
         bpp = 8 * len(data) / (picture.width * picture.height)
+        share = 1.0 if rate == LOSSLESS else self.graphics_share
         return Compressed(
-            data, picture.width, picture.height, rate, bpp, float("inf"), TIMINGS, tune=tune
-        )
+            data, picture.width, picture.height, rate, bpp, float("inf"), TIMINGS, tune=tune,
+            graphics_share=share,
+        )  # fmt: skip
 
     def _compress_to(self, picture: Picture, target: Target, tune: str) -> Compressed:
         made = self.compress(picture, 2.0, tune)
@@ -133,7 +142,8 @@ class FakeCodec:
             rgb = rgb[rows, region.x : region.x + region.width]
         alpha = None if self.alpha is None else np.full(rgb.shape[:2], self.alpha, np.uint8)
         picture = Picture(np.ascontiguousarray(rgb), alpha, exif=self.exif)
-        return Decompressed(picture, rate16 / 16, "fake", TIMINGS)
+        rate = rate16 / 16 if rate16 else LOSSLESS
+        return Decompressed(picture, rate, "fake", TIMINGS)
 
     @property
     def max_batch(self) -> int:

@@ -59,7 +59,7 @@ async def test_a_picture_comes_back_pixel_for_pixel_with_the_headers_of_the_cont
         assert headers["x-rankpress-psnr"] == "inf"
         assert "x-rankpress-notes" not in headers
         names = re.findall(r"(\w+);dur=\d+\.\d+", headers["server-timing"])
-        assert names == ["queue", "swap", "net", "code", "check", "read"]
+        assert names == ["queue", "swap", "net", "code", "graphics", "check", "read"]
 
         decoded = await client.post("/decompress", content=stream)
         assert decoded.headers["content-type"] == "image/png"
@@ -74,6 +74,65 @@ async def test_the_default_rate_is_4() -> None:
     async with running(FakeCodec()) as client:
         answer = await client.post("/compress", content=PNG)
         assert answer.headers["x-rankpress-rate"] == "4"
+
+
+async def test_lossless_is_a_rate_that_has_a_name_and_no_number() -> None:
+    async with running(FakeCodec()) as client:
+        with capture_logs() as lines:
+            answer = await client.post("/compress?rate=lossless", content=PNG)
+            decoded = await client.post("/decompress", content=answer.content)
+        assert answer.headers["x-rankpress-rate"] == "lossless"
+        assert answer.headers["x-rankpress-psnr"] == "inf"
+        assert float(answer.headers["x-rankpress-graphics"]) == 1
+        assert decoded.headers["x-rankpress-rate"] == "lossless"
+        np.testing.assert_array_equal(pixels_of(decoded.content), PIXELS)
+        rates = [line["rate"] for line in lines if line["event"] == "request"]
+        assert rates == ["lossless", "lossless"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "reason"),
+    [
+        ("best", "Input should be a valid number"),
+        ("0", "greater than or equal to 1"),
+        ("9", "less than or equal to 8"),
+        ("nan", ""),
+        ("Lossless", "'lossless'"),
+        ("", "'lossless'"),
+    ],
+)
+async def test_a_wrong_rate_is_one_wrong_parameter_with_all_that_is_taken(
+    rate: str, reason: str
+) -> None:
+    codec = FakeCodec()
+    async with running(codec) as client:
+        refused = await client.post(f"/compress?rate={rate}", content=PNG)
+        (wrong,) = check_problem(refused, 422, "bad-parameter")["invalid"]
+        assert wrong["parameter"] == "rate"
+        assert reason in wrong["reason"] and "'lossless'" in wrong["reason"]
+        query = "rate=lossless&max_bytes=9000"
+        both = check_problem(
+            await client.post(f"/compress?{query}", content=PNG), 422, "bad-parameter"
+        )
+        assert "rate and max_bytes" in str(both["detail"])
+    assert codec.calls == 0
+
+
+async def test_a_share_that_is_stored_exactly_is_told_and_counted() -> None:
+    codec = FakeCodec()
+    async with running(codec) as client:
+        plain = await client.post("/compress", content=PNG)
+        assert "x-rankpress-graphics" not in plain.headers
+        codec.graphics_share = 0.58
+        part = await client.post("/compress", content=PNG)
+        assert part.headers["x-rankpress-graphics"] == "0.580"
+        await client.post("/compress?rate=lossless", content=PNG)
+        await client.post("/decompress", content=part.content)
+        text = (await client.get("/metrics")).text
+    name = "rankpress_graphics_streams_total"
+    assert f'{name}{{extent="part"}} 1.0' in text and f'{name}{{extent="whole"}} 1.0' in text
+    assert "rankpress_graphics_seconds_count 4.0" in text
+    assert "graphics;dur=5.00" in part.headers["server-timing"]
 
 
 async def test_tune_is_asked_for_by_name_with_a_rate_or_a_target() -> None:

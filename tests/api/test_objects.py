@@ -336,6 +336,16 @@ async def test_a_stream_is_kept_once_it_was_decoded_and_under_its_hash_alone(
         assert len(stored) == 2
 
 
+async def test_a_lossless_stream_is_kept_and_has_no_number_as_its_rate(tmp_path: Path) -> None:
+    async with stocked(tmp_path / "a", objects_write=True) as (client, _, _):
+        stream = (await client.post("/compress?rate=lossless", content=PNG)).content
+        stored = await client.put("/objects", content=stream)
+        assert (stored.status_code, stored.json()["rate"]) == (201, None)
+        picture = await client.get(stored.headers["location"], params={"format": "png"})
+        assert picture.headers["x-rankpress-rate"] == "lossless"
+        np.testing.assert_array_equal(pixels_of(picture.content), PIXELS)
+
+
 def test_writing_is_off_unless_allowed_and_never_without_a_place() -> None:
     assert not Settings().objects_write
     for wrong in ({"objects_write": True}, {"objects_write": True, "objects_url": "x",

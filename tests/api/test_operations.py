@@ -329,6 +329,10 @@ async def test_the_openapi_document_is_complete(tmp_path: Path) -> None:
         "max_bytes",
         "target_psnr",
     }
+    (rate,) = (p["schema"] for p in compress["parameters"] if p["name"] == "rate")
+    number, name, _ = rate["anyOf"]
+    assert (number["minimum"], number["maximum"], name["const"]) == (1, 8, "lossless")
+    assert "X-Rankpress-Graphics" in compress["responses"]["200"]["headers"]
     schemas = document["components"]["schemas"]
     assert {"Problem", "InvalidParameter", "Models", "Rates"} <= set(schemas)
     assert "HTTPValidationError" not in schemas

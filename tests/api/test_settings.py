@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from service.api.app import create_app
+from service.codec.container import LOSSLESS
+from service.engine.opening import open_engine
 from service.errors import BadParameter
+from service.picture import Picture
 from service.settings import Settings
 
 from .fake_codec import FakeCodec
@@ -33,6 +37,23 @@ def test_the_environment_overrides_defaults_and_arguments_override_it(
     assert Settings(port=9001).port == 9001
 
 
+def test_graphics_layers_can_be_turned_off(
+    monkeypatch: pytest.MonkeyPatch, store: Path
+) -> None:
+    """All but lossless streams, which are asked for by name, are then without one."""
+    picture = Picture(np.full((40, 70, 3), 200, np.uint8))
+    rates = {}
+    for value in ("true", "false"):
+        monkeypatch.setenv("RANKPRESS_GRAPHICS", value)
+        engine = open_engine(Settings(store=store, device="cpu"))
+        made = [engine.compress(picture, rate) for rate in (4, LOSSLESS)]
+        rates[value] = [(m.rate, m.graphics_share) for m in made]
+    assert rates == {
+        "true": [(LOSSLESS, 1), (LOSSLESS, 1)],
+        "false": [(4, 0), (LOSSLESS, 1)],
+    }
+
+
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANKPRESS_STORE", "")
     assert Settings().store is None
@@ -48,6 +69,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         ("body_timeout_s", "inf"),
         ("log_level", "loud"),
         ("check", "perhaps"),
+        ("graphics", "webp"),
         ("allowed_hosts", "localhost:8000"),
         ("allowed_hosts", "http://localhost"),
         ("allowed_hosts", "*"),

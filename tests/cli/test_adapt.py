@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Small
 from PIL import Image
@@ -19,12 +21,18 @@ from service.codec.container import describe
 from service.errors import BadParameter
 from service.eval.adaptation import AdaptationMeasurement, parse_efforts
 from service.eval.measurements import read_rows
+from service.images.write import write_image
+from service.picture import Picture
 from service.store.write import write_model
 
 
 @pytest.fixture
 def store(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of the small model, pictures in `in/`, and few steps for every effort."""
+    """A store of the small model, pictures in `in/`, and few steps for every effort.
+
+    The graphics layer is off, because the small model is so bad that every picture would be exact.
+    """
+    monkeypatch.setenv("RANKPRESS_GRAPHICS", "false")
     write_model(tmp_path / "store" / "small", small.stored, small.base)
     (tmp_path / "in").mkdir()
     for name, seed in (("flat-0", 1), ("flat-1", 2)):
@@ -51,6 +59,23 @@ def test_adapt_writes_a_stream_that_decompress_reads(store: Path) -> None:
     with Image.open("a.png") as image:
         assert image.size == (48, 40)
     assert describe(Path("a.rkp").read_bytes()).rate == 4
+
+
+def test_lossless_streams_are_exact_and_decode_beside_any_store(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb = photo_like(40, 70)
+    Path("a.png").write_bytes(write_image(Picture(rgb), "png"))
+    made = rankpress("compress", "a.png", "a.rkp", "--rate", "lossless", "--store", str(store))
+    assert made.exit_code == 0, made.stderr
+    told = rankpress("info", "a.rkp", "--json")
+    answer = json.loads(told.stdout)
+    assert (answer["rate"], answer["graphics_share"]) == (None, 1)
+    assert answer["sections"] == [["graphics", answer["sections"][0][1]]]
+    monkeypatch.delenv("RANKPRESS_STORE", raising=False)
+    assert rankpress("decompress", "a.rkp", "b.png").exit_code == 0
+    with Image.open("b.png") as image:
+        assert np.array_equal(np.asarray(image), rgb)
 
 
 def test_adapt_takes_folders_and_the_same_seed_gives_the_same_bytes(store: Path) -> None:
@@ -108,6 +133,31 @@ def test_the_line_says_where_it_is_and_what_it_gained() -> None:
     now = AdaptProgress("latents", 150, 200, 900, 0.9, 31.25, 1000, 1.0, 31.0)
     assert adaptation_gain(now) == "31.25 dB (-10.0 % bytes, +0.25 dB)"
     assert adaptation_line(now) == "latents 150/200: 0.900 bpp, 31.25 dB (-10.0 % bytes, +0.25 dB)"
+
+
+def test_an_exact_stream_has_no_decibels_to_gain() -> None:
+    end = AdaptProgress("done", 0, 0, 900, 0.9, math.inf, 1000, 1.0, math.inf)
+    assert adaptation_gain(end) == "exact (-10.0 % bytes)"
+
+
+def test_adapt_ends_at_once_for_a_drawing_which_is_exact(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measurements of adaptation leave the layer out, so the drawing is fitted there."""
+    monkeypatch.setenv("RANKPRESS_GRAPHICS", "true")
+    rgb = np.full((40, 48, 3), (250, 250, 240), np.uint8)
+    rgb[10:30, 5:33] = 200, 30, 30
+    Image.fromarray(rgb).save("in/flat-0.png")
+    result = rankpress("adapt", "in/flat-0.png", "a.rkp", "--store", str(store), "--json")
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert (answer["rate"], answer["psnr_db"]) == (None, None)
+    assert answer["notes"][-1].startswith("exact (")
+    options = ("--efforts", "1", "--rates", "4", "--out", "out", "--store", str(store))
+    shown = rankpress("eval-adaptation", "in", *options)
+    assert shown.exit_code == 0, shown.stderr
+    gains = json.loads(Path("out/adapted.json").read_text())["gains"][0]
+    assert gains["images"] == 2 and gains["ms_per_step"] > 0 and gains["gain_db"] is not None
 
 
 def test_efforts_are_read_from_text() -> None:

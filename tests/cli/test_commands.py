@@ -25,7 +25,8 @@ import service.engine.opening
 from service.cli import main
 from service.cli.batch import ConvertedFile, check_output, run_batch
 from service.cli.plan import BatchPlan, Task, plan_batch
-from service.codec.container import Flags, Header, Stream, write_stream
+from service.codec.container import LOSSLESS16, NO_MODEL, Flags, Header, Stream, write_stream
+from service.codec.graphics import make_layer, write_layer
 from service.engine.types import Decompressed
 from service.errors import BadParameter
 from service.files import IMAGE_SUFFIXES
@@ -131,7 +132,8 @@ def test_a_target_out_of_reach_fails_that_file(here: Path) -> None:
 
 @pytest.mark.parametrize(
     "options", [("--rate", "4", "--max-bytes", "9"), ("--target-bpp", "1", "--target-psnr", "9"),
-                ("--target-bpp", "0"), ("--max-bytes", "-1"), ("--target-psnr", "nan")],
+                ("--rate", "lossless", "--max-bytes", "9"), ("--target-bpp", "0"),
+                ("--max-bytes", "-1"), ("--target-psnr", "nan")],
 )  # fmt: skip
 def test_two_targets_or_one_that_is_no_positive_number_are_wrong_usage(
     codec: OpenedCodec, options: tuple[str, ...]
@@ -347,7 +349,10 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work(codec: OpenedCo
         (["compress", "in", "in/a.png"], "OUT is the file in/a.png, expected a folder"),
         (["compress", "in/a.png", "in/a.png", "-f"], "would be replaced by its own result"),
         (["compress", "in/a.png", "in/a.png", "out"], "several inputs would become out/a.png.rkp"),
-        (["compress", "in/.git/..", "empty", "out", "--rate", "9"], "less than or equal to 8"),
+        (["compress", "in/.git/..", "empty", "out", "--rate", "9"], "rate is 9, expected a number"),
+        (["compress", "in", "out", "--rate", "best"], "rate is best, expected a number from 1 to"),
+        (["compress", "in", "out", "--rate", "nan"], 'or "lossless"'),
+        (["adapt", "in", "out", "--rate", "lossless"], "unable to parse string as a number"),
         (["compress", "empty", "out"], "nothing to do in empty: no files"),
         (["decompress", "in", "out"], "in in: files of other kinds: 1 .jpg, 3 .png, 1 .txt"),
         (["compress", "in/a.png", "-", "--json"], "expected a file for OUT"),
@@ -522,6 +527,38 @@ def test_info_says_what_the_rate_was_trained_for() -> None:
     Path("a.rkp").write_bytes(write_stream(Stream(header, (b"latents",))))
     assert lines(rankpress("info", "a.rkp", "--json"))[0]["tune"] == "ms-ssim"
     assert re.search(r"rate +2\.5, tune ms-ssim", rankpress("info", "a.rkp").stdout)
+
+
+def test_info_says_how_much_of_the_picture_is_exact() -> None:
+    rgb = photo(40, 40)
+    marked = np.zeros((3, 3), np.bool_)
+    marked[0] = True
+    layers = [make_layer(Picture(rgb), marked), make_layer(Picture(rgb), np.ones_like(marked))]
+    sizes = [len(write_layer(layer)) for layer in layers]
+    part = Stream(Header(b"\1\2\3\4", 64, 0, 40, 40), (b"latents!",), graphics=layers[0])
+    whole = Stream(Header(NO_MODEL, LOSSLESS16, 0, 40, 40), (), graphics=layers[1])
+    Path("part.rkp").write_bytes(write_stream(part))
+    Path("whole.rkp").write_bytes(write_stream(whole))
+    answers = lines(rankpress("info", "part.rkp", "whole.rkp", "--json"))
+    assert [(a["rate"], a["model"]) for a in answers] == [(4.0, "01020304"), (None, "00000000")]
+    assert [a["graphics_share"] for a in answers] == [pytest.approx(1 / 3), 1]
+    assert [dict(a["sections"])["graphics"] for a in answers] == sizes
+    shown = rankpress("info", "part.rkp", "whole.rkp").stdout
+    assert "33.3% of the blocks are exact" in shown and "100.0% of the blocks" in shown
+    assert re.search(r"rate +4, tune psnr", shown) and "lossless, needs no model" in shown
+
+
+def test_lossless_reaches_the_codec_and_is_told_as_no_number() -> None:
+    Path("a.png").write_bytes(PNG)
+    result = rankpress("compress", "a.png", "a.rkp", "--rate", "lossless", "--json")
+    assert result.exit_code == 0, result.stderr
+    (answer,) = lines(result)
+    assert (answer["rate"], answer["psnr_db"]) == (None, None)
+    shown = rankpress("compress", "a.png", "a.rkp", "--rate", "lossless", "-f")
+    assert "exact" in shown.stderr
+    assert lines(rankpress("decompress", "a.rkp", "b.png", "--json"))[0]["rate"] is None
+    with Image.open("b.png") as image:
+        assert np.array_equal(np.asarray(image), RGB)
 
 
 def test_tune_reaches_the_codec_with_a_rate_and_with_a_target(codec: OpenedCodec) -> None:

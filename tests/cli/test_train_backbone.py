@@ -142,7 +142,8 @@ def test_a_training_step_is_measured(tmp_path: Path) -> None:
 
 def test_every_benchmark_is_a_command_of_its_own() -> None:
     shown = rankpress("bench", "--help").output
-    for name in ("codec", "service", "rates", "decoder", "agreement", "jobs", "training"):
+    names = "codec", "service", "rates", "decoder", "agreement", "jobs", "graphics", "training"
+    for name in names:
         assert name in shown
         assert "--record" in rankpress("bench", name, "--help").output
     assert rankpress("bench", "codec", "--service").exit_code == 2

@@ -7,6 +7,7 @@ neither the carrier (float32) nor the entropy coder (constriction) with the deco
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zlib
 from bisect import bisect_right
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.numpy import load_file
 
 I64 = NDArray[np.int64]
@@ -36,6 +38,15 @@ class Unsupported(Malformed):
 # Container
 
 
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A graphics layer: its blocks [h, w], and each piece with its place and bytes."""
+
+    flags: int
+    marked: NDArray[np.bool_]
+    pieces: tuple[tuple[int, int, int, int, bytes], ...]
+
+
 @dataclass(frozen=True)
 class Parsed:
     """Header fields and section payloads (`metadata` inflated), as the page names them."""
@@ -48,6 +59,7 @@ class Parsed:
     sections: dict[int, bytes]
     tiles: tuple[bytes, ...]
     metadata: dict[int, bytes]
+    layer: Layer | None
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -85,7 +97,7 @@ def parse(data: bytes) -> Parsed:
         raise Malformed("magic")
     if data[3] != 1:
         raise Unsupported("version")
-    if len(data) < 10 or not 16 <= data[8] <= 128:
+    if len(data) < 10 or data[8] > 128:
         raise Malformed("rate")
     if data[9] > 7:
         raise Unsupported("flags")
@@ -102,17 +114,25 @@ def parse(data: bytes) -> Parsed:
         length, at = varint(body, at)
         if len(sections) == 16 or length > len(body) - at or kind in sections:
             raise Malformed("section")
-        if kind % 2 == 0 and kind not in (2, 4, 6, 8):
+        if kind % 2 == 0 and kind not in (2, 4, 6, 8, 10):
             raise Unsupported("critical section")
         sections[kind] = body[at : at + length]
         at += length
-    if 2 not in sections or len(sections.get(8, b"four")) != 4:
-        raise Malformed("latents or ready update")
+    if len(sections.get(8, b"four")) != 4:
+        raise Malformed("ready update")
+    layer = read_layer(sections[10], width, height) if 10 in sections else None
+    if layer is not None and layer.marked.all():
+        if {2, 4, 6, 8} & sections.keys() or any(data[4:9]):
+            raise Malformed("not lossless")
+    elif 2 not in sections or data[8] < 16:
+        raise Malformed("latents or rate")
     metadata = {kind: inflate_metadata(sections[kind]) for kind in (1, 3) if kind in sections}
     count = -(-width // 1024) * -(-height // 1024)
     same_machine = data[9] & 4
-    tiles = (sections[2],) if same_machine else split(sections[2], count)
-    return Parsed(data[4:8], data[8], data[9], width, height, sections, tiles, metadata)
+    tiles: tuple[bytes, ...] = ()
+    if 2 in sections:
+        tiles = (sections[2],) if same_machine else split(sections[2], count)
+    return Parsed(data[4:8], data[8], data[9], width, height, sections, tiles, metadata, layer)
 
 
 def split(payload: bytes, count: int) -> tuple[bytes, ...]:
@@ -160,6 +180,68 @@ def alpha(stream: Parsed) -> NDArray[np.uint8] | None:
     if payload[0]:
         plane = plane.cumsum(2 - payload[0])
     return (plane % 256).astype(np.uint8)
+
+
+# Graphics layer
+
+
+def read_layer(payload: bytes, width: int, height: int) -> Layer:
+    """Read a layer; its pieces are not decoded."""
+    if not payload or payload[0] not in (0, 1, 3):
+        raise Malformed("layer flags")
+    rows, columns, at = -(-height // 16), -(-width // 16), 1
+    marked = np.ones((rows, columns), bool)
+    if not payload[0]:
+        length, at = varint(payload, at)
+        size = -(-rows * columns // 8)
+        if length > len(payload) - at or length > size + size // 16 + 64:
+            raise Malformed("map length")
+        raw = inflate(payload[at : at + length], size + 1)
+        bits = [byte >> 7 - i & 1 for byte in raw for i in range(8)]
+        if len(raw) != size or any(bits[rows * columns :]):
+            raise Malformed("map")
+        marked = np.array(bits[: rows * columns]).reshape(rows, columns).cumsum(0) % 2 == 1
+        at += length
+    places = [
+        (top, left, min(4096, height - top), min(4096, width - left))
+        for top in range(0, height, 4096)
+        for left in range(0, width, 4096)
+    ]
+    lengths = []
+    for _ in places[1:]:
+        length, at = varint(payload, at)
+        lengths.append(length)
+    edges = [*accumulate(lengths, initial=at), len(payload)]
+    if edges[-2] > edges[-1]:
+        raise Malformed("pieces")
+    pieces = []
+    for (top, left, h, w), low, high in zip(places, edges, edges[1:], strict=False):
+        used = marked[top // 16 : -(-(top + h) // 16), left // 16 : -(-(left + w) // 16)].any()
+        if used != (high > low):
+            raise Malformed("empty piece")
+        pieces.append((top, left, h, w, payload[low:high]))
+    return Layer(payload[0], marked, tuple(pieces))
+
+
+def lay_over(layer: Layer, rgba: NDArray[np.uint8]) -> None:
+    """Put the layer's pixels over a picture, [height, width, 4]."""
+    for top, left, h, w, data in layer.pieces:
+        if not data:
+            continue
+        head = 0x2F | (w - 1) << 8 | (h - 1) << 22 | (layer.flags >> 1) << 36
+        chunk = head.to_bytes(5, "little") + data
+        chunk += b"\0" * (len(chunk) % 2)
+        body = b"WEBPVP8L" + len(chunk).to_bytes(4, "little") + chunk
+        file = b"RIFF" + len(body).to_bytes(4, "little") + body
+        try:
+            pixels = np.asarray(Image.open(io.BytesIO(file)).convert("RGBA"))
+        except (OSError, EOFError) as error:
+            raise Malformed("piece") from error
+        for row in range(top, top + h):
+            for block in range(left // 16, -(-(left + w) // 16)):
+                if layer.marked[row // 16, block]:
+                    part = slice(16 * block, min(16 * block + 16, left + w))
+                    rgba[row, part] = pixels[row - top, part.start - left : part.stop - left]
 
 
 # Store
@@ -386,11 +468,18 @@ def shuffle(x: Any, r: int) -> Any:
     return x.reshape(h * r, w * r, -1)
 
 
-def decode_tile(t: Tensors, data: bytes, height: int, width: int) -> I64:
-    """y_hat of a tile, [height, width, M] in units of 1/64."""
+def decode_tile(t: Tensors, data: bytes, marked: NDArray[np.bool_]) -> I64:
+    """y_hat of a tile, [height, width, M] in units of 1/64; what is `marked` is not coded."""
     ans = Ans(data, t["tables"])
+    height, width = marked.shape
     rows, columns = -(-height // 4), -(-width // 4)
-    z = ans.group(t["z.level"].tolist() * (rows * columns))
+    z_levels = [
+        0 if marked[4 * row : 4 * row + 4, 4 * column : 4 * column + 4].all() else level
+        for row in range(rows)
+        for column in range(columns)
+        for level in t["z.level"].tolist()
+    ]
+    z = ans.group(z_levels)
     z_step, y_step = t["z.step"].astype(np.int64), t["y.step"].astype(np.int64)
     z_hat = clip((np.array(z, np.int64).reshape(rows, columns, -1) * z_step + 128) >> 8)
     p = block(t, "h_s.1", clip(shuffle(plain(t, "h_s.0", z_hat), 2)))
@@ -405,6 +494,7 @@ def decode_tile(t: Tensors, data: bytes, height: int, width: int) -> I64:
             hidden = block(t, f"step.{step}.block", clip(first))
         head = plain(t, f"step.{step}.head", hidden)
         mu, level = head[..., :M].clip(-(2**14) + 1, 2**14 - 1), head[..., M:].clip(0, 63)
+        level[marked] = 0
         places = [
             (row, column, slice(GROUP[step][2 * r + c], None, 4))
             for r in range(2)
@@ -430,10 +520,11 @@ def decode_latents(stream: Parsed, t: Tensors) -> I64:
     """y_hat of a picture, [h, w, M] in units of 1/64."""
     height, width = stream.latent_size
     y_hat = np.empty((height, width, len(t["y.step"])), np.int64)
+    marked = np.zeros((height, width), bool) if stream.layer is None else stream.layer.marked
     corners = [(top, left) for top in range(0, height, 64) for left in range(0, width, 64)]
     for (top, left), data in zip(corners, stream.tiles, strict=True):
         tile = y_hat[top : top + 64, left : left + 64]
-        tile[:] = decode_tile(t, data, *tile.shape[:2])
+        tile[:] = decode_tile(t, data, marked[top : top + 64, left : left + 64])
     return y_hat
 
 
@@ -518,9 +609,24 @@ def float_block(t: Tensors, name: str, x: F64) -> F64:
     return x + linear(t, f"{name}.f2", np.where(hidden < 0, hidden / 8, hidden))
 
 
-def decode(data: bytes, folder: Path) -> tuple[I64, NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """y_hat, pixels and alpha of a stream, with the model in a folder of the store."""
+def decode(
+    data: bytes, folder: Path
+) -> tuple[I64 | None, NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """y_hat (None if lossless), pixels and alpha, with the model in a folder of the store."""
     stream = parse(data)
+    rgba = np.zeros((stream.height, stream.width, 4), np.uint8)
+    if not stream.tiles:
+        assert stream.layer is not None
+        lay_over(stream.layer, rgba)
+        return None, rgba[..., :3], rgba[..., 3] if stream.layer.flags & 2 else None
+    y_hat, rgba[..., :3] = decode_tiles(stream, folder)
+    if stream.layer is not None:
+        lay_over(stream.layer, rgba)
+    return y_hat, rgba[..., :3], alpha(stream)
+
+
+def decode_tiles(stream: Parsed, folder: Path) -> tuple[I64, NDArray[np.uint8]]:
+    """y_hat and pixels of a stream's latents."""
     if identity([name for name, _ in mix(stream, folder)], folder)[:4] != stream.model:
         raise LookupError("unknown model")
     tensors = merged_model(stream, folder)
@@ -536,7 +642,7 @@ def decode(data: bytes, folder: Path) -> tuple[I64, NDArray[np.uint8], NDArray[n
     if stream.flags & 1:
         mean = (rgb.astype(np.int64).sum(-1, keepdims=True) + 1) // 3
         rgb = np.broadcast_to(mean.astype(np.uint8), rgb.shape)
-    return y_hat, rgb, alpha(stream)
+    return y_hat, rgb
 
 
 def ready_update(folder: Path, reference: bytes) -> bytes:

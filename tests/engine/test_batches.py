@@ -114,13 +114,13 @@ def test_the_entropy_networks_are_called_once_for_a_batch(
     batches: list[int] = []
     encode, decode = LatentCoder.encode, LatentCoder.decode
 
-    def counting_encode(self, y, z):  # type: ignore[no-untyped-def]
+    def counting_encode(self, y, *more):  # type: ignore[no-untyped-def]
         batches.append(len(y))
-        return encode(self, y, z)
+        return encode(self, y, *more)
 
-    def counting_decode(self, data, tile):  # type: ignore[no-untyped-def]
+    def counting_decode(self, data, *more):  # type: ignore[no-untyped-def]
         batches.append(len(data))
-        return decode(self, data, tile)
+        return decode(self, data, *more)
 
     monkeypatch.setattr(LatentCoder, "encode", counting_encode)
     monkeypatch.setattr(LatentCoder, "decode", counting_decode)
@@ -183,8 +183,8 @@ def test_the_check_fails_only_those_that_differ(
 ) -> None:
     encode = LatentCoder.encode
 
-    def tampering(self, y, z):  # type: ignore[no-untyped-def]
-        coded = encode(self, y, z)
+    def tampering(self, *latents):  # type: ignore[no-untyped-def]
+        coded = encode(self, *latents)
         coded.y_hat[1, 0, 0, 0] += 1
         return coded
 
@@ -201,8 +201,8 @@ def test_the_check_fails_only_the_stream_that_does_not_decode(
     expected = Engine((base,)).compress_batch(pictures, 4)
     encode = LatentCoder.encode
 
-    def tampering(self, y, z):  # type: ignore[no-untyped-def]
-        coded = encode(self, y, z)
+    def tampering(self, *latents):  # type: ignore[no-untyped-def]
+        coded = encode(self, *latents)
         return replace(coded, data=(*coded.data[:-1], coded.data[-1][:-8]))
 
     monkeypatch.setattr(LatentCoder, "encode", tampering)

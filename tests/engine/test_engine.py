@@ -136,8 +136,8 @@ class Tampering:
     def __init__(self, model: LoadedModel) -> None:
         self.coder = model.coder
 
-    def encode(self, y: np.ndarray, z: np.ndarray) -> CodedTiles:
-        coded = self.coder.encode(y, z)
+    def encode(self, *latents: np.ndarray) -> CodedTiles:
+        coded = self.coder.encode(*latents)
         coded.y_hat[0, 0, 0, 0] += 1
         return coded
 
@@ -226,7 +226,7 @@ def test_a_missing_rate_lists_those_that_are_there(loaded: LoadedModel, photo: P
     with pytest.raises(RateUnavailable, match="rate 4.5"):
         engine.compress(photo, 4.5)
     assert engine.compress(photo, 4 + 1 / 40).rate == 4, "rates are stored in sixteenths"
-    for rate in (0.99, 8.01, -1, math.nan, math.inf):
+    for rate in (0.99, 8.01, -1, math.nan, -math.inf):
         with pytest.raises(BadParameter, match="expected a number from 1 to 8"):
             engine.compress(photo, rate)
 

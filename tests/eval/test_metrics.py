@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from pytorch_msssim import ms_ssim as witness_ms_ssim
 
-from service.eval.metrics import MS_SSIM_SIDE, ms_ssim, ms_ssim_db, psnr_db, ssimulacra2
+from service.eval.metrics import ms_ssim_db, psnr_db, ssimulacra2
 from service.eval.pictures import generate
+from service.ms_ssim import MS_SSIM_SIDE, ms_ssim
 from service.picture import Picture
 
 U8 = NDArray[np.uint8]

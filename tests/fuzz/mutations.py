@@ -26,10 +26,12 @@ import numpy as np  # noqa: E402
 from hostile import sealed  # noqa: E402
 from image_files import exif_of, profile  # noqa: E402
 from images.test_exif import camera_exif  # noqa: E402
+from images.test_exif_check import DAMAGED, PICTURES, check_written, mutated  # noqa: E402
 from images.test_hostile import read, samples  # noqa: E402
-from images.test_metadata import DAMAGED, PICTURES, check_written, mutated  # noqa: E402
+from make_golden import page_with_photo  # noqa: E402
 from small_model import photo_like  # noqa: E402
 
+from service.codec.container import LOSSLESS  # noqa: E402
 from service.engine.opening import open_engine  # noqa: E402
 from service.errors import RankpressError  # noqa: E402
 from service.picture import Picture  # noqa: E402
@@ -68,7 +70,7 @@ class Outcomes:
 
 
 def streams() -> list[bytes]:
-    """Streams of the model that ships: colour, grey, alpha, several rates and tiles."""
+    """Streams of the model that ships: colour, grey, alpha, several rates and tiles, and layers."""
     engine = open_engine(Settings(check=False))
     rgb = photo_like(48, 80)
     pictures = [
@@ -77,7 +79,11 @@ def streams() -> list[bytes]:
         Picture(rgb, rgb[..., 0].copy(), icc=profile(), exif=exif_of(1)),
         Picture(photo_like(16, 1040)),
     ]
-    return [engine.compress(one, rate).data for one in pictures for rate in (1, 4.5, 8)]
+    coded = [engine.compress(one, rate).data for one in pictures for rate in (1, 4.5, 8)]
+    coded += [engine.compress(one, LOSSLESS).data for one in pictures[:3]]
+    screen = Picture(page_with_photo())
+    coded += [engine.compress(screen, rate).data for rate in (1, 4.5)]
+    return coded
 
 
 def damaged_streams(count: int) -> Iterator[bytes]:

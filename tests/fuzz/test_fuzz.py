@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hostile import MAX_PIXELS, check_any_bytes, sealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_model import photo_like
 
-from service.codec.container import Header, Section
+from service.codec.container import (
+    LOSSLESS,
+    LOSSLESS16,
+    NO_MODEL,
+    PSNR,
+    Header,
+    Section,
+)
+from service.codec.graphics import make_layer
 from service.engine.engine import Engine
 from service.picture import Picture
-from service.runtime.pipeline import LoadedModel
+from service.runtime.pipeline import LoadedModel, encode
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +78,25 @@ def sound(engine: Engine) -> bytes:
     return engine.compress(Picture(rgb, alpha=rgb[..., 0], icc=b"profile"), 4).data[:-4]
 
 
+@pytest.fixture(scope="module")
+def layered(engine: Engine, loaded: LoadedModel) -> list[bytes]:
+    """Streams up to their checksums, with a layer over a part, over all, and with alpha."""
+    rgb = photo_like(20, 40)
+    picture = Picture(rgb, icc=b"profile")
+    part = make_layer(picture, np.array([[True, False, False], [False, True, True]]))
+    return [
+        encode(loaded, picture, 64, PSNR, part)[0][:-4],
+        engine.compress(picture, LOSSLESS).data[:-4],
+        engine.compress(Picture(rgb, alpha=rgb[..., 0]), LOSSLESS).data[:-4],
+    ]
+
+
 @settings(max_examples=500)
 @given(data=st.data())
 def test_streams_with_parts_cut_repeated_and_replaced(
-    target: Engine, sound: bytes, data: st.DataObject
+    target: Engine, sound: bytes, layered: list[bytes], data: st.DataObject
 ) -> None:
-    body = sound
+    body = data.draw(st.sampled_from([sound, *layered]))
     for _ in range(data.draw(st.integers(1, 3))):
         low = data.draw(st.integers(0, len(body)))
         high = data.draw(st.integers(low, min(len(body), low + 30)))
@@ -82,6 +104,31 @@ def test_streams_with_parts_cut_repeated_and_replaced(
         body = body[:low] + middle + body[high:]
     check_any_bytes(target, body)
     check_any_bytes(target, sealed(body))
+
+
+def test_streams_with_layers_are_sound_before_they_are_damaged(
+    target: Engine, layered: list[bytes]
+) -> None:
+    assert all(check_any_bytes(target, sealed(body)) for body in layered)
+
+
+@settings(max_examples=500)
+@given(
+    width=sides, height=sides, flags=st.integers(0, 1), layer=st.sampled_from([b"\1", b"\3"]),
+    coded=st.binary(max_size=60), others=sections,
+)  # fmt: skip
+def test_well_formed_lossless_streams_of_random_content(
+    target: Engine,
+    width: int,
+    height: int,
+    flags: int,
+    layer: bytes,
+    coded: bytes,
+    others: list[tuple[int, bytes]],
+) -> None:
+    header = Header(NO_MODEL, LOSSLESS16, flags, width, height)
+    payload = (int(Section.GRAPHICS), layer + coded)
+    check_any_bytes(target, sealed(body_of(header, [payload, *others])))
 
 
 def test_a_picture_without_any_coded_bytes_is_still_of_the_declared_size(

@@ -81,6 +81,14 @@ def events(client: httpx.Client, path: str, last_id: str | None = None) -> list[
     return [event | {"data": json.loads(event["data"])} for event in entries if "data" in event]
 
 
+def test_a_job_has_a_rate_with_a_number(place: Place) -> None:
+    """A lossless stream has nothing that could be fitted."""
+    with served(place) as client:
+        refused = client.post("/adapt?rate=lossless", content=png())
+        assert (refused.status_code, problem(refused)) == (422, "bad-parameter")
+        assert [wrong["parameter"] for wrong in refused.json()["invalid"]] == ["rate"]
+
+
 def test_a_picture_is_posted_watched_and_fetched(place: Place) -> None:
     with served(place) as client:
         posted = client.post("/adapt?rate=4&effort=2", content=png())

@@ -37,11 +37,13 @@ REPO = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True, scope="module")
 def small_store(tmp_path_factory: pytest.TempPathFactory, small: Small) -> Iterator[None]:
-    """Use the small model to open and to save streams."""
+    """Use the small model to open and to save streams, by its networks alone: it is so bad that
+    lossless streams of most pictures cost less."""
     folder = tmp_path_factory.mktemp("store")
     write_model(folder / "small", small.stored, small.base)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANKPRESS_STORE", str(folder))
+        patch.setenv("RANKPRESS_GRAPHICS", "false")
         forget()
         yield
     forget()
@@ -208,12 +210,51 @@ def test_a_target_takes_the_place_of_a_rate(photo: Picture) -> None:
     assert len(saved(source, max_bytes=size)) <= size
     with pytest.raises(ValueError, match="rate and max_bytes"):
         saved(source, rate=4, max_bytes=size)
-    with pytest.raises(ValueError, match="1 to 8"):
-        saved(source, rate=9)
+    for wrong in (9, "best", math.nan):
+        with pytest.raises(ValueError, match='a number from 1 to 8 or "lossless"'):
+            saved(source, rate=wrong)
+    with pytest.raises(ValueError, match="rate and max_bytes"):
+        saved(source, rate="lossless", max_bytes=size)
     with pytest.raises(ValueError, match="no tune 'vmaf'"):
         saved(source, tune="vmaf")
     with pytest.raises(ValueError, match="positive"):
         saved(source, target_psnr=-1)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P"])
+def test_lossless_gives_every_sample_back(mode: str, photo: Picture) -> None:
+    rgba = np.dstack([photo.rgb, photo.rgb[..., 1] // 2 + 128])
+    source = Image.fromarray(rgba[..., :3] if mode == "P" else rgba).convert(mode)
+    shown = source.convert({"1": "L", "P": "RGB"}.get(mode, mode))
+    data = saved(source, rate="lossless")
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.mode, image.size) == (shown.mode, (106, 75))
+        assert image.info["rate"] == "lossless"
+        assert image.tobytes() == shown.tobytes()
+        again = saved(image, rate="lossless")
+    assert again == data, "nothing is lost the second time either"
+
+
+def test_a_palette_with_a_transparent_entry_is_lossless_too(photo: Picture) -> None:
+    """Colours under alpha 0 are cleared, as for every rate."""
+    source = Image.fromarray(photo.rgb).quantize(8)
+    source.info["transparency"] = 0
+    expected = np.asarray(source.convert("RGBA")).copy()
+    expected[expected[..., 3] == 0] = 0
+    with Image.open(io.BytesIO(saved(source, rate="lossless"))) as image:
+        assert image.mode == "RGBA"
+        assert np.array_equal(np.asarray(image), expected)
+
+
+def test_a_drawing_becomes_lossless_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKPRESS_GRAPHICS", "true")
+    forget()
+    source = Image.new("RGB", (60, 40), (250, 250, 240))
+    source.paste((200, 30, 30), (10, 10, 33, 27))
+    with Image.open(io.BytesIO(saved(source, rate=4))) as image:
+        assert image.info["rate"] == "lossless"
+        assert image.tobytes() == source.tobytes()
+    forget()
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "F", "I", "I;16", "YCbCr", "HSV"])

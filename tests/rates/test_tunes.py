@@ -18,8 +18,8 @@ from torch import Tensor
 from service.datasets.crops import Crops
 from service.engine.engine import Engine
 from service.errors import BadParameter
-from service.eval import metrics
 from service.images.write import write_image
+from service.ms_ssim import ms_ssim
 from service.nets.backbone import Block
 from service.nets.lora import RateAdapter
 from service.nets.model import add_noise
@@ -82,7 +82,7 @@ def test_the_error_of_likeness_is_the_figure_that_eval_reports() -> None:
     y = x.astype(int) + np.random.default_rng(0).integers(-9, 10, x.shape)
     y = y.clip(0, 255).astype(np.uint8)
     error = MS_SSIM.error(*(torch.from_numpy(p)[None].float() / 255 for p in (y, x)))
-    assert float(error) == pytest.approx(1 - (metrics.ms_ssim(x, y) or 0), abs=2e-5)
+    assert float(error) == pytest.approx(1 - (ms_ssim(x, y) or 0), abs=2e-5)
 
 
 def test_flat_crops_have_finite_slopes() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from small_model import photo_like
 
 from service.codec.container import read_stream
+from service.codec.graphics import Mask
 from service.codec.latents import CodedTiles, DecodedTiles
 from service.codec.tiles import PATCH, Box, latent_box, tile_count, visible_at_eighth
 from service.engine.engine import Engine
@@ -37,13 +38,15 @@ class Spy:
         self.encoded: list[F32] = []
         self.decoded: list[Box] = []
 
-    def encode(self, y: F32, z: F32) -> CodedTiles:
+    def encode(self, y: F32, z: F32, skipped: Mask | None = None) -> CodedTiles:
         self.encoded.append(y[0])
-        return self.coder.encode(y, z)
+        return self.coder.encode(y, z, skipped)
 
-    def decode(self, data: Sequence[bytes], tile: Box) -> DecodedTiles:
+    def decode(
+        self, data: Sequence[bytes], tile: Box, skipped: Mask | None = None
+    ) -> DecodedTiles:
         self.decoded.append(tile)
-        return self.coder.decode(data, tile)
+        return self.coder.decode(data, tile, skipped)
 
 
 @pytest.fixture

@@ -1,0 +1,259 @@
+"""The graphics layer: blocks of a picture that are stored exactly, over the decoded picture.
+
+Text, flat colours and pixel art cost fewer bits without a network. The layer marks blocks of 16×16
+pixels, one for each latent, and holds their pixels as lossless WebP pictures (webp.py). Marked
+latents are not coded: decoders take their means (latents.py). Where every block is marked, the
+stream has no latents at all, and the layer may hold the alpha plane too.
+
+    flags | length of the map, map | lengths of all pieces but the last | pieces
+
+The map has a bit for each block, row by row, each row exclusive-or the row above, and is deflated;
+it is absent where every block is marked. Pieces are rectangles of 4096×4096 pixels, cut at the
+picture's edges; pixels outside marked blocks are black in them. A piece without a marked block has
+no bytes. Lengths are varints.
+
+This module does not decide which blocks to mark: see runtime/graphics_search.py.
+
+Idea: palette and block copy tools of screen content coding (HEVC-SCC, VVC, AV1) for what photograph
+coders are bad at, here as a layer of its own.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import IntFlag
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.codec import webp
+from service.codec.byte_reader import ByteReader, inflate, varint
+from service.codec.tiles import PATCH, Box, latent_box
+from service.errors import BadStream
+from service.picture import U8, Picture
+
+Mask = NDArray[np.bool_]
+
+MAP = "map of the graphics layer"
+PIECE = 4096
+"""Pixels along the side of a piece. Larger ones would save a few bytes and cost memory: libwebp
+takes 4 bytes a pixel for itself."""
+
+
+class LayerFlags(IntFlag):
+    """Bits of the layer's first byte."""
+
+    COMPLETE = 1
+    """Every block is marked, and there is no map."""
+    ALPHA = 2
+    """Pieces are RGBA and hold the alpha plane; only in a complete layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class GraphicsLayer:
+    """A layer over a picture.
+
+    Attributes:
+        width, height: of the picture in pixels.
+        marked: [ceil(H/16), ceil(W/16)] bool, the blocks that the layer holds.
+        has_alpha: whether the pieces hold the alpha plane; then every block is marked.
+        pieces: coded pixels of each piece, row by row; empty where no block of it is marked.
+    """
+
+    width: int
+    height: int
+    marked: Mask
+    has_alpha: bool
+    pieces: tuple[bytes, ...]
+
+    @cached_property
+    def is_complete(self) -> bool:
+        """Whether every block is marked."""
+        return bool(self.marked.all())
+
+    @property
+    def share(self) -> float:
+        """Share of the blocks that are marked, 0–1."""
+        return float(self.marked.mean())
+
+    def covers(self, pixels: Box) -> bool:
+        """Whether every block under a box of pixels is marked."""
+        return bool(self.marked[_blocks_of(pixels)].all())
+
+    def lay_over(self, rgb: U8, pixels: Box) -> None:
+        """Replace the marked pixels of part of a picture.
+
+        Args:
+            rgb: [pixels.height, pixels.width, 3] uint8, which is changed.
+            pixels: its place in the picture.
+
+        Raises:
+            BadStream: a piece is no picture of its size.
+        """
+        for box, samples in self._decoded(pixels):
+            target = rgb[box.relative(pixels).slices]
+            inside = marked_pixels(self.marked, box)
+            np.copyto(target, samples[..., :3], where=inside[..., None])
+
+    def alpha_plane(self, pixels: Box) -> U8:
+        """Alpha of part of the picture, [pixels.height, pixels.width], where `has_alpha`.
+
+        Raises:
+            BadStream: a piece is no picture of its size.
+        """
+        alpha = np.empty((pixels.height, pixels.width), np.uint8)
+        for box, samples in self._decoded(pixels):
+            alpha[box.relative(pixels).slices] = samples[..., 3]
+        return alpha
+
+    def _decoded(self, pixels: Box) -> Iterator[tuple[Box, U8]]:
+        """The part of the box in each piece that has bytes, and its samples."""
+        for piece, data in zip(_pieces(self.width, self.height), self.pieces, strict=True):
+            part = piece.cut(pixels)
+            if data and not part.empty:
+                samples = webp.decode(data, piece.height, piece.width, self.has_alpha)
+                yield part, samples[part.relative(piece).slices]
+
+
+def make_layer(picture: Picture, marked: Mask, effort: webp.Effort = webp.NORMAL) -> GraphicsLayer:
+    """Code the marked blocks of a picture.
+
+    Args:
+        picture: to take pixels from. Colours under alpha 0 are not kept.
+        marked: [ceil(H/16), ceil(W/16)] bool.
+        effort: see `webp.encode`.
+    """
+    has_alpha = picture.alpha is not None and bool(marked.all())
+    pieces = tuple(
+        _code_piece(picture, marked, box, has_alpha, effort)
+        for box in _pieces(picture.width, picture.height)
+    )
+    return GraphicsLayer(picture.width, picture.height, marked, has_alpha, pieces)
+
+
+def write_layer(layer: GraphicsLayer) -> bytes:
+    """Serialise a layer."""
+    flags = LayerFlags.COMPLETE * layer.is_complete | LayerFlags.ALPHA * layer.has_alpha
+    map_ = b""
+    if not layer.is_complete:
+        packed = _pack_map(layer.marked)
+        map_ = varint(len(packed)) + packed
+    index = b"".join(varint(len(piece)) for piece in layer.pieces[:-1])
+    return b"".join([bytes([flags]), map_, index, *layer.pieces])
+
+
+def read_layer(data: bytes, width: int, height: int) -> GraphicsLayer:
+    """Read a layer without decoding its pieces.
+
+    Args:
+        data: as `write_layer` returns it. width, height: of the picture in pixels.
+
+    Raises:
+        BadStream: the bytes are no layer of a picture of that size.
+    """
+    reader = ByteReader(data)
+    flags = reader.take(1, "flags of the graphics layer")[0]
+    if flags not in (0, LayerFlags.COMPLETE, LayerFlags.COMPLETE | LayerFlags.ALPHA):
+        raise BadStream(f"flags of the graphics layer are {flags}, expected 0, 1 or 3")
+    box = latent_box(width, height)
+    if flags & LayerFlags.COMPLETE:
+        marked = np.ones((box.height, box.width), np.bool_)
+    else:
+        packed = reader.take(reader.varint("map length"), MAP)
+        marked = _unpack_map(packed, box.height, box.width)
+    boxes = list(_pieces(width, height))
+    lengths = [reader.varint("piece length") for _ in boxes[:-1]]
+    pieces = [reader.take(length, "piece of the graphics layer") for length in lengths]
+    pieces.append(reader.take(len(data) - reader.at, "last piece of the graphics layer"))
+    for piece, coded in zip(boxes, pieces, strict=True):
+        if bool(coded) != bool(marked[_blocks_of(piece)].any()):
+            raise BadStream(
+                f"piece of the graphics layer at {piece.left},{piece.top} has {len(coded)} bytes, "
+                "which does not agree with its map"
+            )
+    return GraphicsLayer(width, height, marked, bool(flags & LayerFlags.ALPHA), tuple(pieces))
+
+
+def hide(picture: Picture, marked: Mask) -> Picture:
+    """A picture whose marked blocks are transparent, so that the networks spend nothing there."""
+    alpha = np.full(picture.rgb.shape[:2], 255, np.uint8)
+    if picture.alpha is not None:
+        alpha = picture.alpha.copy()
+    alpha[marked_pixels(marked, Box(0, 0, picture.height, picture.width))] = 0
+    return replace(picture, alpha=alpha)
+
+
+def beneath(picture: Picture, marked: Mask, under: U8 | None) -> Picture:
+    """The picture that the networks analyse beneath a layer.
+
+    Args:
+        under: [H, W, 3] colours of the marked blocks; None hides them, see `hide`.
+    """
+    if under is None:
+        return hide(picture, marked)
+    shown = marked_pixels(marked, Box(0, 0, picture.height, picture.width))
+    return replace(picture, rgb=np.where(shown[..., None], under, picture.rgb))
+
+
+def visible_colours(picture: Picture) -> U8:
+    """Colours with black under alpha 0, [H, W, 3] uint8."""
+    if picture.alpha is None:
+        return picture.rgb
+    return np.where(picture.alpha[..., None] > 0, picture.rgb, np.uint8(0))
+
+
+def marked_pixels(marked: Mask, pixels: Box) -> Mask:
+    """The marked pixels in a box of pixels, [pixels.height, pixels.width] bool."""
+    rows = np.arange(pixels.top, pixels.bottom) // PATCH
+    columns = np.arange(pixels.left, pixels.right) // PATCH
+    return marked[rows][:, columns]
+
+
+def _pieces(width: int, height: int) -> Iterator[Box]:
+    """The pieces of a picture, row by row."""
+    picture = Box(0, 0, height, width)
+    for top in range(0, height, PIECE):
+        for left in range(0, width, PIECE):
+            yield Box(top, left, top + PIECE, left + PIECE).cut(picture)
+
+
+def _blocks_of(piece: Box) -> tuple[slice, slice]:
+    """Index of a piece's blocks in the map."""
+    return (
+        slice(piece.top // PATCH, -(-piece.bottom // PATCH)),
+        slice(piece.left // PATCH, -(-piece.right // PATCH)),
+    )
+
+
+def _code_piece(
+    picture: Picture, marked: Mask, piece: Box, has_alpha: bool, effort: webp.Effort
+) -> bytes:
+    if not marked[_blocks_of(piece)].any():
+        return b""
+    shown = marked_pixels(marked, piece)
+    alpha = None if picture.alpha is None else picture.alpha[piece.slices]
+    if alpha is not None:
+        shown &= alpha > 0
+    samples = np.where(shown[..., None], picture.rgb[piece.slices], np.uint8(0))
+    if has_alpha and alpha is not None:
+        samples = np.concatenate([samples, alpha[..., None]], axis=2)
+    return webp.encode(samples, effort)
+
+
+def _pack_map(marked: Mask) -> bytes:
+    difference = marked.copy()
+    difference[1:] ^= marked[:-1]
+    return zlib.compress(np.packbits(difference).tobytes(), 9)
+
+
+def _unpack_map(packed: bytes, rows: int, columns: int) -> Mask:
+    count = rows * columns
+    size = -(-count // 8)
+    raw = inflate(packed, MAP, size + size // 16 + 64, size)
+    bits = np.unpackbits(np.frombuffer(raw, np.uint8))
+    if len(raw) != size or bits[count:].any():
+        raise BadStream(f"{MAP} does not unpack to {columns}x{rows} blocks")
+    return np.logical_xor.accumulate(bits[:count].reshape(rows, columns), axis=0)
