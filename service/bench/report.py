@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
+
+from service.bench.graphics import LayerMeasurement, StreamMeasurement, read_measurements
+from service.eval.pictures import group_of
 from service.eval.report import Result, machine_words, ms, table
 
 
@@ -149,6 +154,69 @@ def agreement_table(result: Result) -> str:
     columns = ["rate", "light: largest difference", "samples that differ",
                "torch as served: largest", "samples that differ"]  # fmt: skip
     return table(columns, rows)
+
+
+def graphics_table(result: Result) -> str:
+    """Pictures with and without the graphics layer, by group and rate; then the largest excesses.
+
+    The excesses are of R + lmbda·D over that without the layer, and of bytes over lossless WebP
+    where that is smaller than the stream without the layer.
+    """
+    measurements = read_measurements(result)
+    rows = []
+    for group in dict.fromkeys(group_of(m.image) for m in measurements):
+        of_group = [m for m in measurements if group_of(m.image) == group]
+        for rate in sorted({m.rate for m in of_group}):
+            rows.append(_graphics_row(group, rate, [m for m in of_group if m.rate == rate]))
+    head = ["group, pictures", "rate", "mean bytes", "PSNR dB", "R + lmbda·D"]
+    head += ["AVIF's bytes / ours", "lossless WebP's / ours", "blocks", "time"]
+    smaller = [m for m in measurements if m.webp_bytes < m.plain.bytes]
+    above_webp = max((m.layered.bytes - m.webp_bytes for m in smaller), default=0)
+    return table(head, rows) + (
+        f"\n\nLargest change of R + lmbda·D: {max(m.loss_percent for m in measurements):+.2f} %. "
+        f"Largest excess over lossless WebP where that is smaller than the plain stream: "
+        f"{above_webp:+,} bytes. {machine_words(result)}"
+    )
+
+
+def _graphics_row(group: str, rate: float, measured: Sequence[LayerMeasurement]) -> list[str]:
+    """The cells of pictures of one group at one rate, without the layer → with it."""
+    ways = [[m.plain for m in measured], [m.layered for m in measured]]
+    mean_bytes, psnr, avif = (
+        " → ".join(cell(streams) for streams in ways)
+        for cell in (_mean_bytes, _mean_psnr, _avif_ratio)
+    )
+    plain_s, layered_s = (sum(s.seconds for s in streams) for streams in ways)
+    return [
+        f"{group}, {len(measured)}",
+        f"{rate:g}",
+        mean_bytes,
+        psnr,
+        f"{fmean(m.loss_percent for m in measured):+.1f} %",
+        avif,
+        f"{fmean(m.webp_bytes / m.layered.bytes for m in measured):.2f}",
+        f"{fmean(m.share for m in measured):.0%}",
+        f"×{layered_s / plain_s:.2f}",
+    ]
+
+
+def _mean_bytes(streams: Sequence[StreamMeasurement]) -> str:
+    return f"{fmean(s.bytes for s in streams):,.0f}"
+
+
+def _mean_psnr(streams: Sequence[StreamMeasurement]) -> str:
+    """The mean PSNR of the pictures that are not exact, and how many are."""
+    finite = [s.psnr_db for s in streams if s.psnr_db is not None]
+    if not finite:
+        return "exact"
+    exact = len(streams) - len(finite)
+    return f"{fmean(finite):.1f}" + f" ({exact} exact)" * (exact > 0)
+
+
+def _avif_ratio(streams: Sequence[StreamMeasurement]) -> str:
+    """AVIF's bytes divided by ours, a lower bound where AVIF does not reach our PSNR."""
+    bound = "" if all(s.avif_reaches for s in streams) else "≥ "
+    return bound + f"{fmean(s.avif_bytes / s.bytes for s in streams):.2f}"
 
 
 def _conditions(result: Result) -> str:

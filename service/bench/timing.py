@@ -72,8 +72,17 @@ def measure(
     """Run a benchmark and return its figures with the machine and its load before and after.
 
     Args:
+        progress: see `conditions`. run: returns the figures as JSON values.
+    """
+    before = conditions(what, settings, progress)
+    return {**before, **run(), "load_at_end": this_machine(settings.device).load}
+
+
+def conditions(what: str, settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Return what a benchmark is and runs on, as JSON values.
+
+    Args:
         progress: is called with a line of text if the machine is too busy for timings.
-        run: returns the figures as JSON values.
     """
     machine = this_machine(settings.device)
     if machine.load > machine.cores / 2:
@@ -83,6 +92,4 @@ def measure(
         "schema": SCHEMA,
         "machine": asdict(machine),
         "threads": settings.threads,
-        **run(),
-        "load_at_end": this_machine(settings.device).load,
     }

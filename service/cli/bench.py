@@ -1,6 +1,7 @@
 """`rankpress bench`: times and memory of the codec, a server, jobs and training.
 
 Each command prints a table, then its results as one line of JSON, and needs the `eval` extra.
+`graphics` prints its table alone, because its results are long.
 """
 
 from __future__ import annotations
@@ -123,6 +124,59 @@ def jobs(
 
     settings = _bench_settings(store, device, threads)
     _publish(bench_during_job(settings, rate, say), jobs_table, record)
+
+
+@bench_app.command("graphics")
+def graphics(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[DIR]...", help="Pictures; comic-0 and comic-1 are of the group comic."
+        ),
+    ] = None,
+    rates: Annotated[str, typer.Option(help="Whole rates: 4, or 2,4,6.")] = "2,4,6",
+    drawn: Annotated[
+        bool, typer.Option("--drawn/--no-drawn", help="Also pictures drawn by the generator.")
+    ] = True,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of each group at most.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what the record file holds of an earlier run.")
+    ] = False,
+    record: options.Record = None,
+    store: options.Store = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+) -> None:
+    """Measure what the graphics layer gains and costs, with AVIF and lossless WebP.
+
+    The record file is written after every picture.
+    """
+    from service.bench.graphics import (
+        bench_graphics,
+        draw_pictures,
+        first_of_groups,
+        read_pictures,
+        read_record,
+    )
+    from service.bench.report import graphics_table
+
+    if resume and record is None:
+        raise BadParameter("--resume needs --record, the file to go on from")
+    settings = _bench_settings(store, device, threads)
+    whole = [float(rate) for rate in options.whole_rates(rates)]
+    pictures = [*read_pictures(folders or []), *(draw_pictures() if drawn else [])]
+    known = read_record(record) if resume and record else {}
+    result = bench_graphics(
+        settings,
+        first_of_groups(pictures, limit),
+        whole,
+        known,
+        say,
+        lambda so_far: write_results(so_far, record),
+    )
+    typer.echo(graphics_table(write_results(result, record)))
 
 
 @bench_app.command("training")

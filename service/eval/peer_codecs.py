@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, features
 
 from service.errors import BadParameter, MissingExtra
+from service.eval import metrics
 from service.picture import U8, Picture
 
 
@@ -74,6 +75,10 @@ PEERS: Final = (
 )
 
 
+LOSSLESS_WEBP: Final = PeerCodec("webp-lossless", "WEBP", {"lossless": True}, (80,))
+"""WebP that keeps every pixel. Its quality is an effort; 80 is Pillow's default."""
+
+
 def choose_peers(names: Sequence[str]) -> tuple[PeerCodec, ...]:
     """Return the peers of some families ("avif") or names ("avif-s6-444").
 
@@ -114,6 +119,34 @@ def fit_bytes(peer: PeerCodec, picture: Picture, min_bytes: int) -> tuple[int, b
 
     quality = 1 + bisect_left(range(1, 100), min_bytes, key=size_at)
     return quality, peer.compress(picture, quality)
+
+
+class PeerCurve:
+    """Sizes and PSNR of a peer's files of one picture; each quality is encoded at most once."""
+
+    def __init__(self, peer: PeerCodec, picture: Picture) -> None:
+        self._peer, self._picture = peer, picture
+        self._points: dict[int, tuple[float, int]] = {}
+
+    def at_least(self, min_psnr_db: float) -> tuple[int, bool]:
+        """Bytes at the lowest quality that reaches a PSNR, and whether one does.
+
+        Where none does, the bytes are those of quality 100, the least that the PSNR would need.
+        PSNR is taken to rise with the quality.
+        """
+        quality = 1 + bisect_left(range(1, 100), min_psnr_db, key=self._psnr_db)
+        psnr_db, size = self._point(quality)
+        return size, psnr_db >= min_psnr_db
+
+    def _psnr_db(self, quality: int) -> float:
+        return self._point(quality)[0]
+
+    def _point(self, quality: int) -> tuple[float, int]:
+        """PSNR in dB and bytes at a quality."""
+        if quality not in self._points:
+            data = self._peer.compress(self._picture, quality)
+            self._points[quality] = metrics.psnr_db(self._picture, decompress(data)), len(data)
+        return self._points[quality]
 
 
 def library_versions() -> dict[str, str]:

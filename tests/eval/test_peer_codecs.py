@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 from service.errors import BadParameter
 from service.eval.metrics import psnr_db
 from service.eval.peer_codecs import (
+    LOSSLESS_WEBP,
     PEERS,
     PeerCodec,
+    PeerCurve,
     choose_peers,
     decompress,
     fit_bytes,
@@ -78,6 +81,31 @@ def test_fitting_gives_the_lowest_quality_with_enough_bytes() -> None:
     assert len(data) == sizes[quality] >= min_bytes
     assert sizes[quality - 1] < min_bytes
     assert fit_bytes(peer, PICTURE, 10**9)[0] == 100
+
+
+def test_a_curve_finds_a_quality_that_reaches_a_psnr_and_encodes_none_twice() -> None:
+    class Counting(PeerCodec):
+        def compress(self, picture: Picture, quality: int) -> bytes:
+            qualities.append(quality)
+            return super().compress(picture, quality)
+
+    qualities: list[int] = []
+    webp = peer_named("webp-m4")
+    curve = PeerCurve(Counting(webp.name, webp.format, webp.options, webp.qualities), PICTURE)
+    files = [webp.compress(PICTURE, quality) for quality in range(1, 101)]
+    psnrs = [psnr_db(PICTURE, decompress(data)) for data in files]
+    for min_db in (psnrs[40], psnrs[70], psnrs[95]):
+        size, reaches = curve.at_least(min_db)
+        crossings = [q for q in range(1, 100) if psnrs[q - 1] < min_db <= psnrs[q]]
+        assert reaches and size in [len(files[q]) for q in crossings]
+    assert curve.at_least(math.inf) == (len(files[-1]), False)
+    assert curve.at_least(0.0) == (len(files[0]), True)
+    assert len(set(qualities)) == len(qualities) < 35
+
+
+def test_lossless_webp_keeps_every_pixel() -> None:
+    (effort,) = LOSSLESS_WEBP.qualities
+    assert np.array_equal(decompress(LOSSLESS_WEBP.compress(PICTURE, effort)), PICTURE.rgb)
 
 
 def test_families_and_names_choose_and_others_are_refused_by_name() -> None:
