@@ -115,7 +115,7 @@ def hashes_of(stored: StoredModel, data: bytes) -> dict[str, str | None]:
         decoder = decode_only(stored.at_rate(header.rate16, header.tune))
         y_hat = decode_latents(decoder, stream, everything).y_hat.astype("<i2").tobytes()
     if stream.alpha is not None:
-        plane = alpha.unpack(stream.alpha, header.height, header.width).tobytes()
+        plane = alpha.unpack(stream.alpha, header.height, header.width, everything).tobytes()
     if stream.graphics is not None and stream.graphics.has_alpha:
         plane = stream.graphics.alpha_plane(everything).tobytes()
     return {

@@ -1,20 +1,21 @@
 """Alpha planes: lossless coding, and smooth colours where the alpha plane hides the picture.
 
-A coded plane is a filter byte and a zlib stream. Alpha planes are mostly flat, so the encoder tries
-three filters (none, difference to the left, difference to the row above) and keeps the smallest
-result. Cumulative sums modulo 256 undo the filters.
+A coded plane is a filter byte and the pieces of a lossless picture (webp.py), whose green is the
+plane or, in each piece, the differences to the left or to the row above. The encoder keeps the
+smallest of the three: masks are smallest as they are, soft edges as differences, which WebP's own
+prediction does not find.
 
 Colours under alpha 0 are invisible, so encoders replace them with colours that cost few bits.
 """
 
 from __future__ import annotations
 
-import zlib
-
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codec.byte_reader import inflate
+from service.codec import webp
+from service.codec.byte_reader import ByteReader
+from service.codec.tiles import Box
 from service.errors import BadStream
 
 U8 = NDArray[np.uint8]
@@ -25,37 +26,46 @@ NONE, LEFT, UP = range(3)
 
 def pack(alpha: U8) -> bytes:
     """Encode a plane, [H, W] uint8."""
-    planes = {NONE: alpha, LEFT: _difference(alpha, 1), UP: _difference(alpha, 0)}
-    packed = [bytes([k]) + zlib.compress(p.tobytes(), 9) for k, p in planes.items()]
-    return min(packed, key=len)
+    return min((_pack(alpha, kind) for kind in (NONE, LEFT, UP)), key=len)
 
 
-def max_packed_bytes(size: int) -> int:
-    """Largest section in bytes for a plane of `size` samples.
+def _pack(alpha: U8, kind: int) -> bytes:
+    coded = []
+    for box in webp.pieces(alpha.shape[1], alpha.shape[0]):
+        piece = alpha[box.slices]
+        if kind != NONE:
+            piece = _difference(piece, 1 if kind == LEFT else 0)
+        coded.append(webp.encode(np.repeat(piece[..., None], 3, 2), webp.FAST))
+    return bytes([kind]) + webp.write_pieces(coded)
 
-    Deflate enlarges incompressible data by less than 1/16, so a longer section holds blocks that
-    inflate to nothing, each of which costs a reader time.
-    """
-    return size + size // 16 + 64
 
+def unpack(data: bytes, height: int, width: int, pixels: Box) -> U8:
+    """Decode part of a plane of height × width samples.
 
-def unpack(data: bytes, height: int, width: int) -> U8:
-    """Decode a plane, [height, width] uint8.
+    Args:
+        pixels: the part.
+
+    Returns:
+        [pixels.height, pixels.width] uint8.
 
     Raises:
         BadStream: the bytes are no coded plane of that size.
     """
-    size = height * width
-    if not data or data[0] not in (NONE, LEFT, UP):
-        raise BadStream("alpha section does not start with a known filter")
-    raw = inflate(data[1:], "alpha section", max_packed_bytes(size) - 1, size)
-    if len(raw) != size:
-        raise BadStream(f"alpha section does not inflate to {width}x{height} samples")
-    plane = np.frombuffer(raw, np.uint8).reshape(height, width)
-    if data[0] == NONE:
-        return plane
-    axis = 1 if data[0] == LEFT else 0
-    return np.add.accumulate(plane, axis=axis, dtype=np.uint8)
+    reader = ByteReader(data)
+    kind = reader.take(1, "filter of the alpha plane")[0]
+    if kind not in (NONE, LEFT, UP):
+        raise BadStream(f"the filter of the alpha plane is {kind}, expected 0 to 2")
+    coded = webp.read_pieces(reader, width, height, "the alpha plane")
+    out = np.empty((pixels.height, pixels.width), np.uint8)
+    for box, one in zip(webp.pieces(width, height), coded, strict=True):
+        part = box.cut(pixels)
+        if part.empty:
+            continue
+        piece = webp.decode(one, box.height, box.width, has_alpha=False)[..., 1]
+        if kind != NONE:
+            piece = np.add.accumulate(piece, axis=1 if kind == LEFT else 0, dtype=np.uint8)
+        out[part.relative(pixels).slices] = piece[part.relative(box).slices]
+    return out
 
 
 def fill_hidden(rgb: U8, alpha: U8) -> U8:

@@ -5,12 +5,11 @@ pixels, one for each latent, and holds their pixels as lossless WebP pictures (w
 latents are not coded: decoders take their means (latents.py). Where every block is marked, the
 stream has no latents at all, and the layer may hold the alpha plane too.
 
-    flags | length of the map, map | lengths of all pieces but the last | pieces
+    flags | length of the map, map | pieces
 
 The map has a bit for each block, row by row, each row exclusive-or the row above, and is deflated;
-it is absent where every block is marked. Pieces are rectangles of 4096×4096 pixels, cut at the
-picture's edges; pixels outside marked blocks are black in them. A piece without a marked block has
-no bytes. Lengths are varints.
+it is absent where every block is marked. Pixels outside marked blocks are black in the pieces. A
+piece without a marked block has no bytes.
 
 This module does not decide which blocks to mark: see runtime/graphics_search.py.
 
@@ -38,9 +37,6 @@ from service.picture import U8, Picture
 Mask = NDArray[np.bool_]
 
 MAP = "map of the graphics layer"
-PIECE = 4096
-"""Pixels along the side of a piece. Larger ones would save a few bytes and cost memory: libwebp
-takes 4 bytes a pixel for itself."""
 
 
 class LayerFlags(IntFlag):
@@ -111,7 +107,7 @@ class GraphicsLayer:
 
     def _decoded(self, pixels: Box) -> Iterator[tuple[Box, U8]]:
         """The part of the box in each piece that has bytes, and its samples."""
-        for piece, data in zip(_pieces(self.width, self.height), self.pieces, strict=True):
+        for piece, data in zip(webp.pieces(self.width, self.height), self.pieces, strict=True):
             part = piece.cut(pixels)
             if data and not part.empty:
                 samples = webp.decode(data, piece.height, piece.width, self.has_alpha)
@@ -129,7 +125,7 @@ def make_layer(picture: Picture, marked: Mask, effort: webp.Effort = webp.NORMAL
     has_alpha = picture.alpha is not None and bool(marked.all())
     pieces = tuple(
         _code_piece(picture, marked, box, has_alpha, effort)
-        for box in _pieces(picture.width, picture.height)
+        for box in webp.pieces(picture.width, picture.height)
     )
     return GraphicsLayer(picture.width, picture.height, marked, has_alpha, pieces)
 
@@ -141,8 +137,7 @@ def write_layer(layer: GraphicsLayer) -> bytes:
     if not layer.is_complete:
         packed = _pack_map(layer.marked)
         map_ = varint(len(packed)) + packed
-    index = b"".join(varint(len(piece)) for piece in layer.pieces[:-1])
-    return b"".join([bytes([flags]), map_, index, *layer.pieces])
+    return bytes([flags]) + map_ + webp.write_pieces(layer.pieces)
 
 
 def read_layer(data: bytes, width: int, height: int) -> GraphicsLayer:
@@ -164,17 +159,14 @@ def read_layer(data: bytes, width: int, height: int) -> GraphicsLayer:
     else:
         packed = reader.take(reader.varint("map length"), MAP)
         marked = _unpack_map(packed, box.height, box.width)
-    boxes = list(_pieces(width, height))
-    lengths = [reader.varint("piece length") for _ in boxes[:-1]]
-    pieces = [reader.take(length, "piece of the graphics layer") for length in lengths]
-    pieces.append(reader.take(len(data) - reader.at, "last piece of the graphics layer"))
-    for piece, coded in zip(boxes, pieces, strict=True):
+    pieces = webp.read_pieces(reader, width, height, "the graphics layer")
+    for piece, coded in zip(webp.pieces(width, height), pieces, strict=True):
         if bool(coded) != bool(marked[_blocks_of(piece)].any()):
             raise BadStream(
                 f"piece of the graphics layer at {piece.left},{piece.top} has {len(coded)} bytes, "
                 "which does not agree with its map"
             )
-    return GraphicsLayer(width, height, marked, bool(flags & LayerFlags.ALPHA), tuple(pieces))
+    return GraphicsLayer(width, height, marked, bool(flags & LayerFlags.ALPHA), pieces)
 
 
 def hide(picture: Picture, marked: Mask) -> Picture:
@@ -210,14 +202,6 @@ def marked_pixels(marked: Mask, pixels: Box) -> Mask:
     rows = np.arange(pixels.top, pixels.bottom) // PATCH
     columns = np.arange(pixels.left, pixels.right) // PATCH
     return marked[rows][:, columns]
-
-
-def _pieces(width: int, height: int) -> Iterator[Box]:
-    """The pieces of a picture, row by row."""
-    picture = Box(0, 0, height, width)
-    for top in range(0, height, PIECE):
-        for left in range(0, width, PIECE):
-            yield Box(top, left, top + PIECE, left + PIECE).cut(picture)
 
 
 def _blocks_of(piece: Box) -> tuple[slice, slice]:

@@ -6,16 +6,22 @@ stream, which says all the rest itself. A reader writes the 25 bytes again from 
 stream's header declares, so libwebp is never asked for other pixels than those.
 
 The coded pixels are those of RFC 9649, section 3.
+
+A large picture is cut into pieces of PIECE×PIECE pixels, which are coded one by one. Stored are the
+lengths of all but the last, in varints, and then their bytes.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.codec.byte_reader import ByteReader, varint
+from service.codec.tiles import Box
 from service.errors import BadStream
 
 U8 = NDArray[np.uint8]
@@ -25,6 +31,10 @@ Effort = tuple[int, int]
 QUICK, FAST, NORMAL, BEST = (0, 0), (4, 75), (4, 100), (6, 100)
 """BEST takes 10 to 50 times as long as NORMAL and saves 1 %
 of most pictures, up to 45 % of pixel art. QUICK is up to 7 times as large, for a first look."""
+
+PIECE = 4096
+"""Pixels along the side of a piece. Larger ones would save a few bytes and cost memory: libwebp
+takes 4 bytes a pixel for itself."""
 
 _SIGNATURE = 0x2F
 _HEADER_BYTES = 5
@@ -71,6 +81,31 @@ def decode(data: bytes, height: int, width: int, has_alpha: bool) -> U8:
     if samples.shape != (height, width, 4 if has_alpha else 3):
         raise BadStream(f"lossless pixels are {samples.shape}, expected {width}x{height}")
     return samples
+
+
+def pieces(width: int, height: int) -> Iterator[Box]:
+    """The pieces of a picture, row by row; those of the last row and column are cut."""
+    picture = Box(0, 0, height, width)
+    for top in range(0, height, PIECE):
+        for left in range(0, width, PIECE):
+            yield Box(top, left, top + PIECE, left + PIECE).cut(picture)
+
+
+def write_pieces(coded: Sequence[bytes]) -> bytes:
+    """Serialise the coded pixels of all pieces of a picture."""
+    return b"".join([*(varint(len(piece)) for piece in coded[:-1]), *coded])
+
+
+def read_pieces(reader: ByteReader, width: int, height: int, name: str) -> tuple[bytes, ...]:
+    """Read the coded pixels of all pieces of a picture, up to the end; errors call them `name`.
+
+    Raises:
+        BadStream: the lengths exceed the bytes.
+    """
+    count = len(list(pieces(width, height)))
+    lengths = [reader.varint(f"length of a piece of {name}") for _ in range(count - 1)]
+    coded = [reader.take(length, f"piece of {name}") for length in lengths]
+    return (*coded, reader.take(len(reader.data) - reader.at, name))
 
 
 def _coded_pixels(file: bytes) -> bytes:

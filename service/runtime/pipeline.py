@@ -326,5 +326,4 @@ def alpha_plane(stream: container.Stream, pixels: Box) -> U8 | None:
         return stream.graphics.alpha_plane(pixels)
     if stream.alpha is None:
         return None
-    plane = alpha.unpack(stream.alpha, stream.header.height, stream.header.width)
-    return plane[pixels.slices]
+    return alpha.unpack(stream.alpha, stream.header.height, stream.header.width, pixels)

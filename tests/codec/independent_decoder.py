@@ -166,20 +166,61 @@ def inflate(payload: bytes, limit: int) -> bytes:
     return out
 
 
+# Lossless pictures
+
+Piece = tuple[int, int, int, int, bytes]
+"""Top, left, height, width and bytes."""
+
+
+def read_pieces(payload: bytes, at: int, width: int, height: int) -> tuple[Piece, ...]:
+    """The pieces of a picture, from an offset on; they are not decoded."""
+    places = [
+        (top, left, min(4096, height - top), min(4096, width - left))
+        for top in range(0, height, 4096)
+        for left in range(0, width, 4096)
+    ]
+    lengths = []
+    for _ in places[1:]:
+        length, at = varint(payload, at)
+        lengths.append(length)
+    edges = [*accumulate(lengths, initial=at), len(payload)]
+    if edges[-2] > edges[-1]:
+        raise Malformed("pieces")
+    cuts = zip(edges, edges[1:], strict=False)
+    return tuple(
+        (*place, payload[low:high]) for place, (low, high) in zip(places, cuts, strict=True)
+    )
+
+
+def decode_piece(piece: Piece, with_alpha: bool) -> NDArray[np.uint8]:
+    """Pixels of a piece, [height, width, 4], by Pillow from a whole WebP file."""
+    _, _, h, w, data = piece
+    head = 0x2F | (w - 1) << 8 | (h - 1) << 22 | with_alpha << 36
+    chunk = head.to_bytes(5, "little") + data
+    chunk += b"\0" * (len(chunk) % 2)
+    body = b"WEBPVP8L" + len(chunk).to_bytes(4, "little") + chunk
+    file = b"RIFF" + len(body).to_bytes(4, "little") + body
+    try:
+        return np.asarray(Image.open(io.BytesIO(file)).convert("RGBA"))
+    except (OSError, EOFError) as error:
+        raise Malformed("piece") from error
+
+
 def alpha(stream: Parsed) -> NDArray[np.uint8] | None:
     """The alpha plane, [height, width]."""
     if 4 not in stream.sections:
         return None
-    payload, size = stream.sections[4], stream.width * stream.height
-    if not payload or payload[0] > 2 or len(payload) > size + size // 16 + 64:
-        raise Malformed("alpha")
-    raw = inflate(payload[1:], size + 1)
-    if len(raw) != size:
-        raise Malformed("alpha")
-    plane = np.frombuffer(raw, np.uint8).reshape(stream.height, stream.width).astype(np.int64)
-    if payload[0]:
-        plane = plane.cumsum(2 - payload[0])
-    return (plane % 256).astype(np.uint8)
+    payload = stream.sections[4]
+    if not payload or payload[0] > 2:
+        raise Malformed("filter")
+    out = np.empty((stream.height, stream.width), np.uint8)
+    for piece in read_pieces(payload, 1, stream.width, stream.height):
+        top, left, h, w, _ = piece
+        plane = decode_piece(piece, False)[..., 1].astype(np.int64)
+        if payload[0]:
+            plane = plane.cumsum(2 - payload[0]) % 256
+        out[top : top + h, left : left + w] = plane
+    return out
 
 
 # Graphics layer
@@ -202,41 +243,21 @@ def read_layer(payload: bytes, width: int, height: int) -> Layer:
             raise Malformed("map")
         marked = np.array(bits[: rows * columns]).reshape(rows, columns).cumsum(0) % 2 == 1
         at += length
-    places = [
-        (top, left, min(4096, height - top), min(4096, width - left))
-        for top in range(0, height, 4096)
-        for left in range(0, width, 4096)
-    ]
-    lengths = []
-    for _ in places[1:]:
-        length, at = varint(payload, at)
-        lengths.append(length)
-    edges = [*accumulate(lengths, initial=at), len(payload)]
-    if edges[-2] > edges[-1]:
-        raise Malformed("pieces")
-    pieces = []
-    for (top, left, h, w), low, high in zip(places, edges, edges[1:], strict=False):
+    pieces = read_pieces(payload, at, width, height)
+    for top, left, h, w, data in pieces:
         used = marked[top // 16 : -(-(top + h) // 16), left // 16 : -(-(left + w) // 16)].any()
-        if used != (high > low):
+        if used != (len(data) > 0):
             raise Malformed("empty piece")
-        pieces.append((top, left, h, w, payload[low:high]))
-    return Layer(payload[0], marked, tuple(pieces))
+    return Layer(payload[0], marked, pieces)
 
 
 def lay_over(layer: Layer, rgba: NDArray[np.uint8]) -> None:
     """Put the layer's pixels over a picture, [height, width, 4]."""
-    for top, left, h, w, data in layer.pieces:
+    for piece in layer.pieces:
+        top, left, h, w, data = piece
         if not data:
             continue
-        head = 0x2F | (w - 1) << 8 | (h - 1) << 22 | (layer.flags >> 1) << 36
-        chunk = head.to_bytes(5, "little") + data
-        chunk += b"\0" * (len(chunk) % 2)
-        body = b"WEBPVP8L" + len(chunk).to_bytes(4, "little") + chunk
-        file = b"RIFF" + len(body).to_bytes(4, "little") + body
-        try:
-            pixels = np.asarray(Image.open(io.BytesIO(file)).convert("RGBA"))
-        except (OSError, EOFError) as error:
-            raise Malformed("piece") from error
+        pixels = decode_piece(piece, layer.flags == 3)
         for row in range(top, top + h):
             for block in range(left // 16, -(-(left + w) // 16)):
                 if layer.marked[row // 16, block]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.codec import graphics, webp
+from service.codec import webp
 from service.codec.graphics import (
     GraphicsLayer,
     hide,
@@ -92,7 +92,7 @@ def test_a_complete_layer_holds_the_alpha_plane() -> None:
 
 
 def test_a_picture_larger_than_a_piece_is_cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphics, "PIECE", 32)
+    monkeypatch.setattr(webp, "PIECE", 32)
     rgb, marked = drawing(70, 90), some_blocks(70, 90)
     marked[:2, :2] = False
     layer = read_layer(write_layer(make_layer(Picture(rgb), marked)), 90, 70)
