@@ -150,6 +150,7 @@ class Arrangement:
         common = {
             "RANKPRESS_THREADS": "1",
             "RANKPRESS_DEVICE": "cpu",
+            "RANKPRESS_GRAPHICS": "false",  # the small model is so bad that all would be exact
             "RANKPRESS_FORWARDED_ALLOW_IPS": "127.0.0.1",
         }
         self._variables = self._clean() | common | dict(settings)

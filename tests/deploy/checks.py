@@ -83,6 +83,10 @@ def each_rate_has_one_server(state: CheckState) -> None:
     homes = [state.served_by(f"/compress?rate={rate}") for rate in rates]
     assert all(len(home) == 1 for home in homes)
     assert set().union(*homes) == set(state.at.servers)
+    for _ in range(16):
+        answer = state.client.post("/compress?rate=lossless", content=state.photo)
+        assert answer.status_code == 200, answer.text
+    assert state.served_by("/compress?rate=lossless") == set(state.at.servers)
 
 
 def a_stream_of_one_server_is_adapted_by_a_worker(state: CheckState) -> None:
