@@ -170,7 +170,7 @@ class PictureAdaptation:
         errors = block_errors(model, task.picture, latents)
         plain = EncodedPicture(data, latents, errors=errors)
         rate = SearchRate(task.rate16, container.PSNR, task.lmbda, check=False)
-        return encode_best(model, task.picture, plain, GraphicsSearch(task.picture), rate)
+        return encode_best(model, plain, GraphicsSearch(task.picture), rate)
 
     def _begin_lossless(self, layer: GraphicsLayer) -> None:
         """Code every pixel exactly, with more effort than `Engine.compress` makes; that is all."""

@@ -1,4 +1,4 @@
-"""What the graphics layer (codec/graphics.py) gains and costs, with AVIF and lossless WebP beside.
+"""What the graphics layer (codec/graphics.py) gains and costs, against AVIF and lossless WebP.
 
 Every picture is compressed with and without the layer at a few rates. Groups are of pictures whose
 names agree before the last dash, and of pictures that the generator of training data draws.
@@ -54,12 +54,12 @@ SEED: Final = 1
 PER_GROUP: Final = 4
 """Drawn pictures of a group."""
 TURNS: Final = 2
-"""Times that each stream is made; the shorter time counts."""
+"""Times that each picture is compressed; the shorter time counts."""
 
 
 @dataclass(frozen=True)
 class StreamMeasurement:
-    """A stream with or without the layer, and AVIF beside it.
+    """A stream with or without the layer, and the AVIF file of its quality.
 
     Attributes:
         bytes: of the stream. psnr_db: of its picture; None where every pixel is exact.
@@ -266,7 +266,7 @@ def read_measurements(result: Mapping[str, Any]) -> list[LayerMeasurement]:
 def _known_rows(
     known: Mapping[str, Any], model: ModelInfo, rates: Mapping[float, float]
 ) -> dict[str, list[LayerMeasurement]]:
-    """Return the measurements that need not be made again, by the pictures' pixels."""
+    """Return the measurements that need no repetition, by the pictures' pixels."""
     rows: dict[str, list[LayerMeasurement]] = {}
     if not known:
         return rows

@@ -73,7 +73,7 @@ class Section(IntEnum):
     """Section types, in the order in which they are written. Readers may skip unknown odd ones.
 
     Each but LATENTS is stored in the field of Stream that has its name. A complete graphics layer
-    stands alone: beside it there is no section of latents, of updates or of alpha.
+    stands alone: such a stream has no section of latents, of updates or of alpha.
     """
 
     LATENTS = 2
@@ -131,8 +131,8 @@ class Stream:
     """The parts of a stream.
 
     Attributes:
-        tiles: coded latents of each tile, in the order of tiles.tiles; none beside a complete
-            graphics layer.
+        tiles: coded latents of each tile, in the order of tiles.tiles; none where the graphics
+            layer is complete.
         alpha: packed alpha plane (alpha.py), None for an opaque picture.
         icc: ICC profile, None for sRGB.
         exif: Exif block, None without one.
@@ -328,7 +328,7 @@ def _read_layer(header: Header, sections: Mapping[int, bytes]) -> GraphicsLayer 
     if layer is not None and layer.is_complete:
         surplus = [_section_name(kind) for kind in WITHOUT_COMPLETE_LAYER if kind in sections]
         if surplus:
-            raise BadStream(f"section {surplus[0]} beside a graphics layer that holds every pixel")
+            raise BadStream(f"section {surplus[0]} in a stream whose graphics layer is complete")
         if header.rate16 != LOSSLESS16 or header.model != NO_MODEL:
             raise BadStream("a stream whose graphics layer holds every pixel has a rate or a model")
         return layer

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from service.codec import webp
 from service.codec.byte_reader import ByteReader, inflate, varint
-from service.codec.tiles import PATCH, Box, latent_box
+from service.codec.tiles import PATCH, Box, latent_box, latents_under
 from service.errors import BadStream
 from service.picture import U8, Picture
 
@@ -77,7 +77,7 @@ class GraphicsLayer:
 
     def covers(self, pixels: Box) -> bool:
         """Whether every block under a box of pixels is marked."""
-        return bool(self.marked[_blocks_of(pixels)].all())
+        return bool(self.marked[latents_under(pixels).slices].all())
 
     def lay_over(self, rgb: U8, pixels: Box) -> None:
         """Replace the marked pixels of part of a picture.
@@ -161,7 +161,7 @@ def read_layer(data: bytes, width: int, height: int) -> GraphicsLayer:
         marked = _unpack_map(packed, box.height, box.width)
     pieces = webp.read_pieces(reader, width, height, "the graphics layer")
     for piece, coded in zip(webp.pieces(width, height), pieces, strict=True):
-        if bool(coded) != bool(marked[_blocks_of(piece)].any()):
+        if bool(coded) != bool(marked[latents_under(piece).slices].any()):
             raise BadStream(
                 f"piece of the graphics layer at {piece.left},{piece.top} has {len(coded)} bytes, "
                 "which does not agree with its map"
@@ -204,18 +204,10 @@ def marked_pixels(marked: Mask, pixels: Box) -> Mask:
     return marked[rows][:, columns]
 
 
-def _blocks_of(piece: Box) -> tuple[slice, slice]:
-    """Index of a piece's blocks in the map."""
-    return (
-        slice(piece.top // PATCH, -(-piece.bottom // PATCH)),
-        slice(piece.left // PATCH, -(-piece.right // PATCH)),
-    )
-
-
 def _code_piece(
     picture: Picture, marked: Mask, piece: Box, has_alpha: bool, effort: webp.Effort
 ) -> bytes:
-    if not marked[_blocks_of(piece)].any():
+    if not marked[latents_under(piece).slices].any():
         return b""
     shown = marked_pixels(marked, piece)
     alpha = None if picture.alpha is None else picture.alpha[piece.slices]

@@ -55,7 +55,6 @@ class PictureCoder:
         self,
         base: LoadedModel,
         key: RateKey,
-        picture: Picture,
         layers: GraphicsSearch,
         goal: Goal | None = None,
     ) -> Compressed:
@@ -63,14 +62,14 @@ class PictureCoder:
 
         Args:
             base: resident at its own rate. key: of a rate of the base.
-            layers: search for a graphics layer of the picture.
+            layers: search for a graphics layer of the picture, which it holds.
             goal: of a search that tries this rate, which says what must be checked; weights of
                 rates between whole ones are then not kept.
 
         Raises:
             CheckFailed: the fresh stream did not decode to what was encoded.
         """
-        start = perf_counter()
+        start, picture = perf_counter(), layers.picture
         keep = goal is None or key.rate16 % PARTS == 0
         with self._weights.lease(base, key, keep=keep) as model:
             live = perf_counter()
@@ -80,19 +79,19 @@ class PictureCoder:
             errors = check_stream(model, picture, data, latents) if needs_check else None
             checked = perf_counter()
             plain = EncodedPicture(data, latents, errors=errors)
-            best = self._with_layer(base, model, key, picture, plain, layers)
+            best = self._with_layer(base, model, key, plain, layers)
         timings = _compress_timings(start, live, done, checked, latents.code_s)
         return _compressed(picture, best, key, timings)
 
-    def compress_lossless(self, picture: Picture, layers: GraphicsSearch) -> Compressed:
+    def compress_lossless(self, layers: GraphicsSearch) -> Compressed:
         """A picture as a stream that holds every pixel exactly.
 
         Raises:
             CheckFailed: it does not.
         """
         start = perf_counter()
-        best = encode_lossless(layers, picture, self._check)
-        return _compressed(picture, best, None, Timings(graphics_s=perf_counter() - start))
+        best = encode_lossless(layers, self._check)
+        return _compressed(layers.picture, best, None, Timings(graphics_s=perf_counter() - start))
 
     def compress_group(
         self, base: LoadedModel, key: RateKey, pictures: Sequence[Picture]
@@ -116,7 +115,11 @@ class PictureCoder:
                     results.append(check)
                     continue
                 plain = EncodedPicture(data, latents, errors=check)
-                results.append(self._try_layer(base, model, key, picture, plain))
+                layers = GraphicsSearch(picture)
+                try:
+                    results.append(self._with_layer(base, model, key, plain, layers))
+                except RankpressError as error:
+                    results.append(error)
         timings = _compress_timings(start, live, done, checked, encoded[0][1].code_s)
         return [
             result
@@ -130,7 +133,6 @@ class PictureCoder:
         base: LoadedModel,
         model: LoadedModel,
         key: RateKey,
-        picture: Picture,
         plain: EncodedPicture,
         layers: GraphicsSearch,
     ) -> EncodedPicture:
@@ -139,20 +141,7 @@ class PictureCoder:
         if not self._graphics or lmbda is None:
             return plain
         rate = SearchRate(key.rate16, key.tune, lmbda, self._check)
-        return encode_best(model, picture, plain, layers, rate)
-
-    def _try_layer(
-        self,
-        base: LoadedModel,
-        model: LoadedModel,
-        key: RateKey,
-        picture: Picture,
-        plain: EncodedPicture,
-    ) -> EncodedPicture | RankpressError:
-        try:
-            return self._with_layer(base, model, key, picture, plain, GraphicsSearch(picture))
-        except RankpressError as error:
-            return error
+        return encode_best(model, plain, layers, rate)
 
     def decompress(self, request: DecodeRequest) -> Decompressed:
         """A stream as a picture. Raises BadStream: its latents, alpha or update are damaged."""
@@ -214,7 +203,7 @@ def _decompress_timings(start: float, live: float, code_s: float) -> Timings:
 def _compressed(
     picture: Picture, encoded: EncodedPicture, key: RateKey | None, timings: Timings
 ) -> Compressed:
-    """What is told of a stream; `key` is of its rate, None where it has none."""
+    """The facts about a stream; `key` is of its rate, None where it has none."""
     data, layer = encoded.data, encoded.layer
     return Compressed(
         data,

@@ -139,33 +139,33 @@ class Engine:
     def compress(self, picture: Picture, rate: float | Target, tune: str = PSNR) -> Compressed:
         base, layers = self._base, GraphicsSearch(picture)
         if isinstance(rate, Target):
-            return self._compress_to(base, picture, rate, tune, layers)
+            return self._compress_to(base, layers, rate, tune)
         if rate == LOSSLESS:
             check_pixels(self._max_pixels, picture.width, picture.height)
-            return self._coder.compress_lossless(picture, layers)
+            return self._coder.compress_lossless(layers)
         key = rate_key(rate, tune, base.stored)
         check_pixels(self._max_pixels, picture.width, picture.height)
-        return self._coder.compress(base, key, picture, layers)
+        return self._coder.compress(base, key, layers)
 
     def _compress_to(
         self,
         base: LoadedModel,
-        picture: Picture,
+        layers: GraphicsSearch,
         target: Target,
         tune: str,
-        layers: GraphicsSearch,
     ) -> Compressed:
+        picture = layers.picture
         check_tune(tune, base.stored)
         check_pixels(self._max_pixels, picture.width, picture.height)
         goal = goal_of(target, picture.width * picture.height)
 
         def attempt(rate16: int) -> Compressed:
             key = RateKey.of(base.stored, rate16, tune)
-            return self._coder.compress(base, key, picture, layers, goal)
+            return self._coder.compress(base, key, layers, goal)
 
         lossless = None
         if target.psnr_db is not None and self._graphics:
-            lossless = partial(self._coder.compress_lossless, picture, layers)
+            lossless = partial(self._coder.compress_lossless, layers)
         return search(goal, base.stored, attempt, tune, lossless)
 
     def compress_batch(

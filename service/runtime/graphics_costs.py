@@ -1,7 +1,7 @@
 """How many bits a picture's blocks cost without a network: a first look, and an estimate.
 
-Both are cheap beside the networks. They decide only which layers are tried; what is kept is decided
-by the bytes of real streams (graphics_search.py).
+Both take little time compared with the networks. They decide only which layers are tried; what is
+kept is decided by the bytes of real streams (graphics_search.py).
 """
 
 from __future__ import annotations

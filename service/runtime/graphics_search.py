@@ -109,14 +109,8 @@ class SearchRate:
 class GraphicsSearch:
     """Proposes layers for one picture; what does not depend on the rate is computed once."""
 
-    def __init__(self, picture: Picture, effort: webp.Effort = webp.NORMAL) -> None:
-        """Search for layers.
-
-        Args:
-            picture: to compress. effort: of coding the layer that is kept.
-        """
-        self._picture, self._effort = picture, effort
-        self._sampled: dict[webp.Effort, float] = {}
+    def __init__(self, picture: Picture) -> None:
+        self.picture = picture
 
     def looks_graphic(self, plain_bits: float) -> bool:
         """Whether a layer may pay.
@@ -126,16 +120,16 @@ class GraphicsSearch:
         """
         if self._has_graphic_blocks:
             return True
-        if SAMPLE_MARGIN * LEAST_RATIO * self._sampled_bits(webp.QUICK) >= plain_bits:
+        if SAMPLE_MARGIN * LEAST_RATIO * self._quick_sample_bits >= plain_bits:
             return False
-        return SAMPLE_MARGIN * self._sampled_bits(webp.FAST) < plain_bits
+        return SAMPLE_MARGIN * self._lossless_sample_bits < plain_bits
 
     @cached_property
     def complete(self) -> GraphicsLayer:
         """The layer that marks every block."""
-        box = latent_box(self._picture.width, self._picture.height)
+        box = latent_box(self.picture.width, self.picture.height)
         marked = np.ones((box.height, box.width), np.bool_)
-        return make_layer(self._picture, marked, self._effort)
+        return make_layer(self.picture, marked)
 
     def complete_may_pay(self, plain_bits: float) -> bool:
         """Whether the layer that marks every block may pay; `plain_bits` as of `looks_graphic`."""
@@ -155,33 +149,39 @@ class GraphicsSearch:
             marked = mark_blocks(gains)
             if gains[marked].sum() > LEAST_GAIN * limit_bits and not marked.all():
                 allow_interruption()
-                layer = make_layer(self._picture, marked, webp.FAST)
+                layer = make_layer(self.picture, marked, webp.FAST)
                 bits = 8 * len(write_layer(layer)) + float(neural_bits[~marked].sum())
                 proposals.append((bits, marked))
         bits, best = min(proposals, key=itemgetter(0), default=(math.inf, None))
         if best is None or bits > (1 - LEAST_GAIN) * limit_bits:
             return None
-        return make_layer(self._picture, best, self._effort)
+        return make_layer(self.picture, best)
 
     @cached_property
     def _has_graphic_blocks(self) -> bool:
         shares = predictable_share(self._rgb)
         return bool((shares >= GRAPHIC_SHARE).mean() >= GRAPHIC_BLOCKS)
 
-    def _sampled_bits(self, effort: webp.Effort) -> float:
-        """Lossless bits of the colours, if all of the picture is like its middle."""
-        if effort not in self._sampled:
-            rgb, side = self._rgb, SAMPLE_SIDE
-            top, left = (max(0, length - side) // 2 for length in rgb.shape[:2])
-            middle = rgb[top : top + side, left : left + side].copy()
-            bits = 8 * len(webp.encode(middle, effort))
-            self._sampled[effort] = bits * rgb.size / middle.size
-        return self._sampled[effort]
+    @cached_property
+    def _quick_sample_bits(self) -> float:
+        """Bits of a quick encoding, if all of the picture is like its middle."""
+        return self._sample_bits(webp.QUICK)
+
+    @cached_property
+    def _lossless_sample_bits(self) -> float:
+        """Bits of a usual encoding, if all of the picture is like its middle."""
+        return self._sample_bits(webp.FAST)
+
+    def _sample_bits(self, effort: webp.Effort) -> float:
+        rgb, side = self._rgb, SAMPLE_SIDE
+        top, left = (max(0, length - side) // 2 for length in rgb.shape[:2])
+        middle = rgb[top : top + side, left : left + side].copy()
+        return 8 * len(webp.encode(middle, effort)) * rgb.size / middle.size
 
     @cached_property
     def _quick_bytes(self) -> int:
         """Bytes of the colours, coded quickly without loss, tile by tile."""
-        whole = Box(0, 0, self._picture.height, self._picture.width)
+        whole = Box(0, 0, self.picture.height, self.picture.width)
         boxes = tiles(latent_box(whole.width, whole.height))
         parts = (self._rgb[box.scaled(PATCH).cut(whole).slices] for box in boxes)
         return sum(len(webp.encode(np.ascontiguousarray(part), webp.QUICK)) for part in parts)
@@ -194,7 +194,7 @@ class GraphicsSearch:
 
     @cached_property
     def _rgb(self) -> U8:
-        return visible_colours(self._picture)
+        return visible_colours(self.picture)
 
 
 def mark_blocks(gain_bits: F32) -> Mask:
@@ -217,36 +217,32 @@ def mark_blocks(gain_bits: F32) -> Mask:
     return marked
 
 
-def encode_lossless(search: GraphicsSearch, picture: Picture, check: bool) -> EncodedPicture:
-    """The stream that holds every pixel exactly.
+def encode_lossless(search: GraphicsSearch, check: bool) -> EncodedPicture:
+    """The stream that holds every pixel of the search's picture exactly.
 
     Raises:
         CheckFailed: `check` is set, and it does not.
     """
-    data = container.write_stream(lossless_stream(picture, search.complete))
+    data = container.write_stream(lossless_stream(search.picture, search.complete))
     if check:
-        check_layer(data, picture)
+        check_layer(data, search.picture)
     return EncodedPicture(data, None, search.complete, np.zeros(search.complete.marked.shape))
 
 
 def encode_best(
-    model: LoadedModel,
-    picture: Picture,
-    plain: EncodedPicture,
-    search: GraphicsSearch,
-    rate: SearchRate,
+    model: LoadedModel, plain: EncodedPicture, search: GraphicsSearch, rate: SearchRate
 ) -> EncodedPicture:
     """The stream of lowest bits + lmbda·D, with or without a layer.
 
     Args:
-        model: merged for the rate. picture: to compress.
-        plain: fresh, without a layer. search: for layers of the picture. rate: see SearchRate.
+        model: merged for the rate. plain: fresh, without a layer.
+        search: for layers of the picture that it holds. rate: see SearchRate.
 
     Raises:
         CheckFailed: a fresh stream with a layer does not decode to what was encoded.
     """
     assert plain.latents is not None and plain.latents.bits is not None
-    bits, errors = 8 * len(plain.data), plain.errors
+    picture, bits, errors = search.picture, 8 * len(plain.data), plain.errors
     largest = LARGEST_COST * bits if errors is None else bits + rate.squared_bits(errors)
     if not search.looks_graphic(largest):
         return plain
@@ -259,7 +255,7 @@ def encode_best(
         return best
     allow_interruption()
     if search.complete_may_pay(limit_bits):
-        lossless = encode_lossless(search, picture, rate.check)
+        lossless = encode_lossless(search, rate.check)
         if 8 * len(lossless.data) < limit_bits:
             best, limit_bits = lossless, 8 * len(lossless.data)
     weighted = distortion / max(float(errors.sum()), 1.0) * errors

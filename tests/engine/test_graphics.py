@@ -73,17 +73,18 @@ def webp_bytes(picture: Picture) -> int:
     return len(file.getvalue())
 
 
-def loss(engine: Engine, picture: Picture, made: Compressed, lmbda: float) -> float:
+def loss(engine: Engine, picture: Picture, layered: Compressed, lmbda: float) -> float:
     """R + lmbda·D in bits of the whole picture, from the bytes and the decoded pixels."""
-    decoded = engine.decompress(made.data).picture
+    decoded = engine.decompress(layered.data).picture
     error = squared_error(decoded.rgb, picture.rgb, picture.alpha)
-    return 8 * len(made.data) + lmbda / 3 * error
+    return 8 * len(layered.data) + lmbda / 3 * error
 
 
 def lmbda_of(engine: Engine, rate: float) -> float:
-    found = {r.rate: r.lmbda for r in engine.models()[0].rates if r.tune == container.PSNR}[rate]
-    assert found is not None
-    return found
+    rates = engine.models()[0].rates
+    (lmbda,) = (r.lmbda for r in rates if r.tune == container.PSNR and r.rate == rate)
+    assert lmbda is not None
+    return lmbda
 
 
 @pytest.mark.parametrize("rate", [1, 4, 8])
@@ -100,39 +101,43 @@ def test_no_picture_is_worse_with_a_layer(
         "white": np.full((70, 50, 3), 255, np.uint8),
     }
     picture, lmbda = Picture(pictures[name]), lmbda_of(engine, rate)
-    made = engine.compress(picture, rate)
+    layered = engine.compress(picture, rate)
     without = plain.compress(picture, rate)
-    assert loss(engine, picture, made, lmbda) <= loss(plain, picture, without, lmbda) + 1e-6
-    assert len(made.data) <= webp_bytes(picture) + 64 or len(made.data) <= len(without.data)
-    error = squared_error(engine.decompress(made.data).picture.rgb, picture.rgb)
-    assert made.psnr_db == pytest.approx(picture.psnr_db(error))
+    assert loss(engine, picture, layered, lmbda) <= loss(plain, picture, without, lmbda) + 1e-6
+    assert len(layered.data) <= webp_bytes(picture) + 64 or len(layered.data) <= len(without.data)
+    error = squared_error(engine.decompress(layered.data).picture.rgb, picture.rgb)
+    assert layered.psnr_db == pytest.approx(picture.psnr_db(error))
 
 
 @pytest.mark.parametrize("draw", DRAWINGS, ids=lambda draw: draw.__name__)
 def test_drawings_are_exact_and_as_small_as_lossless_webp(engine: Engine, draw: Draw) -> None:
     picture = Picture(drawn(draw))
-    made = engine.compress(picture, 6)
-    assert (made.rate, made.psnr_db, made.graphics_share) == (LOSSLESS, math.inf, 1)
-    assert len(made.data) <= webp_bytes(picture) + 64
-    assert np.array_equal(engine.decompress(made.data).picture.rgb, picture.rgb)
+    layered = engine.compress(picture, 6)
+    assert (layered.rate, layered.psnr_db, layered.graphics_share) == (
+        LOSSLESS,
+        math.inf,
+        1,
+    )
+    assert len(layered.data) <= webp_bytes(picture) + 64
+    assert np.array_equal(engine.decompress(layered.data).picture.rgb, picture.rgb)
 
 
 def test_a_photograph_gets_no_layer_and_the_same_bytes(engine: Engine, plain: Engine) -> None:
     picture = Picture(photo_like(160, 240, 3))
     for rate in (1, 4.5, 8):
-        made = engine.compress(picture, rate)
-        assert made.data == plain.compress(picture, rate).data and made.graphics_share == 0
+        layered = engine.compress(picture, rate)
+        assert layered.data == plain.compress(picture, rate).data and layered.graphics_share == 0
 
 
 def test_a_photograph_on_a_page_is_coded_by_the_networks(engine: Engine, plain: Engine) -> None:
     picture = Picture(screen())
-    made, without = engine.compress(picture, 4), plain.compress(picture, 4)
-    assert 0 < made.graphics_share < 1 and made.rate == 4
-    assert made.psnr_db is not None and without.psnr_db is not None
-    assert made.psnr_db > without.psnr_db and len(made.data) < len(without.data)
-    layer = container.read_stream(made.data).graphics
+    layered, without = engine.compress(picture, 4), plain.compress(picture, 4)
+    assert 0 < layered.graphics_share < 1 and layered.rate == 4
+    assert layered.psnr_db is not None and without.psnr_db is not None
+    assert layered.psnr_db > without.psnr_db and len(layered.data) < len(without.data)
+    layer = container.read_stream(layered.data).graphics
     assert layer is not None
-    decoded = engine.decompress(made.data).picture.rgb
+    decoded = engine.decompress(layered.data).picture.rgb
     exact = layer.marked.repeat(16, 0).repeat(16, 1)[:256, :320]
     assert np.array_equal(decoded[exact], picture.rgb[exact])
     assert not exact[60:150, 120:270].any(), "the inside of the photograph"
@@ -174,16 +179,16 @@ def test_lossless_gives_every_pixel_back(engine: Engine, kind: str) -> None:
         "one": Picture(np.array([[[255, 0, 0]]], np.uint8)),
     }[kind]
     picture = replace(picture, icc=b"a profile", exif=b"Exif")
-    made = engine.compress(picture, LOSSLESS)
-    decoded = engine.decompress(made.data)
-    assert (made.rate, decoded.rate, made.psnr_db) == (LOSSLESS, LOSSLESS, math.inf)
+    layered = engine.compress(picture, LOSSLESS)
+    decoded = engine.decompress(layered.data)
+    assert (layered.rate, decoded.rate, layered.psnr_db) == (LOSSLESS, LOSSLESS, math.inf)
     assert np.array_equal(decoded.picture.samples(), picture.samples())
     assert (decoded.picture.grey, decoded.picture.icc, decoded.picture.exif) == (
         picture.grey,
         b"a profile",
         b"Exif",
     )
-    assert len(replace_metadata(made.data)) <= webp_bytes(picture) + 64
+    assert len(replace_metadata(layered.data)) <= webp_bytes(picture) + 64
 
 
 def replace_metadata(data: bytes) -> bytes:
@@ -203,8 +208,8 @@ def small_engine(loaded: LoadedModel) -> Engine:
 def test_targets_choose_between_networks_and_layer(engine: Engine) -> None:
     text, photo = Picture(drawn(page)), Picture(photo_like(96, 128, 2))
     exact = engine.compress(text, LOSSLESS)
-    made = engine.compress(text, Target(max_bytes=len(exact.data) + 10))
-    assert made.rate == LOSSLESS and made.data == exact.data
+    layered = engine.compress(text, Target(max_bytes=len(exact.data) + 10))
+    assert layered.rate == LOSSLESS and layered.data == exact.data
     assert engine.compress(text, Target(bpp=2 * exact.bpp)).rate == LOSSLESS
     with pytest.raises(TargetUnreachable, match="at rate lossless"):
         engine.compress(text, Target(max_bytes=20))
@@ -217,8 +222,8 @@ def test_targets_choose_between_networks_and_layer(engine: Engine) -> None:
 @pytest.mark.parametrize("tune", container.TUNES)
 def test_both_tunes_and_fractional_rates_take_layers(engine: Engine, tune: str) -> None:
     picture = Picture(screen())
-    made = engine.compress(picture, 3.5, tune)
-    assert made.graphics_share > 0 and (made.rate, made.tune) == (3.5, tune)
+    layered = engine.compress(picture, 3.5, tune)
+    assert layered.graphics_share > 0 and (layered.rate, layered.tune) == (3.5, tune)
 
 
 @pytest.mark.parametrize("rate", [1, 4, 7])
@@ -231,10 +236,10 @@ def test_no_picture_is_worse_by_ms_ssim_where_that_is_the_measure(
     assert lmbda is not None
     losses = []
     for each in (engine, plain):
-        made = each.compress(Picture(rgb), rate, "ms-ssim")
-        similarity = ms_ssim(rgb, each.decompress(made.data).picture.rgb)
+        layered = each.compress(Picture(rgb), rate, "ms-ssim")
+        similarity = ms_ssim(rgb, each.decompress(layered.data).picture.rgb)
         assert similarity is not None
-        losses.append(made.bpp + lmbda * (1 - similarity))
+        losses.append(layered.bpp + lmbda * (1 - similarity))
     assert losses[0] <= losses[1] + 1e-6
 
 
@@ -242,8 +247,8 @@ def test_a_batch_gives_what_each_picture_gives_alone(engine: Engine) -> None:
     pictures = [Picture(screen()), Picture(photo_like(256, 320, 3)), Picture(drawn(page)[:256])]
     batch = engine.compress_batch(pictures, 4)
     alone = [engine.compress(picture, 4) for picture in pictures]
-    streams = [made.data for made in batch if isinstance(made, Compressed)]
-    assert streams == [made.data for made in alone]
+    streams = [layered.data for layered in batch if isinstance(layered, Compressed)]
+    assert streams == [layered.data for layered in alone]
     decoded = engine.decompress_batch(streams)
     for one, data in zip(decoded, streams, strict=True):
         assert not isinstance(one, Exception)
@@ -254,12 +259,12 @@ def test_alpha_and_layer_go_together(engine: Engine) -> None:
     alpha = np.full((256, 320), 255, np.uint8)
     alpha[:, :50], alpha[:, 50:90] = 0, 120
     picture = Picture(screen(), alpha)
-    made = engine.compress(picture, 4)
-    decoded = engine.decompress(made.data).picture
+    layered = engine.compress(picture, 4)
+    decoded = engine.decompress(layered.data).picture
     assert decoded.alpha is not None and np.array_equal(decoded.alpha, alpha)
-    assert made.graphics_share > 0
+    assert layered.graphics_share > 0
     error = squared_error(decoded.rgb, picture.rgb, alpha)
-    assert made.psnr_db == pytest.approx(picture.psnr_db(error))
+    assert layered.psnr_db == pytest.approx(picture.psnr_db(error))
 
 
 def test_adaptation_fits_what_the_layer_does_not_hold(engine: Engine) -> None:
@@ -275,9 +280,9 @@ def test_adaptation_fits_what_the_layer_does_not_hold(engine: Engine) -> None:
     resumed.advance(math.inf)
     assert resumed.best() == adaptation.best()
     lmbda = lmbda_of(engine, 4)
-    made = replace(first, data=adaptation.best())
-    assert loss(engine, picture, made, lmbda) < 0.99 * loss(engine, picture, first, lmbda)
-    layers = [container.read_stream(data).graphics for data in (first.data, made.data)]
+    layered = replace(first, data=adaptation.best())
+    assert loss(engine, picture, layered, lmbda) < 0.99 * loss(engine, picture, first, lmbda)
+    layers = [container.read_stream(data).graphics for data in (first.data, layered.data)]
     assert layers[0] is not None and layers[1] is not None
     assert np.array_equal(layers[0].marked, layers[1].marked)
 
