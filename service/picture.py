@@ -145,3 +145,53 @@ class Region:
             raise BadParameter(f"{region} starts outside the picture or is empty")
         if self.x + self.width > width or self.y + self.height > height:
             raise BadParameter(f"{region} reaches outside the picture of {width}x{height} pixels")
+
+    @classmethod
+    def of(cls, width: int, height: int) -> Region:
+        """The whole of a picture."""
+        return cls(0, 0, width, height)
+
+
+@dataclass(frozen=True)
+class View:
+    """Which part of a picture to decode, and at which size. It is never enlarged.
+
+    Attributes:
+        region: in pixels of the picture; None for the whole of it.
+        max_size: of the longest side in pixels; None to keep the size.
+        size: exact width and height in pixels, in place of max_size.
+    """
+
+    region: Region | None = None
+    max_size: int | None = None
+    size: tuple[int, int] | None = None
+
+    def part(self, width: int, height: int) -> Region:
+        """The part of a picture of that size.
+
+        Raises:
+            BadParameter: it reaches outside the picture, or would have to be enlarged.
+        """
+        if self.region is not None:
+            self.region.check_inside(width, height)
+        part = self.region or Region.of(width, height)
+        if self.max_size is not None and self.max_size < 1:
+            raise BadParameter(f"max_size is {self.max_size}, expected at least 1")
+        if self.size is not None:
+            w, h = self.size
+            if not (1 <= w <= part.width and 1 <= h <= part.height):
+                raise BadParameter(
+                    f"size is {w}x{h}, expected 1x1 to {part.width}x{part.height} pixels"
+                )
+        return part
+
+    def fit(self, width: int, height: int) -> tuple[int, int]:
+        """The size of the result, for a part of that size."""
+        if self.size is not None:
+            return self.size
+        scale = 1.0 if self.max_size is None else min(1, self.max_size / max(width, height))
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+WHOLE = View()
+"""All of a picture in its own size."""

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nets": {"codec", "store"},
     "runtime": COMMON | {"ms_ssim", "codec", "nets", "store"},
     "adapt": COMMON | {"codec", "nets", "store", "runtime"},
-    "engine": COMMON | {"codec", "store", "runtime", "adapt", "settings"},
+    "engine": COMMON | {"codec", "images", "store", "runtime", "adapt", "settings"},
     "jobs": COMMON | {"engine", "adapt", "images", "blobs", "settings"},
     "http": {"engine", "images", "settings", "logs"},
     "api": COMMON
@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": COMMON | {"images", "files", "codec", "nets", "store", "datasets", "eval"},
     "rates": set(LAYERS) - {"api", "http", "jobs", "cli", "bench", "export", "zoo"},
     "export": set(LAYERS) - {"api", "http", "jobs", "cli", "bench", "zoo"},
-    "zoo": COMMON | {"codec", "engine", "runtime", "datasets"},
+    "zoo": COMMON | {"codec", "images", "engine", "runtime", "datasets"},
     "cli": set(LAYERS),
     "__main__": {"cli"},
 }

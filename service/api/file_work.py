@@ -26,10 +26,8 @@ from service.engine.types import (
 from service.errors import NotAcceptable
 from service.http.negotiate import Form, choose_forms
 from service.images.read import Metadata, image_size, read_image
-from service.images.resize import shrink, size_within
 from service.images.write import Format, WriteLimits, WrittenImage, effort_for, write_with_notes
-from service.picture import Picture, Region, larger_note
-from service.runtime.interruption import allow_interruption
+from service.picture import WHOLE, Picture, View, larger_note
 
 T = TypeVar("T")
 
@@ -54,18 +52,15 @@ class StreamFile:
 
 
 @dataclass(frozen=True)
-class View:
-    """Which part of a stream to decode, and how to write it.
+class Rendition:
+    """What to decode of a stream, and how to write it.
 
     Attributes:
         forms: file formats, the best first. The first one that can hold the picture is written.
-        region: to decode, None for the whole picture.
-        max_size: of the longest side in pixels, None to keep the size.
     """
 
     forms: tuple[Form, ...]
-    region: Region | None
-    max_size: int | None
+    view: View = WHOLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,13 +143,13 @@ class DecompressFile:
 
     codec: Codec
     data: bytes
-    view: View
+    rendition: Rendition
     limits: WriteLimits
 
     def __call__(self) -> ImageFile:
         """Decompress the stream and write the file."""
         forms = self.forms
-        return self.write(self.codec.decompress(self.data, self.view.region), forms)
+        return self.write(self.codec.decompress(self.data, self.rendition.view), forms)
 
     def prepare(self) -> tuple[bytes, tuple[Form, ...]]:
         """The stream, and the forms that can be written."""
@@ -173,30 +168,24 @@ class DecompressFile:
     @cached_property
     def forms(self) -> tuple[Form, ...]:
         """Forms that can be written, the best first. Raises BadStream, NotAcceptable."""
-        return choose_forms(self.view.forms, self._shape, self.limits)
+        return choose_forms(self.rendition.forms, self._shape, self.limits)
 
     @cached_property
     def _preview(self) -> StreamPreview:
         """What the stream's header tells, read once."""
-        return self.codec.preview_stream(self.data, self.view.region)
+        return self.codec.preview_stream(self.data, self.rendition.view)
 
     @cached_property
     def _shape(self) -> StreamShape:
         """Shape of the image file, by the stream's header. Raises BadStream, BadParameter."""
-        shape, view = self._preview.shape, self.view
-        width, height = shape.width, shape.height
-        if view.region is not None:
-            view.region.check_inside(width, height)
-            width, height = view.region.width, view.region.height
-        width, height = size_within(width, height, view.max_size)
-        return StreamShape(width, height, shape.has_alpha)
+        shape, view = self._preview.shape, self.rendition.view
+        part = view.part(shape.width, shape.height)
+        return StreamShape(*view.fit(part.width, part.height), shape.has_alpha)
 
     def write(self, decoded: Decompressed, forms: Sequence[Form]) -> ImageFile:
         """The picture as an image file, in the first form that its encoder can write."""
         begun = time.perf_counter()
-        picture, view = decoded.picture, self.view
-        picture = shrink(picture, view.max_size, is_part=view.region is not None)
-        allow_interruption()
+        picture = decoded.picture
         form, written = _written(picture, forms)
         return ImageFile(
             data=written.data,

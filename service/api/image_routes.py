@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api import headers, openapi
-from service.api.file_work import CompressFile, DecompressFile, ImageFile, StreamFile, View
+from service.api.file_work import CompressFile, DecompressFile, ImageFile, Rendition, StreamFile
 from service.api.headers import header_values, notes_text
 from service.api.schemas import CompressQuery, DecompressQuery
 from service.api.service import Service, ServiceArg, refuse_repeats
@@ -57,9 +57,9 @@ async def decompress(
     request: Request, service: ServiceArg, query: Annotated[DecompressQuery, Query()]
 ) -> Response:
     """Turn a Rankpress stream into an image file."""
-    view = view_of(query, ",".join(request.headers.getlist("accept")))
+    rendition = rendition_of(query, ",".join(request.headers.getlist("accept")))
     body = await service.read_body(request)
-    work = DecompressFile(service.codec, body, view, service.write_limits)
+    work = DecompressFile(service.codec, body, rendition, service.write_limits)
     done = await decode(request, service, work)
     values = header_values({headers.VARY: "Accept"}) | image_headers(done)
     return await bytes_response(request, done.value.data, values, MEDIA_TYPES[done.value.format])
@@ -75,7 +75,7 @@ async def decode(request: Request, service: Service, work: DecompressFile) -> Wo
     return done
 
 
-def view_of(query: DecompressQuery, accept: str) -> View:
+def rendition_of(query: DecompressQuery, accept: str) -> Rendition:
     """The picture that a request wants, and in which formats.
 
     Raises:
@@ -90,7 +90,7 @@ def view_of(query: DecompressQuery, accept: str) -> View:
             )
         names = tuple(name for name in names if name not in LOSSLESS_ONLY)
     forms = tuple(Form(name, query.quality) for name in names)
-    return View(forms, query.parsed_region(), query.max_size)
+    return Rendition(forms, query.view())
 
 
 def _stream_headers(done: WorkResult[StreamFile]) -> dict[str, str]:

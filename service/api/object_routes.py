@@ -18,9 +18,9 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.api import headers, openapi
-from service.api.file_work import DecompressFile, ImageFile, View
+from service.api.file_work import DecompressFile, ImageFile, Rendition
 from service.api.headers import header_values
-from service.api.image_routes import LOSSLESS_ONLY, decode, image_headers, view_of
+from service.api.image_routes import LOSSLESS_ONLY, decode, image_headers, rendition_of
 from service.api.schemas import DecompressQuery, StoredObject
 from service.api.service import Service, ServiceArg, refuse_query, refuse_repeats
 from service.blobs import Objects, digest_of, shared_key
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 
-RENDITION = 1
+PICTURES = 1
 """Part of every entity tag: raise it to make caches fetch all pictures anew."""
 
 _QUALITY: Final[Mapping[Format, int]] = {"webp": 90}
@@ -72,8 +72,8 @@ async def get_object(
     query: Annotated[DecompressQuery, Query()],
 ) -> Response:
     """Decode a stored stream, whole or in part, in the requested or accepted format."""
-    view = _view(query, ",".join(request.headers.getlist("accept")))
-    request_tag = _request_tag(sha256, view)
+    rendition = _rendition(query, ",".join(request.headers.getlist("accept")))
+    request_tag = _request_tag(sha256, rendition)
     vary = "Accept" if query.format is None else None
     caching = header_values({headers.CACHE_CONTROL: IMMUTABLE, headers.VARY: vary})
     started_s = time.perf_counter()
@@ -82,7 +82,7 @@ async def get_object(
         return Response(None, 304, caching | {"ETag": f'"{known_tag}"'})
     stream = await _read(request, service, sha256, size)
     fetch_s = time.perf_counter() - started_s
-    work = DecompressFile(service.codec, stream, view, service.write_limits)
+    work = DecompressFile(service.codec, stream, rendition, service.write_limits)
     done = await _decode(request, service, sha256, work)
     data, status, content_range = done.value.data, 200, None
     etag = f'"{request_tag}-{_short_hash(data)}"'
@@ -175,10 +175,13 @@ async def _decode(
         raise DamagedObject(f"object {sha256} is not a whole stream: {error}") from error
 
 
-def _view(query: DecompressQuery, accept: str) -> View:
-    """The picture that a request wants: a small file if Accept decides. Raises as `view_of`."""
+def _rendition(query: DecompressQuery, accept: str) -> Rendition:
+    """The picture that a request wants: a small file if Accept decides.
+
+    Raises as `rendition_of`.
+    """
     if query.format is not None:
-        return view_of(query, accept)
+        return rendition_of(query, accept)
 
     def form(name: Format) -> Form:
         lossless = name in LOSSLESS_ONLY
@@ -187,12 +190,12 @@ def _view(query: DecompressQuery, accept: str) -> View:
     names = rank_formats(accept, SMALL)
     if query.quality is not None:  # formats that have a quality first
         names = tuple(sorted(names, key=LOSSLESS_ONLY.__contains__))
-    return View(tuple(map(form, names)), query.parsed_region(), query.max_size)
+    return Rendition(tuple(map(form, names)), query.view())
 
 
-def _request_tag(sha256: str, view: View) -> str:
+def _request_tag(sha256: str, rendition: Rendition) -> str:
     """A hash of everything that determines the picture, the first half of its entity tag."""
-    return _short_hash(repr((RENDITION, sha256, view)).encode())
+    return _short_hash(repr((PICTURES, sha256, rendition)).encode())
 
 
 def _known_tag(request: Request, request_tag: str) -> str | None:

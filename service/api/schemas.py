@@ -17,7 +17,7 @@ from service.http.problems import Document
 from service.images.read import Metadata
 from service.images.write import Format
 from service.jobs.job import DEFAULT_PRIORITY, Job, State
-from service.picture import Region
+from service.picture import Region, View
 
 Tune = Literal["psnr", "ms-ssim"]
 RateNumber = Annotated[float, Field(ge=1, le=8, allow_inf_nan=False)]
@@ -86,9 +86,10 @@ class DecompressQuery(Query):
     """Quality of a lossy file: webp, jpeg or avif. A webp that is requested without it, by `format`
     or from `/decompress`, is lossless."""
 
-    def parsed_region(self) -> Region | None:
-        """The rectangle. Raises BadParameter for anything but four whole numbers."""
-        return None if self.region is None else Region.parse(self.region)
+    def view(self) -> View:
+        """The part and size. Raises BadParameter for a region that is not four whole numbers."""
+        region = None if self.region is None else Region.parse(self.region)
+        return View(region, self.max_size)
 
 
 class AdapterQuery(Query):

@@ -123,9 +123,8 @@ def decompress(
     """Decompress .rkp streams, and all streams in folders, to pictures. PNGs are made small."""
     from service.cli.batch import ConvertedFile, check_output
     from service.cli.plan import plan_batch
-    from service.images.resize import shrink
     from service.images.write import write_with_notes
-    from service.picture import Region
+    from service.picture import Region, View
 
     check_output(out, json)
     by_suffix = FORMAT_OF_SUFFIX.get(Path(out).suffix.lower())
@@ -141,10 +140,9 @@ def decompress(
     codec = open_codec(settings_of(store=store, device=device))
 
     def convert(data: bytes) -> ConvertedFile:
-        decompressed = codec.decompress(data, part)
-        whole = decompressed.picture
-        bpp = 8 * len(data) / (whole.width * whole.height) if part is None else None
-        picture = shrink(whole, max_size, is_part=part is not None)
+        decompressed = codec.decompress(data, View(part, max_size))
+        picture, shape = decompressed.picture, codec.preview_stream(data).shape
+        bpp = 8 * len(data) / (shape.width * shape.height) if part is None else None
         written = write_with_notes(picture, chosen, quality=quality, small_png=True)
         size, notes = (picture.width, picture.height), picture.notes + written.notes
         return ConvertedFile(written.data, *size, decompressed.rate, bpp, None, notes)

@@ -53,7 +53,7 @@ from service.errors import (
     RankpressError,
     UnsupportedStream,
 )
-from service.picture import Picture, Region
+from service.picture import WHOLE, Picture, View
 from service.runtime.fork_safety import check_process
 from service.runtime.graphics_search import GraphicsSearch
 from service.runtime.pipeline import LoadedModel
@@ -219,8 +219,8 @@ class Engine:
         task = AdaptationTask(picture, rate16, lmbda, plan, seed, max_seconds, self._graphics)
         return PictureAdaptation(model, task, checkpoint)
 
-    def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
-        return self._coder.decompress(self._request(data, region))
+    def decompress(self, data: bytes, view: View = WHOLE) -> Decompressed:
+        return self._coder.decompress(self._request(data, view))
 
     def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
         def prepare(data: bytes) -> tuple[Hashable, DecodeRequest]:
@@ -229,20 +229,20 @@ class Engine:
 
         return by_group(streams, prepare, self._coder.decompress_group)
 
-    def _request(self, data: bytes, region: Region | None = None) -> DecodeRequest:
+    def _request(self, data: bytes, view: View = WHOLE) -> DecodeRequest:
         """A stream that has been read and checked, with the model that made it."""
         check_process(self._process)
-        stream = container.read_stream(data, partial(self._check_header, region=region))
+        stream = container.read_stream(data, partial(self._check_header, view=view))
         header = stream.header
-        pixels = requested_pixels(header.width, header.height, region)
+        pixels = requested_pixels(header.width, header.height, view)
         if stream.is_lossless:
-            return DecodeRequest(None, NO_MODEL, stream, pixels)
+            return DecodeRequest(None, NO_MODEL, stream, pixels, view)
         base, key = self._registry.model_of(header)
         covered = stream.graphics is not None and stream.graphics.covers(pixels)
         source = None if covered else (base, key)
-        return DecodeRequest(source, base.stored.name, stream, pixels)
+        return DecodeRequest(source, base.stored.name, stream, pixels, view)
 
-    def _check_header(self, header: container.Header, region: Region | None) -> None:
+    def _check_header(self, header: container.Header, view: View) -> None:
         """Refuse a stream that this decoder does not take, before more of it is read."""
         if header.flags & container.Flags.SAME_MACHINE:
             raise UnsupportedStream(
@@ -250,8 +250,7 @@ class Engine:
                 "that model, can decode it"
             )
         check_pixels(self._max_pixels, header.width, header.height)
-        if region is not None:
-            region.check_inside(header.width, header.height)
+        view.part(header.width, header.height)
 
     def picture_load(
         self, size: tuple[int, int] | None, rate: float | Target, tune: str = PSNR
@@ -270,15 +269,15 @@ class Engine:
         batch = None if size is None else batch_of("compress", *size)
         return Load(pixels, RequestGroup((key.identity[:4].hex(), key.rate16), batch))
 
-    def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
-        info = container.describe(data, partial(self._check_header, region=region))
+    def preview_stream(self, data: bytes, view: View = WHOLE) -> StreamPreview:
+        info = container.describe(data, partial(self._check_header, view=view))
         shape = StreamShape(info.width, info.height, info.has_alpha)
         if info.rate == LOSSLESS:
             pixels = info.width * info.height // LOSSLESS_SPEED
             return StreamPreview(shape, Load(LEAST_WORK + pixels))
         box = latent_box(info.width, info.height)
-        need = latents_under(requested_pixels(info.width, info.height, region))
-        batch = None if region else batch_of("decompress", info.width, info.height)
+        need = latents_under(requested_pixels(info.width, info.height, view))
+        batch = None if view != WHOLE else batch_of("decompress", info.width, info.height)
         work = work_pixels(box, need, self._base.stored.sizes.halo)
         return StreamPreview(
             shape, Load(work, RequestGroup((info.model, round(PARTS * info.rate)), batch))

@@ -12,7 +12,8 @@ from service.engine.target import rate16_of, rate_unavailable
 from service.engine.types import Decompressed, Timings
 from service.engine.weight_cache import RateKey
 from service.errors import BadParameter, TooManyPixels
-from service.picture import U8, Picture, Region
+from service.images.resize import shrink
+from service.picture import U8, Picture, View
 from service.runtime.pipeline import Latents, LoadedModel, alpha_plane, paint, with_update
 from service.store.model import StoredModel
 
@@ -25,12 +26,14 @@ class DecodeRequest:
         source: the model that made it, resident at its own rate, and the key of the stream's rate;
             None where the graphics layer holds all pixels that are asked for.
         model: name of the model.
+        pixels: of the whole picture that the view shows.
     """
 
     source: tuple[LoadedModel, RateKey] | None
     model: str
     stream: container.Stream
     pixels: Box
+    view: View
 
     @property
     def group(self) -> object:
@@ -63,14 +66,13 @@ class DecodeRequest:
         stream = self.stream
         alpha = alpha_plane(stream, self.pixels)
         picture = Picture(rgb, alpha, self._grey, stream.icc, stream.exif)
-        return Decompressed(picture, stream.header.rate, self.model, timings)
+        return Decompressed(shrink(picture, self.view), stream.header.rate, self.model, timings)
 
 
-def requested_pixels(width: int, height: int, region: Region | None) -> Box:
-    """The pixels of a region, or all of the picture's."""
-    if region is None:
-        return Box(0, 0, height, width)
-    return Box(region.y, region.x, region.y + region.height, region.x + region.width)
+def requested_pixels(width: int, height: int, view: View) -> Box:
+    """The pixels of a picture of that size that a view shows. Raises as `View.part`."""
+    part = view.part(width, height)
+    return Box(part.y, part.x, part.y + part.height, part.x + part.width)
 
 
 def rate_key(rate: float, tune: str, model: StoredModel) -> RateKey:

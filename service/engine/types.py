@@ -14,7 +14,7 @@ from service.codec.tiles import TILE_PIXELS
 from service.engine.admission_queue import RequestGroup
 from service.engine.target import Target
 from service.errors import RankpressError
-from service.picture import Picture, Region
+from service.picture import WHOLE, Picture, View
 
 NO_MODEL: Final = "none"
 """Name of the model of a lossless stream."""
@@ -68,7 +68,7 @@ class Compressed:
 
 @dataclass(frozen=True, eq=False)
 class Decompressed:
-    """A decoded picture, or the region that was asked for.
+    """A decoded picture, or the view of it that was asked for.
 
     Attributes:
         rate: of the stream, 1–8 or container.LOSSLESS.
@@ -195,13 +195,13 @@ class Codec(Protocol):
             CheckFailed: the fresh stream did not decode to what was encoded.
         """
 
-    def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
-        """A stream, or a region of it, as a picture.
+    def decompress(self, data: bytes, view: View = WHOLE) -> Decompressed:
+        """A stream, or a view of it, as a picture.
 
         Raises:
             BadStream: damaged. UnsupportedStream: needs a newer decoder.
             UnknownModel: its weights are not in the store. TooManyPixels: over the limit.
-            BadParameter: the region reaches outside the picture.
+            BadParameter: there is no such view of the picture.
         """
 
     @property
@@ -238,8 +238,8 @@ class Codec(Protocol):
             TooManyPixels: over the limit.
         """
 
-    def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
-        """What a stream's header tells of its picture and of the work to decompress it or a region.
+    def preview_stream(self, data: bytes, view: View = WHOLE) -> StreamPreview:
+        """What a stream's header tells of its picture and of the work to decompress a view of it.
 
         Raises:
             BadStream, UnsupportedStream, TooManyPixels, BadParameter: as `decompress`.

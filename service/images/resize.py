@@ -7,40 +7,25 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from service.errors import BadImage, BadParameter
+from service.errors import BadImage
 from service.images import exif
 from service.images.faults import PILLOW_ERRORS
 from service.images.limits import check_exif
 from service.images.samples import unless_opaque
 from service.images.write import to_pillow
-from service.picture import Picture
+from service.picture import Picture, View
 
 
-def shrink(picture: Picture, max_size: int | None, *, is_part: bool = False) -> Picture:
-    """Return a picture with its longest side at most `max_size` pixels; it is never enlarged.
+def shrink(picture: Picture, view: View) -> Picture:
+    """Return the part of a picture that a view shows, which is given, at the size of the view.
 
     It is resampled by Lanczos, colours weighted by alpha. The Exif block of a smaller picture, or
     of a part, is rebuilt for the new pixels.
-
-    Args:
-        picture: as decoded. max_size: in pixels; None keeps the size.
-        is_part: whether the picture was cut out of the one that its Exif block describes.
-
-    Raises:
-        BadParameter: max_size is below 1.
     """
-    if max_size is not None and max_size < 1:
-        raise BadParameter(f"max_size is {max_size}, expected at least 1")
-    size = size_within(picture.width, picture.height, max_size)
+    size = view.fit(picture.width, picture.height)
     if size != (picture.width, picture.height):
         return _with_rebuilt_exif(_resample(picture, size))
-    return _with_rebuilt_exif(picture) if is_part else picture
-
-
-def size_within(width: int, height: int, max_size: int | None) -> tuple[int, int]:
-    """Return the size of a picture whose longest side is shrunk to at most `max_size` pixels."""
-    scale = 1.0 if max_size is None else min(1, max_size / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    return picture if view.region is None else _with_rebuilt_exif(picture)
 
 
 def _resample(picture: Picture, size: tuple[int, int]) -> Picture:

@@ -50,7 +50,8 @@ from service.errors import (
     UnknownAdapter,
     UnknownModel,
 )
-from service.picture import U8, Picture, Region, squared_error
+from service.images.resize import shrink
+from service.picture import U8, WHOLE, Picture, View, squared_error
 from service.runtime.fork_safety import check_process
 from service.runtime.pipeline import alpha_plane, pixels_under
 from service.zoo.adapters import digest, merged, prepare_coder, read_factors
@@ -154,29 +155,28 @@ class ZooCodec:
         return Compressed(data, *size, rate, bpp, psnr_db, timings)
 
     @torch.inference_mode()
-    def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
+    def decompress(self, data: bytes, view: View = WHOLE) -> Decompressed:
         """See `Codec`.
 
         Raises:
             UnsupportedStream: the stream was made on another machine or by other software.
         """
-        stream = container.read_stream(data, partial(self._check_header, region=region))
+        stream = container.read_stream(data, partial(self._check_header, view=view))
         header, entry = stream.header, self._rate_of(stream.header)
         start = perf_counter()
         payload = verified(self._key, header, entry.identity, stream.tiles[0], self._name)
         out = entry.network.decompress(*unpack(payload))  # type: ignore[operator]
         grey = bool(header.flags & container.Flags.GREY)
         rgb = output_pixels(out["x_hat"], header.height, header.width, grey)
-        pixels = requested_pixels(header.width, header.height, region)
+        pixels = requested_pixels(header.width, header.height, view)
         cut = np.ascontiguousarray(rgb[pixels.slices])
         picture = Picture(cut, alpha_plane(stream, pixels), grey, stream.icc, stream.exif)
         timings = Timings(net_s=perf_counter() - start)
-        return Decompressed(picture, header.rate, self._name, timings)
+        return Decompressed(shrink(picture, view), header.rate, self._name, timings)
 
-    def _check_header(self, header: container.Header, region: Region | None) -> None:
+    def _check_header(self, header: container.Header, view: View) -> None:
         check_pixels(self._max_pixels, header.width, header.height, CELL)
-        if region is not None:
-            region.check_inside(header.width, header.height)
+        view.part(header.width, header.height)
 
     max_batch: Final = 1
     """There are no batches."""
@@ -201,9 +201,9 @@ class ZooCodec:
         check_pixels(self._max_pixels, *size, CELL)
         return Load(padded_pixels(*size, CELL))
 
-    def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
+    def preview_stream(self, data: bytes, view: View = WHOLE) -> StreamPreview:
         """See `Codec`; a region takes as long as the whole picture."""
-        info = container.describe(data, partial(self._check_header, region=region))
+        info = container.describe(data, partial(self._check_header, view=view))
         shape = StreamShape(info.width, info.height, info.has_alpha)
         return StreamPreview(shape, Load(padded_pixels(info.width, info.height, CELL)))
 

@@ -19,7 +19,7 @@ from service.adapt.plan import AdaptationPlan, plan_of
 from service.codec import container
 from service.engine.engine import Engine
 from service.errors import BadParameter, BadStream, UnsupportedStream
-from service.picture import Picture, Region
+from service.picture import Picture, Region, View
 from service.runtime.pipeline import LoadedModel
 
 PLAN = AdaptationPlan(120, 20, rank=1, latent_lr=2e-2)
@@ -112,7 +112,7 @@ def test_decoding_an_update_leaves_the_model_as_it_was(
 
 def test_a_region_of_an_adapted_stream(engine: Engine, drawn: PictureAdaptation) -> None:
     whole = engine.decompress(drawn.best()).picture.rgb
-    part = engine.decompress(drawn.best(), Region(30, 20, 40, 50)).picture.rgb
+    part = engine.decompress(drawn.best(), View(Region(30, 20, 40, 50))).picture.rgb
     assert np.array_equal(part, whole[20:70, 30:70])
 
 
@@ -245,9 +245,7 @@ def test_an_update_that_hardly_gains_is_fitted_in_fewer_steps(
     monkeypatch.setattr(schedule.StepSchedule, "cannot_pay", lambda *_: False)
     shares = []
     decayed = optimiser.decayed
-    monkeypatch.setattr(
-        optimiser, "decayed", lambda share: shares.append(share) or decayed(share)
-    )
+    monkeypatch.setattr(optimiser, "decayed", lambda share: shares.append(share) or decayed(share))
     for little, fitted in ((-math.inf, 400), (math.inf, 275)):
         monkeypatch.setattr(schedule, "LITTLE_FITTED", little)
         short = PictureAdaptation(loaded, job(drawing(), plan=AdaptationPlan(400, 4, rank=1)))

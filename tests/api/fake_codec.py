@@ -39,7 +39,8 @@ from service.errors import (
     UnknownModel,
     UnsupportedStream,
 )
-from service.picture import Picture, Region
+from service.images.resize import shrink
+from service.picture import WHOLE, Picture, View
 
 MAGIC = b"fake"
 TIMINGS = Timings(swap_s=0.001, net_s=0.002, code_s=0.003, graphics_s=0.005, check_s=0.004)
@@ -95,9 +96,7 @@ class FakeCodec:
         )
         return (ModelInfo("fake", "ab" * 32, 10, 40, rates, {"steps": 3}),)
 
-    def compress(
-        self, picture: Picture, rate: float | Target, tune: str = "psnr"
-    ) -> Compressed:
+    def compress(self, picture: Picture, rate: float | Target, tune: str = "psnr") -> Compressed:
         if isinstance(rate, Target):
             return self._compress_to(picture, rate, tune)
         self._work()
@@ -120,7 +119,7 @@ class FakeCodec:
             raise TargetUnreachable(f"{found} bytes at least", found, target.max_bytes)
         return replace(made, encodes=5)
 
-    def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
+    def decompress(self, data: bytes, view: View = WHOLE) -> Decompressed:
         self._work()
         if data[:4] == b"newr":
             raise UnsupportedStream("format version is 9, expected at most 1")
@@ -136,14 +135,12 @@ class FakeCodec:
         except zlib.error:
             raise BadStream("the pixels are damaged") from None
         rgb = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
-        if region is not None:
-            region.check_inside(width, height)
-            rows = slice(region.y, region.y + region.height)
-            rgb = rgb[rows, region.x : region.x + region.width]
+        part = view.part(width, height)
+        rgb = rgb[part.y : part.y + part.height, part.x : part.x + part.width]
         alpha = None if self.alpha is None else np.full(rgb.shape[:2], self.alpha, np.uint8)
         picture = Picture(np.ascontiguousarray(rgb), alpha, exif=self.exif)
         rate = rate16 / 16 if rate16 else LOSSLESS
-        return Decompressed(picture, rate, "fake", TIMINGS)
+        return Decompressed(shrink(picture, view), rate, "fake", TIMINGS)
 
     @property
     def max_batch(self) -> int:
@@ -167,11 +164,12 @@ class FakeCodec:
             return Load(USUAL_ENCODES * pixels)
         return Load(pixels, RequestGroup((rate, tune), size and ("compress", size)))
 
-    def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
+    def preview_stream(self, data: bytes, view: View = WHOLE) -> StreamPreview:
         shape = self._shape(data)
         if shape.width * shape.height > self.max_pixels:
             raise TooManyPixels(f"{shape.width}x{shape.height}, at most {self.max_pixels} pixels")
-        group = RequestGroup(data[4:5], ("decompress", data[5:13]) if region is None else None)
+        group = RequestGroup(data[4:5], ("decompress", data[5:13]) if view == WHOLE else None)
+        region = view.region
         pixels = region.width * region.height if region else len(data)
         return StreamPreview(shape, Load(pixels, group))
 

@@ -21,7 +21,7 @@ from service.engine.target_search import USUAL_ENCODES
 from service.engine.types import LEAST_WORK, Load, StreamPreview
 from service.errors import CheckFailed, StoreError, TooManyPixels
 from service.images.write import MEDIA_TYPES, Format, effort_for
-from service.picture import Region
+from service.picture import WHOLE, View
 
 from .client import HEIGHT, PIXELS, PNG, WIDTH, Client, pixels_of, running, until
 from .fake_codec import FakeCodec
@@ -375,8 +375,8 @@ async def test_a_picture_that_is_too_much_work_is_refused_before_it_waits() -> N
         ) -> Load:
             raise TooManyPixels(f"{size} for {rate}, {tune}, with sides rounded up to 16")
 
-        def preview_stream(self, data: bytes, region: Region | None = None) -> StreamPreview:
-            raise TooManyPixels(f"{len(data)} bytes, {region}, with sides rounded up to 16")
+        def preview_stream(self, data: bytes, view: View = WHOLE) -> StreamPreview:
+            raise TooManyPixels(f"{len(data)} bytes, {view}, with sides rounded up to 16")
 
     codec = Strict()
     async with running(codec) as client:

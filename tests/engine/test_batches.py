@@ -25,7 +25,7 @@ from service.errors import (
     TooManyPixels,
     UnknownModel,
 )
-from service.picture import Picture, Region
+from service.picture import Picture, Region, View
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
 from service.store.model import StoredModel
@@ -232,7 +232,7 @@ def test_groups_tell_what_may_share_a_batch(engine: Engine) -> None:
     assert engine.picture_load((64, 40), Target(bpp=1.0)).group is None, "it takes several rates"
     data = engine.compress(Picture(photo_like(40, 64)), 4).data
     stream = engine.preview_stream(data).load.group
-    part = engine.preview_stream(data, Region(0, 0, 8, 8)).load.group
+    part = engine.preview_stream(data, View(Region(0, 0, 8, 8))).load.group
     assert stream is not None and part is not None
     assert stream.weights == group.weights == part.weights, "one merge serves both ways"
     assert stream.batch != group.batch and part.batch is None

@@ -31,7 +31,7 @@ from service.errors import (
     TooManyPixels,
     UnknownModel,
 )
-from service.picture import U8, Picture, Region
+from service.picture import U8, Picture, Region, View
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
 from service.settings import Settings
@@ -85,7 +85,7 @@ def test_alpha_is_lossless_and_metadata_is_carried(engine: Engine) -> None:
     back = engine.decompress(data).picture
     assert np.array_equal(back.alpha, alpha)
     assert (back.icc, back.exif) == (b"profile", b"II*\0exif")
-    part = engine.decompress(data, Region(3, 4, 20, 30)).picture
+    part = engine.decompress(data, View(Region(3, 4, 20, 30))).picture
     assert np.array_equal(part.alpha, alpha[4:34, 3:23])
     plain = engine.decompress(engine.compress(Picture(picture.rgb), RATE).data).picture
     assert (plain.alpha, plain.icc, plain.exif) == (None, None, None)
@@ -185,7 +185,7 @@ def test_a_thin_picture_counts_as_what_the_networks_run_over(
             lambda small=small: small.compress(thin, RATE),
             lambda small=small: small.compress(thin, Target(bpp=1.0)),
             lambda small=small: small.decompress(data),
-            lambda small=small: small.decompress(data, Region(0, 0, 1, 1)),
+            lambda small=small: small.decompress(data, View(Region(0, 0, 1, 1))),
             lambda small=small: small.picture_load((1, 1000), RATE),
             lambda small=small: small.preview_stream(data),
         ):
@@ -201,14 +201,14 @@ def test_a_region_is_as_much_work_as_the_tiles_that_it_needs(
     header = replace(made.header, width=3000, height=1500)
     data = write_stream(replace(made, header=header, tiles=(b"\0\0\0\0",) * 6))
     one = (64 + loaded.stored.sizes.halo) ** 2 * PATCH**2 + TILE_PIXELS
-    assert engine.preview_stream(data, Region(0, 0, 100, 100)).load.pixels == one
+    assert engine.preview_stream(data, View(Region(0, 0, 100, 100))).load.pixels == one
     whole, size = engine.preview_stream(data).load.pixels, (3000, 1500)
     once = Engine((loaded,), check=False).picture_load(size, RATE).pixels
     twice = engine.picture_load(size, RATE).pixels
     assert once == whole and twice == 2 * whole > 8 * one, "compressing is checked"
-    assert engine.preview_stream(data, Region(0, 0, 3000, 1500)).load.pixels == whole
+    assert engine.preview_stream(data, View(Region(0, 0, 3000, 1500))).load.pixels == whole
     with pytest.raises(BadParameter):
-        engine.preview_stream(data, Region(0, 0, 3001, 1))
+        engine.preview_stream(data, View(Region(0, 0, 3001, 1)))
 
 
 def test_a_side_that_the_format_cannot_hold_is_refused(engine: Engine) -> None:
@@ -261,7 +261,7 @@ def test_a_region_outside_the_picture_is_refused(
 ) -> None:
     data = engine.compress(photo, RATE).data
     with pytest.raises(BadParameter, match="outside"):
-        engine.decompress(data, region)
+        engine.decompress(data, View(region))
 
 
 @pytest.mark.parametrize("region", [Region(-1, 0, 5, 5), Region(0, -1, 5, 5), Region(1, 1, 0, 5),
@@ -271,7 +271,7 @@ def test_a_region_without_pixels_or_off_the_edge_is_refused(
 ) -> None:
     data = engine.compress(photo, RATE).data
     with pytest.raises(BadParameter):
-        engine.decompress(data, region)
+        engine.decompress(data, View(region))
 
 
 def test_models_say_what_they_are(engine: Engine, small_model: StoredModel) -> None:

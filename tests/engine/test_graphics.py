@@ -29,7 +29,7 @@ from service.engine.target import Target
 from service.engine.types import Compressed
 from service.errors import BadStream, TargetUnreachable
 from service.ms_ssim import ms_ssim
-from service.picture import U8, Picture, Region, squared_error
+from service.picture import U8, Picture, Region, View, squared_error
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
 from service.store.read import load_store
@@ -149,7 +149,7 @@ def test_regions_are_cut_from_the_whole(engine: Engine) -> None:
     whole = engine.decompress(data).picture.rgb
     for region in (Region(0, 0, 90, 30), Region(90, 30, 130, 90), Region(310, 250, 10, 6)):
         box = Box(region.y, region.x, region.y + region.height, region.x + region.width)
-        part = engine.decompress(data, region).picture.rgb
+        part = engine.decompress(data, View(region)).picture.rgb
         assert np.abs(part.astype(int) - whole[box.slices]).max() <= 1
 
 

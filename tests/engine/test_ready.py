@@ -20,7 +20,7 @@ from service.codec.lowrank import PARTS, Share, merge_transforms
 from service.codec.model_stream import read_update
 from service.engine.engine import Engine
 from service.errors import BadParameter, UnknownModel, UnknownUpdate, UnsupportedStream
-from service.picture import Picture, Region
+from service.picture import Picture, Region, View
 from service.runtime.decode_only import load_decode_only
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
@@ -130,7 +130,7 @@ def test_decoders_without_torch_agree_at_every_rate(
     expected = codec.decompress(data).picture.rgb.astype(int)
     light = Engine(load_decode_only((stored,), 1))
     assert np.abs(light.decompress(data).picture.rgb - expected).max() <= 1
-    part = light.decompress(data, Region(30, 20, 40, 50)).picture.rgb
+    part = light.decompress(data, View(Region(30, 20, 40, 50))).picture.rgb
     assert np.abs(part - expected[20:70, 30:70]).max() <= 1
 
 

@@ -11,7 +11,7 @@ from service.codec.alpha import fill_hidden
 from service.engine.target import Target
 from service.engine.types import Compressed, Decompressed, ModelInfo, RateInfo, Timings
 from service.errors import RateUnavailable
-from service.picture import Picture, Region
+from service.picture import WHOLE, Picture, View
 
 
 @dataclass
@@ -42,8 +42,8 @@ class CutBits:
         size = picture.width, picture.height
         return Compressed(data, *size, rate, 0.0, None, Timings(check_s=0.001), tune=tune)
 
-    def decompress(self, data: bytes, region: Region | None = None) -> Decompressed:
-        del region
+    def decompress(self, data: bytes, view: View = WHOLE) -> Decompressed:
+        del view
         with np.load(io.BytesIO(data)) as result:
             shift = 8 - int(result["rate"])
             rgb = ((result["rgb"] << shift) + (1 << shift >> 1)).astype(np.uint8)

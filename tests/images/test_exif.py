@@ -14,14 +14,13 @@ from api.fake_codec import FakeCodec
 from image_files import chunk, exif_of, file_of, photo
 from PIL import ExifTags, Image, ImageOps
 
-from service.api.file_work import DecompressFile, View
-from service.engine.types import Decompressed, Timings
+from service.api.file_work import DecompressFile, Rendition
 from service.http.negotiate import Form
 from service.images import exif
 from service.images.read import Metadata, read_image
 from service.images.resize import shrink
 from service.images.write import WriteLimits, write_image
-from service.picture import Picture, Region
+from service.picture import Picture, Region, View
 
 
 def read(data: bytes, metadata: Metadata = "icc") -> Picture:
@@ -145,9 +144,10 @@ def with_camera_exif() -> Picture:
 def test_a_picture_of_another_view_has_exif_of_that_alone(way: str) -> None:
     picture = with_camera_exif()
     if way == "scaled":
-        other = shrink(picture, 20)
+        other = shrink(picture, View(max_size=20))
     else:
-        other = shrink(Picture(picture.rgb[4:14, 5:25], exif=picture.exif), None, is_part=True)
+        part = replace(picture, rgb=picture.rgb[4:14, 5:25])
+        other = shrink(part, View(Region(5, 4, 20, 10)))
     assert other.exif is not None
     for gone in (b"\xff\xd8", b"focus", b"thumbnail"):
         assert gone not in other.exif
@@ -174,11 +174,11 @@ def test_the_service_gives_a_part_no_exif_of_the_whole(
     region: Region | None, max_size: int | None, whole: bool
 ) -> None:
     picture = with_camera_exif()
-    part = picture if region is None else replace(picture, rgb=picture.rgb[:20, :30])
-    form = Form("jpeg", 90)
-    limits = WriteLimits(1.0, 2**20)
-    work = DecompressFile(FakeCodec(), b"", View((form,), region, max_size), limits)
-    file = work.write(Decompressed(part, 4.0, "m", Timings()), (form,))
+    codec, form = FakeCodec(), Form("jpeg", 90)
+    codec.exif = picture.exif
+    stream = codec.compress(picture, 4).data
+    rendition = Rendition((form,), View(region, max_size))
+    file = DecompressFile(codec, stream, rendition, WriteLimits(1.0, 2**20))()
     kept = read(file.data, "all").exif
     assert kept is not None and (b"\xff\xd8" in kept) == whole
 
@@ -192,5 +192,5 @@ def test_gps_is_kept_by_all_alone() -> None:
 def test_damaged_exif_of_another_view_is_left_out(size: int) -> None:
     block = camera_exif()
     for damaged in (block[:size], block[:8] + bytes(size), block[: len(block) - size]):
-        part = shrink(Picture(photo(10, 10), exif=damaged), None, is_part=True)
+        part = shrink(Picture(photo(10, 10), exif=damaged), View(Region(0, 0, 10, 10)))
         assert part.exif is None or exif.is_exif(part.exif)

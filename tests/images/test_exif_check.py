@@ -20,7 +20,7 @@ from service.images.colour import SRGB_PRIMARIES, ColourSpace, TransferCurve
 from service.images.read import read_image
 from service.images.resize import shrink
 from service.images.write import Format, write_with_notes
-from service.picture import Picture
+from service.picture import Picture, Region, View
 
 FORMATS: tuple[Format, ...] = ("png", "webp", "jpeg", "avif")
 RGB, ALPHA = photo(6, 5), photo(6, 5)[..., 0]
@@ -111,7 +111,7 @@ def test_any_exif_and_any_profile_are_written_or_left_out_in_every_format() -> N
     for number, (block, icc) in enumerate(pairs):
         picture = list(PICTURES.values())[number % 4]
         check_written(replace(picture, exif=block, icc=icc))
-        shrink(replace(picture, exif=block, icc=icc), 3)
+        shrink(replace(picture, exif=block, icc=icc), View(max_size=3))
 
 
 def read_with(block: bytes, way: str) -> Picture:
@@ -168,11 +168,11 @@ def test_a_block_that_takes_seconds_to_take_apart_is_left_out() -> None:
     picture = Picture(RGB, exif=slow)
     for format in FORMATS:
         assert "the Exif block" in write_with_notes(picture, format).notes[0]
-    part = shrink(picture, None, is_part=True)
+    part = shrink(picture, View(Region(0, 0, 1, 1)))
     assert part.exif is None and part.notes == ("the Exif block is damaged and was left out",)
 
 
 def test_a_part_of_a_picture_with_damaged_exif_is_noted() -> None:
-    picture = shrink(Picture(RGB, exif=b"no Exif at all"), 3)
+    picture = shrink(Picture(RGB, exif=b"no Exif at all"), View(max_size=3))
     assert picture.exif is None and picture.notes == ("the Exif block is damaged and was left out",)
-    assert shrink(Picture(RGB, exif=exif_of(1)), 3).notes == ()
+    assert shrink(Picture(RGB, exif=exif_of(1)), View(max_size=3)).notes == ()

@@ -14,7 +14,7 @@ from service.errors import BadImage, BadParameter, NotAcceptable
 from service.images.read import Metadata, read_image
 from service.images.resize import shrink
 from service.images.write import MEDIA_TYPES, Format, write_image, write_with_notes
-from service.picture import U8, Picture
+from service.picture import U8, Picture, Region, View
 
 RGB = photo()
 GREY = RGB[..., 1]
@@ -428,17 +428,21 @@ def test_media_types_are_those_that_pillow_knows() -> None:
 @pytest.mark.parametrize("grey", [False, True])
 def test_shrinking_a_flat_picture_keeps_its_colour(grey: bool) -> None:
     flat = Picture(np.full((40, 100, 3), 90, np.uint8), None, grey, notes=("kept",))
-    small = shrink(flat, 25)
+    small = shrink(flat, View(max_size=25))
     assert small.rgb.shape == (10, 25, 3) and (small.rgb == 90).all()
     assert small.grey == grey and small.notes == ("kept",) and small.alpha is None
 
 
 def test_shrinking_never_enlarges_or_loses_a_side() -> None:
     picture = Picture(RGB)
-    assert shrink(picture, 37) is picture
-    assert shrink(Picture(np.zeros((1, 500, 3), np.uint8)), 10).rgb.shape == (1, 10, 3)
-    with pytest.raises(BadParameter, match="max_size is 0"):
-        shrink(picture, 0)
+    assert shrink(picture, View(max_size=37)) is picture
+    line = shrink(Picture(np.zeros((1, 500, 3), np.uint8)), View(max_size=10))
+    assert line.rgb.shape == (1, 10, 3)
+    assert shrink(picture, View(size=(30, 5))).rgb.shape == (5, 30, 3)
+    outside = Region(9, 0, 30, 1)
+    for view in (View(max_size=0), View(size=(38, 1)), View(size=(0, 1)), View(outside)):
+        with pytest.raises(BadParameter, match=r"max_size is 0|size is|reaches outside"):
+            view.part(37, 24)
 
 
 def test_transparent_pixels_do_not_bleed_when_shrunk() -> None:
@@ -446,7 +450,7 @@ def test_transparent_pixels_do_not_bleed_when_shrunk() -> None:
     rgb[:, :15, 0], rgb[:, 15:, 1] = 200, 255
     alpha = np.zeros((32, 32), np.uint8)
     alpha[:, :15] = 255
-    small = shrink(Picture(rgb, alpha), 8)
+    small = shrink(Picture(rgb, alpha), View(max_size=8))
     assert small.alpha is not None
     visible = small.alpha > 20
     assert small.rgb[visible][:, 1].max() == 0 and small.rgb[visible][:, 0].min() > 190

@@ -15,7 +15,7 @@ from service.codec.graphics import Mask
 from service.codec.latents import CodedTiles, DecodedTiles
 from service.codec.tiles import PATCH, Box, latent_box, tile_count, visible_at_eighth
 from service.engine.engine import Engine
-from service.picture import Picture, Region
+from service.picture import Picture, Region, View
 from service.runtime.pipeline import LoadedModel, decode_latents, encode, paint
 
 TILE = 4
@@ -42,9 +42,7 @@ class Spy:
         self.encoded.append(y[0])
         return self.coder.encode(y, z, skipped)
 
-    def decode(
-        self, data: Sequence[bytes], tile: Box, skipped: Mask | None = None
-    ) -> DecodedTiles:
+    def decode(self, data: Sequence[bytes], tile: Box, skipped: Mask | None = None) -> DecodedTiles:
         self.decoded.append(tile)
         return self.coder.decode(data, tile, skipped)
 
@@ -141,7 +139,7 @@ def test_a_region_is_the_crop_of_the_whole_and_needs_only_its_tiles(
     engine: Engine, spied: LoadedModel, spy: Spy, data: bytes, region: Region
 ) -> None:
     whole = engine.decompress(data).picture.rgb.astype(int)
-    part = Engine((spied,)).decompress(data, region).picture.rgb
+    part = Engine((spied,)).decompress(data, View(region)).picture.rgb
     x, y, w, h = region.x, region.y, region.width, region.height
     assert part.shape == (h, w, 3)
     assert np.abs(part - whole[y : y + h, x : x + w]).max() <= 1

@@ -34,7 +34,7 @@ from service.errors import (
     UnknownModel,
     UnsupportedStream,
 )
-from service.picture import Picture, Region
+from service.picture import Picture, Region, View
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -167,7 +167,7 @@ def test_rates_differ_and_others_are_refused(codec: zoo.ZooCodec) -> None:
             codec.compress(picture, rate)
     with pytest.raises(BadParameter):
         codec.compress(picture, 4, "ms-ssim")
-    part = codec.decompress(low.data, Region(3, 4, 20, 30)).picture.rgb
+    part = codec.decompress(low.data, View(Region(3, 4, 20, 30))).picture.rgb
     assert np.array_equal(part, codec.decompress(low.data).picture.rgb[4:34, 3:23])
     grey = Picture(np.repeat(picture.rgb[..., :1], 3, -1), grey=True)
     back = codec.decompress(codec.compress(grey, 6).data).picture
