@@ -14,7 +14,7 @@ from torch import Tensor
 
 from service.codec import container
 from service.codec.graphics import GraphicsLayer, hide
-from service.codec.tiles import Box, latent_box
+from service.codec.tiles import Box, Pieces, latent_box
 from service.picture import Picture
 from service.runtime.check import visible_error
 from service.runtime.pipeline import Latents, LoadedModel, marked_in, with_update
@@ -40,8 +40,8 @@ def code_latents(
     picture: Picture,
     variables: Iterable[tuple[Box, Tensor, Tensor]],
     layer: GraphicsLayer | None,
-) -> tuple[tuple[bytes, ...], Latents]:
-    """Code latents of a picture; returns the bytes of each tile and the latents that they hold.
+) -> tuple[tuple[Pieces, ...], Latents]:
+    """Code latents of a picture; returns the pieces of each tile and the latents that they hold.
 
     Args:
         variables: of every tile in storing order: its box, y [h, w, M] and z [h', w', Cz].

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from service.bench.timing import rounds
 from service.codec.graphics import Mask
 from service.codec.latents import CodedTiles, DecodedTiles, LatentCoder
-from service.codec.tiles import Box
+from service.codec.tiles import Box, Pieces
 from service.engine.engine import Engine
 from service.images.read import read_image
 from service.images.write import write_image
@@ -68,7 +68,7 @@ class TimedCoder(LatentCoder):
         return self._time(super().encode, y, z, skipped)
 
     def decode(
-        self, data: Sequence[bytes], tile: Box, skipped: Mask | None = None
+        self, data: Sequence[Pieces], tile: Box, skipped: Mask | None = None
     ) -> DecodedTiles:
         """Do as LatentCoder does."""
         return self._time(super().decode, data, tile, skipped)

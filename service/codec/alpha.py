@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.codec import webp
-from service.codec.byte_reader import ByteReader
+from service.codec.byte_reader import ByteReader, join_pieces, split_pieces
 from service.codec.tiles import Box
 from service.errors import BadStream
 
@@ -36,7 +36,7 @@ def _pack(alpha: U8, kind: int) -> bytes:
         if kind != NONE:
             piece = _difference(piece, 1 if kind == LEFT else 0)
         coded.append(webp.encode(np.repeat(piece[..., None], 3, 2), webp.FAST))
-    return bytes([kind]) + webp.write_pieces(coded)
+    return bytes([kind]) + join_pieces(coded)
 
 
 def unpack(data: bytes, height: int, width: int, pixels: Box) -> U8:
@@ -55,7 +55,7 @@ def unpack(data: bytes, height: int, width: int, pixels: Box) -> U8:
     kind = reader.take(1, "filter of the alpha plane")[0]
     if kind not in (NONE, LEFT, UP):
         raise BadStream(f"the filter of the alpha plane is {kind}, expected 0 to 2")
-    coded = webp.read_pieces(reader, width, height, "the alpha plane")
+    coded = split_pieces(reader, webp.piece_count(width, height), "the alpha plane")
     out = np.empty((pixels.height, pixels.width), np.uint8)
     for box, one in zip(webp.pieces(width, height), coded, strict=True):
         part = box.cut(pixels)

@@ -1,11 +1,14 @@
-"""Bytes of unknown origin, read within bounds: a cursor, varints and zlib streams.
+"""Bytes of unknown origin, read within bounds: a cursor, varints, lists of pieces, zlib streams.
 
-Varints are unsigned LEB128 numbers of at most 5 bytes, without padding.
+Varints are unsigned LEB128 numbers of at most 5 bytes, without padding. A list of pieces is the
+lengths of all pieces but the last, and then the pieces; the last has the bytes that are left.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
+from itertools import accumulate, pairwise, takewhile
 
 from service.errors import BadStream
 
@@ -44,6 +47,37 @@ def varint(value: int) -> bytes:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*out, value])
+
+
+def join_pieces(pieces: Sequence[bytes]) -> bytes:
+    """Return a list of pieces as `split_pieces` reads it."""
+    return b"".join([*(varint(len(piece)) for piece in pieces[:-1]), *pieces])
+
+
+def split_pieces(
+    reader: ByteReader, count: int, name: str, end: int | None = None
+) -> tuple[bytes, ...]:
+    """Read a list of pieces.
+
+    Args:
+        count: of the pieces. name: of the list, for errors.
+        end: offset at which the list ends; None where it ends with the bytes. Where the bytes end
+            first, only the pieces that are whole are returned.
+
+    Raises:
+        BadStream: the lengths are cut, or exceed the list.
+    """
+    if count - 1 > len(reader.data) - reader.at:
+        raise BadStream(f"{name} has {len(reader.data) - reader.at} bytes for {count} pieces")
+    end = len(reader.data) if end is None else end
+    lengths = [reader.varint(f"length of a piece of {name}") for _ in range(count - 1)]
+    *edges, last = accumulate(lengths, initial=reader.at)
+    if last > end:
+        raise BadStream(f"pieces of {name} exceed it by {last - end} bytes")
+    spans = pairwise([*edges, last, end])
+    reader.at = min(end, len(reader.data))
+    whole = takewhile(lambda span: span[1] <= len(reader.data), spans)
+    return tuple(reader.data[low:high] for low, high in whole)
 
 
 def inflate(packed: bytes, name: str, max_packed: int, max_bytes: int) -> bytes:

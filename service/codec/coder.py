@@ -66,7 +66,7 @@ class Tables:
 
 
 class Encoder:
-    """Encoder of one tile: collects groups of symbols in decoding order, then codes them."""
+    """Encoder of one piece: collects groups of symbols in decoding order, then codes them."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -78,25 +78,23 @@ class Encoder:
         self._groups.append((symbols[order].astype(np.int32) + SYMBOL_MAX, levels[order]))
 
     def finish(self) -> bytes:
-        """Code all groups; returns little-endian 32-bit words."""
+        """Code all groups; returns little-endian 32-bit words without the zero bytes at the end."""
         ans = AnsCoder()
         for symbols, levels in reversed(self._groups):
             for level, low, high in reversed(_runs(levels)):
                 ans.encode_reverse(symbols[low:high], self._tables.models[level])
         words: NDArray[np.uint32] = ans.get_compressed()
-        return words.astype("<u4").tobytes()
+        return words.astype("<u4").tobytes().rstrip(b"\0")
 
 
 class Decoder:
-    """Decoder of one tile, group by group."""
+    """Decoder of one piece, group by group."""
 
     def __init__(self, tables: Tables, data: bytes | memoryview) -> None:
-        """Raises BadStream: the bytes are no whole words, or end as Encoder never ends."""
-        if len(data) % 4:
-            raise BadStream(f"coded tile has {len(data)} bytes, expected a multiple of 4")
-        words = np.frombuffer(data, "<u4").astype(np.uint32)
-        if len(words) and words[-1] == 0:
-            raise BadStream("coded tile ends in a zero word")
+        """Raises BadStream: the bytes end in a zero, as Encoder never ends."""
+        if data and data[-1] == 0:
+            raise BadStream("coded symbols end in a zero byte")
+        words = np.frombuffer(bytes(data) + bytes(-len(data) % 4), "<u4").astype(np.uint32)
         self._tables = tables
         self._ans = AnsCoder(words)
 
@@ -112,7 +110,7 @@ class Decoder:
     def finish(self) -> None:
         """Raise BadStream unless every word was read and the coder is in its initial state."""
         if not self._ans.is_empty():
-            raise BadStream("coded tile does not end where its symbols do")
+            raise BadStream("coded bytes do not end where their symbols do")
 
 
 def _runs(levels: Levels) -> list[tuple[int, int, int]]:

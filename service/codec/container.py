@@ -4,11 +4,15 @@
 
 Numbers without a fixed size are varints (byte_reader.py). A section is type, length, payload; even
 types are critical (a reader that does not know one must refuse the stream), odd ones may be
-skipped. A plain photo spends 22 bytes beyond its coded latents: 14 of header, 4 of section and 4 of
-checksum. service/docs/format.md is the full specification.
+skipped. A plain photo spends 32 bytes beyond its coded latents: 14 of header, 14 of the section
+with its index, and 4 of checksum. service/docs/format.md is the full specification.
+
+A prefix of a stream can be read too: all that a picture needs stands before the latents, and these
+are stored segment by segment (tiles.SEGMENTS), each segment tile by tile, so that the pieces that
+are there give a coarser picture.
 
 The work of a reader is bounded: a stream has at most 16 sections, each type once; the latents
-section needs an index of at least a byte for each tile but the last; metadata and alpha planes
+section needs an index of at least a byte for each piece but the last; metadata and alpha planes
 inflate to known limits. Nothing is allocated from a length before the length is checked against the
 bytes that are there.
 
@@ -22,13 +26,14 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from itertools import accumulate, pairwise
+from itertools import accumulate
+from typing import Any
 
 import google_crc32c
 
-from service.codec.byte_reader import ByteReader, inflate, varint
+from service.codec.byte_reader import ByteReader, inflate, join_pieces, split_pieces, varint
 from service.codec.graphics import GraphicsLayer, read_layer, write_layer
-from service.codec.tiles import latent_box, tile_count
+from service.codec.tiles import SEGMENTS, Box, Pieces, latent_box, piece_count, tile_count, tiles
 from service.errors import BadParameter, BadStream, UnsupportedStream
 
 MAGIC = b"RKP"
@@ -70,23 +75,26 @@ class Flags(IntFlag):
 
 
 class Section(IntEnum):
-    """Section types, in the order in which they are written. Readers may skip unknown odd ones.
+    """Section types, in the order in which they stand. Readers may skip unknown odd ones.
 
     Each but LATENTS is stored in the field of Stream that has its name. A complete graphics layer
     stands alone: such a stream has no section of latents, of updates or of alpha.
     """
 
-    LATENTS = 2
+    ICC = 1
     UPDATE = 6
     READY = 8
-    GRAPHICS = 10
     ALPHA = 4
-    ICC = 1
+    GRAPHICS = 10
+    LATENTS = 2
     EXIF = 3
 
 
 METADATA = ("icc", "exif")
 """Sections that are zlib streams."""
+
+OPTIONAL = (*METADATA, "update", "ready", "alpha")
+"""Sections that Stream holds as bytes."""
 
 WITHOUT_COMPLETE_LAYER = (Section.LATENTS, Section.UPDATE, Section.READY, Section.ALPHA)
 """Sections that a stream with a complete graphics layer has not."""
@@ -121,6 +129,11 @@ class Header:
         return self.rate16 / RATE_UNIT if self.rate16 != LOSSLESS16 else LOSSLESS
 
     @property
+    def latents(self) -> Box:
+        """All latents of the picture."""
+        return latent_box(self.width, self.height)
+
+    @property
     def tune(self) -> str:
         """The ladder that the rate belongs to, one of TUNES."""
         return MS_SSIM if self.flags & Flags.MS_SSIM else PSNR
@@ -131,8 +144,9 @@ class Stream:
     """The parts of a stream.
 
     Attributes:
-        tiles: coded latents of each tile, in the order of tiles.tiles; none where the graphics
-            layer is complete.
+        tiles: coded latents of each tile, in the order of tiles.tiles, in pieces in the order of
+            tiles.SEGMENTS; none where the graphics layer is complete. In a stream that is cut,
+            pieces are missing at the end.
         alpha: packed alpha plane (alpha.py), None for an opaque picture.
         icc: ICC profile, None for sRGB.
         exif: Exif block, None without one.
@@ -140,16 +154,19 @@ class Stream:
         ready: READY_BYTES that name an update of g_s in the store, None without one. Where a stream
             has both updates, both are added to the weights.
         graphics: blocks that are stored exactly (graphics.py), None without any.
+        complete: share of the coded latents' bytes that is there, 0–1; below 1 in a stream that is
+            cut.
     """
 
     header: Header
-    tiles: tuple[bytes, ...]
+    tiles: tuple[Pieces, ...]
     alpha: bytes | None = None
     icc: bytes | None = None
     exif: bytes | None = None
     update: bytes | None = None
     ready: bytes | None = None
     graphics: GraphicsLayer | None = None
+    complete: float = 1.0
 
     @property
     def has_alpha(self) -> bool:
@@ -169,6 +186,8 @@ class StreamInfo:
     Attributes:
         tiles: number of tiles.
         sections: (name, payload bytes) in stored order.
+        marks: (segment, bytes of the stream up to the end of its last piece), in stored order: with
+            so many bytes, a picture has all that the segment adds.
         graphics_share: share of the blocks that the graphics layer holds exactly, 0–1.
     """
 
@@ -183,6 +202,7 @@ class StreamInfo:
     tiles: int
     total_bytes: int
     sections: tuple[tuple[str, int], ...] = ()
+    marks: tuple[tuple[str, int], ...] = ()
     ready: str | None = None
     graphics_share: float = 0.0
 
@@ -228,7 +248,7 @@ def write_stream(stream: Stream) -> bytes:
 def _payload(stream: Stream, kind: Section) -> bytes | None:
     """The payload of a section, None where the stream has none."""
     if kind is Section.LATENTS:
-        return None if stream.is_lossless else _join_tiles(stream.tiles)
+        return None if stream.is_lossless else _write_latents(stream)
     if kind is Section.GRAPHICS:
         return None if stream.graphics is None else write_layer(stream.graphics)
     name = _section_name(kind)
@@ -242,36 +262,58 @@ def _payload(stream: Stream, kind: Section) -> bytes | None:
     return zlib.compress(payload, 9)
 
 
-def read_stream(data: bytes, check_header: Callable[[Header], object] | None = None) -> Stream:
-    """Parse and check a whole stream; payloads stay coded, metadata are inflated.
+def _write_latents(stream: Stream) -> bytes:
+    if stream.header.flags & Flags.SAME_MACHINE:
+        return stream.tiles[0][0]
+    order = _piece_order(stream.header)
+    return join_pieces([stream.tiles[tile][segment] for segment, tile in order])
+
+
+def read_stream(
+    data: bytes, check_header: Callable[[Header], object] | None = None, *, partial: bool = False
+) -> Stream:
+    """Parse and check a stream; payloads stay coded, metadata are inflated.
 
     Args:
         data: the stream.
         check_header: called with the header before anything else is read; it may raise.
+        partial: read a stream that is cut, too. It has no checksum, so damage may go unseen.
 
     Raises:
-        BadStream: the bytes are damaged or no stream.
+        BadStream: the bytes are damaged or no stream, or cut: with `partial`, before the latents
+            begin, or in a graphics layer that holds every pixel.
         UnsupportedStream: the stream needs a newer decoder.
     """
-    header, sections = _read_sections(data, check_header)
-    layer = _read_layer(header, sections)
-    fields = {_section_name(kind): sections[kind] for kind in Section if kind in sections}
-    fields.pop("graphics", None)
+    sections = _read_sections(data, check_header, partial)
+    header, layer = sections.header, _read_layer(sections)
+    fields: dict[str, Any] = {name: sections.payload(Section[name.upper()]) for name in OPTIONAL}
     for name in METADATA:
-        if name in fields:
-            fields[name] = inflate(fields[name], name, MAX_PACKED_BYTES, MAX_METADATA_BYTES)
-    if "latents" not in fields:
+        packed = fields[name]
+        if packed is not None:
+            fields[name] = inflate(packed, name, MAX_PACKED_BYTES, MAX_METADATA_BYTES)
+    if Section.LATENTS not in sections.spans:
         return Stream(header, (), graphics=layer, **fields)
-    coded = fields.pop("latents")
-    count = tile_count(latent_box(header.width, header.height))
-    tiles = (coded,) if header.flags & Flags.SAME_MACHINE else _split_tiles(coded, count)
-    return Stream(header, tiles, graphics=layer, **fields)
+    if header.flags & Flags.SAME_MACHINE:
+        return Stream(
+            header, ((sections.payload(Section.LATENTS) or b"",),), graphics=layer, **fields
+        )
+    order, pieces = _read_pieces(sections)
+    coded: list[list[bytes]] = [[] for _ in range(tile_count(header.latents))]
+    for (_, tile), piece in zip(order, pieces, strict=False):
+        coded[tile].append(piece)
+    complete = 1.0
+    if len(pieces) < len(order):
+        complete = sum(map(len, pieces)) / len(sections.spans[Section.LATENTS])
+    return Stream(header, tuple(map(tuple, coded)), graphics=layer, complete=complete, **fields)
 
 
-def describe(data: bytes, check_header: Callable[[Header], object] | None = None) -> StreamInfo:
+def describe(
+    data: bytes, check_header: Callable[[Header], object] | None = None, *, partial: bool = False
+) -> StreamInfo:
     """Describe a stream without decoding it; arguments and errors as of `read_stream`."""
-    header, sections = _read_sections(data, check_header)
-    ready, layer = sections.get(Section.READY), _read_layer(header, sections)
+    sections = _read_sections(data, check_header, partial)
+    header, layer = sections.header, _read_layer(sections)
+    ready = sections.payload(Section.READY)
     return StreamInfo(
         version=VERSION,
         model=header.model.hex(),
@@ -280,59 +322,133 @@ def describe(data: bytes, check_header: Callable[[Header], object] | None = None
         width=header.width,
         height=header.height,
         grey=bool(header.flags & Flags.GREY),
-        has_alpha=Section.ALPHA in sections or (layer is not None and layer.has_alpha),
-        tiles=tile_count(latent_box(header.width, header.height)),
+        has_alpha=Section.ALPHA in sections.spans or (layer is not None and layer.has_alpha),
+        tiles=tile_count(header.latents),
         total_bytes=len(data),
-        sections=tuple((_section_name(kind), len(payload)) for kind, payload in sections.items()),
+        sections=tuple((_section_name(kind), len(at)) for kind, at in sections.spans.items()),
+        marks=_marks(sections),
         ready=None if ready is None else ready.hex(),
         graphics_share=0.0 if layer is None else layer.share,
     )
 
 
+@dataclass(frozen=True)
+class _Sections:
+    """A header, and where the payload of each section lies in the bytes, by type."""
+
+    header: Header
+    spans: dict[int, range]
+    body: bytes
+    """All bytes before the checksum; in a stream that is cut, those that are there."""
+
+    def payload(self, kind: int) -> bytes | None:
+        """The payload of a section, None where there is none; it ends where the bytes end."""
+        span = self.spans.get(kind)
+        return None if span is None else self.body[span.start : span.stop]
+
+
 def _read_sections(
-    data: bytes, check_header: Callable[[Header], object] | None
-) -> tuple[Header, dict[int, bytes]]:
-    """The header and the payload of each section by type, once the checksum holds."""
+    data: bytes, check_header: Callable[[Header], object] | None, partial: bool
+) -> _Sections:
+    """The sections of a stream whose checksum holds, or of one that is cut, if it may be."""
     reader = ByteReader(data)
     header = _read_header(reader)
     if check_header is not None:
         check_header(header)
-    if len(data) - reader.at < 4:
-        raise BadStream(f"the stream ends at {len(data)} bytes, before its checksum")
-    body = data[:-4]
-    actual, expected = int(google_crc32c.value(body)), int.from_bytes(data[-4:], "little")
-    if actual != expected:
-        raise BadStream(f"checksum is {actual:08x}, the stream says {expected:08x}: damaged or cut")
-    reader.data = body
-    sections: dict[int, bytes] = {}
-    while reader.at < len(body):
-        kind, at = reader.varint("section type"), reader.at
-        if len(sections) == MAX_SECTIONS:
-            raise BadStream(f"more than {MAX_SECTIONS} sections, the next at offset {at}")
-        payload = reader.take(reader.varint("section length"), "section")
-        if kind in sections:
-            raise BadStream(f"section {_section_name(kind)} occurs twice, again at offset {at}")
-        if kind % 2 == 0 and kind not in set(Section):
-            raise UnsupportedStream(f"critical section {kind} needs a newer decoder")
-        sections[kind] = payload
-    ready = sections.get(Section.READY)
-    if ready is not None and len(ready) != READY_BYTES:
-        raise BadStream(f"a ready update is named by {len(ready)} bytes, expected {READY_BYTES}")
-    return header, sections
+    fault = _checksum_fault(data, reader.at)
+    if fault is not None and not partial:
+        raise BadStream(fault)
+    reader.data = data if fault else data[:-4]
+    spans: dict[int, range] = {}
+    while reader.at < len(reader.data):
+        kind = reader.varint("section type")
+        _check_order(kind, spans, reader.at)
+        length = reader.varint("section length")
+        spans[kind] = range(reader.at, reader.at + length)
+        if fault and kind == Section.LATENTS:
+            break  # what follows it is not needed, and nothing tells where it ends
+        is_layer = kind == Section.GRAPHICS
+        if reader.take(length, "section")[:1] != b"\0" and is_layer and fault:
+            break
+    if len(spans.get(Section.READY, range(READY_BYTES))) != READY_BYTES:
+        size = len(spans[Section.READY])
+        raise BadStream(f"a ready update is named by {size} bytes, expected {READY_BYTES}")
+    return _Sections(header, spans, reader.data)
 
 
-def _read_layer(header: Header, sections: Mapping[int, bytes]) -> GraphicsLayer | None:
+def _checksum_fault(data: bytes, header_end: int) -> str | None:
+    """What is wrong with the end of a stream, None where its checksum holds."""
+    if len(data) - header_end < 4:
+        return f"the stream ends at {len(data)} bytes, before its checksum"
+    actual, expected = int(google_crc32c.value(data[:-4])), int.from_bytes(data[-4:], "little")
+    if actual == expected:
+        return None
+    return f"checksum is {actual:08x}, the stream says {expected:08x}: damaged or cut"
+
+
+def _check_order(kind: int, spans: Mapping[int, range], at: int) -> None:
+    """Raise BadStream unless a section of that type may follow those before it."""
+    if len(spans) == MAX_SECTIONS:
+        raise BadStream(f"more than {MAX_SECTIONS} sections, the next at offset {at}")
+    if kind in spans:
+        raise BadStream(f"section {_section_name(kind)} occurs twice, again at offset {at}")
+    known = [Section(k) for k in (*spans, kind) if k in set(Section)]
+    if kind % 2 == 0 and kind not in set(Section):
+        raise UnsupportedStream(f"critical section {kind} needs a newer decoder")
+    if known != [k for k in Section if k in known]:
+        before, after = map(_section_name, known[-2:])
+        raise BadStream(f"section {after} at offset {at} follows section {before}")
+
+
+def _read_pieces(sections: _Sections) -> tuple[list[tuple[int, int]], tuple[bytes, ...]]:
+    """The order of all pieces, and the pieces; those that are cut off are missing."""
+    payload = sections.payload(Section.LATENTS)
+    assert payload is not None
+    least = tile_count(sections.header.latents)
+    if len(payload) < least - 1:
+        raise BadStream(f"latents section has {len(payload)} bytes, {least} tiles need more")
+    order = _piece_order(sections.header)
+    end = len(sections.spans[Section.LATENTS])
+    return order, split_pieces(ByteReader(payload), len(order), "latents", end)
+
+
+def _piece_order(header: Header) -> list[tuple[int, int]]:
+    """The segment and tile of each piece, in stored order."""
+    counts = list(map(piece_count, tiles(header.latents)))
+    return [
+        (segment, tile)
+        for segment in range(len(SEGMENTS))
+        for tile, count in enumerate(counts)
+        if segment < count
+    ]
+
+
+def _marks(sections: _Sections) -> tuple[tuple[str, int], ...]:
+    """Where each segment ends that is there as a whole, see StreamInfo."""
+    span = sections.spans.get(Section.LATENTS)
+    if span is None or sections.header.flags & Flags.SAME_MACHINE:
+        return ()
+    order, pieces = _read_pieces(sections)
+    index = sum(len(varint(len(piece))) for piece in pieces[: len(order) - 1])
+    ends = list(accumulate(map(len, pieces), initial=span.start + index))
+    last = {segment: at for at, (segment, _) in enumerate(order, 1)}
+    if len(last) == 1:  # one piece a tile
+        return ()
+    return tuple((SEGMENTS[segment], ends[at]) for segment, at in last.items() if at < len(ends))
+
+
+def _read_layer(sections: _Sections) -> GraphicsLayer | None:
     """The graphics layer, once it agrees with the header and with the other sections."""
-    coded = sections.get(Section.GRAPHICS)
+    header, coded = sections.header, sections.payload(Section.GRAPHICS)
     layer = None if coded is None else read_layer(coded, header.width, header.height)
     if layer is not None and layer.is_complete:
-        surplus = [_section_name(kind) for kind in WITHOUT_COMPLETE_LAYER if kind in sections]
+        surplus = [_section_name(kind) for kind in WITHOUT_COMPLETE_LAYER if kind in sections.spans]
         if surplus:
             raise BadStream(f"section {surplus[0]} in a stream whose graphics layer is complete")
         if header.rate16 != LOSSLESS16 or header.model != NO_MODEL:
             raise BadStream("a stream whose graphics layer holds every pixel has a rate or a model")
         return layer
-    if Section.LATENTS not in sections:
+    if Section.LATENTS not in sections.spans:
         raise BadStream("the stream has no latents section")
     if header.rate16 < RATE_UNIT:
         raise BadStream(f"rate16 is {header.rate16}, expected {RATE_UNIT} to {8 * RATE_UNIT}")
@@ -341,21 +457,3 @@ def _read_layer(header: Header, sections: Mapping[int, bytes]) -> GraphicsLayer 
 
 def _section_name(kind: int) -> str:
     return Section(kind).name.lower() if kind in set(Section) else f"type-{kind}"
-
-
-def _join_tiles(tiles: tuple[bytes, ...]) -> bytes:
-    """Lengths of all tiles but the last, in words of 4 bytes, then the tiles."""
-    index = b"".join(varint(len(t) // 4) for t in tiles[:-1])
-    return index + b"".join(tiles)
-
-
-def _split_tiles(payload: bytes, count: int) -> tuple[bytes, ...]:
-    if count - 1 > len(payload):
-        raise BadStream(f"latents section has {len(payload)} bytes, {count} tiles need more")
-    reader = ByteReader(payload)
-    lengths = [4 * reader.varint("tile length") for _ in range(count - 1)]
-    left = len(payload) - reader.at - sum(lengths)
-    if left < 0:
-        raise BadStream(f"tile lengths exceed the latents section by {-left} bytes")
-    edges = list(accumulate([*lengths, left], initial=reader.at))
-    return tuple(payload[low:high] for low, high in pairwise(edges))

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.codec import webp
-from service.codec.byte_reader import ByteReader, inflate, varint
+from service.codec.byte_reader import ByteReader, inflate, join_pieces, split_pieces, varint
 from service.codec.tiles import PATCH, Box, latent_box, latents_under
 from service.errors import BadStream
 from service.picture import U8, Picture
@@ -137,7 +137,7 @@ def write_layer(layer: GraphicsLayer) -> bytes:
     if not layer.is_complete:
         packed = _pack_map(layer.marked)
         map_ = varint(len(packed)) + packed
-    return bytes([flags]) + map_ + webp.write_pieces(layer.pieces)
+    return bytes([flags]) + map_ + join_pieces(layer.pieces)
 
 
 def read_layer(data: bytes, width: int, height: int) -> GraphicsLayer:
@@ -159,7 +159,7 @@ def read_layer(data: bytes, width: int, height: int) -> GraphicsLayer:
     else:
         packed = reader.take(reader.varint("map length"), MAP)
         marked = _unpack_map(packed, box.height, box.width)
-    pieces = webp.read_pieces(reader, width, height, "the graphics layer")
+    pieces = split_pieces(reader, webp.piece_count(width, height), "the graphics layer")
     for piece, coded in zip(webp.pieces(width, height), pieces, strict=True):
         if bool(coded) != bool(marked[latents_under(piece).slices].any()):
             raise BadStream(

@@ -15,6 +15,19 @@ from itertools import pairwise
 TILE = 64
 """Latents along a tile's side: 1024 pixels."""
 
+SEGMENTS = ("z", "step 0a", "step 0b", "step 1", "step 2", "step 3")
+"""What is coded of each tile, in the order of decoding: the hyper-latents and the four steps of the
+latents, the first of them in two parts (latents.py)."""
+
+ONE_PIECE = 1024
+"""Most latents of a tile that is coded in one piece, all segments together. Others have a piece for
+each segment, which takes some 20 bytes more: 20 % of a small icon, 0.1 % of 512x512 pixels at rate
+4, which few prefixes would show sooner: they arrive with the first packets."""
+
+Pieces = tuple[bytes, ...]
+"""The coded latents of a tile, in one piece or in one for each of SEGMENTS. The last ones may be
+cut off."""
+
 PATCH = 16
 """Pixels along the side of one latent."""
 
@@ -126,6 +139,11 @@ def work_pixels(box: Box, need: Box, halo: int) -> int:
 def tile_count(box: Box) -> int:
     """Number of tiles of a box of latents."""
     return -(-box.height // TILE) * -(-box.width // TILE)
+
+
+def piece_count(tile: Box) -> int:
+    """Number of pieces that a tile is coded in."""
+    return 1 if tile.area <= ONE_PIECE else len(SEGMENTS)
 
 
 def tiles(box: Box) -> Iterator[Box]:

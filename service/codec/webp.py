@@ -14,13 +14,12 @@ lengths of all but the last, in varints, and then their bytes.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.codec.byte_reader import ByteReader, varint
 from service.codec.tiles import Box
 from service.errors import BadStream
 
@@ -91,21 +90,9 @@ def pieces(width: int, height: int) -> Iterator[Box]:
             yield Box(top, left, top + PIECE, left + PIECE).cut(picture)
 
 
-def write_pieces(coded: Sequence[bytes]) -> bytes:
-    """Serialise the coded pixels of all pieces of a picture."""
-    return b"".join([*(varint(len(piece)) for piece in coded[:-1]), *coded])
-
-
-def read_pieces(reader: ByteReader, width: int, height: int, name: str) -> tuple[bytes, ...]:
-    """Read the coded pixels of all pieces of a picture, up to the end; errors call them `name`.
-
-    Raises:
-        BadStream: the lengths exceed the bytes.
-    """
-    count = len(list(pieces(width, height)))
-    lengths = [reader.varint(f"length of a piece of {name}") for _ in range(count - 1)]
-    coded = [reader.take(length, f"piece of {name}") for length in lengths]
-    return (*coded, reader.take(len(reader.data) - reader.at, name))
+def piece_count(width: int, height: int) -> int:
+    """Number of pieces of a picture."""
+    return -(-width // PIECE) * -(-height // PIECE)
 
 
 def _coded_pixels(file: bytes) -> bytes:

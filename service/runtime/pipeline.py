@@ -27,6 +27,7 @@ from service.codec.tiles import (
     PATCH,
     Z_CELL,
     Box,
+    Pieces,
     hyper_shape,
     latent_box,
     latents_under,
@@ -130,7 +131,7 @@ def encode_all(
     visible = [p if layer is None else beneath(p, layer.marked, under) for p in pictures]
     y_hat = np.empty((len(pictures), box.height, box.width, sizes.M), np.int16)
     bits = np.empty(y_hat.shape[:3], np.float32)
-    coded: list[tuple[bytes, ...]] = []
+    coded: list[tuple[Pieces, ...]] = []
     code_s = 0.0
     for tile in tiles(box):
         allow_interruption()
@@ -163,7 +164,7 @@ def assemble(
     picture: Picture,
     rate16: int,
     tune: str,
-    coded: tuple[bytes, ...],
+    coded: tuple[Pieces, ...],
     layer: GraphicsLayer | None = None,
 ) -> container.Stream:
     """A stream of coded tiles with the picture's alpha plane, metadata and graphics layer."""

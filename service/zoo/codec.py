@@ -142,7 +142,7 @@ class ZooCodec:
         signed = sign(self._key, header, entry.identity, payload)
         packed = None if picture.alpha is None else alpha.pack(picture.alpha)
         data = container.write_stream(
-            container.Stream(header, (signed,), packed, picture.icc, picture.exif)
+            container.Stream(header, ((signed,),), packed, picture.icc, picture.exif)
         )
         start = perf_counter()
         try:
@@ -164,7 +164,7 @@ class ZooCodec:
         stream = container.read_stream(data, partial(self._check_header, view=view))
         header, entry = stream.header, self._rate_of(stream.header)
         start = perf_counter()
-        payload = verified(self._key, header, entry.identity, stream.tiles[0], self._name)
+        payload = verified(self._key, header, entry.identity, stream.tiles[0][0], self._name)
         out = entry.network.decompress(*unpack(payload))  # type: ignore[operator]
         grey = bool(header.flags & container.Flags.GREY)
         rgb = output_pixels(out["x_hat"], header.height, header.width, grey)
