@@ -160,11 +160,13 @@ class View:
         region: in pixels of the picture; None for the whole of it.
         max_size: of the longest side in pixels; None to keep the size.
         size: exact width and height in pixels, in place of max_size.
+        partial: whether a stream that is cut gives what there is of it, and no error.
     """
 
     region: Region | None = None
     max_size: int | None = None
     size: tuple[int, int] | None = None
+    partial: bool = False
 
     def part(self, width: int, height: int) -> Region:
         """The part of a picture of that size.

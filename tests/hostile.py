@@ -10,6 +10,7 @@ from service.codec.container import Header, read_stream
 from service.codec.tiles import padded_pixels
 from service.engine.engine import Engine
 from service.errors import BadStream, TooManyPixels
+from service.picture import View
 
 MAX_PIXELS = 2**14
 """A decoder's time is bounded by its pixel limit; a small one makes for many tries."""
@@ -24,8 +25,13 @@ def check_any_bytes(engine: Engine, data: bytes) -> bool:
     """Decode; True when a picture came out, False when the bytes were refused.
 
     Raises:
-        Exception: anything but BadStream, and TooManyPixels where the header says so.
+        Exception: anything but BadStream, and TooManyPixels where the header says so; also where
+            the bytes are read as a stream that is cut.
     """
+    with suppress(BadStream, TooManyPixels):
+        header = header_of(data)
+        cut = engine.decompress(data, View(partial=True)).picture
+        assert cut.rgb.shape == (header.height, header.width, 3)
     try:
         picture = engine.decompress(data).picture
     except BadStream:
@@ -45,4 +51,6 @@ def header_of(data: bytes) -> Header:
     headers: list[Header] = []
     with suppress(BadStream):
         read_stream(data, headers.append)
+    if not headers:
+        raise BadStream("there is no header")
     return headers[0]

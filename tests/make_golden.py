@@ -70,6 +70,7 @@ def pictures() -> dict[str, tuple[Picture, float, str]]:
         "one-pixel-r4": (Picture(np.array([[[255, 0, 0]]], np.uint8)), 4, "psnr"),
         "two-tiles-r4": (Picture(photo_like(40, 1100, 4)), 4, "psnr"),
         "drawing-r5": (Picture(drawing()), 5, "psnr"),
+        "segments-r2": (Picture(drawing(528, 560)), 2, "psnr"),
     }
 
 

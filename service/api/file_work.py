@@ -65,7 +65,10 @@ class Rendition:
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """An image file of `width` x `height` pixels, its origin, and notes of what it leaves out."""
+    """An image file of `width` x `height` pixels, its origin, and notes of what it leaves out.
+
+    `complete` is the share of the coded picture that was there, see `Decompressed`.
+    """
 
     data: bytes
     format: Format
@@ -76,6 +79,7 @@ class ImageFile:
     timings: Timings
     write_s: float
     notes: tuple[str, ...]
+    complete: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +201,7 @@ class DecompressFile:
             timings=decoded.timings,
             write_s=time.perf_counter() - begun,
             notes=picture.notes + written.notes,
+            complete=decoded.complete,
         )
 
     def load(self) -> Load:

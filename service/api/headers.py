@@ -42,6 +42,12 @@ GRAPHICS: Final = ResponseHeader(
     "number",
     ".3f",
 )
+COMPLETE: Final = ResponseHeader(
+    "X-Rankpress-Complete",
+    "Share of the coded picture that the stream held, where it was cut.",
+    "number",
+    ".4f",
+)
 STEP: Final = ResponseHeader(
     "X-Rankpress-Step", "Steps of optimisation that made the stream.", "integer"
 )
@@ -77,7 +83,8 @@ RETRY_AFTER: Final = ResponseHeader(
 
 EXPOSED: Final = (
     *("Accept-Ranges", "Allow", "Content-Length", "Content-Range", "ETag", "Location"),
-    *("Retry-After", "Server-Timing", "X-Rankpress-Bpp", "X-Rankpress-Graphics"),
+    *("Retry-After", "Server-Timing", "X-Rankpress-Bpp", "X-Rankpress-Complete"),
+    "X-Rankpress-Graphics",
     *("X-Rankpress-Model", "X-Rankpress-Notes", "X-Rankpress-Psnr", "X-Rankpress-Rate"),
     *("X-Rankpress-Source-Bytes", "X-Rankpress-Step", "X-Rankpress-Tune", "X-Request-Id"),
 )

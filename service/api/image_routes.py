@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from service.api import headers, openapi
 from service.api.file_work import CompressFile, DecompressFile, ImageFile, Rendition, StreamFile
 from service.api.headers import header_values, notes_text
-from service.api.schemas import CompressQuery, DecompressQuery
+from service.api.schemas import CompressQuery, DecompressQuery, PartialQuery
 from service.api.service import Service, ServiceArg, refuse_repeats
 from service.engine.admission import WorkResult
 from service.engine.target import Target, rate_text
@@ -54,7 +54,7 @@ async def compress(
 
 @decompress_router.post("/decompress", response_class=Response, **openapi.DECOMPRESS)
 async def decompress(
-    request: Request, service: ServiceArg, query: Annotated[DecompressQuery, Query()]
+    request: Request, service: ServiceArg, query: Annotated[PartialQuery, Query()]
 ) -> Response:
     """Turn a Rankpress stream into an image file."""
     rendition = rendition_of(query, ",".join(request.headers.getlist("accept")))
@@ -125,6 +125,7 @@ def image_headers(done: WorkResult[ImageFile], **more_s: float) -> dict[str, str
         {
             headers.RATE: rate_text(image.rate),
             headers.MODEL: image.model,
+            headers.COMPLETE: image.complete if image.complete < 1 else None,
             headers.NOTES: notes_text(image.notes),
             headers.TIMING: _server_timing(
                 done.queue_s, image.timings, write=image.write_s, **more_s

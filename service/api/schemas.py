@@ -5,7 +5,7 @@ Documents list models, rates and adapters as the engine describes them (`engine/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Literal, get_args
 
@@ -70,7 +70,7 @@ class CompressQuery(Query):
 
 
 class DecompressQuery(Query):
-    """Parameters of `POST /decompress` and `GET /objects/{sha256}`."""
+    """Parameters of `GET /objects/{sha256}`, and of `POST /decompress`."""
 
     format: Format | None = None
     """Image format of the answer. Without it the Accept header chooses: of equal weights,
@@ -90,6 +90,17 @@ class DecompressQuery(Query):
         """The part and size. Raises BadParameter for a region that is not four whole numbers."""
         region = None if self.region is None else Region.parse(self.region)
         return View(region, self.max_size)
+
+
+class PartialQuery(DecompressQuery):
+    """Parameters of `POST /decompress`."""
+
+    partial: bool = False
+    """Decode what there is of a stream that is cut, which is an error otherwise."""
+
+    def view(self) -> View:
+        """See `DecompressQuery.view`."""
+        return replace(super().view(), partial=self.partial)
 
 
 class AdapterQuery(Query):

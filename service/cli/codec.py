@@ -115,6 +115,9 @@ def decompress(
     max_size: Annotated[
         int | None, typer.Option(min=1, help="Shrink the longest side to this many pixels.")
     ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Decode what there is of a stream that is cut.")
+    ] = False,
     store: options.Store = None,
     device: options.Device = None,
     json: options.Json = False,
@@ -137,11 +140,12 @@ def decompress(
     if quality is not None and chosen == "png":
         raise BadParameter("PNG is lossless: --quality is for webp, jpeg and avif")
     part = None if region is None else Region.parse(region)
+    view = View(part, max_size, partial=partial)
     codec = open_codec(settings_of(store=store, device=device))
 
     def convert(data: bytes) -> ConvertedFile:
-        decompressed = codec.decompress(data, View(part, max_size))
-        picture, shape = decompressed.picture, codec.preview_stream(data).shape
+        decompressed = codec.decompress(data, view)
+        picture, shape = decompressed.picture, codec.preview_stream(data, view).shape
         bpp = 8 * len(data) / (shape.width * shape.height) if part is None else None
         written = write_with_notes(picture, chosen, quality=quality, small_png=True)
         size, notes = (picture.width, picture.height), picture.notes + written.notes

@@ -200,6 +200,8 @@ def print_stream(source: str, info: StreamInfo) -> None:
     table.add_row("size", f"{info.total_bytes:,} bytes, {_bpp(info):.3f} bits per pixel")
     for name, length in info.sections:
         table.add_row(f"  {name}", f"{length:,} bytes")
+    for segment, end in info.marks:
+        table.add_row(f"  up to {segment}", f"{end:,} bytes, {end / info.total_bytes:.1%}")
     console = _answers()
     console.print(Text(printable(source), "bold"))
     console.print(table)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from itertools import accumulate, pairwise, takewhile
+from itertools import accumulate, pairwise
 
 from service.errors import BadStream
 
@@ -54,30 +54,31 @@ def join_pieces(pieces: Sequence[bytes]) -> bytes:
     return b"".join([*(varint(len(piece)) for piece in pieces[:-1]), *pieces])
 
 
-def split_pieces(
-    reader: ByteReader, count: int, name: str, end: int | None = None
-) -> tuple[bytes, ...]:
-    """Read a list of pieces.
+def split_pieces(reader: ByteReader, count: int, name: str) -> tuple[bytes, ...]:
+    """Read a list of pieces that ends with the bytes; arguments and errors as of `piece_spans`."""
+    spans = piece_spans(reader, count, name, len(reader.data))
+    reader.at = len(reader.data)
+    return tuple(reader.data[span.start : span.stop] for span in spans)
+
+
+def piece_spans(reader: ByteReader, count: int, name: str, end: int) -> list[range]:
+    """Read the lengths of a list of pieces, and return where each piece lies.
 
     Args:
         count: of the pieces. name: of the list, for errors.
-        end: offset at which the list ends; None where it ends with the bytes. Where the bytes end
-            first, only the pieces that are whole are returned.
+        end: offset at which the list ends, which may lie behind the end of the bytes.
 
     Raises:
         BadStream: the lengths are cut, or exceed the list.
     """
-    if count - 1 > len(reader.data) - reader.at:
-        raise BadStream(f"{name} has {len(reader.data) - reader.at} bytes for {count} pieces")
-    end = len(reader.data) if end is None else end
+    left = len(reader.data) - reader.at
+    if left < count - 1:
+        raise BadStream(f"{name} has {left} bytes, the lengths of {count} pieces need more")
     lengths = [reader.varint(f"length of a piece of {name}") for _ in range(count - 1)]
-    *edges, last = accumulate(lengths, initial=reader.at)
-    if last > end:
-        raise BadStream(f"pieces of {name} exceed it by {last - end} bytes")
-    spans = pairwise([*edges, last, end])
-    reader.at = min(end, len(reader.data))
-    whole = takewhile(lambda span: span[1] <= len(reader.data), spans)
-    return tuple(reader.data[low:high] for low, high in whole)
+    edges = list(accumulate(lengths, initial=reader.at))
+    if edges[-1] > end:
+        raise BadStream(f"pieces of {name} exceed it by {edges[-1] - end} bytes")
+    return [range(low, high) for low, high in pairwise([*edges, end])]
 
 
 def inflate(packed: bytes, name: str, max_packed: int, max_bytes: int) -> bytes:

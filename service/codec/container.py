@@ -26,12 +26,11 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from itertools import accumulate
 from typing import Any
 
 import google_crc32c
 
-from service.codec.byte_reader import ByteReader, inflate, join_pieces, split_pieces, varint
+from service.codec.byte_reader import ByteReader, inflate, join_pieces, piece_spans, varint
 from service.codec.graphics import GraphicsLayer, read_layer, write_layer
 from service.codec.tiles import SEGMENTS, Box, Pieces, latent_box, piece_count, tile_count, tiles
 from service.errors import BadParameter, BadStream, UnsupportedStream
@@ -297,13 +296,13 @@ def read_stream(
         return Stream(
             header, ((sections.payload(Section.LATENTS) or b"",),), graphics=layer, **fields
         )
-    order, pieces = _read_pieces(sections)
+    order, spans = _piece_spans(sections)
     coded: list[list[bytes]] = [[] for _ in range(tile_count(header.latents))]
-    for (_, tile), piece in zip(order, pieces, strict=False):
-        coded[tile].append(piece)
+    for (_, tile), span in zip(order, spans, strict=False):
+        coded[tile].append(sections.body[span.start : span.stop])
     complete = 1.0
-    if len(pieces) < len(order):
-        complete = sum(map(len, pieces)) / len(sections.spans[Section.LATENTS])
+    if len(spans) < len(order):
+        complete = sum(map(len, spans)) / len(sections.spans[Section.LATENTS])
     return Stream(header, tuple(map(tuple, coded)), graphics=layer, complete=complete, **fields)
 
 
@@ -362,13 +361,14 @@ def _read_sections(
     spans: dict[int, range] = {}
     while reader.at < len(reader.data):
         kind = reader.varint("section type")
-        _check_order(kind, spans, reader.at)
-        length = reader.varint("section length")
-        spans[kind] = range(reader.at, reader.at + length)
-        if fault and kind == Section.LATENTS:
-            break  # what follows it is not needed, and nothing tells where it ends
-        is_layer = kind == Section.GRAPHICS
-        if reader.take(length, "section")[:1] != b"\0" and is_layer and fault:
+        if len(spans) == MAX_SECTIONS:
+            raise BadStream(f"more than {MAX_SECTIONS} sections, the next at offset {reader.at}")
+        length, at = reader.varint("section length"), reader.at
+        is_last = kind == Section.LATENTS and fault is not None  # what follows it may be cut
+        payload = b"" if is_last else reader.take(length, "section")
+        _check_order(kind, spans, at)
+        spans[kind] = range(at, at + length)
+        if is_last or (fault and kind == Section.GRAPHICS and payload[:1] != b"\0"):
             break
     if len(spans.get(Section.READY, range(READY_BYTES))) != READY_BYTES:
         size = len(spans[Section.READY])
@@ -388,8 +388,6 @@ def _checksum_fault(data: bytes, header_end: int) -> str | None:
 
 def _check_order(kind: int, spans: Mapping[int, range], at: int) -> None:
     """Raise BadStream unless a section of that type may follow those before it."""
-    if len(spans) == MAX_SECTIONS:
-        raise BadStream(f"more than {MAX_SECTIONS} sections, the next at offset {at}")
     if kind in spans:
         raise BadStream(f"section {_section_name(kind)} occurs twice, again at offset {at}")
     known = [Section(k) for k in (*spans, kind) if k in set(Section)]
@@ -400,16 +398,21 @@ def _check_order(kind: int, spans: Mapping[int, range], at: int) -> None:
         raise BadStream(f"section {after} at offset {at} follows section {before}")
 
 
-def _read_pieces(sections: _Sections) -> tuple[list[tuple[int, int]], tuple[bytes, ...]]:
-    """The order of all pieces, and the pieces; those that are cut off are missing."""
-    payload = sections.payload(Section.LATENTS)
-    assert payload is not None
-    least = tile_count(sections.header.latents)
-    if len(payload) < least - 1:
-        raise BadStream(f"latents section has {len(payload)} bytes, {least} tiles need more")
+def _piece_spans(sections: _Sections) -> tuple[list[tuple[int, int]], list[range]]:
+    """The order of all pieces and where they lie in `body`, from which those at the end may be cut.
+
+    Raises:
+        BadStream: the lengths are cut, or exceed the section.
+    """
+    span = sections.spans[Section.LATENTS]
+    reader = ByteReader(sections.body)
+    reader.at = span.start
+    least, size = tile_count(sections.header.latents), min(len(span), len(reader.data) - span.start)
+    if size < least - 1:
+        raise BadStream(f"latents section has {size} bytes, {least} tiles need more")
     order = _piece_order(sections.header)
-    end = len(sections.spans[Section.LATENTS])
-    return order, split_pieces(ByteReader(payload), len(order), "latents", end)
+    spans = piece_spans(reader, len(order), "latents", span.stop)
+    return order, [piece for piece in spans if piece.stop <= len(sections.body)]
 
 
 def _piece_order(header: Header) -> list[tuple[int, int]]:
@@ -425,16 +428,14 @@ def _piece_order(header: Header) -> list[tuple[int, int]]:
 
 def _marks(sections: _Sections) -> tuple[tuple[str, int], ...]:
     """Where each segment ends that is there as a whole, see StreamInfo."""
-    span = sections.spans.get(Section.LATENTS)
-    if span is None or sections.header.flags & Flags.SAME_MACHINE:
+    if Section.LATENTS not in sections.spans or sections.header.flags & Flags.SAME_MACHINE:
         return ()
-    order, pieces = _read_pieces(sections)
-    index = sum(len(varint(len(piece))) for piece in pieces[: len(order) - 1])
-    ends = list(accumulate(map(len, pieces), initial=span.start + index))
-    last = {segment: at for at, (segment, _) in enumerate(order, 1)}
+    order, spans = _piece_spans(sections)
+    last = {segment: at for at, (segment, _) in enumerate(order)}
     if len(last) == 1:  # one piece a tile
         return ()
-    return tuple((SEGMENTS[segment], ends[at]) for segment, at in last.items() if at < len(ends))
+    present = ((segment, at) for segment, at in last.items() if at < len(spans))
+    return tuple((SEGMENTS[segment], spans[at].stop) for segment, at in present)
 
 
 def _read_layer(sections: _Sections) -> GraphicsLayer | None:

@@ -232,7 +232,9 @@ class Engine:
     def _request(self, data: bytes, view: View = WHOLE) -> DecodeRequest:
         """A stream that has been read and checked, with the model that made it."""
         check_process(self._process)
-        stream = container.read_stream(data, partial(self._check_header, view=view))
+        stream = container.read_stream(
+            data, partial(self._check_header, view=view), partial=view.partial
+        )
         header = stream.header
         pixels = requested_pixels(header.width, header.height, view)
         if stream.is_lossless:
@@ -270,7 +272,9 @@ class Engine:
         return Load(pixels, RequestGroup((key.identity[:4].hex(), key.rate16), batch))
 
     def preview_stream(self, data: bytes, view: View = WHOLE) -> StreamPreview:
-        info = container.describe(data, partial(self._check_header, view=view))
+        info = container.describe(
+            data, partial(self._check_header, view=view), partial=view.partial
+        )
         shape = StreamShape(info.width, info.height, info.has_alpha)
         if info.rate == LOSSLESS:
             pixels = info.width * info.height // LOSSLESS_SPEED

@@ -65,8 +65,16 @@ class DecodeRequest:
         """The decoded picture, given its pixels."""
         stream = self.stream
         alpha = alpha_plane(stream, self.pixels)
-        picture = Picture(rgb, alpha, self._grey, stream.icc, stream.exif)
-        return Decompressed(shrink(picture, self.view), stream.header.rate, self.model, timings)
+        picture = Picture(rgb, alpha, self._grey, stream.icc, stream.exif, _notes(stream))
+        picture = shrink(picture, self.view)
+        return Decompressed(picture, stream.header.rate, self.model, timings, stream.complete)
+
+
+def _notes(stream: container.Stream) -> tuple[str, ...]:
+    """A sentence on what is missing of a stream that is cut."""
+    if stream.complete == 1:
+        return ()
+    return (f"the stream is cut: {stream.complete:.1%} of its coded picture is there",)
 
 
 def requested_pixels(width: int, height: int, view: View) -> Box:

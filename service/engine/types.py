@@ -73,12 +73,14 @@ class Decompressed:
     Attributes:
         rate: of the stream, 1–8 or container.LOSSLESS.
         model: name of the one that made the stream, NO_MODEL where it needs none.
+        complete: share of the coded picture that was there, 0–1; below 1 where the stream was cut.
     """
 
     picture: Picture
     rate: float
     model: str
     timings: Timings
+    complete: float = 1.0
 
 
 @dataclass(frozen=True)

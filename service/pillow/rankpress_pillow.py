@@ -3,6 +3,8 @@
     Image.open("photo.rkp")                 reads size, mode and info; pixels when they are needed
     image.save("photo.rkp", rate=4)         or target_bpp=, max_bytes=, target_psnr=; and tune=
 
+With ImageFile.LOAD_TRUNCATED_IMAGES, a stream that is cut is read as far as it goes.
+
 Opening needs only the base install; saving needs torch. The import itself registers the format, as
 in other plug-ins of Pillow. The module is installed under its own name, outside the package.
 """
@@ -25,7 +27,7 @@ from service.errors import BadParameter, BadStream, RankpressError, UnsupportedS
 from service.images import exif
 from service.images.colour_tags import profile_by_info
 from service.images.samples import unless_opaque
-from service.picture import Picture
+from service.picture import Picture, View
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
@@ -59,7 +61,7 @@ class RankpressImageFile(ImageFile.ImageFile):
         assert self.fp is not None
         data = self.fp.read()
         try:
-            stream = container.read_stream(data)
+            stream = container.read_stream(data, partial=ImageFile.LOAD_TRUNCATED_IMAGES)
         except UnsupportedStream as error:
             raise OSError(str(error)) from error
         except BadStream as error:
@@ -83,7 +85,8 @@ class RankpressImageFile(ImageFile.ImageFile):
         if self.tile and self._stream is not None:
             try:
                 decoder = engine_of(os.getpid(), decode_only=True)
-                picture = decoder.decompress(self._stream).picture
+                view = View(partial=ImageFile.LOAD_TRUNCATED_IMAGES)
+                picture = decoder.decompress(self._stream, view).picture
             except RankpressError as error:
                 raise OSError(str(error)) from error
             if self._exclusive_fp and self.fp is not None:

@@ -36,7 +36,9 @@ from service.settings import Settings
 
 RGB = photo()
 PNG = file_of(Image.fromarray(RGB), "PNG")
-RKP = write_stream(Stream(Header(b"\1\2\3\4", 64, Flags.GREY, 37, 24), (b"latents",), icc=b"icc"))
+RKP = write_stream(
+    Stream(Header(b"\1\2\3\4", 64, Flags.GREY, 37, 24), ((b"latents",),), icc=b"icc")
+)
 
 
 class OpenedCodec(FakeCodec):
@@ -514,7 +516,7 @@ def test_info_says_what_the_stream_holds() -> None:
 
 def test_info_says_what_the_rate_was_trained_for() -> None:
     header = Header(b"\1\2\3\4", 40, Flags.MS_SSIM, 37, 24)
-    Path("a.rkp").write_bytes(write_stream(Stream(header, (b"latents",))))
+    Path("a.rkp").write_bytes(write_stream(Stream(header, ((b"latents",),))))
     assert lines(rankpress("info", "a.rkp", "--json"))[0]["tune"] == "ms-ssim"
     assert re.search(r"rate +2\.5, tune ms-ssim", rankpress("info", "a.rkp").stdout)
 
@@ -525,7 +527,7 @@ def test_info_says_how_much_of_the_picture_is_exact() -> None:
     marked[0] = True
     layers = [make_layer(Picture(rgb), marked), make_layer(Picture(rgb), np.ones_like(marked))]
     sizes = [len(write_layer(layer)) for layer in layers]
-    part = Stream(Header(b"\1\2\3\4", 64, 0, 40, 40), (b"latents!",), graphics=layers[0])
+    part = Stream(Header(b"\1\2\3\4", 64, 0, 40, 40), ((b"latents!",),), graphics=layers[0])
     whole = Stream(Header(NO_MODEL, LOSSLESS16, 0, 40, 40), (), graphics=layers[1])
     Path("part.rkp").write_bytes(write_stream(part))
     Path("whole.rkp").write_bytes(write_stream(whole))

@@ -15,7 +15,7 @@ from PIL import Image
 from service.cli import main
 from service.codec.container import Flags, Header, Stream, write_stream
 
-RKP = write_stream(Stream(Header(b"\1\2\3\4", 64, Flags.GREY, 37, 24), (b"latents",)))
+RKP = write_stream(Stream(Header(b"\1\2\3\4", 64, Flags.GREY, 37, 24), ((b"latents",),)))
 QUICK = """
 import sys
 sys.argv[0] = "rankpress"

@@ -57,7 +57,7 @@ class Parsed:
     width: int
     height: int
     sections: dict[int, bytes]
-    tiles: tuple[bytes, ...]
+    tiles: tuple[tuple[bytes, ...], ...]
     metadata: dict[int, bytes]
     layer: Layer | None
 
@@ -91,6 +91,10 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     raise Malformed("long varint")
 
 
+ORDER = [1, 6, 8, 4, 10, 2, 3]
+"""Sections, as they stand."""
+
+
 def parse(data: bytes) -> Parsed:
     """Read header, checksum, sections and tiles."""
     if len(data) < 4 or data[:3] != b"RKP":
@@ -114,8 +118,10 @@ def parse(data: bytes) -> Parsed:
         length, at = varint(body, at)
         if len(sections) == 16 or length > len(body) - at or kind in sections:
             raise Malformed("section")
-        if kind % 2 == 0 and kind not in (2, 4, 6, 8, 10):
+        if kind % 2 == 0 and kind not in ORDER:
             raise Unsupported("critical section")
+        if kind in ORDER and any(k in sections for k in ORDER[ORDER.index(kind) :]):
+            raise Malformed("order")
         sections[kind] = body[at : at + length]
         at += length
     if len(sections.get(8, b"four")) != 4:
@@ -127,24 +133,40 @@ def parse(data: bytes) -> Parsed:
     elif 2 not in sections or data[8] < 16:
         raise Malformed("latents or rate")
     metadata = {kind: inflate_metadata(sections[kind]) for kind in (1, 3) if kind in sections}
-    count = -(-width // 1024) * -(-height // 1024)
     same_machine = data[9] & 4
-    tiles: tuple[bytes, ...] = ()
+    tiles: tuple[tuple[bytes, ...], ...] = ()
     if 2 in sections:
-        tiles = (sections[2],) if same_machine else split(sections[2], count)
+        tiles = ((sections[2],),) if same_machine else split(sections[2], width, height)
     return Parsed(data[4:8], data[8], data[9], width, height, sections, tiles, metadata, layer)
 
 
-def split(payload: bytes, count: int) -> tuple[bytes, ...]:
-    """The bytes of each tile of a latents section."""
+def split(payload: bytes, width: int, height: int) -> tuple[tuple[bytes, ...], ...]:
+    """The pieces of each tile of a latents section."""
+    rows, columns = -(-height // 16), -(-width // 16)
+    areas = [
+        min(64, rows - top) * min(64, columns - left)
+        for top in range(0, rows, 64)
+        for left in range(0, columns, 64)
+    ]
+    if len(payload) < len(areas) - 1:
+        raise Malformed("index")
+    owners = [
+        tile
+        for segment in range(6)
+        for tile, area in enumerate(areas)
+        if segment == 0 or area > 1024
+    ]
     at, lengths = 0, []
-    for _ in range(count - 1):
-        words, at = varint(payload, at)
-        lengths.append(4 * words)
+    for _ in owners[1:]:
+        length, at = varint(payload, at)
+        lengths.append(length)
     if sum(lengths) > len(payload) - at:
-        raise Malformed("tiles")
+        raise Malformed("pieces")
     edges = [*accumulate(lengths, initial=at), len(payload)]
-    return tuple(payload[a:b] for a, b in zip(edges, edges[1:], strict=False))
+    tiles: list[list[bytes]] = [[] for _ in areas]
+    for tile, low, high in zip(owners, edges, edges[1:], strict=False):
+        tiles[tile].append(payload[low:high])
+    return tuple(map(tuple, tiles))
 
 
 def inflate_metadata(payload: bytes) -> bytes:
@@ -394,14 +416,12 @@ def merge_floats(out: Tensors, name: str, deltas: Deltas) -> None:
 
 
 class Ans:
-    """A tile's stack of 32-bit words."""
+    """A piece's stack of 32-bit words."""
 
     def __init__(self, data: bytes, tables: NDArray[np.integer[Any]]) -> None:
-        if len(data) % 4:
-            raise Malformed("words")
         self.words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
-        if self.words and not self.words[-1]:
-            raise Malformed("zero word")
+        if data and not data[-1]:
+            raise Malformed("zero byte")
         self.state = 0
         self._refill()
         half = tables.astype(int).tolist()
@@ -489,9 +509,10 @@ def shuffle(x: Any, r: int) -> Any:
     return x.reshape(h * r, w * r, -1)
 
 
-def decode_tile(t: Tensors, data: bytes, marked: NDArray[np.bool_]) -> I64:
+def decode_tile(t: Tensors, pieces: Sequence[bytes], marked: NDArray[np.bool_]) -> I64:
     """y_hat of a tile, [height, width, M] in units of 1/64; what is `marked` is not coded."""
-    ans = Ans(data, t["tables"])
+    stacks = [Ans(data, t["tables"]) for data in pieces]
+    segments = iter(stacks if len(stacks) == 6 else stacks * 6)
     height, width = marked.shape
     rows, columns = -(-height // 4), -(-width // 4)
     z_levels = [
@@ -500,7 +521,7 @@ def decode_tile(t: Tensors, data: bytes, marked: NDArray[np.bool_]) -> I64:
         for column in range(columns)
         for level in t["z.level"].tolist()
     ]
-    z = ans.group(z_levels)
+    z = next(segments).group(z_levels)
     z_step, y_step = t["z.step"].astype(np.int64), t["y.step"].astype(np.int64)
     z_hat = clip((np.array(z, np.int64).reshape(rows, columns, -1) * z_step + 128) >> 8)
     p = block(t, "h_s.1", clip(shuffle(plain(t, "h_s.0", z_hat), 2)))
@@ -523,9 +544,13 @@ def decode_tile(t: Tensors, data: bytes, marked: NDArray[np.bool_]) -> I64:
             for row in range(r, height, 2)
             for column in range(c, width, 2)
         ]
-        symbols = iter(ans.group([v for place in places for v in level[place].tolist()]))
-        for place in places:
-            s = np.array([next(symbols) for _ in range(M // 4)], np.int64)
+        parts = [slice(0, 4), slice(4, None)] if step == 0 else [slice(None)]
+        decoded = []
+        for part in parts:
+            group = [v for place in places for v in level[place][part].tolist()]
+            symbols = np.array(next(segments).group(group), np.int64)
+            decoded.append(symbols.reshape(len(places), -1))
+        for place, s in zip(places, np.concatenate(decoded, 1), strict=True):
             value = mu[place] + (s * y_step[place[2]] + 128 >> 8)
             y_hat[place] = value.clip(-(2**15) + 1, 2**15 - 1)
         scaled = np.floor(y_hat * np.exp2(frac - 6) + 0.5).astype(np.int64)
@@ -533,7 +558,8 @@ def decode_tile(t: Tensors, data: bytes, marked: NDArray[np.bool_]) -> I64:
         for place in places:
             coded[place] = True
         context = np.where(coded, clip(scaled), context)
-    ans.finish()
+    for stack in stacks:
+        stack.finish()
     return y_hat
 
 
@@ -543,9 +569,9 @@ def decode_latents(stream: Parsed, t: Tensors) -> I64:
     y_hat = np.empty((height, width, len(t["y.step"])), np.int64)
     marked = np.zeros((height, width), bool) if stream.layer is None else stream.layer.marked
     corners = [(top, left) for top in range(0, height, 64) for left in range(0, width, 64)]
-    for (top, left), data in zip(corners, stream.tiles, strict=True):
+    for (top, left), pieces in zip(corners, stream.tiles, strict=True):
         tile = y_hat[top : top + 64, left : left + 64]
-        tile[:] = decode_tile(t, data, marked[top : top + 64, left : left + 64])
+        tile[:] = decode_tile(t, pieces, marked[top : top + 64, left : left + 64])
     return y_hat
 
 

@@ -169,12 +169,11 @@ def test_leftover_words_are_a_bad_stream() -> None:
     data = encode((draw(np.random.default_rng(2), levels), levels))
     decoder = Decoder(TABLES, bytes([1, 2, 3, 4]) + data)
     decoder.pull(levels)
-    with pytest.raises(BadStream, match="does not end where its symbols do"):
+    with pytest.raises(BadStream, match="do not end where their symbols do"):
         decoder.finish()
-    with pytest.raises(BadStream, match="multiple of 4"):
-        Decoder(TABLES, data + b"\1")
-    with pytest.raises(BadStream, match="zero word"):
-        Decoder(TABLES, data + bytes(4))
+    for zeros in (1, 4):
+        with pytest.raises(BadStream, match="end in a zero byte"):
+            Decoder(TABLES, data + bytes(zeros))
 
 
 def test_wrong_tables_are_refused() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tracemalloc
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
+from itertools import accumulate, chain, combinations
 
 import google_crc32c
 import numpy as np
@@ -27,12 +28,17 @@ from service.codec.container import (
     read_stream,
     write_stream,
 )
-from service.codec.tiles import latent_box, tile_count
+from service.codec.tiles import SEGMENTS, piece_count, tiles
 from service.errors import BadParameter, BadStream, UnsupportedStream
 
 HEADER = Header(b"\x01\x80\xff\x00", 64, 0, 768, 512)
-STREAM = Stream(HEADER, (bytes(range(1, 41)),), b"\0alpha", b"profile" * 9, b"Exif" * 5)
-PLAIN = Stream(HEADER, (bytes(range(1, 121)),))
+PIECES = tuple(bytes(range(1, 1 + n)) for n in (5, 0, 7, 11, 8, 9))
+STREAM = Stream(HEADER, (PIECES,), b"\0alpha", b"profile" * 9, b"Exif" * 5)
+PLAIN = Stream(HEADER, (PIECES,))
+LATENTS = (2, bytes([5, 0, 7, 11, 8]) + b"".join(PIECES))
+"""The section of PLAIN, written by hand."""
+SMALL = 64
+"""Pixels along the side of a picture whose only tile is one piece."""
 
 
 def same(a: Stream, b: Stream) -> bool:
@@ -69,9 +75,12 @@ def memory_below(limit: int) -> Iterator[None]:
 
 
 streams = st.builds(
-    lambda model, rate, flags, side, words, updates, alpha, icc, exif: Stream(
+    lambda model, rate, flags, side, sizes, updates, alpha, icc, exif: Stream(
         (h := Header(model, rate, flags, *side)),
-        tuple(bytes(4 * n) for n in words[: tile_count(latent_box(h.width, h.height))]),
+        tuple(
+            tuple(bytes(n) for _ in range(piece_count(tile)))
+            for tile, n in zip(tiles(h.latents), sizes, strict=False)
+        ),
         alpha,
         icc,
         exif,
@@ -95,8 +104,14 @@ def test_a_stream_comes_back_as_it_was_written(stream: Stream) -> None:
 
 
 def test_the_layout_is_the_one_that_is_documented() -> None:
-    latents = PLAIN.tiles[0]
-    assert write_stream(PLAIN) == stream_of((Section.LATENTS, latents))
+    assert write_stream(PLAIN) == stream_of(LATENTS)
+    wide = replace(HEADER, width=2048 + 16)
+    large, edge = (b"a", b"b", b"c", b"d", b"e", b"f"), (b"small",)
+    index = bytes([1, 1, 5, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    section = index + b"aa" + b"small" + b"bbccddeeff"
+    data = stream_of((Section.LATENTS, section), width=wide.width)
+    assert write_stream(Stream(wide, (large, large, edge))) == data
+    assert read_stream(data).tiles == (large, large, edge)
 
 
 @pytest.mark.parametrize("width, height", [(768, 512), (1, 1), (6000, 4000), (16383, 1)])
@@ -104,9 +119,10 @@ def test_a_plain_photo_spends_less_than_24_bytes_beyond_its_latents(
     width: int, height: int
 ) -> None:
     header = replace(HEADER, width=width, height=height)
-    tiles = (bytes(2**14 - 4),) * tile_count(latent_box(width, height))
-    spent = len(write_stream(Stream(header, tiles))) - sum(map(len, tiles))
-    assert spent - 2 * (len(tiles) - 1) < 24, "each tile beyond the first adds its length"
+    counts = [piece_count(tile) for tile in tiles(header.latents)]
+    coded = tuple((bytes(2**14 - 4),) * count for count in counts)
+    spent = len(write_stream(Stream(header, coded))) - (2**14 - 4) * sum(counts)
+    assert spent - 2 * (sum(counts) - 1) < 24, "each piece beyond the first adds its length"
 
 
 def test_every_prefix_is_a_bad_stream() -> None:
@@ -141,9 +157,10 @@ def test_behind_a_valid_checksum_every_change_is_refused_or_read_sanely() -> Non
                 outcomes["refused"] += 1
                 continue
             outcomes["read"] += 1
-            box = latent_box(stream.header.width, stream.header.height)
-            assert len(stream.tiles) == tile_count(box)
-            assert sum(map(len, stream.tiles)) <= len(body)
+            if not stream.header.flags & Flags.SAME_MACHINE:
+                boxes = tiles(stream.header.latents)
+                assert list(map(len, stream.tiles)) == list(map(piece_count, boxes))
+            assert sum(map(len, chain.from_iterable(stream.tiles))) <= len(body)
             assert describe(changed).width == stream.header.width
     assert min(outcomes.values()) > 1000
 
@@ -151,7 +168,7 @@ def test_behind_a_valid_checksum_every_change_is_refused_or_read_sanely() -> Non
 def test_behind_a_valid_checksum_every_cut_is_refused_unless_whole_sections_go() -> None:
     body = write_stream(STREAM)[:-4]
     whole = [read_or_none(sealed(body[:n])) for n in range(len(body))]
-    assert sum(stream is not None for stream in whole) == 3
+    assert sum(stream is not None for stream in whole) == 1, "without the Exif block"
 
 
 def read_or_none(data: bytes) -> Stream | None:
@@ -174,18 +191,17 @@ def test_any_bytes_after_a_header_are_a_stream_or_a_bad_stream(rest: bytes) -> N
 
 
 def test_unknown_sections_are_skipped_when_optional_and_refused_when_critical() -> None:
-    latents = (int(Section.LATENTS), b"abcd")
     for kind in (7, 101, 2**14 + 1):
-        stream = read_stream(stream_of((kind, b"whatever"), latents, (kind + 2, b"")))
-        assert stream.tiles == (b"abcd",)
+        stream = read_stream(stream_of((kind, b"whatever"), LATENTS, (kind + 2, b"")))
+        assert stream.tiles == (PIECES,)
     for kind in (0, 12, 2**14):
         with pytest.raises(UnsupportedStream, match=f"critical section {kind}"):
-            read_stream(stream_of(latents, (kind, b"")))
+            read_stream(stream_of(LATENTS, (kind, b"")))
 
 
 def test_a_ready_update_is_named_by_four_bytes() -> None:
-    latents, own = (int(Section.LATENTS), b"abcd"), (int(Section.UPDATE), b"update")
-    named = stream_of(latents, (int(Section.READY), b"\xca\xfe\0\1"))
+    own = (int(Section.UPDATE), b"update")
+    named = stream_of((int(Section.READY), b"\xca\xfe\0\1"), LATENTS)
     assert int(Section.READY) % 2 == 0, "a decoder that does not know it must refuse the stream"
     assert read_stream(named).ready == b"\xca\xfe\0\1"
     assert write_stream(read_stream(named)) == named
@@ -193,33 +209,38 @@ def test_a_ready_update_is_named_by_four_bytes() -> None:
     for read in (read_stream, describe):
         for wrong in (b"", b"abc", b"abcde"):
             with pytest.raises(BadStream, match=f"named by {len(wrong)} bytes, expected 4"):
-                read(stream_of(latents, (int(Section.READY), wrong)))
-    both = read_stream(stream_of(latents, (int(Section.READY), b"abcd"), own))
+                read(stream_of((int(Section.READY), wrong), LATENTS))
+    data = stream_of(own, (int(Section.READY), b"abcd"), LATENTS)
+    both = read_stream(data)
     assert (both.update, both.ready) == (b"update", b"abcd")
-    assert write_stream(both) == stream_of(latents, own, (int(Section.READY), b"abcd"))
+    assert write_stream(both) == data
 
 
-def test_sections_come_in_any_order_but_only_once() -> None:
-    icc = (int(Section.ICC), zlib.compress(b"p"))
-    latents = (int(Section.LATENTS), b"abcd")
-    for order in ((icc, latents), (latents, icc)):
-        assert read_stream(stream_of(*order)).icc == b"p"
-    for twice in (icc, latents, (9, b"")):
+def test_sections_stand_in_one_order_and_once() -> None:
+    """What the latents need stands before them, so that a cut stream can be decoded."""
+    optional = {kind: (int(kind), b"abcd") for kind in Section if kind != Section.GRAPHICS}
+    optional |= {kind: (int(kind), zlib.compress(b"p")) for kind in (Section.ICC, Section.EXIF)}
+    optional[Section.LATENTS] = LATENTS
+    assert read_stream(stream_of(*optional.values())).exif == b"p"
+    for first, second in combinations(optional.values(), 2):
+        for read in (read_stream, describe):
+            with pytest.raises(BadStream, match="follows section"):
+                read(stream_of(second, first))
+    for twice in (*optional.values(), (9, b"")):
         with pytest.raises(BadStream, match="occurs twice"):
-            read_stream(stream_of(latents, icc, twice, twice))
+            read_stream(stream_of(twice, twice))
 
 
 def test_sections_are_few_and_more_are_refused_without_reading_them() -> None:
     """Also empty ones of different types, which a reader may skip."""
-    latents = (int(Section.LATENTS), b"abcd")
     optional = [(kind, b"") for kind in range(101, 101 + 2 * MAX_SECTIONS, 2)]
-    assert read_stream(stream_of(latents, *optional[: MAX_SECTIONS - 1])).tiles == (b"abcd",)
-    assert len(describe(stream_of(*optional[: MAX_SECTIONS - 1], latents)).sections) == MAX_SECTIONS
+    assert read_stream(stream_of(LATENTS, *optional[: MAX_SECTIONS - 1])).tiles == (PIECES,)
+    assert len(describe(stream_of(*optional[: MAX_SECTIONS - 1], LATENTS)).sections) == MAX_SECTIONS
     many = b"".join(varint(kind) + b"\0" for kind in range(101, 800_000, 2))
-    hostile = sealed(stream_of(latents)[:-4] + many)
+    hostile = sealed(stream_of(LATENTS)[:-4] + many)
     for read in (read_stream, describe):
         with pytest.raises(BadStream, match=f"more than {MAX_SECTIONS} sections"):
-            read(stream_of(latents, *optional[:MAX_SECTIONS]))
+            read(stream_of(LATENTS, *optional[:MAX_SECTIONS]))
         with memory_below(2 * len(hostile)), pytest.raises(BadStream, match="more than"):
             read(hostile)
 
@@ -231,15 +252,21 @@ def test_what_a_writer_can_write_has_few_sections() -> None:
 @pytest.mark.parametrize("kind", [Section.ICC, Section.EXIF])
 def test_deflate_that_inflates_to_nothing_is_refused_by_its_length(kind: Section) -> None:
     """Empty blocks, each of which may cost a decoder a microsecond."""
-    latents, empty, last = (int(Section.LATENTS), b"abcd"), b"\0\0\0\xff\xff", b"\1\0\0\xff\xff"
+    empty, last = b"\0\0\0\xff\xff", b"\1\0\0\xff\xff"
 
     def packed(blocks: int) -> bytes:
         return b"\x78\x9c" + empty * blocks + last + (1).to_bytes(4, "big")
 
     fits = (MAX_PACKED_BYTES - 11) // len(empty)
-    assert read_stream(stream_of(latents, (kind, packed(fits)))).tiles == (b"abcd",)
+    assert read_stream(with_metadata(kind, packed(fits))).tiles == (PIECES,)
     with pytest.raises(BadStream, match=f"at most {MAX_PACKED_BYTES} are read"):
-        read_stream(stream_of(latents, (kind, packed(fits + 1))))
+        read_stream(with_metadata(kind, packed(fits + 1)))
+
+
+def with_metadata(kind: Section, packed: bytes) -> bytes:
+    """A stream with a section of metadata at its place."""
+    sections = [(int(kind), packed), LATENTS]
+    return stream_of(*(sections if kind == Section.ICC else reversed(sections)))
 
 
 def test_a_stream_without_latents_is_bad() -> None:
@@ -280,7 +307,7 @@ def test_sides_are_between_one_and_the_limit() -> None:
 
 
 def test_numbers_are_written_in_one_way_only() -> None:
-    body = stream_of((int(Section.LATENTS), b"abcd"), width=5)[:-4]
+    body = stream_of((int(Section.LATENTS), b"abcd"), width=5, height=5)[:-4]
     assert body[10:11] == b"\x05"
     with pytest.raises(BadStream, match="width is padded with zeros"):
         read_stream(sealed(body[:10] + b"\x85\x00" + body[11:]))
@@ -300,16 +327,20 @@ def test_huge_pictures_allocate_nothing() -> None:
     """65,536 tiles need an index of at least as many bytes."""
     for payload in (b"", b"abcd", bytes(3000)):
         data = stream_of((int(Section.LATENTS), payload), width=MAX_SIDE, height=MAX_SIDE)
-        with memory_below(2**18), pytest.raises(BadStream, match="65536 tiles need more"):
-            read_stream(data)
+        for read in (read_stream, describe):
+            with memory_below(2**18), pytest.raises(BadStream, match="65536 tiles need more"):
+                read(data)
+    start = stream_of(width=MAX_SIDE, height=MAX_SIDE)[:-4] + varint(2) + varint(2**33)
+    with memory_below(2**18), pytest.raises(BadStream, match="65536 tiles need more"):
+        read_stream(start + bytes(3000), partial=True)
 
 
-def test_tile_lengths_beyond_the_section_are_refused() -> None:
-    for words, error in ((2**33, "exceed the latents section"), (11, "by 4 bytes"), (10, None)):
-        payload = varint(words) + bytes(40)
+def test_lengths_beyond_the_section_are_refused() -> None:
+    for length, error in ((2**33, "pieces of latents exceed it"), (41, "by 1 bytes"), (40, None)):
+        payload = varint(length) + bytes(40)
         data = stream_of((int(Section.LATENTS), payload), width=1025, height=10)
         if error is None:
-            assert read_stream(data).tiles == (bytes(40), b"")
+            assert read_stream(data).tiles == ((bytes(40),), (b"",))
             continue
         with memory_below(2**18), pytest.raises(BadStream, match=error):
             read_stream(data)
@@ -317,7 +348,7 @@ def test_tile_lengths_beyond_the_section_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", [Section.ICC, Section.EXIF])
 def test_a_metadata_bomb_is_refused_within_the_limit(kind: Section) -> None:
-    data = stream_of((Section.LATENTS, b"abcd"), (kind, zlib.compress(bytes(2**26), 9)))
+    data = with_metadata(kind, zlib.compress(bytes(2**26), 9))
     with memory_below(3 * MAX_METADATA_BYTES), pytest.raises(BadStream, match="over"):
         read_stream(data)
 
@@ -327,7 +358,7 @@ def test_damaged_metadata_is_refused(kind: Section) -> None:
     packed = zlib.compress(b"profile")
     for wrong in (b"", packed[:-1], packed + b"\0", b"garbage"):
         with pytest.raises(BadStream):
-            read_stream(stream_of((Section.LATENTS, b"abcd"), (kind, wrong)))
+            read_stream(with_metadata(kind, wrong))
 
 
 @pytest.mark.parametrize("name", ["icc", "exif"])
@@ -342,14 +373,63 @@ def test_metadata_up_to_the_limit_comes_back_and_more_is_not_written(name: str) 
 
 def test_describe_says_what_is_in_the_stream() -> None:
     header = replace(HEADER, flags=int(Flags.GREY), width=1025, rate16=72)
-    data = write_stream(replace(STREAM, header=header, tiles=(b"abcd", b"efghijkl")))
+    data = write_stream(replace(STREAM, header=header, tiles=(PIECES, (b"edge",))))
     info = describe(data)
     assert (info.version, info.model, info.rate) == (1, "0180ff00", 4.5)
     assert (info.width, info.height, info.grey, info.has_alpha) == (1025, 512, True, True)
     assert (info.tiles, info.total_bytes) == (2, len(data))
     names = [name for name, _ in info.sections]
-    assert names == ["latents", "alpha", "icc", "exif"]
-    assert dict(info.sections)["latents"] == 1 + 12
-    unknown = describe(stream_of((Section.LATENTS, b""), (77, b"xyz")))
+    assert names == ["icc", "alpha", "latents", "exif"]
+    assert dict(info.sections)["latents"] == 6 + 40 + 4
+    unknown = describe(stream_of((Section.LATENTS, b""), (77, b"xyz"), width=SMALL, height=SMALL))
     assert unknown.sections == (("latents", 0), ("type-77", 3))
     assert not unknown.grey and not unknown.has_alpha
+
+
+def test_marks_are_where_each_segment_of_all_tiles_ends() -> None:
+    wide = replace(HEADER, width=2048 + 16)
+    data = write_stream(Stream(wide, (PIECES, PIECES, (b"edge",))))
+    begin = len(data) - 4 - 2 * 40 - 4
+    sizes = dict(zip(SEGMENTS, (2 * 5 + 4, 0, 2 * 7, 2 * 11, 2 * 8, 2 * 9), strict=True))
+    ends = accumulate(sizes.values(), initial=begin)
+    assert describe(data).marks == tuple(zip(SEGMENTS, list(ends)[1:], strict=True))
+    one_piece = replace(HEADER, width=SMALL, height=SMALL)
+    assert describe(write_stream(Stream(one_piece, ((b"all",),)))).marks == ()
+
+
+def test_a_cut_stream_has_the_pieces_that_are_whole() -> None:
+    data = write_stream(STREAM)
+    marks = dict(describe(data).marks)
+    seen = set()
+    for n in range(len(data)):
+        try:
+            cut = read_stream(data[:n], partial=True)
+        except BadStream:
+            assert n < marks["z"] - len(PIECES[0]), "the index of the latents is not there yet"
+            continue
+        whole = sum(end <= n for end in marks.values())
+        assert cut.tiles == (PIECES[:whole],)
+        assert (cut.alpha, cut.icc, cut.exif) == (STREAM.alpha, STREAM.icc, None)
+        share = sum(map(len, PIECES[:whole])) / 45
+        assert cut.complete == (1 if whole == 6 else pytest.approx(share))
+        assert describe(data[:n], partial=True).marks == tuple(marks.items())[:whole]
+        seen.add(whole)
+    assert seen == {0, 2, 3, 4, 5, 6}, "the second piece is empty"
+    assert same(read_stream(data, partial=True), STREAM)
+
+
+def test_a_cut_of_several_tiles_keeps_the_first_of_a_segment() -> None:
+    wide = replace(HEADER, width=2048 + 16)
+    data = write_stream(Stream(wide, (PIECES, PIECES, (b"edge",))))
+    at = dict(describe(data).marks)["step 0b"] - 1
+    assert read_stream(data[:at], partial=True).tiles == (PIECES[:3], PIECES[:2], (b"edge",))
+
+
+def test_cut_streams_of_any_bytes_are_streams_or_bad() -> None:
+    body = write_stream(STREAM)
+    for at in range(len(body)):
+        for value in range(0, 256, 5):
+            changed = body[:at] + bytes([value]) + body[at + 1 :]
+            for read in (read_stream, describe):
+                with suppress(BadStream):
+                    read(changed, partial=True)

@@ -13,10 +13,17 @@ from small_model import decode_only as load_decode_only
 from small_model import with_steps
 
 from service.codec.coder import Tables
-from service.codec.entropy_model import STEP_FRAC, Y_FRAC, Y_MAX, EntropyModel
+from service.codec.entropy_model import (
+    CLASSES,
+    GROUP_AT,
+    STEP_FRAC,
+    Y_FRAC,
+    Y_MAX,
+    EntropyModel,
+)
 from service.codec.fixed_point import ArrayBackend
-from service.codec.latents import LatentCoder
-from service.codec.tiles import Box
+from service.codec.latents import LEADING, LatentCoder
+from service.codec.tiles import SEGMENTS, Box
 from service.errors import BadStream
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
@@ -100,12 +107,13 @@ def test_cuda_writes_and_reads_the_same_bytes(decode_only: LoadedModel) -> None:
     assert np.array_equal(decoded.y_hat, coded.y_hat)
 
 
-def test_every_cut_of_whole_words_decodes_to_others_or_is_bad(loaded: LoadedModel) -> None:
+def test_every_cut_of_a_piece_decodes_to_others_or_is_bad(loaded: LoadedModel) -> None:
     y, z = random_latents(loaded.stored, 3, 3)
     coded = loaded.coder.encode(y, z)
-    for n in range(len(coded.data[0])):
+    ((piece,),) = coded.data
+    for n in range(len(piece)):
         try:
-            decoded = loaded.coder.decode([coded.data[0][:n]], Box(0, 0, 3, 3))
+            decoded = loaded.coder.decode([(piece[:n],)], Box(0, 0, 3, 3))
         except BadStream:
             continue
         assert not np.array_equal(decoded.y_hat, coded.y_hat)
@@ -113,9 +121,9 @@ def test_every_cut_of_whole_words_decodes_to_others_or_is_bad(loaded: LoadedMode
 
 def test_bytes_beyond_the_last_symbol_are_a_bad_stream(loaded: LoadedModel) -> None:
     y, z = random_latents(loaded.stored, 3, 3)
-    data = loaded.coder.encode(y, z).data[0]
-    with pytest.raises(BadStream, match="does not end where its symbols do"):
-        loaded.coder.decode([b"\1\2\3\4" + data], Box(0, 0, 3, 3))
+    ((piece,),) = loaded.coder.encode(y, z).data
+    with pytest.raises(BadStream, match="do not end where their symbols do"):
+        loaded.coder.decode([(b"\1\2\3\4" + piece,)], Box(0, 0, 3, 3))
 
 
 def test_another_model_does_not_read_the_bytes_as_the_same(loaded: LoadedModel) -> None:
@@ -130,3 +138,33 @@ def test_another_model_does_not_read_the_bytes_as_the_same(loaded: LoadedModel) 
     except BadStream:
         return
     assert not np.array_equal(decoded.y_hat, coded.y_hat)
+
+
+def test_missing_pieces_leave_what_is_predicted(loaded: LoadedModel) -> None:
+    """y_hat of a step is coded only where its piece is there; z alone gives means everywhere."""
+    y, z = random_latents(loaded.stored, 33, 32)
+    coded = loaded.coder.encode(y, z)
+    box = Box(0, 0, 33, 32)
+    (pieces,) = coded.data
+    assert len(pieces) == len(SEGMENTS)
+    errors = []
+    for n in range(len(pieces) + 1):
+        decoded = loaded.coder.decode([pieces[:n]], box).y_hat[0] / 2**Y_FRAC
+        errors.append(np.square(decoded - y[0]).mean())
+    assert np.array_equal(decoded, coded.y_hat[0] / 2**Y_FRAC)
+    assert errors[2:] == sorted(errors[2:], reverse=True), "steps bring y_hat closer to y"
+    # After z and step 0a, the latents of that step's leading channels are those of the whole.
+    part = loaded.coder.decode([pieces[:2]], box).y_hat[0]
+    for p, (rows, columns) in enumerate(CLASSES):
+        leading = range(GROUP_AT[0, p], 4 * LEADING, 4)
+        kept = part[rows, columns][..., list(leading)]
+        assert np.array_equal(kept, coded.y_hat[0][rows, columns][..., list(leading)])
+
+
+def test_a_batch_may_have_tiles_that_are_cut(loaded: LoadedModel) -> None:
+    y, z = random_latents(loaded.stored, 33, 32, batch=3)
+    coded, box = loaded.coder.encode(y, z), Box(0, 0, 33, 32)
+    cut = [coded.data[0][:3], coded.data[1], ()]
+    together = loaded.coder.decode(cut, box).y_hat
+    for pieces, y_hat in zip(cut, together, strict=True):
+        assert np.array_equal(loaded.coder.decode([pieces], box).y_hat[0], y_hat)

@@ -37,7 +37,7 @@ from small_model import photo_like  # noqa: E402
 
 from deploy.arrangement import free_port  # noqa: E402
 from service.codec import container  # noqa: E402
-from service.codec.tiles import latent_box, tile_count  # noqa: E402
+from service.codec.tiles import piece_count, tiles  # noqa: E402
 
 SMALL, PHOTO, MOST = (64, 64), (768, 512), (10_000, 10_000)
 LOOKS = 40
@@ -125,9 +125,9 @@ def png(size: tuple[int, int], bits: int = 8) -> bytes:
 def empty_stream(example: bytes, width: int, height: int) -> bytes:
     """A stream of that size whose tiles have no bytes, by the model of another."""
     stream = container.read_stream(example)
-    count = tile_count(latent_box(width, height))
     header = container.Header(stream.header.model, 64, stream.header.flags, width, height)
-    return container.write_stream(container.Stream(header, (b"",) * count))
+    coded = tuple((b"",) * piece_count(tile) for tile in tiles(header.latents))
+    return container.write_stream(container.Stream(header, coded))
 
 
 def timed(call: Callable[[], httpx.Response]) -> tuple[httpx.Response | None, float]:

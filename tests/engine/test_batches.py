@@ -157,7 +157,7 @@ def test_a_stream_whose_latents_do_not_end_right_fails_alone(engine: Engine) -> 
 
     good = [engine.compress(Picture(photo_like(40, 64, i)), 5).data for i in range(3)]
     stream = read_stream(good[1])
-    bad = write_stream(replace(stream, tiles=(stream.tiles[0] + b"\1\0\0\0",)))
+    bad = write_stream(replace(stream, tiles=((stream.tiles[0][0] + b"\0\0\0\1",),)))
     with pytest.raises(BadStream):
         engine.decompress(bad)
     made = engine.decompress_batch([good[0], bad, good[2]])
@@ -203,7 +203,7 @@ def test_the_check_fails_only_the_stream_that_does_not_decode(
 
     def tampering(self, *latents):  # type: ignore[no-untyped-def]
         coded = encode(self, *latents)
-        return replace(coded, data=(*coded.data[:-1], coded.data[-1][:-8]))
+        return replace(coded, data=(*coded.data[:-1], (coded.data[-1][0][:-8],)))
 
     monkeypatch.setattr(LatentCoder, "encode", tampering)
     made = Engine((base,)).compress_batch(pictures, 4)

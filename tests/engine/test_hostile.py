@@ -6,6 +6,8 @@ must stand it), with the plain decoder and with a picture of many tiles.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from hostile import MAX_PIXELS, check_any_bytes, sealed
@@ -13,7 +15,8 @@ from small_model import photo_like
 
 from service.codec.container import read_stream
 from service.engine.engine import Engine
-from service.picture import Picture
+from service.errors import BadStream
+from service.picture import Picture, View
 from service.runtime.pipeline import LoadedModel
 
 FLIPS = 2000
@@ -25,13 +28,15 @@ def target(decode_only: LoadedModel) -> Engine:
     return Engine((decode_only,), max_pixels=MAX_PIXELS)
 
 
-@pytest.fixture(params=["one tile", "many tiles"])
+@pytest.fixture(params=["one piece", "six pieces", "many tiles"])
 def stream(
     request: pytest.FixtureRequest, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> bytes:
     """A small stream with every section there is."""
     if request.param == "many tiles":
         monkeypatch.setattr("service.codec.tiles.TILE", 2)
+    if request.param == "six pieces":
+        monkeypatch.setattr("service.codec.tiles.ONE_PIECE", 0)
     rgb = photo_like(50, 84, 11)
     alpha = np.where(rgb[..., 0] > 128, 255, 0).astype(np.uint8)
     data = engine.compress(Picture(rgb, alpha, icc=b"profile", exif=b"II*\0"), 4).data
@@ -46,7 +51,20 @@ def test_every_prefix_is_refused(target: Engine, stream: bytes) -> None:
 
 def test_every_prefix_with_a_valid_checksum(target: Engine, stream: bytes) -> None:
     whole = sum(check_any_bytes(target, sealed(stream[:n])) for n in range(len(stream)))
-    assert whole >= 4, "sections behind the latents may be missing"
+    assert whole >= 1, "the section behind the latents may be missing"
+
+
+def test_every_prefix_is_a_picture_or_refused_where_it_may_be_cut(
+    target: Engine, stream: bytes
+) -> None:
+    """From the index of the latents on, it is a picture of the whole size."""
+    sizes = []
+    for n in range(len(stream)):
+        with suppress(BadStream):
+            decoded = target.decompress(stream[:n], View(partial=True))
+            sizes.append((decoded.picture.width, decoded.picture.height))
+            assert decoded.complete == 1 or decoded.picture.notes
+    assert set(sizes) == {(84, 50)} and len(sizes) > 100
 
 
 def test_every_flipped_bit_is_refused(target: Engine, stream: bytes) -> None:

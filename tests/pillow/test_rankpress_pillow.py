@@ -24,9 +24,10 @@ from service.adapt.adaptation import PictureAdaptation
 from service.adapt.plan import AdaptationPlan
 from service.adapt.task import AdaptationTask
 from service.codec import container
+from service.codec.tiles import SEGMENTS
 from service.engine.engine import Engine
 from service.images import colour
-from service.picture import Picture
+from service.picture import Picture, View
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
 from service.store.model import StoredUpdate
@@ -79,9 +80,9 @@ def test_opening_reads_and_only_loading_decodes(
     calls: list[int] = []
     decoder = rankpress_pillow.engine_of(os.getpid(), decode_only=True)
 
-    def counted(data: bytes) -> object:
+    def counted(data: bytes, view: View) -> object:
         calls.append(len(data))
-        return decoder.decompress(data)
+        return decoder.decompress(data, view)
 
     spy = type("Spy", (), {"decompress": staticmethod(counted)})
     monkeypatch.setattr(rankpress_pillow, "engine_of", lambda *_, **__: spy)
@@ -292,10 +293,10 @@ def test_damage_under_a_right_checksum_fails_when_it_is_loaded(
     engine: Engine, photo: Picture
 ) -> None:
     data = engine.compress(photo, 4).data
-    cut = resealed(data, lambda s: replace(s, tiles=(s.tiles[0][:-8],)))
+    cut = resealed(data, lambda s: replace(s, tiles=((s.tiles[0][0][:-8],),)))
     image = Image.open(io.BytesIO(cut))
     assert image.size == (106, 75)
-    with pytest.raises(OSError, match="coded tile|zero word"):
+    with pytest.raises(OSError, match="coded bytes|zero byte"):
         image.load()
     other = resealed(data, lambda s: replace(s, header=replace(s.header, model=b"none")))
     with pytest.raises(OSError, match="needs weights 6e6f6e65"):
@@ -348,7 +349,7 @@ def test_a_bomb_is_refused_when_it_is_opened_by_pillows_own_limit(
 
     def enlarged(stream: container.Stream) -> container.Stream:
         header = replace(stream.header, width=container.MAX_SIDE, height=container.MAX_SIDE)
-        return replace(stream, header=header, tiles=(b"",) * 65536)
+        return replace(stream, header=header, tiles=((b"",) * len(SEGMENTS),) * 65536)
 
     bomb = resealed(data, enlarged)
     with pytest.raises(Image.DecompressionBombError):

@@ -156,7 +156,7 @@ def test_a_region_is_the_crop_of_the_whole_and_needs_only_its_tiles(
 def test_a_tile_decodes_without_the_others(loaded: LoadedModel, data: bytes) -> None:
     """Damage far away does not reach a region."""
     stream = read_stream(data)
-    damaged = replace(stream, tiles=(*stream.tiles[:-1], b"\1\2\3"))
+    damaged = replace(stream, tiles=(*stream.tiles[:-1], (b"\1\2\3",)))
     want = Box(0, 0, 16, 16)
     expected = decode_latents(loaded, stream, want)
     found = decode_latents(loaded, damaged, want)

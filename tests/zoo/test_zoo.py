@@ -197,14 +197,14 @@ def test_no_byte_of_a_stranger_reaches_the_range_coder(
         elsewhere.decompress(data)
     with pytest.raises(UnsupportedStream, match="only the machine that made it"):
         engine.decompress(data)
-    (signed,) = stream.tiles
+    ((signed,),) = stream.tiles
     for place in range(0, len(signed), 3):
         flipped = signed[:place] + bytes([signed[place] ^ 1]) + signed[place + 1 :]
         with pytest.raises(UnsupportedStream):
-            codec.decompress(write_stream(replace(stream, tiles=(flipped,))))
+            codec.decompress(write_stream(replace(stream, tiles=((flipped,),))))
     for cut in (b"", signed[:5], signed[:40], signed[:-1]):
         with pytest.raises(UnsupportedStream):
-            codec.decompress(write_stream(replace(stream, tiles=(cut,))))
+            codec.decompress(write_stream(replace(stream, tiles=((cut,),))))
     for change in ({"width": 65}, {"height": 1}, {"flags": stream.header.flags | Flags.GREY}):
         header = replace(stream.header, **change)  # type: ignore[arg-type]
         with pytest.raises(UnsupportedStream):
