@@ -51,7 +51,11 @@ class Settings(BaseSettings):
     """Only decode, with the light decoder, whether torch is installed or not."""
 
     check: bool = True
-    """Decode every new stream and compare the result before the stream is returned."""
+    """Decode the latents of every new stream and compare them before the stream is returned."""
+
+    measure: bool = True
+    """Decode the pixels of every checked stream too, and report their PSNR. A target of PSNR is
+    measured in any case."""
 
     graphics: bool = True
     """Store blocks of text, drawings and flat colours exactly where that costs less."""

@@ -34,6 +34,7 @@ from service.eval.report import (
     adaptation_table,
     eval_table,
     ladder_table,
+    parts_table,
     perceptual_table,
     rates_table,
 )
@@ -56,6 +57,7 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "jobs": ("jobs.json", jobs_table),
     "decoder": ("decoder.json", decoder_table),
     "agreement": ("agreement.json", agreement_table),
+    "parts": ("parts.json", parts_table),
     "graphics": ("graphics.json", graphics_table),
     "speed": ("train.json", speed_table),
     "adaptation": ("adapted.json", adaptation_table),

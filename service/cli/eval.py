@@ -1,4 +1,4 @@
-"""`rankpress eval` and `rankpress eval-adaptation`, which need the `eval` extra."""
+"""`rankpress eval`, `eval-adaptation` and `eval-parts`, which need the `eval` extra."""
 
 from __future__ import annotations
 
@@ -130,6 +130,37 @@ def evaluate_adaptation(
     results = adaptation.measure_adaptation(pictures, engine, plan, known, keep)
     summary = adaptation.summarise_adaptation(results, engine, this_machine(settings.device))
     typer.echo(adaptation_table(write_results(summary, out / "adapted.json", record)))
+
+
+def evaluate_parts(
+    folder: FolderArgument,
+    out: Annotated[Path, typer.Option(help="Folder for parts.csv and parts.json.")],
+    rates: RatesOption = "1,4,8",
+    record: options.Record = None,
+    store: options.Store = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+) -> None:
+    """Measure what parts of streams show: each segment, and decoding at 1/8, 1/4 and 1/2.
+
+    Segments are compared with the originals, scales with the shrunk whole picture. Streams have no
+    graphics layer here, as in `rankpress eval`.
+    """
+    from service.eval.evaluation import parse_rates
+    from service.eval.machine import this_machine
+    from service.eval.measurements import write_rows
+    from service.eval.partial import PartMeasurement, measure_parts, summarise_parts
+    from service.eval.pictures import read_folder
+    from service.eval.report import parts_table
+
+    settings = settings_of(store=store, device=device, threads=threads, check=False, graphics=False)
+    pictures, codec = read_folder(folder), open_codec(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[PartMeasurement] = []
+    measure_parts(pictures, codec, parse_rates(rates), rows.append)
+    write_rows(out / "parts.csv", PartMeasurement, rows)
+    summary = summarise_parts(rows, codec, this_machine(settings.device))
+    typer.echo(parts_table(write_results(summary, out / "parts.json", record)))
 
 
 def _evaluate_with_progress(

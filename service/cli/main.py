@@ -20,7 +20,7 @@ from service.cli import options
 from service.cli.bench import bench_app
 from service.cli.codec import adapt, compress, decompress
 from service.cli.errors import is_typer_exit, reason_and_code
-from service.cli.eval import evaluate, evaluate_adaptation
+from service.cli.eval import evaluate, evaluate_adaptation, evaluate_parts
 from service.cli.jobs import jobs_app, worker
 from service.cli.options import open_codec, settings_of
 from service.cli.serve import serve
@@ -146,6 +146,7 @@ for command in (compress, decompress, adapt, info, models, serve):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("eval-adaptation")(evaluate_adaptation)
+app.command("eval-parts")(evaluate_parts)
 app.command()(worker)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(bench_app, name="bench")

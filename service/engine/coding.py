@@ -44,12 +44,13 @@ Result = TypeVar("Result")
 class PictureCoder:
     """Codes pictures with weights from a cache. Thread-safe.
 
-    With `check`, every fresh stream is decoded, its latents compared and its PSNR measured. With
-    `graphics`, streams get a graphics layer where that pays.
+    With `check`, every fresh stream is decoded and its latents compared; with `measure`, its
+    pixels are decoded too. With `graphics`, streams get a graphics layer where that pays.
     """
 
-    def __init__(self, weights: WeightCache, check: bool, graphics: bool) -> None:
-        self._weights, self._check, self._graphics = weights, check, graphics
+    def __init__(self, weights: WeightCache, check: bool, measure: bool, graphics: bool) -> None:
+        self._weights, self._check, self._measure = weights, check, measure
+        self._graphics = graphics
 
     def compress(
         self,
@@ -76,7 +77,8 @@ class PictureCoder:
             data, latents = encode(model, picture, key.rate16, key.tune)
             done = perf_counter()
             needs_check = self._check if goal is None else goal.needs_check(data, self._check)
-            errors = check_stream(model, picture, data, latents) if needs_check else None
+            measure = self._measure or (goal is not None and goal.needs_psnr)
+            errors = check_stream(model, picture, data, latents, measure) if needs_check else None
             checked = perf_counter()
             plain = EncodedPicture(data, latents, errors=errors)
             best = self._with_layer(base, model, key, plain, layers)
@@ -107,7 +109,7 @@ class PictureCoder:
             done = perf_counter()
             checks: Sequence[BlockErrors | CheckFailed | None] = [None] * len(pictures)
             if self._check:
-                checks = check_group(model, pictures, encoded)
+                checks = check_group(model, pictures, encoded, self._measure)
             checked = perf_counter()
             results: list[EncodedPicture | RankpressError] = []
             for picture, (data, latents), check in zip(pictures, encoded, checks, strict=True):

@@ -75,6 +75,7 @@ class Engine:
         models: tuple[LoadedModel, ...],
         *,
         check: bool = True,
+        measure: bool = True,
         max_pixels: int = 10**8,
         cache_bytes: int = 2**30,
         max_batch: int = 1,
@@ -85,7 +86,8 @@ class Engine:
 
         Args:
             models: at least one; the first compresses.
-            check: decode every fresh stream, compare its latents and measure its PSNR.
+            check: decode every fresh stream and compare its latents.
+            measure: decode the pixels of checked streams too, for their PSNR.
             max_pixels: larger pictures are refused, in both directions; see `check_pixels`.
             cache_bytes: bytes of merged weights that are kept besides the bases.
             adapters: folder that keeps the adapters loaded at run time; None forgets them.
@@ -99,7 +101,7 @@ class Engine:
         self._check, self._max_pixels, self.max_batch = check, max_pixels, max_batch
         self._graphics = graphics
         self._weights = WeightCache(cache_bytes)
-        self._coder = PictureCoder(self._weights, check, graphics)
+        self._coder = PictureCoder(self._weights, check, check and measure, graphics)
         self._process = os.getpid()
 
     @property

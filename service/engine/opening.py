@@ -36,6 +36,7 @@ def open_engine(settings: Settings, *, warm: bool = False) -> Engine:
     engine = Engine(
         models,
         check=settings.check,
+        measure=settings.measure,
         max_pixels=settings.max_pixels,
         cache_bytes=settings.cache_bytes,
         max_batch=settings.max_batch or batch_for(models[0]),

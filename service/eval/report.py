@@ -150,6 +150,24 @@ def _points_of(summary: Result, name: str) -> list[Any]:
     return [p for c in summary["curves"] if c["name"] == name for p in c["points"]]
 
 
+def parts_table(summary: Result) -> str:
+    """What parts of streams show: a row for each rate and part."""
+    rows = [
+        [
+            f"rate {part['rate']:g}, {_part_words(part['part'])}",
+            f"{part['share']:.1%}" if part["part"][:2] != "1/" else "-",
+            f"{part['psnr_db']:.2f}",
+            f"{part['lowest_psnr_db']:.2f}",
+        ]
+        for part in summary["parts"]
+    ]
+    return table(["part", "of the bytes", "dB, mean", "dB, lowest"], rows)
+
+
+def _part_words(part: str) -> str:
+    return f"size {part}" if part[:2] == "1/" else f"up to {part}"
+
+
 def adaptation_table(summary: Result) -> str:
     """Gains of adaptation by domain, effort and what was adapted."""
     rows = []

@@ -26,20 +26,23 @@ BlockErrors = NDArray[np.float64]
 
 
 def check_stream(
-    model: LoadedModel, picture: Picture, data: bytes, latents: Latents
-) -> BlockErrors:
-    """The errors of the 8-bit picture that a fresh stream decodes to.
+    model: LoadedModel, picture: Picture, data: bytes, latents: Latents, measure: bool
+) -> BlockErrors | None:
+    """The errors of the 8-bit picture that a fresh stream decodes to, where they are measured.
 
     Raises:
         CheckFailed: it does not decode to the latents that were encoded.
     """
     check_latents(model, data, latents, "the fresh stream")
-    return block_errors(model, picture, latents)
+    return block_errors(model, picture, latents) if measure else None
 
 
 def check_group(
-    model: LoadedModel, pictures: Sequence[Picture], encoded: Sequence[tuple[bytes, Latents]]
-) -> list[BlockErrors | CheckFailed]:
+    model: LoadedModel,
+    pictures: Sequence[Picture],
+    encoded: Sequence[tuple[bytes, Latents]],
+    measure: bool,
+) -> list[BlockErrors | CheckFailed | None]:
     """What `check_stream` returns or raises for each of several streams of one padded size.
 
     They are decoded together, and one by one where that fails, to find which of them is at fault.
@@ -51,9 +54,11 @@ def check_group(
         decoded = []
     expected = [latents.y_hat for _, latents in encoded]
     if not decoded or not all(map(np.array_equal, (one.y_hat for one in decoded), expected)):
-        return [_check_one(model, p, *one) for p, one in zip(pictures, encoded, strict=True)]
+        return [
+            _check_one(model, p, *one, measure) for p, one in zip(pictures, encoded, strict=True)
+        ]
     return [
-        block_errors(model, picture, latents)
+        block_errors(model, picture, latents) if measure else None
         for picture, latents in zip(pictures, decoded, strict=True)
     ]
 
@@ -127,10 +132,10 @@ def visible_error(model: LoadedModel, picture: Picture, latents: Latents) -> flo
 
 
 def _check_one(
-    model: LoadedModel, picture: Picture, data: bytes, latents: Latents
-) -> BlockErrors | CheckFailed:
+    model: LoadedModel, picture: Picture, data: bytes, latents: Latents, measure: bool
+) -> BlockErrors | CheckFailed | None:
     try:
-        return check_stream(model, picture, data, latents)
+        return check_stream(model, picture, data, latents, measure)
     except CheckFailed as error:
         return error
 

@@ -130,17 +130,22 @@ class FakeCodec:
         _, rate16, width, height = struct.unpack("<4sBII", data[:13])
         if width * height > self.max_pixels:
             raise TooManyPixels(f"{width}x{height} pixels, expected at most {self.max_pixels}")
+        inflater = zlib.decompressobj()
         try:
-            pixels = zlib.decompress(data[13:])
+            pixels = inflater.decompress(data[13:])
         except zlib.error:
             raise BadStream("the pixels are damaged") from None
+        if not (inflater.eof or view.partial):
+            raise BadStream("the pixels are cut")
+        complete = len(pixels) / (3 * width * height)
+        pixels = pixels.ljust(3 * width * height, b"\0")
         rgb = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
         part = view.part(width, height)
         rgb = rgb[part.y : part.y + part.height, part.x : part.x + part.width]
         alpha = None if self.alpha is None else np.full(rgb.shape[:2], self.alpha, np.uint8)
         picture = Picture(np.ascontiguousarray(rgb), alpha, exif=self.exif)
         rate = rate16 / 16 if rate16 else LOSSLESS
-        return Decompressed(shrink(picture, view), rate, "fake", TIMINGS)
+        return Decompressed(shrink(picture, view), rate, "fake", TIMINGS, complete)
 
     @property
     def max_batch(self) -> int:

@@ -480,3 +480,19 @@ async def test_one_client_leaves_places_to_wait_to_the_others() -> None:
         assert [(await task).status_code for task in many].count(200) == 8
         again = await client.post("/compress", content=PNG)
         assert again.status_code == 200, "places are given back"
+
+
+async def test_a_cut_stream_is_decoded_where_the_request_allows_it() -> None:
+    async with running(FakeCodec()) as client:
+        stream = await stream_of(client)
+        cut = stream[: len(stream) // 2]
+        check_problem(await client.post("/decompress", content=cut), 400, "bad-stream")
+        part = await client.post("/decompress?partial=true&format=png", content=cut)
+        assert part.status_code == 200
+        assert 0 < float(part.headers["X-Rankpress-Complete"]) < 1
+        with Image.open(io.BytesIO(part.content)) as image, Image.open(io.BytesIO(PNG)) as source:
+            assert image.size == source.size
+        whole = await client.post("/decompress?partial=true&format=png", content=stream)
+        assert "X-Rankpress-Complete" not in whole.headers
+        plain = await client.post("/decompress?format=png", content=stream)
+        assert whole.content == plain.content

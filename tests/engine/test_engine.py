@@ -15,12 +15,13 @@ from small_model import photo_like
 
 from service.codec import container
 from service.codec.container import read_stream, write_stream
-from service.codec.latents import CodedTiles
+from service.codec.latents import CodedTiles, LatentCoder
 from service.codec.tiles import PATCH, TILE_PIXELS, padded_pixels, piece_count, tiles
 from service.engine.engine import Engine
 from service.engine.opening import open_engine
 from service.engine.self_test import GOLDEN_TOLERANCE
 from service.engine.target import Target
+from service.engine.types import Compressed
 from service.errors import (
     BadParameter,
     CheckFailed,
@@ -368,3 +369,24 @@ def test_streams_of_cuda_decode_in_numpy_to_the_same_latents(
     off = cuda.decompress(data).picture.rgb.astype(int)
     off -= numpy_engine.decompress(data).picture.rgb
     assert np.abs(off).max() <= 1
+
+
+def test_what_is_not_measured_is_checked_all_the_same(
+    loaded: LoadedModel, photo: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, full = Engine((loaded,), measure=False), Engine((loaded,))
+    made = quick.compress(photo, RATE)
+    assert made.psnr_db is None and made.data == full.compress(photo, RATE).data
+    (batched,) = quick.compress_batch([photo], RATE)
+    assert isinstance(batched, Compressed) and batched.psnr_db is None
+    assert quick.compress(photo, Target(psnr_db=1.0)).psnr_db is not None
+    decode = LatentCoder.decode
+
+    def tampering(self, *coded):  # type: ignore[no-untyped-def]
+        decoded = decode(self, *coded)
+        decoded.y_hat[0, 0, 0, 0] += 1
+        return decoded
+
+    monkeypatch.setattr(LatentCoder, "decode", tampering)
+    with pytest.raises(CheckFailed):
+        quick.compress(photo, RATE)

@@ -19,6 +19,7 @@ import torch
 from conftest import Small
 from image_files import chunk, profile
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from small_model import photo_like
 
 from service.adapt.adaptation import PictureAdaptation
 from service.adapt.plan import AdaptationPlan
@@ -419,3 +420,16 @@ def _environment() -> dict[str, str]:
     import os
 
     return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+
+def test_a_cut_stream_opens_where_pillow_allows_it(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine
+) -> None:
+    data = engine.compress(Picture(photo_like(528, 560)), 4).data
+    cut = data[: container.describe(data).marks[3][1]]
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(cut))
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with Image.open(io.BytesIO(cut)) as image:
+        expected = engine.decompress(cut, View(partial=True)).picture.rgb
+        assert np.abs(np.asarray(image).astype(int) - expected).max() <= 1
