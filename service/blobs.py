@@ -164,6 +164,22 @@ class Objects:
             raise DamagedObject(f"the {len(data)} bytes of object {key} do not match its hash")
         return data
 
+    def get_range(self, key: str, span: range) -> bytes:
+        """Return some bytes of an object, which are not checked against its hash.
+
+        Args:
+            span: positions of consecutive bytes, at least one.
+
+        Raises:
+            NoSuchObject, ObjectsUnavailable: as `get`.
+            DamagedObject: the object ends before the last of them.
+        """
+        with _translate_errors(f"get {key}"):
+            data = bytes(self._store.get_range(key, start=span.start, end=span.stop))
+        if len(data) != len(span):
+            raise DamagedObject(f"object {key} ends before byte {span.stop}")
+        return data
+
     def head(self, key: str) -> ObjectInfo | None:
         """Return key, size and time of an object without reading it; None if there is none."""
         try:

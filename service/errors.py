@@ -51,6 +51,14 @@ class BadParameter(RankpressError):
     """A request argument is wrong."""
 
 
+class BadImagePath(BadParameter):
+    """A path of the IIIF Image API is malformed, or names what the picture does not have."""
+
+
+class UpscalingUnsupported(BadParameter):
+    """A path of the IIIF Image API asks for a picture larger than its region."""
+
+
 class RangeUnsatisfiable(BadParameter):
     """The requested bytes are beyond the end of the answer, which has `size_bytes` bytes."""
 

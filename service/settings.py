@@ -163,7 +163,8 @@ class Settings(BaseSettings):
 
     objects_url: str = ""
     """Store of streams and of the files of jobs: a folder, or an s3://, gs:// or az:// URL. If
-    empty, files of jobs are kept in a folder of `state`, and there is no `/objects`."""
+    empty, files of jobs are kept in a folder of `state`, and there is neither `/objects` nor
+    `/iiif`."""
 
     objects_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     """Seconds that an attempt to call a bucket may take, and after which no further one begins."""
@@ -225,7 +226,8 @@ class Settings(BaseSettings):
     trusted."""
 
     cors_origins: str = ""
-    """Origins of web pages that may call the service, by commas, or *; empty allows none."""
+    """Origins of web pages that may call the service, by commas, or *; empty allows all of
+    them to read `/iiif`, and nothing else."""
 
     allowed_hosts: str = ""
     """Names that the Host header may have, by commas (`localhost`, `*.example.org`). Empty allows

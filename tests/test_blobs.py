@@ -45,6 +45,18 @@ def test_what_is_missing_is_said_to_be(objects: Objects) -> None:
         objects.get("a/b")
 
 
+def test_some_bytes_are_read_alone(objects: Objects) -> None:
+    key = objects.put(b"0123456789")
+    assert objects.get_range(key, range(2, 5)) == b"234"
+    assert objects.get_range(key, range(10)) == b"0123456789"
+    objects.put_named(key, b"0123x")
+    assert objects.get_range(key, range(2, 5)) == b"23x"  # the hash is of all bytes
+    with pytest.raises(DamagedObject, match=key):
+        objects.get_range(key, range(2, 6))
+    with pytest.raises(NoSuchObject, match="a/b"):
+        objects.get_range("a/b", range(1))
+
+
 def test_a_name_takes_other_bytes_and_a_hash_does_not(objects: Objects) -> None:
     objects.put_named("jobs/j/image", b"one")
     objects.put_named("jobs/j/image", b"two")

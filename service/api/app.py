@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api import adapter_routes, object_routes, openapi
+from service.api import iiif_routes, object_routes, openapi
 from service.api.file_work import SMALL_WORK, run_batch
 from service.api.headers import EXPOSED
 from service.api.image_routes import compress_router, decompress_router
@@ -21,6 +21,7 @@ from service.api.job_client import JobClient
 from service.api.job_monitoring import JobMetrics, JobStorageMonitor
 from service.api.job_routes import adapt_router, jobs_router
 from service.api.operation_routes import (
+    adapters_router,
     add_docs_page,
     add_guide,
     models_router,
@@ -115,6 +116,8 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
             expose_headers=EXPOSED,
             max_age=86_400,
         )
+    else:
+        app.add_middleware(iiif_routes.OpenToPages)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app
 
@@ -123,10 +126,9 @@ def _routers(settings: Settings) -> list[APIRouter]:
     """The routers of the endpoints that the settings offer."""
     routers = [decompress_router, operations_router]
     if not settings.decode_only:
-        routers += [compress_router, models_router, adapt_router, jobs_router]
-        routers.append(adapter_routes.router)
+        routers += [compress_router, models_router, adapt_router, jobs_router, adapters_router]
     if settings.objects_url:
-        routers.append(object_routes.read_router)
+        routers += [object_routes.read_router, iiif_routes.router]
     if settings.objects_write:
         routers.append(object_routes.write_router)
     return routers

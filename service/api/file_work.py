@@ -25,6 +25,7 @@ from service.engine.types import (
 )
 from service.errors import NotAcceptable
 from service.http.negotiate import Form, choose_forms
+from service.images.effects import Effects
 from service.images.read import Metadata, image_size, read_image
 from service.images.write import Format, WriteLimits, WrittenImage, effort_for, write_with_notes
 from service.picture import WHOLE, Picture, View, larger_note
@@ -57,10 +58,12 @@ class Rendition:
 
     Attributes:
         forms: file formats, the best first. The first one that can hold the picture is written.
+        effects: on the decoded picture, None for none at all.
     """
 
     forms: tuple[Form, ...]
     view: View = WHOLE
+    effects: Effects | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +192,9 @@ class DecompressFile:
     def write(self, decoded: Decompressed, forms: Sequence[Form]) -> ImageFile:
         """The picture as an image file, in the first form that its encoder can write."""
         begun = time.perf_counter()
-        picture = decoded.picture
+        effects, picture = self.rendition.effects, decoded.picture
+        if effects is not None:
+            picture = effects.apply(picture)
         form, written = _written(picture, forms)
         return ImageFile(
             data=written.data,

@@ -71,19 +71,24 @@ ETAG: Final = ResponseHeader(
     "and a hash of the bytes. Strong.",
 )
 CACHE_CONTROL: Final = ResponseHeader(
-    "Cache-Control", "A year, immutable: the stream of a hash never changes."
+    "Cache-Control",
+    "A year, immutable: the stream of a hash never changes; of an image information document "
+    "a day.",
 )
 VARY: Final = ResponseHeader("Vary", "Accept, where the Accept header may choose the format.")
 ACCEPT_RANGES: Final = ResponseHeader("Accept-Ranges", "Always bytes.")
 CONTENT_RANGE: Final = ResponseHeader("Content-Range", "Which bytes these are, and of how many.")
+LINK: Final = ResponseHeader(
+    "Link", "The one canonical path of the picture, and the compliance level of the IIIF Image API."
+)
 LOCATION: Final = ResponseHeader("Location", "The URL of the job or object.")
 RETRY_AFTER: Final = ResponseHeader(
     "Retry-After", "Seconds after which to try again, or to look at the job again.", "integer"
 )
 
 EXPOSED: Final = (
-    *("Accept-Ranges", "Allow", "Content-Length", "Content-Range", "ETag", "Location"),
-    *("Retry-After", "Server-Timing", "X-Rankpress-Bpp", "X-Rankpress-Complete"),
+    *("Accept-Ranges", "Allow", "Content-Length", "Content-Range", "ETag", "Link"),
+    *("Location", "Retry-After", "Server-Timing", "X-Rankpress-Bpp", "X-Rankpress-Complete"),
     "X-Rankpress-Graphics",
     *("X-Rankpress-Model", "X-Rankpress-Notes", "X-Rankpress-Psnr", "X-Rankpress-Rate"),
     *("X-Rankpress-Source-Bytes", "X-Rankpress-Step", "X-Rankpress-Tune", "X-Request-Id"),

@@ -1,16 +1,17 @@
-"""`/objects`: streams by their SHA-256, read as pictures (for CDNs) and stored by those who may.
+"""`/objects`: streams by their SHA-256, read as pictures or bytes and stored by those who may.
 
 A hash always names the same stream, so pictures made of it may be cached for ever. Their entity tag
 is `"K-B"`: K is a hash of the request, B of the bytes. If-None-Match, whose comparison is weak,
 needs only K and so no decoding. If-Range needs both, because another version of a codec may write
-other bytes for the same picture.
+other bytes for the same picture. The tag of a stream is its hash.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Final, TypeVar
 
@@ -48,8 +49,8 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 PICTURES = 1
 """Part of every entity tag: raise it to make caches fetch all pictures anew."""
 
-_QUALITY: Final[Mapping[Format, int]] = {"webp": 90}
-"""Quality of a format that Accept chose, if none was requested and the default is lossless."""
+SMALL_QUALITY: Final[Mapping[Format, int]] = {"webp": 90}
+"""Quality of a format whose default is lossless, where a small file is wanted."""
 
 Digest = Annotated[
     str,
@@ -73,31 +74,46 @@ async def get_object(
 ) -> Response:
     """Decode a stored stream, whole or in part, in the requested or accepted format."""
     rendition = _rendition(query, ",".join(request.headers.getlist("accept")))
-    request_tag = _request_tag(sha256, rendition)
+    tag = request_tag(sha256, rendition)
     vary = "Accept" if query.format is None else None
     caching = header_values({headers.CACHE_CONTROL: IMMUTABLE, headers.VARY: vary})
     started_s = time.perf_counter()
-    size = await _size(service, sha256)
-    if (known_tag := _known_tag(request, request_tag)) is not None:
-        return Response(None, 304, caching | {"ETag": f'"{known_tag}"'})
-    stream = await _read(request, service, sha256, size)
+    size = await stored_size(service, sha256)
+    if (known := not_modified_response(request, tag, caching)) is not None:
+        return known
+    stream = await read_stream(request, service, sha256, size)
     fetch_s = time.perf_counter() - started_s
     work = DecompressFile(service.codec, stream, rendition, service.write_limits)
-    done = await _decode(request, service, sha256, work)
-    data, status, content_range = done.value.data, 200, None
-    etag = f'"{request_tag}-{_short_hash(data)}"'
-    part = requested_range(request.headers, etag, len(data))
-    if part is not None:
-        content_range = f"bytes {part.start}-{part.stop - 1}/{len(data)}"
-        data, status = data[part.start : part.stop], 206
-    values = {
-        headers.ETAG: etag,
-        headers.ACCEPT_RANGES: "bytes",
-        headers.CONTENT_RANGE: content_range,
-    }
-    all_headers = header_values(values) | caching | image_headers(done, fetch=fetch_s)
-    media_type = MEDIA_TYPES[done.value.format]
-    return await bytes_response(request, data, all_headers, media_type, status)
+    with translate_damage(sha256):
+        done = await decode(request, service, work)
+    return await picture_response(request, done, tag, caching, fetch_s)
+
+
+@read_router.get(
+    "/objects/{sha256}/stream",
+    response_class=Response,
+    dependencies=[Depends(refuse_query)],
+    responses=openapi.GET_STREAM,
+)
+async def get_stream(request: Request, service: ServiceArg, sha256: Digest) -> Response:
+    """The bytes of a stored stream; those of a range are read alone, and so are not checked."""
+    caching = header_values({headers.CACHE_CONTROL: IMMUTABLE, headers.ACCEPT_RANGES: "bytes"})
+    size = await stored_size(service, sha256)
+    if (known := not_modified_response(request, sha256, caching)) is not None:
+        return known
+    etag = f'"{sha256}"'
+    part = requested_range(request.headers, etag, size)
+    values = header_values({headers.ETAG: etag, headers.CONTENT_RANGE: _content_range(part, size)})
+    context, key = context_of(request.scope), shared_key(sha256)
+    if context.is_head:
+        values["Content-Length"] = str(size)
+        return Response(None, 200, values | caching, openapi.STREAM_TYPE)
+    context.bytes.grow(size if part is None else len(part))
+    data = await _call(
+        service, lambda store: store.get(key) if part is None else store.get_range(key, part)
+    )
+    status = 200 if part is None else 206
+    return await bytes_response(request, data, values | caching, openapi.STREAM_TYPE, status)
 
 
 @write_router.put("/objects", status_code=201, response_model=StoredObject, **openapi.PUT_OBJECT)
@@ -138,8 +154,8 @@ async def _store(request: Request, service: Service, expected: str | None) -> Re
     return JSONResponse(document.model_dump(), 200 if is_stored else 201, location)
 
 
-async def _size(service: Service, sha256: str) -> int:
-    """Bytes of a stored stream. Raises NoSuchObject, ObjectsUnavailable or TooManyBytes."""
+async def stored_size(service: Service, sha256: str) -> int:
+    """Bytes that a stored stream has. Raises NoSuchObject, ObjectsUnavailable or TooManyBytes."""
     info = await _call(service, lambda objects: objects.head(shared_key(sha256)))
     if info is None:
         raise NoSuchObject(f"there is no object {sha256}")
@@ -149,8 +165,13 @@ async def _size(service: Service, sha256: str) -> int:
     return info.size_bytes
 
 
-async def _read(request: Request, service: Service, sha256: str, size: int) -> bytes:
-    """A stored stream, whose bytes count as those of the request."""
+async def read_stream(request: Request, service: Service, sha256: str, size: int) -> bytes:
+    """A stored stream to decode, whose bytes count as those of the request.
+
+    Raises:
+        Saturated, SelfTestFailed, QuotaReached: it cannot be decoded or kept now.
+        NoSuchObject, ObjectsUnavailable, DamagedObject: as `Objects.get`.
+    """
     service.admission.check(size)
     context_of(request.scope).bytes.grow(size)
     return await _call(service, lambda objects: objects.get(shared_key(sha256)))
@@ -163,16 +184,50 @@ async def _call(service: Service, call: Callable[[Objects], T]) -> T:
     return await service.object_calls(lambda: call(objects), service.settings.request_timeout_s)
 
 
-async def _decode(
-    request: Request, service: Service, sha256: str, work: DecompressFile
-) -> WorkResult[ImageFile]:
-    """Decode a stored stream. Raises DamagedObject: it is not a whole stream."""
+@contextmanager
+def translate_damage(sha256: str) -> Iterator[None]:
+    """Raise DamagedObject where a stored stream turns out not to be a whole stream."""
     try:
-        return await decode(request, service, work)
+        yield
     except (UnknownModel, UnsupportedStream):
         raise
     except BadStream as error:
         raise DamagedObject(f"object {sha256} is not a whole stream: {error}") from error
+
+
+async def picture_response(
+    request: Request,
+    done: WorkResult[ImageFile],
+    tag: str,
+    more_headers: Mapping[str, str],
+    fetch_s: float,
+) -> Response:
+    """The picture of a stored stream, or the part of its file that the Range header names.
+
+    Args:
+        tag: see `request_tag`.
+        fetch_s: seconds that reading the stream took.
+
+    Raises:
+        RangeUnsatisfiable: the range lies beyond the end.
+    """
+    data, status = done.value.data, 200
+    etag, size = f'"{tag}-{_short_hash(data)}"', len(data)
+    part = requested_range(request.headers, etag, size)
+    if part is not None:
+        data, status = data[part.start : part.stop], 206
+    values = {
+        headers.ETAG: etag,
+        headers.ACCEPT_RANGES: "bytes",
+        headers.CONTENT_RANGE: _content_range(part, size),
+    }
+    all_headers = header_values(values) | dict(more_headers) | image_headers(done, fetch=fetch_s)
+    media_type = MEDIA_TYPES[done.value.format]
+    return await bytes_response(request, data, all_headers, media_type, status)
+
+
+def _content_range(part: range | None, size: int) -> str | None:
+    return None if part is None else f"bytes {part.start}-{part.stop - 1}/{size}"
 
 
 def _rendition(query: DecompressQuery, accept: str) -> Rendition:
@@ -185,7 +240,7 @@ def _rendition(query: DecompressQuery, accept: str) -> Rendition:
 
     def form(name: Format) -> Form:
         lossless = name in LOSSLESS_ONLY
-        return Form(name, None if lossless else query.quality or _QUALITY.get(name))
+        return Form(name, None if lossless else query.quality or SMALL_QUALITY.get(name))
 
     names = rank_formats(accept, SMALL)
     if query.quality is not None:  # formats that have a quality first
@@ -193,18 +248,28 @@ def _rendition(query: DecompressQuery, accept: str) -> Rendition:
     return Rendition(tuple(map(form, names)), query.view())
 
 
-def _request_tag(sha256: str, rendition: Rendition) -> str:
-    """A hash of everything that determines the picture, the first half of its entity tag."""
-    return _short_hash(repr((PICTURES, sha256, rendition)).encode())
+def request_tag(sha256: str, picture: object) -> str:
+    """A hash of everything that determines a picture, the first half of its entity tag.
+
+    Args:
+        picture: what is made of the stream, as a dataclass of plain values.
+    """
+    return _short_hash(repr((PICTURES, sha256, picture)).encode())
 
 
-def _known_tag(request: Request, request_tag: str) -> str | None:
-    """The entity tag of If-None-Match that belongs to this picture, if any; * matches any."""
+def not_modified_response(
+    request: Request, tag: str, caching: Mapping[str, str]
+) -> Response | None:
+    """A 304 if If-None-Match has the tag, alone or before a dash; None otherwise.
+
+    `*` matches any tag.
+    """
     header = ",".join(request.headers.getlist("if-none-match"))
     if header.strip() == "*":
-        return request_tag
-    tags = entity_tags(header)
-    return next((tag for tag in tags if tag.partition("-")[0] == request_tag), None)
+        known: str | None = tag
+    else:
+        known = next((t for t in entity_tags(header) if t.partition("-")[0] == tag), None)
+    return None if known is None else Response(None, 304, {**caching, "ETag": f'"{known}"'})
 
 
 def _short_hash(data: bytes) -> str:

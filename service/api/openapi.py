@@ -10,12 +10,15 @@ from service.api import headers
 from service.api.headers import documented
 from service.api.schemas import StoredObject
 from service.http.problems import KINDS, MEDIA_TYPE, Problem
+from service.images.iiif import CONTEXT
 from service.images.write import MEDIA_TYPES
 
 Json = dict[str, Any]
 Responses = dict[int | str, Json]
 
 STREAM_TYPE: Final = "application/vnd.rankpress"
+JSON_TYPE: Final = "application/json"
+LINKED_JSON_TYPE: Final = f'application/ld+json;profile="{CONTEXT}"'
 _BINARY: Json = {"type": "string", "format": "binary"}
 
 TAGS = [
@@ -170,6 +173,42 @@ GET_OBJECT = {
     ),
     304: _answer("The picture that If-None-Match names; nothing was decoded."),
     **problems(404, 406, 413, 416, 422),
+}
+
+_BYTES = (headers.ETAG, headers.CACHE_CONTROL, headers.ACCEPT_RANGES)
+GET_STREAM = {
+    200: _answer("The stream.", *_BYTES, media_types=(STREAM_TYPE,)),
+    206: _answer(
+        "The bytes that the Range header names.",
+        *(*_BYTES, headers.CONTENT_RANGE),
+        media_types=(STREAM_TYPE,),
+    ),
+    304: _answer("The client has the stream: If-None-Match names it."),
+    **problems(404, 413, 416, 422),
+}
+
+IIIF_BASE = {
+    303: _answer("Where the image information document is.", headers.LOCATION),
+    **problems(404, 422),
+}
+IIIF_INFORMATION = {
+    200: _answer(
+        "The image information document, see https://iiif.io/api/image/3.0/.",
+        *(*_CACHING, headers.LINK),
+        media_types=(LINKED_JSON_TYPE, JSON_TYPE),
+        schema={"type": "object"},
+    ),
+    304: _answer("The client has the document: If-None-Match names it."),
+    **problems(404, 413, 422),
+}
+_IIIF_HEADERS = headers.ETAG, headers.CACHE_CONTROL, headers.LINK, headers.ACCEPT_RANGES
+IIIF_IMAGE = {
+    200: _picture("The picture as an image file.", *_IIIF_HEADERS),
+    206: _picture(
+        "The part of the file that the Range header names.", *_IIIF_HEADERS, headers.CONTENT_RANGE
+    ),
+    304: GET_OBJECT[304],
+    **problems(400, 404, 413, 416, 422, 501),
 }
 
 METRICS = {

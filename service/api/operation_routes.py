@@ -1,4 +1,9 @@
-"""The endpoints that describe the service: what is loaded, health, metrics, `/docs` and `/guide`.
+"""The endpoints for those who run the service: models, adapters, health, metrics and its pages.
+
+`/adapters` loads and unloads rate adapters while the server runs, for admins only; it is off by
+default. The address of an adapter is the hash of its file. Loading is atomic: the adapter is
+checked and merged in a worker thread, in its turn, and then serves new requests; requests that run
+go on with the weights they began with.
 
 `/docs` is Swagger UI, which loads nothing from another host: its Content-Security-Policy allows the
 page's own script by its hash, and no other script that is written into the page. `/guide` is the
@@ -12,27 +17,45 @@ import base64
 import hashlib
 import re
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
+import fastapi
 import fastapi_offline
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+import structlog
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api import openapi
-from service.api.schemas import TUNES, Health, ModelRate, Models, Rates, Readiness
-from service.api.service import ServiceArg, refuse_query
+from service.api.schemas import (
+    TUNES,
+    AdapterQuery,
+    Adapters,
+    Health,
+    ModelRate,
+    Models,
+    Rates,
+    Readiness,
+)
+from service.api.service import ServiceArg, admin_only, refuse_query, refuse_repeats
 from service.engine.admission import Phase
+from service.engine.types import AdapterInfo
 from service.files import SITE
 from service.http.problems import NOT_READY, problem
 
 STATIC: Final = "/docs/static"
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
+log = structlog.get_logger("rankpress.api")
+
 models_router = APIRouter(tags=["models"], dependencies=[Depends(refuse_query)])
+adapters_router = APIRouter(
+    prefix="/adapters", tags=["adapters"], dependencies=[Depends(admin_only)]
+)
 operations_router = APIRouter(tags=["operations"])
 
 
@@ -52,6 +75,48 @@ async def rates(service: ServiceArg) -> Rates:
     ]
     offered.sort(key=lambda rate: (TUNES.index(rate.tune), rate.rate))
     return Rates(rates=tuple(offered))
+
+
+@adapters_router.get(
+    "", dependencies=[Depends(refuse_query)], responses=openapi.problems(401, 403, 422)
+)
+async def adapters(service: ServiceArg) -> Adapters:
+    """Adapters of the store and those loaded since; `served` marks those that new requests use."""
+    return Adapters(adapters=service.codec.adapters())
+
+
+@adapters_router.post(
+    "", status_code=201, dependencies=[Depends(refuse_repeats)], **openapi.ADD_ADAPTER
+)
+async def add_adapter(
+    request: Request,
+    response: Response,
+    service: ServiceArg,
+    query: Annotated[AdapterQuery, Query()],
+) -> AdapterInfo:
+    """Load an adapter: new requests of its rate use it, streams of the old one still decode."""
+    body = await service.read_body(request)
+    work = partial(service.codec.add_adapter, body, query.base, query.rate, query.tune)
+    adapter = (await service.run(request, work)).value
+    response.headers["Location"] = f"/adapters/{adapter.sha256}"
+    log.info("adapter loaded", sha256=adapter.sha256, rate=adapter.rate, model=adapter.model)
+    return adapter
+
+
+@adapters_router.delete(
+    "/{sha256}",
+    status_code=204,
+    dependencies=[Depends(refuse_query)],
+    responses=openapi.problems(401, 403, 404, 422),
+)
+async def remove_adapter(
+    request: Request,
+    service: ServiceArg,
+    sha256: Annotated[str, fastapi.Path(description="Hash of the adapter's file, in hex.")],
+) -> None:
+    """Unload an adapter: its rate is as it was before, and its streams no longer decode."""
+    await service.run(request, partial(service.codec.remove_adapter, sha256))
+    log.info("adapter unloaded", sha256=sha256)
 
 
 @operations_router.get("/livez")

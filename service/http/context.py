@@ -103,6 +103,7 @@ class RequestContext:
     Attributes:
         id: the client's X-Request-Id if it is valid, else a new one.
         bytes: the bytes that the request keeps in memory and on disk.
+        is_head: whether only the headers of the answer are sent.
         problem: end of the problem type of the answer, None for a success.
         rate: the rate of the stream that was written or read.
         bpp: bits per pixel of the stream that was written.
@@ -113,6 +114,7 @@ class RequestContext:
 
     id: str
     bytes: RequestBytes
+    is_head: bool = False
     problem: str | None = None
     rate: float | None = None
     bpp: float | None = None

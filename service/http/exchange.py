@@ -78,6 +78,7 @@ class Exchange:
         # are for GET alone.
         self._scope = {**scope, CONTEXT_KEY: context}
         if self.method == "HEAD":
+            context.is_head = True
             headers = [h for h in scope["headers"] if h[0].lower() != b"range"]
             self._scope |= {"method": "GET", "headers": headers}
 

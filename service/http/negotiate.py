@@ -81,6 +81,13 @@ def rank_formats(accept: str | None, preference: Preference) -> tuple[Format, ..
     return tuple(sorted(allowed, key=rank, reverse=True))
 
 
+def weight_of(accept: str | None, media_type: str) -> float:
+    """The weight that an `Accept` header gives a media type; a missing or empty one means `*/*`."""
+    weights = _parse(accept) if accept and accept.strip() else {"*/*": 1.0}
+    keys = media_type, f"{media_type.partition('/')[0]}/*", "*/*"
+    return next((weights[key] for key in keys if key in weights), 0.0)
+
+
 def choose_forms(
     forms: Sequence[Form], shape: StreamShape, limits: WriteLimits
 ) -> tuple[Form, ...]:

@@ -112,6 +112,12 @@ NOT_READY: Final = Kind(
 
 KINDS: Final = (
     BAD_REQUEST,
+    Kind(
+        "bad-image-path",
+        400,
+        "The path does not name a picture by the IIIF Image API",
+        errors.BadImagePath,
+    ),
     Kind("bad-stream", 400, "The bytes are not a whole Rankpress stream", errors.BadStream),
     Kind("unauthorized", 401, "The bearer token is missing or wrong"),
     Kind("forbidden", 403, "The server was started without an admin token"),
@@ -162,6 +168,7 @@ KINDS: Final = (
     INTERNAL,
     Kind("check-failed", 500, "The stream that was made failed its check", errors.CheckFailed),
     Kind("damaged-object", 500, "The stored object is not what it should be", errors.DamagedObject),
+    Kind("upscaling-unsupported", 501, "Pictures are not enlarged", errors.UpscalingUnsupported),
     Kind("objects-unavailable", 503, "The object store cannot be used", errors.ObjectsUnavailable),
     Kind("saturated", 503, "The server has too much to do or is shutting down", errors.Saturated),
     NOT_READY,

@@ -38,7 +38,8 @@ Decoded photographs of Kodak take 60 ms and 1.60 MB per megapixel (76 ms and 1.5
 level 6, and fewer than at level 2.
 """
 _PNG_SMALL: Final[Mapping[str, int]] = {"compress_level": 6}
-_LONGEST_SIDE: Final[Mapping[Format, int]] = {"webp": 16383, "jpeg": 65500, "avif": 65535}
+LONGEST_SIDE: Final[Mapping[Format, int]] = {"webp": 16383, "jpeg": 65500, "avif": 65535}
+"""Pixels of the longest side that a format can hold."""
 OPAQUE: Final[frozenset[Format]] = frozenset({"jpeg"})
 """Formats without alpha."""
 _QUALITY: Final[Mapping[Format, int]] = {"jpeg": 90, "avif": 80}
@@ -74,6 +75,11 @@ class WriteLimits:
 
     seconds: float
     memory_bytes: int
+
+    def largest_area(self, format: Format) -> int:
+        """Return the pixels of the largest picture that can be written, lossily if need be."""
+        effort = _EFFORTS[format][-1]
+        return int(min(self.seconds * 1e6 / effort.us, self.memory_bytes / effort.bytes))
 
     def refusal(self, format: Format, quality: int | None, pixels: int) -> str | None:
         """Return why a picture is too large to be written in a format; None if it is not."""
@@ -172,7 +178,7 @@ def write_with_notes(
 
 def fits(format: Format, width: int, height: int) -> bool:
     """Return whether a format can hold a picture of a size in pixels."""
-    return max(width, height) <= _LONGEST_SIDE.get(format, max(width, height))
+    return max(width, height) <= LONGEST_SIDE.get(format, max(width, height))
 
 
 def to_pillow(picture: Picture) -> Image.Image:
@@ -188,7 +194,7 @@ def _check_writable(picture: Picture, format: Format, quality: int | None) -> No
         raise BadParameter(f"quality is {quality}, expected 1 to 100")
     if not fits(format, picture.width, picture.height):
         raise NotAcceptable(
-            f"{format} holds at most {_LONGEST_SIDE[format]} pixels a side, "
+            f"{format} holds at most {LONGEST_SIDE[format]} pixels a side, "
             f"the picture is {picture.width}x{picture.height}"
         )
 

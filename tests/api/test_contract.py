@@ -85,6 +85,11 @@ def test_what_is_answered_is_documented(tmp_path: Path) -> None:
             case.validate_response(answer, checks=CHECKS)
 
         known = {
+            "region": "square",
+            "size": "!8,8",
+            "rotation": "90",
+            "quality": "gray",
+            "format": "jpg",
             "sha256": httpx.put(f"{url}/objects", content=STREAM).json()["sha256"],
             "job_id": httpx.post(f"{url}/adapt", content=PNG).json()["id"],
         }
@@ -101,5 +106,7 @@ def test_what_is_answered_is_documented(tmp_path: Path) -> None:
     assert {status for _, status in statuses} >= {200, 202, 400, 404, 409, 415, 422}, statuses
     assert {label for label, status in statuses if status < 400} >= {
         "POST /compress", "POST /decompress", "POST /adapt", "POST /adapters", "PUT /objects",
-        "GET /objects/{sha256}", "GET /jobs/{job_id}", "GET /adapters",
+        "GET /objects/{sha256}", "GET /objects/{sha256}/stream", "GET /iiif/{sha256}/info.json",
+        "GET /iiif/{sha256}/{region}/{size}/{rotation}/{quality}.{format}",
+        "GET /jobs/{job_id}", "GET /adapters",
     }, statuses  # fmt: skip

@@ -209,6 +209,121 @@ async def test_a_range_is_that_part_of_the_same_file(tmp_path: Path) -> None:
         assert (await client.head(path, headers={"Range": "bytes=0-9"})).status_code == 200
 
 
+async def test_the_bytes_of_a_stream_are_served_whole_or_in_parts(tmp_path: Path) -> None:
+    async with stocked(tmp_path) as (client, path, codec):
+        digest = path.rpartition("/")[2]
+        stream, etag = open_objects(tmp_path).get(shared_key(digest)), f'"{digest}"'
+        size = len(stream)
+
+        async def got(**sent: str) -> Any:
+            names = {name.replace("_", "-"): value for name, value in sent.items()}
+            return await client.get(f"{path}/stream", headers=names)
+
+        def check(answer: Any, status: int, content: bytes) -> None:
+            assert (answer.status_code, answer.content) == (status, content)
+            assert answer.headers["etag"] == etag
+            assert answer.headers["cache-control"] == YEAR
+            assert answer.headers["accept-ranges"] == "bytes" and "vary" not in answer.headers
+
+        whole = await got()
+        check(whole, 200, stream)
+        assert whole.headers["content-type"] == "application/vnd.rankpress"
+        for range_, part in (
+            ("bytes=0-9", slice(0, 10)),
+            ("bytes=5-", slice(5, None)),
+            ("bytes=-7", slice(-7, None)),
+            (f"bytes=10-{size + 5}", slice(10, None)),
+        ):
+            answer = await got(range=range_, if_range=etag)
+            check(answer, 206, stream[part])
+            first, last, _ = part.indices(size)
+            assert answer.headers["content-range"] == f"bytes {first}-{last - 1}/{size}"
+        for more in ({"if_range": '"other"'}, {"if_range": f"W/{etag}"}, {"range": "bytes=0-1,4-"}):
+            check(await got(**({"range": "bytes=0-9"} | more)), 200, stream)
+        for known in (etag, f"W/{etag}", f'"x", {etag}', "*"):
+            check(await got(if_none_match=known, range="bytes=0-9"), 304, b"")
+        check(await got(if_none_match='"x"'), 200, stream)
+        beyond = await got(range=f"bytes={size}-")
+        check_problem(beyond, 416, "range-unsatisfiable")
+        assert beyond.headers["content-range"] == f"bytes */{size}"
+        head = await client.head(f"{path}/stream", headers={"Range": "bytes=0-9"})
+        check(head, 200, b"")
+        assert head.headers["content-length"] == str(size)
+        assert codec.calls == 0
+        check_problem(await client.get(f"/objects/{MISSING}/stream"), 404, "no-such-object")
+        check_problem(await client.get(f"{path}/stream?format=png"), 422, "bad-parameter")
+
+
+async def test_a_range_reads_its_bytes_alone_and_a_head_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stocked(tmp_path) as (client, path, _):
+        objects = client.service.objects
+        assert objects is not None
+        asked: list[tuple[str, range]] = []
+
+        def get_range(key: str, span: range) -> bytes:
+            asked.append((key, span))
+            return b"abc"
+
+        def get(key: str) -> bytes:
+            raise AssertionError(key)
+
+        monkeypatch.setattr(objects, "get_range", get_range)
+        monkeypatch.setattr(objects, "get", get)
+        answer = await client.get(f"{path}/stream", headers={"Range": "bytes=4-6"})
+        assert (answer.status_code, answer.content) == (206, b"abc")
+        assert asked == [(shared_key(path.rpartition("/")[2]), range(4, 7))]
+        assert (await client.head(f"{path}/stream")).status_code == 200
+        assert client.service.admission.held_bytes == 0
+
+
+async def test_pages_of_named_origins_may_read_ranges_of_a_stream(tmp_path: Path) -> None:
+    async with stocked(tmp_path, cors_origins="https://a.example") as (client, path, _):
+        origin = {"Origin": "https://a.example"}
+        asked = {
+            "Access-Control-Request-Method": "GET",
+            "Access-Control-Request-Headers": "range, if-range",
+        }
+        allowed = await client.options(f"{path}/stream", headers=origin | asked)
+        assert allowed.status_code == 200
+        assert allowed.headers["access-control-allow-headers"] == "range, if-range"
+        part = await client.get(f"{path}/stream", headers=origin | {"Range": "bytes=0-3"})
+        assert part.status_code == 206
+        assert part.headers["access-control-allow-origin"] == "https://a.example"
+        exposed = part.headers["access-control-expose-headers"].split(", ")
+        assert {"Accept-Ranges", "Content-Range", "Content-Length", "ETag"} <= set(exposed)
+    async with stocked(tmp_path) as (client, path, _):
+        part = await client.get(f"{path}/stream", headers=origin | {"Range": "bytes=0-3"})
+        assert "access-control-allow-origin" not in part.headers
+
+
+async def test_damage_and_outages_of_the_store_are_told_for_bytes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stocked(tmp_path) as (client, path, _):
+        key = shared_key(path.rpartition("/")[2])
+        objects = client.service.objects
+        assert objects is not None
+        size = (tmp_path / key).stat().st_size
+        (tmp_path / key).write_bytes(bytes(size))
+        check_problem(await client.get(f"{path}/stream"), 500, "damaged-object")
+        real = objects.head(key)
+        monkeypatch.setattr(objects, "head", lambda _: real)
+        (tmp_path / key).write_bytes(bytes(size - 1))
+        end = {"Range": "bytes=-5"}
+        check_problem(await client.get(f"{path}/stream", headers=end), 500, "damaged-object")
+
+        def fails(key: str) -> None:
+            raise ObjectsUnavailable(f"secret bucket has no {key}")
+
+        monkeypatch.setattr(objects, "head", fails)
+        answer = await client.get(f"{path}/stream")
+        assert "secret" not in str(check_problem(answer, 503, "objects-unavailable"))
+    async with stocked(tmp_path / "large", max_body_bytes=100) as (client, path, _):
+        check_problem(await client.get(f"{path}/stream"), 413, "too-many-bytes")
+
+
 def test_ranges_and_tags_of_odd_headers() -> None:
     tag = '"k-b"'
     assert requested_range({"range": "BYTES= 0-0 "}, tag, 10) == range(1)
@@ -363,7 +478,12 @@ def test_a_decoding_server_offers_decoding_alone(tmp_path: Path) -> None:
     folder = str(tmp_path)
     assert paths(create_app(FakeCodec(), Settings(decode_only=True))) == decoding
     reading = Settings(decode_only=True, objects_url=folder)
-    assert paths(create_app(FakeCodec(), reading)) == decoding | {"get /objects/{sha256}"}
+    objects = {"get /objects/{sha256}", "get /objects/{sha256}/stream"} | {
+        "get /iiif/{sha256}",
+        "get /iiif/{sha256}/info.json",
+        "get /iiif/{sha256}/{region}/{size}/{rotation}/{quality}.{format}",
+    }
+    assert paths(create_app(FakeCodec(), reading)) == decoding | objects
     whole = paths(create_app(FakeCodec(), Settings(objects_url=folder, objects_write=True)))
     assert whole >= decoding | {"post /compress", "get /objects/{sha256}", "put /objects"}
-    assert "get /objects/{sha256}" not in paths(create_app(FakeCodec(), Settings()))
+    assert not objects & paths(create_app(FakeCodec(), Settings()))

@@ -146,6 +146,8 @@ async def test_allow_names_the_methods_of_all_routes_of_a_path(tmp_path: Path) -
         "/adapters": "GET, HEAD, OPTIONS, POST",
         f"/adapters/{digest}": "DELETE, OPTIONS",
         f"/objects/{digest}": "GET, HEAD, OPTIONS, PUT",
+        f"/objects/{digest}/stream": "GET, HEAD, OPTIONS",
+        f"/iiif/{digest}/info.json": "GET, HEAD, OPTIONS",
         "/objects": "OPTIONS, PUT",
         "/jobs/x": "DELETE, GET, HEAD, OPTIONS",
         "/jobs/x/stream": "GET, HEAD, OPTIONS",

@@ -52,7 +52,7 @@ class Upstream(BaseHTTPRequestHandler):
         body = json.dumps(dict(self.headers)).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
-        if self.path.startswith("/objects"):
+        if self.path.startswith(("/objects", "/iiif")):
             self.send_header("Cache-Control", "max-age=60")
             self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
@@ -178,6 +178,44 @@ def test_servers_are_told_the_address_of_the_client_and_not_what_it_says() -> No
     with nginx(TRUSTED_PROXIES="10.0.0.0/8 127.0.0.0/8") as listen:
         got = json.loads(send(listen, GET % (b"/", claim), "127.0.0.3")[1])
         assert got["X-Forwarded-For"] == "203.0.113.7"
+        assert got["X-Forwarded-Proto"] == "https"
+
+
+def test_the_bytes_of_a_stream_are_kept_whole_and_served_in_parts() -> None:
+    stream = PICTURE + b"/stream"
+    with nginx() as listen:
+        part, begin = send(listen, GET % (stream, b"Range: bytes=2-5\r\n"))
+        assert part.startswith(b"HTTP/1.1 206 ") and b"X-Cache-Status: MISS" in part
+        whole = send(listen, GET % (stream, b"Accept: image/avif\r\n"))
+        assert whole[0].startswith(b"HTTP/1.1 200 ") and b"X-Cache-Status: HIT" in whole[0]
+        assert begin == whole[1][2:6]
+        size = len(whole[1])
+        assert b"Content-Range: bytes 2-5/%d" % size in part
+        assert "Range" not in json.loads(whole[1])
+        end, last = send(listen, GET % (stream, b"Range: bytes=-7\r\n"))
+        assert last == whole[1][-7:] and b"X-Cache-Status: HIT" in end
+        beyond = send(listen, GET % (stream, b"Range: bytes=%d-\r\n" % size))
+        check_problem(beyond, 416, "range-unsatisfiable")
+        assert Upstream.asked.count(stream.decode()) == 1
+
+
+def test_pictures_of_iiif_are_kept_for_all_and_documents_name_the_host_that_was_asked() -> None:
+    base = PICTURE.replace(b"/objects", b"/iiif")
+    tile, document = base + b"/0,0,512,512/max/0/default.jpg", base + b"/info.json"
+    with nginx() as listen:
+        for status, accept in ((b"MISS", b"image/avif"), (b"HIT", b"image/webp"), (b"HIT", b"*/*")):
+            head, _ = send(listen, GET % (tile, b"Accept: %s\r\n" % accept))
+            assert b"X-Cache-Status: " + status in head
+        for host in (b"a.example:8080", b"b.example"):
+            request = b"GET %s HTTP/1.1\r\nHost: %s\r\nAccept: application/json\r\n" % (
+                document,
+                host,
+            )
+            head, body = send(listen, request + b"Connection: close\r\n\r\n")
+            got = json.loads(body)
+            assert (got["Host"], got["Accept"]) == (host.decode(), "application/json")
+            assert b"X-Cache-Status" not in head
+        assert Upstream.asked.count(document.decode()) == 2
 
 
 def test_one_client_has_a_number_of_bodies_and_requests_at_a_time_and_others_theirs() -> None:
