@@ -94,9 +94,15 @@ class _TransformGraph(Graph):
         return self.add("Conv", tensors, kernel_shape=kernel, strides=kernel)
 
     def up(self, x: str, name: str) -> str:
-        """Append a Linear, move its channels into 2×2 cells, and keep some of the positions."""
+        """Append a Linear, move its channels into 2×2 cells, and keep some of the positions.
+
+        The Slice hides from ONNX Runtime how many channels there are, which it must know for the
+        blocked layout; the Reshape changes nothing, but tells it.
+        """
+        channels = len(self._weights[f"{name}.weight"]) // 4
         x = self.add("DepthToSpace", [self.linear(x, name)], blocksize=2, mode="DCR")
-        return self._blocked(self.add("Slice", [x, BEGIN, END, self.integers(2, 3)]))
+        x = self.add("Slice", [x, BEGIN, END, self.integers(2, 3)])
+        return self._blocked(self.add("Reshape", [x, self.integers(0, channels, 0, 0)]))
 
     def block(self, x: str, name: str) -> str:
         """Append x + pw2(dw(leaky(pw1 x))), then x + f2(leaky(f1 x)); dw repeats edges."""

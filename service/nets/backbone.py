@@ -97,20 +97,23 @@ class Depthwise(nn.Conv2d):
             self.weight[:, 0, 1, 1] += 1
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, H, W, C] -> [B, H, W, C].
+        """[B, H, W, C] -> [B, H, W, C]."""
+        return self.convolve(repeat_edges(input))
+
+    def convolve(self, padded: Tensor) -> Tensor:
+        """[B, H+2, W+2, C], with repeated edges -> [B, H, W, C].
 
         Training on a GPU computes shifted products: compiled, they are one kernel with the layer
         before, and their sums have a fixed order, which cuDNN does not promise. Elsewhere a
         convolution is faster (a compiled training step on a CPU by 7 %).
         """
         assert self.bias is not None
-        padded = repeat_edges(input)
-        if input.is_cuda and torch.is_grad_enabled():
-            return shifted_products(padded, self.weight) + self._bias(input)
+        if padded.is_cuda and torch.is_grad_enabled():
+            return shifted_products(padded, self.weight) + self._bias(padded)
         bias = self.bias if self.bias.ndim == 1 else None
         out = F.conv2d(padded.permute(0, 3, 1, 2), self.weight, bias, groups=len(self.weight))
         out = out.permute(0, 2, 3, 1)
-        return out if bias is not None else out + self._bias(input)
+        return out if bias is not None else out + self._bias(padded)
 
     def _bias(self, x: Tensor) -> Tensor:
         assert self.bias is not None

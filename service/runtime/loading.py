@@ -3,8 +3,8 @@
 A fixed rule, and no measurement, decides which library runs the networks, so that a machine always
 writes the same bytes. GPUs, and CPUs with instructions for bfloat16, run them in torch. Any other
 CPU runs them in float32 through ONNX Runtime, where that can be imported: for 768×512 pixels on one
-core of a Zen 4, g_a takes 122 ms, h_a 10 and g_s 124, while torch takes 146, 13 and 148 in float32,
-but 82, 7 and 87 in bfloat16. Only one library has work, so its threads never wait for the other's.
+core of a Zen 4, g_a takes 125 ms, h_a 10 and g_s 132, while torch takes 136, 12 and 140 in float32,
+but 78, 7 and 85 in bfloat16. Only one library has work, so its threads never wait for the other's.
 """
 
 from __future__ import annotations

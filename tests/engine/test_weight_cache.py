@@ -46,9 +46,9 @@ def state(model: LoadedModel) -> list[np.ndarray[Any, Any]]:
             return
         seen.add(id(thing))
         if isinstance(thing, torch.nn.Module):
-            found.extend(t.float().numpy() for t in thing.state_dict().values())
+            found.extend(numbers(t) for t in thing.state_dict().values())
         elif isinstance(thing, torch.Tensor):
-            found.append(thing.float().numpy())
+            found.append(numbers(thing))
         elif isinstance(thing, np.ndarray):
             found.append(thing)
         elif isinstance(thing, list | tuple):
@@ -61,6 +61,13 @@ def state(model: LoadedModel) -> list[np.ndarray[Any, Any]]:
     walk(transforms)
     walk(entropy)
     return found
+
+
+def numbers(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A tensor's values, also where oneDNN has laid them out."""
+    dense = tensor.to_dense() if tensor.is_mkldnn else tensor
+    values: np.ndarray[Any, Any] = dense.float().numpy()
+    return values
 
 
 def same(one: LoadedModel, other: LoadedModel) -> bool:
