@@ -180,7 +180,9 @@ class EntropyModel:
 
     def context(self, y_hat: NDArray[np.int32], group: int) -> Array:
         """y_hat [..., M/4] of one channel group, Q6 -> activations of the same shape."""
-        scaled = self.backend.array(y_hat) * self.context_shift[group::4] + 0.5
+        scaled = self.backend.array(y_hat)
+        scaled *= self.context_shift[group::4]
+        scaled += 0.5
         return floor_and_clip(self.xp, scaled)
 
 
@@ -193,10 +195,15 @@ class _ArrayStepNetworks:
         self._parts = [features[:, rows, cols] for rows, cols in CLASSES]
         # What each first layer computes from P: [B, H, W, cc] multiples of 2^-shift.
         self._shared = [step.features.accumulate(features) for step in model.steps[1:]]
-        self._known: list[list[Array]] = [[] for _ in CLASSES]
+        # The coded latents of each class as activations, in the order of the steps.
+        coded = (STEPS - 1) * model.sizes.M // 4
+        self._known = [model.backend.empty((*p.shape[:3], coded)) for p in self._parts]
+        self._channels = [0] * len(CLASSES)
 
     def add_known(self, p: int, group: int, y_hat: NDArray[np.int32]) -> None:
-        self._known[p].append(self._model.context(y_hat, group))
+        start = self._channels[p]
+        self._channels[p] += y_hat.shape[-1]
+        self._known[p][..., start : self._channels[p]] = self._model.context(y_hat, group)
 
     def parameters(self, t: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         step, backend, xp = self._model.steps[t], self._model.backend, self._model.xp
@@ -212,8 +219,9 @@ class _ArrayStepNetworks:
     def _hidden(self, t: int) -> list[Array]:
         """Run the first layer and block of step t; returns the result by class of positions."""
         step, shared, xp = self._model.steps[t], self._shared[t - 1], self._model.xp
-        for place, layer, values in zip(CLASSES, step.context, self._known, strict=True):
-            shared[:, *place] += layer.multiply(xp.concatenate(values, -1))
+        known = zip(self._known, self._channels, strict=True)
+        for place, layer, (values, channels) in zip(CLASSES, step.context, known, strict=True):
+            shared[:, *place] += layer.multiply(values[..., :channels])
         out = step.block(floor_and_clip(xp, shared))
         return [out[:, rows, cols] for rows, cols in CLASSES]
 

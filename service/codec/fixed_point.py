@@ -125,6 +125,19 @@ class ArrayBackend:
             return np.ascontiguousarray(values, dtype=self.dtype)
         return self.xp.asarray(np.ascontiguousarray(values), dtype=self.dtype, device=self.device)
 
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """Return an array on the device whose values are not set."""
+        if self.device is None:
+            return np.empty(shape, self.dtype)
+        return self.xp.empty(shape, dtype=self.dtype, device=self.device)
+
+    def affine(self, x: Array, weight: Array, bias: Array) -> Array:
+        """Compute x @ weight + bias of matrices, in one pass where the module has such a call."""
+        if self.device is None:
+            out = x @ weight
+            return np.add(out, bias, out=out)
+        return self.xp.addmm(bias, x, weight)
+
     def multiply_add(self, out: Array, x: Array, factor: Array) -> None:
         """Compute out += x · factor in place, in one pass where the module has such a call."""
         if self.device is None:
@@ -169,13 +182,13 @@ class IntLayer:
 
     def accumulate(self, x: Array) -> Array:
         """Compute W x + bias: [..., K] integers -> [..., N] multiples of 2^-shift."""
-        out = self.multiply(x)
-        return self.xp.add(out, self.bias, out=out)
+        # One product of two matrices: numpy multiplies stacks of matrices row by row.
+        out = self.backend.affine(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
 
     def multiply(self, x: Array) -> Array:
         """Compute W x without the bias: [..., K] -> [..., N] multiples of 2^-shift."""
-        # One product of two matrices: numpy multiplies stacks of matrices row by row.
-        out = self.xp.matmul(x.reshape(-1, x.shape[-1]), self.weight)
+        out = x.reshape(-1, x.shape[-1]) @ self.weight
         return out.reshape(*x.shape[:-1], out.shape[-1])
 
     def __call__(self, x: Array) -> Array:
@@ -205,7 +218,7 @@ class IntDepthwise(IntLayer):
         xp, (_, height, width, _) = self.xp, x.shape
         out = xp.multiply(x, self.weight[4])
         xp.add(out, self.bias, out=out)
-        padded = repeat_edges(xp, x)
+        padded = repeat_edges(self.backend, x)
         for k, tap in enumerate(self.weight):
             row, col = divmod(k, 3)
             if k != 4:
@@ -244,10 +257,14 @@ def floor_and_clip(xp: ModuleType, values: Array) -> Array:
     return xp.clip(values, -ACTIVATION_MAX, ACTIVATION_MAX, out=values)
 
 
-def repeat_edges(xp: ModuleType, x: Array) -> Array:
+def repeat_edges(backend: ArrayBackend, x: Array) -> Array:
     """[B, H, W, C] -> [B, H+2, W+2, C]: positions outside take the value of the nearest inside."""
-    x = xp.concatenate([x[:, :1], x, x[:, -1:]], 1)
-    return xp.concatenate([x[:, :, :1], x, x[:, :, -1:]], 2)
+    batch, height, width, channels = x.shape
+    out = backend.empty((batch, height + 2, width + 2, channels))
+    out[:, 1:-1, 1:-1] = x
+    out[:, 0, 1:-1], out[:, -1, 1:-1] = x[:, 0], x[:, -1]
+    out[:, :, 0], out[:, :, -1] = out[:, :, 1], out[:, :, -2]
+    return out
 
 
 def shuffle2(x: Array) -> Array:

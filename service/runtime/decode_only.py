@@ -45,10 +45,12 @@ def builder(
     entropy: Callable[[StoredModel], EntropyModel],
     synthesis: Callable[[StoredModel], SynthesisTransform],
     transforms: Callable[[StoredModel], BothTransforms] | None = None,
+    tiles_at_once: int = 1,
 ) -> Build:
     """What makes models ready with these networks; without `transforms` they only decode.
 
-    It raises StoreError where a tensor is missing or does not fit.
+    `tiles_at_once` is that of LoadedModel. What is returned raises StoreError where a tensor is
+    missing or does not fit.
     """
 
     def build(model: StoredModel) -> LoadedModel:
@@ -56,6 +58,7 @@ def builder(
             raise StoreError(f"model {model.name} has no tensor {ENTROPY}tables")
         coder = LatentCoder(entropy(model), Tables(model.entropy["tables"]))
         both = None if transforms is None else transforms(model)
-        return LoadedModel(model, coder, both or synthesis(model), both, build, synthesis)
+        g_s = both or synthesis(model)
+        return LoadedModel(model, coder, g_s, both, build, synthesis, tiles_at_once)
 
     return build

@@ -1,12 +1,12 @@
 """Pictures to streams and back with one loaded model, tile by tile.
 
 Memory beyond the pictures, their latents (int16) and streams is bounded by that of one window, and
-by one tile of each picture where several are coded together. The entropy networks take such
-pictures as a batch: they are exact, so no picture's stream depends on the others. The transforms
-take one picture at a time: their sums are rounded, a product of another size may be summed in
-another order, and a latent close to a rounding threshold would then become another symbol.
-(Measured in bfloat16 and float32 on a CPU: batches of 2 and 4 change latents of pictures of many
-sizes, and so their bytes.)
+by `tiles_at_once` tiles of each picture where several are coded together. The entropy networks
+take such pictures as a batch: they are exact, so no picture's stream depends on the others. The
+transforms take one picture at a time: their sums are rounded, a product of another size may be
+summed in another order, and a latent close to a rounding threshold would then become another
+symbol. (Measured in bfloat16 and float32 on a CPU: batches of 2 and 4 change latents of pictures of
+many sizes, and so their bytes.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from service.codec import alpha, container
 from service.codec.graphics import GraphicsLayer, Mask, beneath
-from service.codec.latents import LatentCoder
+from service.codec.latents import CodedTiles, DecodedTiles, LatentCoder
 from service.codec.lowrank import PARTS, Share, Update, merge_transforms
 from service.codec.model_stream import read_update
 from service.codec.tiles import (
@@ -36,7 +36,7 @@ from service.codec.tiles import (
 )
 from service.errors import MissingExtra, UnsupportedStream
 from service.picture import U8, Picture
-from service.runtime.interruption import allow_interruption
+from service.runtime.interruption import allow_interruption, map_tiles
 from service.store.model import StoredModel, Tensors, layer_shapes
 
 
@@ -73,6 +73,8 @@ class LoadedModel:
     """Makes the same model ready at another rate; None where it has only this one."""
     build_synthesis: Callable[[StoredModel], SynthesisTransform] | None = None
     """Makes g_s alone ready, for a stream with an update of it."""
+    tiles_at_once: int = 1
+    """Tiles whose latents are coded at the same time, each in a thread of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,13 +135,18 @@ def encode_all(
     bits = np.empty(y_hat.shape[:3], np.float32)
     coded: list[tuple[Pieces, ...]] = []
     code_s = 0.0
-    for tile in tiles(box):
-        allow_interruption()
+
+    def encode_tile(tile: Box) -> CodedTiles:
+        assert model.analysis is not None
         window, inner = tile.grown(sizes.halo, box), tile.relative(tile.grown(sizes.halo, box))
         y = [model.analysis.analyse(pixels_under(p, window))[inner.slices] for p in visible]
         z = np.concatenate([model.analysis.hyper_analyse(one[None]) for one in y])
         assert z.shape[1:3] == hyper_shape(tile)
-        result = model.coder.encode(np.stack(y), z, marked_in(layer, tile))
+        return model.coder.encode(np.stack(y), z, marked_in(layer, tile))
+
+    every = list(tiles(box))
+    results = map_tiles(encode_tile, every, model.tiles_at_once)
+    for tile, result in zip(every, results, strict=True):
         y_hat[:, *tile.slices] = result.y_hat
         bits[:, *tile.slices] = result.bits
         coded.append(result.data)
@@ -284,9 +291,13 @@ def decode_all(
     cover = Box(chosen[0][0].top, chosen[0][0].left, chosen[-1][0].bottom, chosen[-1][0].right)
     y_hat: NDArray[np.int16] | None = None
     code_s = 0.0
-    for tile, data in chosen:
-        allow_interruption()
-        decoded = model.coder.decode(data, tile, marked_in(streams[0].graphics, tile))
+
+    def decode_tile(chosen: tuple[Box, list[Pieces]]) -> DecodedTiles:
+        tile, data = chosen
+        return model.coder.decode(data, tile, marked_in(streams[0].graphics, tile))
+
+    results = map_tiles(decode_tile, chosen, model.tiles_at_once)
+    for (tile, _), decoded in zip(chosen, results, strict=True):
         if y_hat is None:  # allocated only once the first tile proved sound
             y_hat = np.empty((len(streams), cover.height, cover.width, sizes.M), np.int16)
         y_hat[:, *tile.relative(cover).slices] = decoded.y_hat

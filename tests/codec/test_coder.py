@@ -75,6 +75,29 @@ def test_the_tables_that_are_used_are_the_stored_integers() -> None:
                 assert coder.decode(TABLES.models[level]) == symbol, (level, symbol, q)
 
 
+def test_near_tables_decode_their_symbols_from_the_intervals_of_the_whole_tables() -> None:
+    for whole, near in zip(TABLES.mass, TABLES.near, strict=True):
+        edges = np.concatenate([[0], np.cumsum(whole)])
+        for symbol in range(-near.reach - 1, near.reach + 2):
+            low, high = edges[[symbol + SYMBOL_MAX, symbol + SYMBOL_MAX + 1]].tolist()
+            for q in (low, high - 1):
+                coder = constriction.stream.stack.AnsCoder(np.array([q, 1], np.uint32))
+                assert coder.decode(near.model) == symbol + near.reach + 1
+
+
+@pytest.mark.parametrize("level", [1, 2, 11, 30, 57, LEVELS - 1])
+def test_symbols_beyond_the_near_table_come_back_wherever_they_are(level: int) -> None:
+    levels = np.repeat([level, 5], 500).astype(np.uint8)
+    symbols = draw(np.random.default_rng(level), levels)
+    reach = TABLES.near[level].reach
+    for at in (0, 250, 499):
+        for rare in (reach, reach + 1, -reach - 1, SYMBOL_MAX, -SYMBOL_MAX):
+            symbols[at] = rare
+            decoder = Decoder(TABLES, encode((symbols, levels)))
+            assert (decoder.pull(levels) == symbols).all()
+            decoder.finish()
+
+
 def test_tables_are_gaussian_to_one_unit() -> None:
     """statistics.NormalDist as witness, where the mass is not squeezed by the units kept back."""
     from statistics import NormalDist
