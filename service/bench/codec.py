@@ -19,7 +19,7 @@ from service.bench.stage_times import measure_stages
 from service.engine.engine import Engine
 from service.eval.peer_codecs import decompress, library_versions, peer_named
 from service.eval.pictures import generate, read_folder
-from service.picture import Picture
+from service.picture import Picture, View
 from service.runtime.loading import load_models, transforms_of
 from service.runtime.pipeline import LoadedModel
 from service.settings import Settings
@@ -91,10 +91,12 @@ def _measure_latency(
     """Return our latencies and the peers', in turns, over pictures of one size."""
     checking, plain = Engine(models, check=True), Engine(models, check=False)
     streams = [plain.compress(picture, rate).data for picture in pictures]
+    eighth = View(max_size=_size(pictures[0])[0] // 8)
     actions = {
         "compress": _in_turn(partial(checking.compress, rate=rate), pictures),
         "compress_unchecked": _in_turn(partial(plain.compress, rate=rate), pictures),
         "decompress": _in_turn(plain.decompress, streams),
+        "decompress_eighth": _in_turn(partial(plain.decompress, view=eighth), streams),
     }
     mean_bytes = {"bytes": fmean(map(len, streams))}
     for key, name, quality in PEERS:

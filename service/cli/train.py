@@ -18,6 +18,7 @@ from service.errors import BadParameter
 
 if TYPE_CHECKING:
     from service.datasets.crops import Crops
+    from service.rates.previews import PreviewProgress
     from service.rates.rate_training import RateProgress
     from service.rates.updates import UpdateProgress
 
@@ -134,6 +135,33 @@ def updates(
 
 
 @train_app.command()
+def previews(
+    data: DataArgument,
+    model: ModelFolderOption,
+    scratch: ScratchOption,
+    channels: Annotated[int, typer.Option(min=1, max=512, help="Channels of its trunk.")] = 96,
+    crops: Annotated[int, typer.Option(min=1, help="Crops that are coded to train on.")] = 2400,
+    crop: Annotated[int, typer.Option(min=64, help="Side of the crops in pixels.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 8000,
+    seed: SeedOption = 0,
+    threads: options.Threads = None,
+    about: AboutOption = "",
+) -> None:
+    """Train the network that decodes small pictures, and publish it in place of an earlier one."""
+    from service.rates.previews import PreviewRecipe, train_previews
+
+    if crop % 16:
+        raise BadParameter(f"crop is {crop}, expected a multiple of 16")
+    training_device(threads)
+    recipe = PreviewRecipe(channels, crops=crops, crop=crop, steps=steps, seed=seed)
+    read = _read_crops(data, crop, seed)
+    record: dict[str, object] = {
+        "data": about or f"{len(read)} pictures, {read.pixels / 1e6:.0f} Mpixel"
+    }
+    train_previews(model, read, scratch, recipe, record, _print_previews)
+
+
+@train_app.command()
 def zoo(
     name: Annotated[str, typer.Argument(help="Name of a CompressAI model: mbt2018-mean.")],
     quality: Annotated[int, typer.Argument(min=1, help="Quality of its published weights.")],
@@ -182,6 +210,11 @@ def _print_update(p: UpdateProgress) -> None:
         f"round {p.round + 1}  {p.group}  step {p.step}/{p.steps}  "
         f"error {p.loss:.4f} of the loss without update  {p.bits / 8:,.0f} bytes"
     )
+
+
+def _print_previews(p: PreviewProgress) -> None:
+    psnr = "  ".join(f"1/{scale} {db:.2f} dB" for scale, db in p.psnr_db.items())
+    typer.echo(f"step {p.step}/{p.steps}  {psnr}")
 
 
 def _print(p: RateProgress) -> None:

@@ -27,6 +27,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from service.codec import webp
 from service.codec.byte_reader import ByteReader, inflate, join_pieces, split_pieces, varint
@@ -93,6 +94,29 @@ class GraphicsLayer:
             target = rgb[box.relative(pixels).slices]
             inside = marked_pixels(self.marked, box)
             np.copyto(target, samples[..., :3], where=inside[..., None])
+
+    def lay_over_scaled(self, rgb: U8, cells: Box, scale: int) -> None:
+        """Replace the marked part of a smaller picture by the layer's pixels, shrunk by Lanczos.
+
+        Args:
+            rgb: [cells.height, cells.width, 3] uint8, which is changed.
+            cells: its place in the picture of 1/scale the size.
+            scale: divides 16, so each of its pixels is marked as a whole or not at all.
+
+        Raises:
+            BadStream: a piece is no picture of its size.
+        """
+        pixels = cells.scaled(scale).cut(Box(0, 0, self.height, self.width))
+        for box, samples in self._decoded(pixels):
+            place = box.cells(scale)
+            target = rgb[place.relative(cells).slices]
+            over = np.repeat(np.repeat(target, scale, 0), scale, 1)
+            pad = ((0, len(over) - box.height), (0, over.shape[1] - box.width))
+            inside = np.pad(marked_pixels(self.marked, box), pad, mode="edge")
+            exact = np.pad(samples[..., :3], (*pad, (0, 0)), mode="edge")
+            np.copyto(over, exact, where=inside[..., None])
+            small = Image.fromarray(over).resize(target.shape[1::-1], Image.Resampling.LANCZOS)
+            np.copyto(target, np.asarray(small), where=inside[::scale, ::scale, None])
 
     def alpha_plane(self, pixels: Box) -> U8:
         """Alpha of part of the picture, [pixels.height, pixels.width], where `has_alpha`.

@@ -31,6 +31,9 @@ cut off."""
 PATCH = 16
 """Pixels along the side of one latent."""
 
+SCALES = (2, 4, 8)
+"""A preview at scale s has 1/s of the picture's width and height."""
+
 Z_CELL = 4
 """Latents along the side of one hyper-latent."""
 
@@ -82,6 +85,12 @@ class Box:
         bottom, right = min(self.bottom, within.bottom), min(self.right, within.right)
         return Box(top, left, max(top, bottom), max(left, right))
 
+    def cells(self, side: int) -> Box:
+        """The smallest box that covers this one, in cells of side × side, such as latents."""
+        return Box(
+            self.top // side, self.left // side, -(-self.bottom // side), -(-self.right // side)
+        )
+
     def scaled(self, by: int) -> Box:
         """All coordinates multiplied, such as latents by PATCH to pixels."""
         return Box(self.top * by, self.left * by, self.bottom * by, self.right * by)
@@ -108,12 +117,7 @@ def latent_box(width: int, height: int) -> Box:
 
 def latents_under(pixels: Box) -> Box:
     """The box of latents under a box of pixels."""
-    return Box(
-        pixels.top // PATCH,
-        pixels.left // PATCH,
-        -(-pixels.bottom // PATCH),
-        -(-pixels.right // PATCH),
-    )
+    return pixels.cells(PATCH)
 
 
 def padded_pixels(width: int, height: int, cell: int = PATCH) -> int:
@@ -153,21 +157,23 @@ def tiles(box: Box) -> Iterator[Box]:
             yield Box(top, left, top + TILE, left + TILE).cut(box)
 
 
-def windows(box: Box) -> Iterator[Box]:
+def windows(box: Box, side: int | None = None) -> Iterator[Box]:
     """Windows of a box of latents to synthesise one at a time, row by row, without their halo.
 
-    There are as few as possible with sides of at most 5/4 TILE, and they have similar sizes: 1080
-    rows of pixels are 68 of latents, which tiles would cut into 64 and 4, with a halo each.
+    There are as few as possible with sides of at most 5/4 `side` (by default TILE), and they have
+    similar sizes: 1080 rows of pixels are 68 of latents, which tiles would cut into 64 and 4, with
+    a halo each.
     """
-    for top, bottom in _parts(box.top, box.bottom):
-        for left, right in _parts(box.left, box.right):
+    side = side or TILE
+    for top, bottom in _parts(box.top, box.bottom, side):
+        for left, right in _parts(box.left, box.right, side):
             yield Box(top, left, bottom, right)
 
 
-def _parts(begin: int, end: int) -> list[tuple[int, int]]:
-    """Cut a side into parts of similar length, at most 5/4 TILE each."""
+def _parts(begin: int, end: int, side: int) -> list[tuple[int, int]]:
+    """Cut a range into parts of similar length, at most 5/4 `side` each."""
     length = end - begin
-    count = -(-4 * length // (5 * TILE))
+    count = -(-4 * length // (5 * side))
     return list(pairwise(begin + length * i // count for i in range(count + 1))) if count else []
 
 

@@ -31,7 +31,6 @@ from service.runtime.graphics_search import (
 from service.runtime.pipeline import (
     LoadedModel,
     decode_all,
-    decode_latents,
     encode,
     encode_all,
 )
@@ -153,7 +152,7 @@ class PictureCoder:
             return request.answer(rgb, Timings(net_s=perf_counter() - start))
         with self._weights.lease(*request.source) as model:
             live = perf_counter()
-            latents = decode_latents(model, request.stream, request.pixels)
+            latents = request.decode(model)
             rgb = request.paint(model, latents)
         return request.answer(rgb, _decompress_timings(start, live, latents.code_s))
 

@@ -29,6 +29,7 @@ from service.engine.requests import (
     batch_of,
     check_pixels,
     check_tune,
+    decode_scale,
     rate_key,
     requested_pixels,
 )
@@ -65,6 +66,10 @@ if TYPE_CHECKING:
 
 LOSSLESS_SPEED = 16
 """How many times as fast as the networks libwebp is, at least, counted in pixels decoded."""
+
+
+SCALED_SPEED = 2
+"""How many times as fast decoding at a smaller scale is, at least."""
 
 
 class Engine:
@@ -243,8 +248,11 @@ class Engine:
             return DecodeRequest(None, NO_MODEL, stream, pixels, view)
         base, key = self._registry.model_of(header)
         covered = stream.graphics is not None and stream.graphics.covers(pixels)
-        source = None if covered else (base, key)
-        return DecodeRequest(source, base.stored.name, stream, pixels, view)
+        if covered:
+            return DecodeRequest(None, base.stored.name, stream, pixels, view)
+        has_layer = stream.graphics is not None
+        scale = decode_scale(base, view, pixels, has_layer=has_layer, has_alpha=stream.has_alpha)
+        return DecodeRequest((base, key), base.stored.name, stream, pixels, view, scale)
 
     def _check_header(self, header: container.Header, view: View) -> None:
         """Refuse a stream that this decoder does not take, before more of it is read."""
@@ -282,12 +290,21 @@ class Engine:
             pixels = info.width * info.height // LOSSLESS_SPEED
             return StreamPreview(shape, Load(LEAST_WORK + pixels))
         box = latent_box(info.width, info.height)
-        need = latents_under(requested_pixels(info.width, info.height, view))
+        need = requested_pixels(info.width, info.height, view)
         batch = None if view != WHOLE else batch_of("decompress", info.width, info.height)
-        work = work_pixels(box, need, self._base.stored.sizes.halo)
+        work = self._decode_work(info, box, view, need)
         return StreamPreview(
             shape, Load(work, RequestGroup((info.model, round(PARTS * info.rate)), batch))
         )
+
+    def _decode_work(self, info: container.StreamInfo, box: Box, view: View, pixels: Box) -> int:
+        """Work of decoding these pixels for a view of a stream with the latents in a box."""
+        base, need = self._base, latents_under(pixels)
+        has_layer = "graphics" in dict(info.sections)
+        scale = decode_scale(base, view, pixels, has_layer=has_layer, has_alpha=info.has_alpha)
+        if scale == 1 or base.previews is None:
+            return work_pixels(box, need, base.stored.sizes.halo)
+        return max(LEAST_WORK, work_pixels(box, need, base.previews.halo) // SCALED_SPEED)
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         return self._registry.adapters()

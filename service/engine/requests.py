@@ -5,16 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from service.codec import container
-from service.codec.tiles import PATCH, Box, latent_box, padded_pixels, tile_count
+from service.codec.tiles import PATCH, SCALES, Box, latent_box, padded_pixels, tile_count
 from service.engine.target import rate16_of, rate_unavailable
 from service.engine.types import Decompressed, Timings
 from service.engine.weight_cache import RateKey
 from service.errors import BadParameter, TooManyPixels
-from service.images.resize import shrink
+from service.images.resize import resample, shrink
 from service.picture import U8, Picture, View
-from service.runtime.pipeline import Latents, LoadedModel, alpha_plane, paint, with_update
+from service.runtime.pipeline import (
+    Latents,
+    LoadedModel,
+    alpha_plane,
+    decode_latents,
+    paint,
+    paint_scaled,
+    with_update,
+)
 from service.store.model import StoredModel
 
 
@@ -27,6 +36,7 @@ class DecodeRequest:
             None where the graphics layer holds all pixels that are asked for.
         model: name of the model.
         pixels: of the whole picture that the view shows.
+        scale: 1, or one of SCALES: the preview network decodes the picture at 1/scale of its size.
     """
 
     source: tuple[LoadedModel, RateKey] | None
@@ -34,11 +44,15 @@ class DecodeRequest:
     stream: container.Stream
     pixels: Box
     view: View
+    scale: int = 1
 
     @property
     def group(self) -> object:
-        """Equal for streams that can be decoded together; those with a layer are decoded alone."""
-        if self.source is None or self.stream.graphics is not None:
+        """Equal for streams that can be decoded together; those with a layer are decoded alone.
+
+        So are those that are decoded at a smaller scale.
+        """
+        if self.source is None or self.stream.graphics is not None or self.scale > 1:
             return id(self)
         header = self.stream.header
         return self.source[1], latent_box(header.width, header.height)
@@ -47,8 +61,24 @@ class DecodeRequest:
     def _grey(self) -> bool:
         return bool(self.stream.header.flags & container.Flags.GREY)
 
+    @property
+    def _cells(self) -> Box:
+        """The pixels that cover the view in the picture of 1/scale the size."""
+        return self.pixels.cells(self.scale)
+
+    def decode(self, model: LoadedModel) -> Latents:
+        """The stream's latents, given the model at its rate. Raises BadStream: it is damaged."""
+        if self.scale == 1 or model.previews is None:
+            return decode_latents(model, self.stream, self.pixels)
+        return decode_latents(model, self.stream, self.pixels, model.previews.halo)
+
     def paint(self, model: LoadedModel, latents: Latents) -> U8:
-        """The pixels, given the stream's latents and the model at its rate."""
+        """The pixels at 1/scale, given the stream's latents and the model at its rate."""
+        if self.scale > 1:
+            rgb = paint_scaled(model, latents, self._cells, self.scale, self._grey)
+            if self.stream.graphics is not None:
+                self.stream.graphics.lay_over_scaled(rgb, self._cells, self.scale)
+            return rgb
         rgb = paint(with_update(model, self.stream), latents, self.pixels, self._grey)
         if self.stream.graphics is not None:
             self.stream.graphics.lay_over(rgb, self.pixels)
@@ -64,10 +94,32 @@ class DecodeRequest:
     def answer(self, rgb: U8, timings: Timings) -> Decompressed:
         """The decoded picture, given its pixels."""
         stream = self.stream
-        alpha = alpha_plane(stream, self.pixels)
-        picture = Picture(rgb, alpha, self._grey, stream.icc, stream.exif, _notes(stream))
-        picture = shrink(picture, self.view)
-        return Decompressed(picture, stream.header.rate, self.model, timings, stream.complete)
+        picture = Picture(rgb, self._alpha(), self._grey, stream.icc, stream.exif, _notes(stream))
+        if self.scale == 1:
+            shown = shrink(picture, self.view)
+        else:
+            size = self.view.fit(self.pixels.width, self.pixels.height)
+            shown = resample(picture, size, self._part())
+        return Decompressed(shown, stream.header.rate, self.model, timings, stream.complete)
+
+    def _alpha(self) -> U8 | None:
+        """Alpha of the pixels at 1/scale: the mean of what each of them covers."""
+        header = self.stream.header
+        whole = Box(0, 0, header.height, header.width)
+        alpha = alpha_plane(self.stream, self._cells.scaled(self.scale).cut(whole))
+        if alpha is None or self.scale == 1:
+            return alpha
+        return np.asarray(Image.fromarray(alpha).reduce(self.scale))
+
+    def _part(self) -> tuple[float, float, float, float]:
+        """Edges of the view in its pixels at 1/scale: left, top, right and bottom."""
+        cells, pixels = self._cells, self.pixels
+        return (
+            pixels.left / self.scale - cells.left,
+            pixels.top / self.scale - cells.top,
+            pixels.right / self.scale - cells.left,
+            pixels.bottom / self.scale - cells.top,
+        )
 
 
 def _notes(stream: container.Stream) -> tuple[str, ...]:
@@ -81,6 +133,30 @@ def requested_pixels(width: int, height: int, view: View) -> Box:
     """The pixels of a picture of that size that a view shows. Raises as `View.part`."""
     part = view.part(width, height)
     return Box(part.y, part.x, part.y + part.height, part.x + part.width)
+
+
+def scale_of(view: View, pixels: Box) -> int:
+    """The scale of the smallest picture from which a view of these pixels can be made; else 1."""
+    width, height = view.fit(pixels.width, pixels.height)
+    if (width, height) == (pixels.width, pixels.height):
+        return 1
+    for scale in sorted(SCALES, reverse=True):
+        cells = Box(0, 0, pixels.height, pixels.width).cells(scale)
+        if width <= cells.width and height <= cells.height:
+            return scale
+    return 1
+
+
+def decode_scale(
+    model: LoadedModel, view: View, pixels: Box, *, has_layer: bool, has_alpha: bool
+) -> int:
+    """The scale at which a model decodes a view of these pixels of a stream.
+
+    A layer over a picture with alpha is not shrunk by itself: it is black where alpha hides it, and
+    this must not be mixed into what shows.
+    """
+    whole = model.previews is None or (has_layer and has_alpha)
+    return 1 if whole else scale_of(view, pixels)
 
 
 def rate_key(rate: float, tune: str, model: StoredModel) -> RateKey:

@@ -24,18 +24,27 @@ def shrink(picture: Picture, view: View) -> Picture:
     """
     size = view.fit(picture.width, picture.height)
     if size != (picture.width, picture.height):
-        return _with_rebuilt_exif(_resample(picture, size))
+        return resample(picture, size)
     return picture if view.region is None else _with_rebuilt_exif(picture)
 
 
-def _resample(picture: Picture, size: tuple[int, int]) -> Picture:
+def resample(
+    picture: Picture, size: tuple[int, int], part: tuple[float, float, float, float] | None = None
+) -> Picture:
+    """Resample as `shrink` does.
+
+    Args:
+        picture: to resample. size: width and height of the result.
+        part: left, top, right and bottom edge of the part to resample, in pixels of the picture;
+            None for the whole of it.
+    """
     # Pillow weights LA and RGBA by alpha on its own.
-    small = np.asarray(to_pillow(picture).resize(size, Image.Resampling.LANCZOS))
+    small = np.asarray(to_pillow(picture).resize(size, Image.Resampling.LANCZOS, part))
     alpha = small[..., -1] if picture.alpha is not None else None
     channels = small if picture.alpha is None else small[..., :-1]
     rgb = np.empty((size[1], size[0], 3), np.uint8)
     rgb[...] = channels.reshape(size[1], size[0], -1)
-    return replace(picture, rgb=rgb, alpha=unless_opaque(alpha))
+    return _with_rebuilt_exif(replace(picture, rgb=rgb, alpha=unless_opaque(alpha)))
 
 
 def _with_rebuilt_exif(picture: Picture) -> Picture:

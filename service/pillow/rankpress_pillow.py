@@ -15,6 +15,7 @@ import io
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from threading import Lock
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -23,11 +24,12 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from service.codec import container
+from service.codec.tiles import SCALES
 from service.errors import BadParameter, BadStream, RankpressError, UnsupportedStream
 from service.images import exif
 from service.images.colour_tags import profile_by_info
 from service.images.samples import unless_opaque
-from service.picture import Picture, View
+from service.picture import WHOLE, Picture, View
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
@@ -78,14 +80,33 @@ class RankpressImageFile(ImageFile.ImageFile):
             self.info["icc_profile"] = stream.icc
         if (block := _sound_exif(stream.exif)) is not None:
             self.info["exif"] = exif.PREFIX + block
+        self._view = WHOLE
         self.tile = [ImageFile._Tile("raw", (0, 0, *self._size), 0, self._mode)]
+
+    def draft(
+        self,
+        mode: str | None,  # noqa: ARG002
+        size: tuple[int, int] | None,
+    ) -> tuple[str, tuple[int, int, float, float]] | None:
+        """Decode at 1/2, 1/4 or 1/8 of the size, as long as that is at least `size`.
+
+        Image.thumbnail calls this, as for JPEG. The mode stays; a second call changes nothing.
+        """
+        if self._stream is None or size is None or self._view != WHOLE:
+            return None
+        fits = min(self.width // max(1, size[0]), self.height // max(1, size[1]))
+        scale = max((s for s in SCALES if s <= fits), default=1)
+        self._size = -(-self.width // scale), -(-self.height // scale)
+        self._view = View(size=self._size)
+        self.tile = [ImageFile._Tile("raw", (0, 0, *self._size), 0, self._mode)]
+        return self.mode, (0, 0, *self._size)
 
     def load(self) -> Any:
         """Decode the stream, once. Raises OSError if its latents are damaged or weights missing."""
         if self.tile and self._stream is not None:
             try:
                 decoder = engine_of(os.getpid(), decode_only=True)
-                view = View(partial=ImageFile.LOAD_TRUNCATED_IMAGES)
+                view = replace(self._view, partial=ImageFile.LOAD_TRUNCATED_IMAGES)
                 picture = decoder.decompress(self._stream, view).picture
             except RankpressError as error:
                 raise OSError(str(error)) from error

@@ -16,6 +16,7 @@ from service.codec.entropy_model import EntropyModel
 from service.codec.latents import LatentCoder
 from service.errors import StoreError
 from service.runtime.pipeline import AnalysisTransform, LoadedModel, SynthesisTransform
+from service.runtime.synthesis_numpy import NumpyPreviews, NumpySynthesis
 from service.store.model import ENTROPY, StoredModel
 
 Build = Callable[[StoredModel], LoadedModel]
@@ -31,8 +32,6 @@ def load_decode_only(stored: tuple[StoredModel, ...], threads: int = 0) -> tuple
         from service.runtime.entropy_onnx import OnnxEntropyModel
         from service.runtime.synthesis_onnx import OnnxSynthesis
     except ImportError:
-        from service.runtime.synthesis_numpy import NumpySynthesis
-
         build = builder(lambda m: EntropyModel(m.sizes, m.entropy), NumpySynthesis)
     else:
         build = builder(
@@ -58,7 +57,8 @@ def builder(
             raise StoreError(f"model {model.name} has no tensor {ENTROPY}tables")
         coder = LatentCoder(entropy(model), Tables(model.entropy["tables"]))
         both = None if transforms is None else transforms(model)
+        previews = NumpyPreviews(model.previews) if model.previews else None
         g_s = both or synthesis(model)
-        return LoadedModel(model, coder, g_s, both, build, synthesis, tiles_at_once)
+        return LoadedModel(model, coder, g_s, both, build, synthesis, tiles_at_once, previews)
 
     return build

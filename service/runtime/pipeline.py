@@ -37,7 +37,11 @@ from service.codec.tiles import (
 from service.errors import MissingExtra, UnsupportedStream
 from service.picture import U8, Picture
 from service.runtime.interruption import allow_interruption, map_tiles
+from service.runtime.synthesis_numpy import NumpyPreviews
 from service.store.model import StoredModel, Tensors, layer_shapes
+
+PREVIEW_WINDOW = 32
+"""Latents along the side of a window of the preview network, whose features stay in the cache."""
 
 
 class SynthesisTransform(Protocol):
@@ -75,6 +79,8 @@ class LoadedModel:
     """Makes g_s alone ready, for a stream with an update of it."""
     tiles_at_once: int = 1
     """Tiles whose latents are coded at the same time, each in a thread of its own."""
+    previews: NumpyPreviews | None = None
+    """Makes small pictures without g_s; None where the model has no preview network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,13 +271,18 @@ def _merged(model: LoadedModel, updates: Sequence[Update]) -> Tensors:
     return merge_transforms(model.stored.synthesis, [Share(u, PARTS) for u in updates])
 
 
-def decode_latents(model: LoadedModel, stream: container.Stream, pixels: Box) -> Latents:
-    """Decode the tiles that the pixels in a box depend on."""
-    return decode_all(model, [stream], pixels)[0]
+def decode_latents(
+    model: LoadedModel, stream: container.Stream, pixels: Box, halo: int | None = None
+) -> Latents:
+    """Decode the tiles that the pixels in a box depend on.
+
+    `halo` is how many latents around them are read, by default by g_s.
+    """
+    return decode_all(model, [stream], pixels, halo)[0]
 
 
 def decode_all(
-    model: LoadedModel, streams: Sequence[container.Stream], pixels: Box
+    model: LoadedModel, streams: Sequence[container.Stream], pixels: Box, halo: int | None = None
 ) -> list[Latents]:
     """What `decode_latents` returns for each of several streams of one `latent_box`, as a batch.
 
@@ -282,7 +293,7 @@ def decode_all(
     """
     header, sizes = streams[0].header, model.stored.sizes
     box = latent_box(header.width, header.height)
-    need = latents_under(pixels).grown(sizes.halo, box)
+    need = latents_under(pixels).grown(sizes.halo if halo is None else halo, box)
     chosen = [
         (tile, data)
         for tile, *data in zip(tiles(box), *(s.tiles for s in streams), strict=True)
@@ -326,10 +337,32 @@ def painted_windows(
         rgb = model.synthesis.synthesise(y_hat, inner.relative(window))
         box = inner.scaled(PATCH).cut(pixels)
         rgb = rgb[box.relative(inner.scaled(PATCH)).slices]
-        if grey:
-            mean = (rgb.sum(-1, dtype=np.uint16, keepdims=True) + 1) // 3
-            rgb = np.broadcast_to(mean.astype(np.uint8), rgb.shape)
-        yield box, rgb
+        yield box, greyed(rgb) if grey else rgb
+
+
+def paint_scaled(model: LoadedModel, latents: Latents, cells: Box, scale: int, grey: bool) -> U8:
+    """What `paint` gives for a box in a picture of 1/scale the size, by the preview network.
+
+    Args:
+        cells: the box, in pixels of the small picture. scale: one of SCALES.
+    """
+    assert model.previews is not None
+    side = PATCH // scale
+    out = np.empty((cells.height, cells.width, 3), np.uint8)
+    for inner in windows(cells.cells(side), PREVIEW_WINDOW):
+        allow_interruption()
+        window = inner.grown(model.previews.halo, latents.box)
+        y_hat = latents.y_hat[window.relative(latents.box).slices]
+        rgb = model.previews.synthesise(y_hat, inner.relative(window), scale)
+        box = inner.scaled(side).cut(cells)
+        out[box.relative(cells).slices] = rgb[box.relative(inner.scaled(side)).slices]
+    return greyed(out) if grey else out
+
+
+def greyed(rgb: U8) -> U8:
+    """Pixels [H, W, 3] with all channels set to their mean."""
+    mean = (rgb.sum(-1, dtype=np.uint16, keepdims=True) + 1) // 3
+    return np.repeat(mean.astype(np.uint8), 3, axis=-1)
 
 
 def alpha_plane(stream: container.Stream, pixels: Box) -> U8 | None:

@@ -133,6 +133,8 @@ class StoredModel:
             the streams that they made.
         graphs: a serialised ONNX graph for each of GRAPHS, for all rates; they hold no weights and
             are no part of the identity.
+        previews: float16 weights of the preview network, for all rates; empty where there is none.
+            They are no part of the identity.
     """
 
     name: str
@@ -148,6 +150,7 @@ class StoredModel:
     updates: tuple[StoredUpdate, ...] = ()
     superseded: tuple[StoredRate, ...] = ()
     graphs: Mapping[str, bytes] = field(default_factory=dict)
+    previews: Tensors = field(default_factory=dict)
 
     @property
     def tunes(self) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ MAX_GRAPH_BYTES, or if it could make ONNX Runtime read another file. A tensor wh
 file names it under the key "location", so no graph may contain this word. How much memory a graph
 needs is not checked.
 
+A model may hold a preview network, which makes small pictures of latents of all its rates.
+
 A model may hold ready updates of g_s (codec/model_stream.py), which streams name by the first four
 bytes of their sha256. They update the base at all its rates and change no identity. They are never
 deleted, because streams may name them.
@@ -51,11 +53,14 @@ from service.store.model import (
     layer_shapes,
     with_updates,
 )
-from service.store.shapes import check_transforms
+from service.store.shapes import check_previews, check_transforms
 
 SCHEMA = 1
 STORE_FILE = "store.json"
 """File in the store that names the model that compresses: {"schema": 1, "default": NAME}."""
+
+PREVIEWS_FILE = "previews.safetensors"
+"""File of a model with the weights of its preview network; a model may do without."""
 
 RATE_KEYS = ("rate", "tune", "lmbda", "kodak_bpp", "kodak_psnr_db", "kodak_ms_ssim")
 """Keys of a rate in a manifest whose values are fields of StoredRate, too."""
@@ -143,12 +148,22 @@ def load_model(folder: Path) -> StoredModel:
         golden=_golden(golden, folder),
         file_bytes=sum(len(data) for data in files.values()),
         graphs={name: _graph(files[graph_file(name)], name, folder) for name in GRAPHS},
+        previews=_previews(files, sizes, folder),
     )
     superseded = tuple(_rate(entry, files, model) for entry in manifest["superseded"])
     if any(rate.update is None for rate in superseded):
         raise StoreError(f"{folder}: a superseded rate needs a file")
     model = replace(model, rates=_rates(manifest["rates"], files, model), superseded=superseded)
     return with_updates(model, [_update(entry, files, model) for entry in manifest["updates"]])
+
+
+def _previews(files: Mapping[str, bytes], sizes: Sizes, folder: Path) -> Tensors:
+    """The checked weights of a model's preview network; empty if it has none."""
+    if PREVIEWS_FILE not in files:
+        return {}
+    tensors = _tensors(files[PREVIEWS_FILE], folder / PREVIEWS_FILE)
+    check_previews(tensors, sizes)
+    return tensors
 
 
 def graph_file(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,20 @@ from service.store.model import (
     StoredModel,
     StoredRate,
     StoredUpdate,
+    Tensors,
     check_adapter,
     layer_shapes,
     with_updates,
 )
-from service.store.read import RATE_KEYS, SCHEMA, STORE_FILE, graph_file, load_model
+from service.store.read import (
+    PREVIEWS_FILE,
+    RATE_KEYS,
+    SCHEMA,
+    STORE_FILE,
+    graph_file,
+    load_model,
+)
+from service.store.shapes import check_previews
 
 
 def write_model(folder: Path, model: StoredModel, base: bytes) -> None:
@@ -140,6 +149,24 @@ def publish_updates(folder: Path, updates: Sequence[StoredUpdate]) -> StoredMode
         manifest["files"][name] = _entry(update.data)
         base, training = stored.sha256, dict(update.training)
         entries.append({"name": update.name, "file": name, "base": base, "training": training})
+    _replace(folder, manifest)
+    return load_model(folder)
+
+
+def publish_previews(folder: Path, tensors: Tensors, training: Mapping[str, object]) -> StoredModel:
+    """Give a model a preview network in place of the one that it has; returns the stored model.
+
+    Args:
+        tensors: float16, see nets/previews.py. training: record of its training.
+
+    Raises:
+        StoreError: they do not fit the model; the store is unchanged.
+    """
+    check_previews(tensors, load_model(folder).sizes)
+    manifest, data = _manifest(folder), save_safetensors(tensors)
+    write_whole(folder / PREVIEWS_FILE, data)
+    manifest["files"][PREVIEWS_FILE] = _entry(data)
+    manifest["training"]["previews"] = dict(training)
     _replace(folder, manifest)
     return load_model(folder)
 

@@ -236,6 +236,9 @@ def test_every_table_renders_from_a_benchmark_that_went_through_json() -> None:
     }  # fmt: skip
     tables = report.bench_tables(json.loads(to_json(result)))
     assert "| 768×512" in tables["latency"] and "12 (46)" in tables["latency"]
+    assert "at 1/8" not in tables["latency"], "an earlier benchmark did not measure it"
+    result["latency"][0]["decompress_eighth_ms"] = numbers
+    assert "at 1/8" in report.latency_table(result)
     assert tables["stages"].index("compress: check") < tables["stages"].index("compress: g_a")
     assert "1,234" in tables["memory"]
     assert "19.0/s offered" in tables["service"]

@@ -28,7 +28,7 @@ from service.codec import container
 from service.codec.tiles import SEGMENTS
 from service.engine.engine import Engine
 from service.images import colour
-from service.picture import Picture, View
+from service.picture import WHOLE, Picture, View
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
 from service.store.model import StoredUpdate
@@ -78,11 +78,11 @@ def test_opening_reads_and_only_loading_decodes(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, photo: Picture
 ) -> None:
     data = engine.compress(photo, 4).data
-    calls: list[int] = []
+    calls: list[View] = []
     decoder = rankpress_pillow.engine_of(os.getpid(), decode_only=True)
 
     def counted(data: bytes, view: View) -> object:
-        calls.append(len(data))
+        calls.append(view)
         return decoder.decompress(data, view)
 
     spy = type("Spy", (), {"decompress": staticmethod(counted)})
@@ -92,7 +92,35 @@ def test_opening_reads_and_only_loading_decodes(
     image.load()
     image.load()
     assert image.copy().resize((10, 10)).size == (10, 10)
-    assert calls == [len(data)]
+    assert calls == [WHOLE]
+
+
+def test_a_thumbnail_decodes_the_smallest_scale_that_suffices(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine
+) -> None:
+    picture = Picture(photo_like(150, 201, 3))
+    data = engine.compress(picture, 4).data
+    calls: list[View] = []
+    decoder = rankpress_pillow.engine_of(os.getpid(), decode_only=True)
+
+    def counted(data: bytes, view: View) -> object:
+        calls.append(view)
+        return decoder.decompress(data, view)
+
+    spy = type("Spy", (), {"decompress": staticmethod(counted)})
+    monkeypatch.setattr(rankpress_pillow, "engine_of", lambda *_, **__: spy)
+    for bound, size in ((9, (26, 19)), (18, (51, 38)), (37, (101, 75)), (150, (201, 150))):
+        image = Image.open(io.BytesIO(data))
+        image.thumbnail((bound, bound))
+        expected = engine.decompress(data, View(max_size=bound)).picture.rgb
+        assert image.size == expected.shape[1::-1]
+        assert calls.pop() == View(size=size)
+        assert np.abs(np.asarray(image).astype(int) - expected).mean() < 5, "another filter"
+    image = Image.open(io.BytesIO(data))
+    assert image.draft("L", (25, 18)) == ("RGB", (0, 0, 26, 19))
+    assert image.draft("L", (2, 2)) is None, "the first draft stays"
+    assert image.size == (26, 19) and np.asarray(image).shape == (19, 26, 3)
+    assert image.draft("L", (2, 2)) is None, "it is decoded"
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])

@@ -27,7 +27,8 @@ from service.picture import Picture
 from service.settings import Settings
 from service.store.model import GRAPHS, SYNTHESIS, StoredUpdate, identity, layer_shapes
 from service.store.read import default_model, load_model, load_store
-from service.store.write import publish_updates, set_default, write_model
+from service.store.shapes import preview_shapes
+from service.store.write import publish_previews, publish_updates, set_default, write_model
 
 Manifest = dict[str, Any]
 
@@ -427,3 +428,51 @@ def test_the_halo_covers_the_wider_of_both_transforms(
 ) -> None:
     ne8, ne16, nd8, nd16 = blocks
     assert Sizes(ne8=ne8, ne16=ne16, nd8=nd8, nd16=nd16).halo == halo
+
+
+def previews(M: int, channels: int = 6, blocks: int = 1) -> dict[str, np.ndarray]:
+    """A random preview network for latents of M channels."""
+    rng = np.random.default_rng(0)
+    shapes = preview_shapes(M, channels, blocks)
+    return {name: rng.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}
+
+
+def test_a_preview_network_is_published_and_changes_no_identity(folder: Path) -> None:
+    before = load_model(folder)
+    assert before.previews == {}
+    tensors = previews(before.sizes.M)
+    stored = publish_previews(folder, tensors, {"steps": 3})
+    assert stored.previews.keys() == tensors.keys()
+    assert all(np.array_equal(stored.previews[n], t) for n, t in tensors.items())
+    assert stored.training["previews"] == {"steps": 3}
+    assert (stored.sha256, stored.identity) == (before.sha256, before.identity)
+    assert stored.file_bytes > before.file_bytes
+    wider = publish_previews(folder, previews(before.sizes.M, 9, 2), {})
+    assert wider.previews["trunk.2.dw.weight"].shape == (9, 1, 3, 3)
+
+
+def test_a_preview_network_that_does_not_fit_is_refused(folder: Path) -> None:
+    M = load_model(folder).sizes.M
+    good = previews(M)
+    infinite = good["head.4.l.bias"].copy()
+    infinite[5] = np.nan
+    for tensors, reason in (
+        ({}, "no matrix trunk.0.weight"),
+        ({**good, "trunk.0.weight": good["trunk.0.bias"]}, "no matrix trunk.0.weight"),
+        (previews(M + 4), "trunk.0.weight do not fit"),
+        (previews(M, 513), "513 channels"),
+        (previews(M, 2, 5), "5 blocks"),
+        ({n: t for n, t in good.items() if n != "head.8.l.bias"}, "head.8.l.bias do not fit"),
+        ({**good, "other": good["trunk.0.bias"]}, "other do not fit"),
+        ({**good, "trunk.7.dw.weight": good["trunk.1.dw.weight"]}, "do not fit"),
+        ({**good, "head.4.l.bias": infinite}, "head.4.l.bias .* finite"),
+        ({**good, "trunk.0.bias": good["trunk.0.bias"].astype(np.float32)}, "trunk.0.bias"),
+    ):
+        with pytest.raises(StoreError, match=reason):
+            publish_previews(folder, tensors, {})
+        assert load_model(folder).previews == {}, "the store is unchanged"
+        damaged = Path(shutil.copytree(folder, folder.with_name("damaged")))
+        replace_file(damaged, "previews.safetensors", save(tensors))
+        with pytest.raises(StoreError, match=reason):
+            load_model(damaged)
+        shutil.rmtree(damaged)
