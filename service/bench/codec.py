@@ -89,11 +89,13 @@ def _measure_latency(
     models: tuple[LoadedModel, ...], pictures: Sequence[Picture], rate: float
 ) -> dict[str, Any]:
     """Return our latencies and the peers', in turns, over pictures of one size."""
-    checking, plain = Engine(models, check=True), Engine(models, check=False)
+    checking, plain = Engine(models), Engine(models, check=False)
+    unmeasured = Engine(models, measure=False)
     streams = [plain.compress(picture, rate).data for picture in pictures]
     eighth = View(max_size=_size(pictures[0])[0] // 8)
     actions = {
         "compress": _in_turn(partial(checking.compress, rate=rate), pictures),
+        "compress_unmeasured": _in_turn(partial(unmeasured.compress, rate=rate), pictures),
         "compress_unchecked": _in_turn(partial(plain.compress, rate=rate), pictures),
         "decompress": _in_turn(plain.decompress, streams),
         "decompress_eighth": _in_turn(partial(plain.decompress, view=eighth), streams),
