@@ -25,13 +25,8 @@ def check_any_bytes(engine: Engine, data: bytes) -> bool:
     """Decode; True when a picture came out, False when the bytes were refused.
 
     Raises:
-        Exception: anything but BadStream, and TooManyPixels where the header says so; also where
-            the bytes are read as a stream that is cut.
+        Exception: anything but BadStream, and TooManyPixels where the header says so.
     """
-    with suppress(BadStream, TooManyPixels):
-        header = header_of(data)
-        cut = engine.decompress(data, View(partial=True)).picture
-        assert cut.rgb.shape == (header.height, header.width, 3)
     try:
         picture = engine.decompress(data).picture
     except BadStream:
@@ -44,6 +39,18 @@ def check_any_bytes(engine: Engine, data: bytes) -> bool:
     assert picture.rgb.shape == (header.height, header.width, 3)
     assert picture.alpha is None or picture.alpha.shape == (header.height, header.width)
     return True
+
+
+def check_cut_bytes(engine: Engine, data: bytes) -> None:
+    """Decode as a stream that may be cut.
+
+    Raises:
+        Exception: anything but BadStream and TooManyPixels.
+    """
+    with suppress(BadStream, TooManyPixels):
+        header = header_of(data)
+        cut = engine.decompress(data, View(partial=True)).picture
+        assert cut.rgb.shape == (header.height, header.width, 3)
 
 
 def header_of(data: bytes) -> Header:

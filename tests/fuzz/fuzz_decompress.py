@@ -19,7 +19,7 @@ def main() -> None:
     import atheris  # type: ignore[import-not-found]
 
     with atheris.instrument_imports(include=["service"]):
-        from hostile import MAX_PIXELS, check_any_bytes, sealed
+        from hostile import MAX_PIXELS, check_any_bytes, check_cut_bytes, sealed
         from small_model import decode_only, small_stored_model
 
         from service.codec.container import LOSSLESS16, NO_MODEL
@@ -33,6 +33,7 @@ def main() -> None:
     def test_one_input(data: bytes) -> None:
         for tried in (data, sealed(data), sealed(start + data), sealed(lossless + data)):
             check_any_bytes(engine, tried)
+            check_cut_bytes(engine, tried)
 
     atheris.Setup(sys.argv, test_one_input)
     atheris.Fuzz()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hostile import MAX_PIXELS, check_any_bytes, sealed
+from hostile import MAX_PIXELS, check_any_bytes, check_cut_bytes, sealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_model import photo_like
@@ -53,6 +53,7 @@ sections = st.lists(st.tuples(st.sampled_from([*map(int, Section), 6, 7]), paylo
 def test_random_bytes(target: Engine, data: bytes) -> None:
     for tried in (data, sealed(data), b"RKP\x01" + data, sealed(b"RKP\x01" + data)):
         check_any_bytes(target, tried)
+        check_cut_bytes(target, tried)
 
 
 @settings(max_examples=1000)
@@ -69,6 +70,7 @@ def test_well_formed_streams_of_random_content(
     header = Header(loaded.stored.identity[:4], 64, flags, width, height)
     body = body_of(header, [(int(Section.LATENTS), latents), *others])
     check_any_bytes(target, sealed(body))
+    check_cut_bytes(target, body)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,7 @@ def test_streams_with_parts_cut_repeated_and_replaced(
         middle = data.draw(st.binary(max_size=8) | st.just(2 * body[low:high]))
         body = body[:low] + middle + body[high:]
     check_any_bytes(target, body)
+    check_cut_bytes(target, body)
     check_any_bytes(target, sealed(body))
 
 

@@ -160,7 +160,7 @@ def test_from_the_command_line_to_a_stream_and_back(
     rgb = light.decompress(Path("a.rkp").read_bytes()).picture.rgb
     with Image.open("a.png") as image:
         assert np.abs(np.asarray(image).astype(int) - rgb).max() <= 2
-    assert describe(Path("a.rkp").read_bytes()).sections[-1] == ("ready", 4)
+    assert describe(Path("a.rkp").read_bytes()).sections[0] == ("ready", 4)
     options = ("--efforts", "0", "--rates", "4", "--out", "out", *store[:2])
     rankpress("eval-adaptation", str(folders[0]), *options)
     (gain,) = json.loads(Path("out/adapted.json").read_text())["gains"]
