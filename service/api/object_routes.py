@@ -50,7 +50,7 @@ PICTURES = 1
 """Part of every entity tag: raise it to make caches fetch all pictures anew."""
 
 SMALL_QUALITY: Final[Mapping[Format, int]] = {"webp": 90}
-"""Quality of a format whose default is lossless, where a small file is wanted."""
+"""Quality of a format whose default is lossless, where a small file is preferred."""
 
 Digest = Annotated[
     str,
@@ -252,7 +252,7 @@ def request_tag(sha256: str, picture: object) -> str:
     """A hash of everything that determines a picture, the first half of its entity tag.
 
     Args:
-        picture: what is made of the stream, as a dataclass of plain values.
+        picture: what is decoded and how it is written, as a dataclass of plain values.
     """
     return _short_hash(repr((PICTURES, sha256, picture)).encode())
 

@@ -145,8 +145,10 @@ def decompress(
 
     def convert(data: bytes) -> ConvertedFile:
         decompressed = codec.decompress(data, view)
-        picture, shape = decompressed.picture, codec.preview_stream(data, view).shape
-        bpp = 8 * len(data) / (shape.width * shape.height) if part is None else None
+        picture, bpp = decompressed.picture, None
+        if part is None:
+            shape = codec.preview_stream(data, view).shape
+            bpp = 8 * len(data) / (shape.width * shape.height)
         written = write_with_notes(picture, chosen, quality=quality, small_png=True)
         size, notes = (picture.width, picture.height), picture.notes + written.notes
         return ConvertedFile(written.data, *size, decompressed.rate, bpp, None, notes)

@@ -357,19 +357,20 @@ def _read_sections(
     fault = _checksum_fault(data, reader.at)
     if fault is not None and not partial:
         raise BadStream(fault)
-    reader.data = data if fault else data[:-4]
+    is_cut = fault is not None
+    reader.data = data if is_cut else data[:-4]
     spans: dict[int, range] = {}
     while reader.at < len(reader.data):
         kind = reader.varint("section type")
         if len(spans) == MAX_SECTIONS:
             raise BadStream(f"more than {MAX_SECTIONS} sections, the next at offset {reader.at}")
         length, at = reader.varint("section length"), reader.at
-        is_last = kind == Section.LATENTS and fault is not None  # what follows it may be cut
+        is_last = is_cut and kind == Section.LATENTS  # what follows it may be cut
         payload = b"" if is_last else reader.take(length, "section")
         _check_order(kind, spans, at)
         spans[kind] = range(at, at + length)
-        if is_last or (fault and kind == Section.GRAPHICS and payload[:1] != b"\0"):
-            break
+        if is_last or (is_cut and kind == Section.GRAPHICS and payload[:1] != b"\0"):
+            break  # the picture is complete, or as complete as it gets
     if len(spans.get(Section.READY, range(READY_BYTES))) != READY_BYTES:
         size = len(spans[Section.READY])
         raise BadStream(f"a ready update is named by {size} bytes, expected {READY_BYTES}")

@@ -136,7 +136,7 @@ def requested_pixels(width: int, height: int, view: View) -> Box:
 
 
 def scale_of(view: View, pixels: Box) -> int:
-    """The scale of the smallest picture from which a view of these pixels can be made; else 1."""
+    """The scale of the smallest picture that is large enough for a view of these pixels; else 1."""
     width, height = view.fit(pixels.width, pixels.height)
     if (width, height) == (pixels.width, pixels.height):
         return 1

@@ -15,7 +15,7 @@ Tone = Literal["color", "gray", "bitonal"]
 
 @dataclass(frozen=True)
 class Effects:
-    """Changes to a picture, made in this order.
+    """Changes to a picture, applied in this order.
 
     Attributes:
         mirrored: left and right are exchanged.

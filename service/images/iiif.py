@@ -39,12 +39,12 @@ QUALITIES: Final[Mapping[str, Tone]] = {
 }
 
 TILE: Final = 1024
-"""Side of the tiles that viewers are told to request, in pixels. To show one, all tiles of the code
+"""Side of the tiles that viewers should request, in pixels. To show one, all tiles of the code
 that it and the networks' halo touch are entropy decoded, so smaller ones take longer for a pixel:
 those of 512 pixels 1.7 times as long at full size, 2.1 at half and 1.8 at a quarter."""
 
 SIZES: Final = (8, 4, 2, 1)
-"""Scale factors of the sizes that viewers are told to request."""
+"""Scale factors of the sizes that viewers should request."""
 
 _WHOLE = r"[0-9]{1,9}"
 _DECIMAL = r"(?:[0-9]{1,9}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})"

@@ -74,10 +74,8 @@ def test_a_picture_survives_a_file(tmp_path: Path, engine: Engine, photo: Pictur
     assert np.abs(result - engine.decompress(data).picture.rgb).max() <= 1
 
 
-def test_opening_reads_and_only_loading_decodes(
-    monkeypatch: pytest.MonkeyPatch, engine: Engine, photo: Picture
-) -> None:
-    data = engine.compress(photo, 4).data
+def decoded_views(monkeypatch: pytest.MonkeyPatch) -> list[View]:
+    """The views that the plug-in decodes from now on, in order."""
     calls: list[View] = []
     decoder = rankpress_pillow.engine_of(os.getpid(), decode_only=True)
 
@@ -87,6 +85,14 @@ def test_opening_reads_and_only_loading_decodes(
 
     spy = type("Spy", (), {"decompress": staticmethod(counted)})
     monkeypatch.setattr(rankpress_pillow, "engine_of", lambda *_, **__: spy)
+    return calls
+
+
+def test_opening_reads_and_only_loading_decodes(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, photo: Picture
+) -> None:
+    data = engine.compress(photo, 4).data
+    calls = decoded_views(monkeypatch)
     image = Image.open(io.BytesIO(data))
     assert image.size == (106, 75) and calls == []
     image.load()
@@ -100,15 +106,7 @@ def test_a_thumbnail_decodes_the_smallest_scale_that_suffices(
 ) -> None:
     picture = Picture(photo_like(150, 201, 3))
     data = engine.compress(picture, 4).data
-    calls: list[View] = []
-    decoder = rankpress_pillow.engine_of(os.getpid(), decode_only=True)
-
-    def counted(data: bytes, view: View) -> object:
-        calls.append(view)
-        return decoder.decompress(data, view)
-
-    spy = type("Spy", (), {"decompress": staticmethod(counted)})
-    monkeypatch.setattr(rankpress_pillow, "engine_of", lambda *_, **__: spy)
+    calls = decoded_views(monkeypatch)
     for bound, size in ((9, (26, 19)), (18, (51, 38)), (37, (101, 75)), (150, (201, 150))):
         image = Image.open(io.BytesIO(data))
         image.thumbnail((bound, bound))
