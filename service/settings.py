@@ -172,6 +172,12 @@ class Settings(BaseSettings):
     objects_write: bool = False
     """Whether anyone who can reach the server may store streams by `PUT /objects`."""
 
+    page: bool = True
+    """Whether a server that compresses shows the page to try it at `/`, with `POST /compare`."""
+
+    weights: bool = True
+    """Whether the server offers, at `/weights`, the files that decoders of web pages need."""
+
     jobs: bool = True
     """Whether the server offers `POST /adapt` and its jobs."""
 
@@ -227,7 +233,7 @@ class Settings(BaseSettings):
 
     cors_origins: str = ""
     """Origins of web pages that may call the service, by commas, or *; empty allows all of
-    them to read `/iiif`, and nothing else."""
+    them to read `/iiif`, `/weights` and `/web/decoder`, and nothing else."""
 
     allowed_hosts: str = ""
     """Names that the Host header may have, by commas (`localhost`, `*.example.org`). Empty allows
@@ -246,7 +252,8 @@ class Settings(BaseSettings):
     to 60."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Severity from which log lines are written; debug adds health checks."""
+    """Severity from which log lines are written; debug adds health checks and the
+    files of the page."""
 
     log_format: Literal["json", "text"] = "json"
     """Log lines as JSON objects, or as text for people."""

@@ -46,7 +46,7 @@ def with_update(
     """The model with an update as one of its rates, another of that rate and tune replaced."""
     data = save(pack(update, layer_shapes(stored.transforms, stored.entropy)))
     digest = hashlib.sha256(data).digest()
-    fresh = StoredRate(rate, LADDER[rate], None, None, update, digest, len(data), tune=tune)
+    fresh = StoredRate(rate, LADDER[rate], None, None, update, digest, data, tune=tune)
     others = [r for r in stored.rates if (r.rate, r.tune) != (rate, tune)]
     return replace(stored, rates=tuple(sorted([*others, fresh], key=lambda r: r.rate)))
 

@@ -16,16 +16,15 @@ from starlette.middleware.cors import CORSMiddleware
 from service.api import iiif_routes, object_routes, openapi
 from service.api.file_work import SMALL_WORK, run_batch
 from service.api.headers import EXPOSED
-from service.api.image_routes import compress_router, decompress_router
+from service.api.image_routes import compare_router, compress_router, decompress_router
 from service.api.job_client import JobClient
 from service.api.job_monitoring import JobMetrics, JobStorageMonitor
 from service.api.job_routes import adapt_router, jobs_router
 from service.api.operation_routes import (
     adapters_router,
-    add_docs_page,
-    add_guide,
     models_router,
     operations_router,
+    weights_router,
 )
 from service.api.service import Service
 from service.blobs import open_objects
@@ -36,12 +35,18 @@ from service.http import problems
 from service.http.call_pool import CallPool
 from service.http.clients import RETRY_S, SharedLimit
 from service.http.metrics import Metrics
-from service.http.middleware import RequestMiddleware
+from service.http.middleware import OpenToPages, RequestMiddleware
 from service.http.spool import Spool
 from service.settings import Settings
+from service.web.pages import add_docs_page, add_guide, add_page
 
 OBJECT_THREADS = 16
 """Calls of the object store that run at the same time."""
+
+PUBLIC_PATHS = "/iiif/", "/weights/", "/web/decoder/"
+"""Beginnings of the paths whose answers pages of all origins may read: pictures by the hash of
+their stream, as level 2 of the IIIF Image API asks, and the decoder for web pages with its
+weights."""
 
 DESCRIPTION = """A neural image codec: image files go in, short bitstreams come out, and back.
 
@@ -95,12 +100,15 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
         objects=open_objects(url, timeout_s) if url else None,
         object_calls=CallPool("object store", OBJECT_THREADS, ObjectsUnavailable),
         header_calls=CallPool("image headers", 1, lambda text: Saturated(text, RETRY_S)),
+        weight_calls=CallPool("weights", 1, lambda text: Saturated(text, RETRY_S)),
         spool=spool,
     )
     for router in _routers(settings):
         app.include_router(router)
     add_docs_page(app)
     add_guide(app)
+    if settings.page and not settings.decode_only:
+        add_page(app)
     app.add_exception_handler(RankpressError, problems.on_rankpress_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_exception_handler(RequestValidationError, problems.on_validation_error)
@@ -117,7 +125,7 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
             max_age=86_400,
         )
     else:
-        app.add_middleware(iiif_routes.OpenToPages)
+        app.add_middleware(OpenToPages, paths=PUBLIC_PATHS, exposed=EXPOSED)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app
 
@@ -125,8 +133,12 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
 def _routers(settings: Settings) -> list[APIRouter]:
     """The routers of the endpoints that the settings offer."""
     routers = [decompress_router, operations_router]
+    if settings.weights:
+        routers.append(weights_router)
     if not settings.decode_only:
         routers += [compress_router, models_router, adapt_router, jobs_router, adapters_router]
+        if settings.page:
+            routers.append(compare_router)
     if settings.objects_url:
         routers += [object_routes.read_router, iiif_routes.router]
     if settings.objects_write:

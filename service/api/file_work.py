@@ -13,8 +13,17 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Final, TypeVar
 
+from service.engine.comparison import (
+    PEER_EFFORTS,
+    USUAL_ENCODES,
+    PeerFile,
+    PeerFormat,
+    check_comparable,
+    compare,
+)
 from service.engine.target import Target
 from service.engine.types import (
+    LEAST_WORK,
     Codec,
     Compressed,
     Decompressed,
@@ -83,6 +92,21 @@ class ImageFile:
     write_s: float
     notes: tuple[str, ...]
     complete: float
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedFile:
+    """An image file in another format, the size of the picture, and the seconds of all work."""
+
+    file: PeerFile
+    width: int
+    height: int
+    work_s: float
+
+    @property
+    def bpp(self) -> float:
+        """Bits of the file per pixel."""
+        return 8 * len(self.file.data) / (self.width * self.height)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +253,40 @@ def _written(picture: Picture, forms: Sequence[Form]) -> tuple[Form, WrittenImag
             return form, write_with_notes(picture, form.format, quality=form.quality)
     last = forms[-1]
     return last, write_with_notes(picture, last.format, quality=last.quality)
+
+
+@dataclass(frozen=True, eq=False)
+class CompareFile:
+    """An image file to write in another format, for a size or a quality. Calling it does the work.
+
+    Raises:
+        BadImage, TooManyPixels, TargetUnreachable, NotAcceptable: as `read_image` and `compare` do.
+    """
+
+    data: bytes
+    format: PeerFormat
+    target: Target
+    frame: int | None
+    max_pixels: int
+    limits: WriteLimits
+
+    def __call__(self) -> ComparedFile:
+        """Read the file and search for the quality."""
+        begun = time.perf_counter()
+        picture = read_image(
+            self.data, max_pixels=self.max_pixels, metadata="none", frame=self.frame
+        )
+        file = compare(picture, self.format, self.target, self.limits)
+        return ComparedFile(file, picture.width, picture.height, time.perf_counter() - begun)
+
+    def load(self) -> Load:
+        """How much work it is, by the file's header. Raises NotAcceptable: see `compare`."""
+        size = None if self.frame else image_size(self.data)
+        if size is None:
+            return Load()
+        check_comparable(self.format, *size, self.limits)
+        seconds = USUAL_ENCODES * PEER_EFFORTS[self.format].seconds(size[0] * size[1])
+        return Load(LEAST_WORK + round(seconds * PIXELS_PER_SECOND))
 
 
 def run_batch(works: Sequence[Any]) -> list[Any]:

@@ -31,9 +31,14 @@ RATE: Final = ResponseHeader(
     "X-Rankpress-Rate", "The rate of the stream, or `lossless`; of a job, the rate requested."
 )
 TUNE: Final = ResponseHeader("X-Rankpress-Tune", "What that rate was trained for: psnr or ms-ssim.")
-BPP: Final = ResponseHeader("X-Rankpress-Bpp", "Bits of the stream per pixel.", "number", ".4f")
+BPP: Final = ResponseHeader(
+    "X-Rankpress-Bpp", "Bits of the stream, or of the file, per pixel.", "number", ".4f"
+)
 PSNR: Final = ResponseHeader(
     "X-Rankpress-Psnr", "PSNR in dB of the visible pixels; inf when exact.", spec=".3f"
+)
+QUALITY: Final = ResponseHeader(
+    "X-Rankpress-Quality", "Quality that the file was written with, 1 to 100.", "integer"
 )
 GRAPHICS: Final = ResponseHeader(
     "X-Rankpress-Graphics",
@@ -67,15 +72,21 @@ TIMING: Final = ResponseHeader(
 )
 ETAG: Final = ResponseHeader(
     "ETag",
-    "Of a stream its SHA-256 in hex and quotes; of a picture a hash of what was requested, a dash, "
-    "and a hash of the bytes. Strong.",
+    "Of a stream or a file of weights its SHA-256 in hex and quotes, before -gzip where that is "
+    "the content coding; of a picture a hash of what was requested, a dash, and a hash of the "
+    "bytes. Strong.",
 )
 CACHE_CONTROL: Final = ResponseHeader(
     "Cache-Control",
-    "A year, immutable: the stream of a hash never changes; of an image information document "
-    "a day.",
+    "A year, immutable: what a hash names never changes; of an image information document a day; "
+    "no-cache for the index of the weights.",
 )
-VARY: Final = ResponseHeader("Vary", "Accept, where the Accept header may choose the format.")
+VARY: Final = ResponseHeader(
+    "Vary", "Accept or Accept-Encoding, where that header may choose the form of the answer."
+)
+CONTENT_ENCODING: Final = ResponseHeader(
+    "Content-Encoding", "gzip, where the client takes it and the file becomes smaller."
+)
 ACCEPT_RANGES: Final = ResponseHeader("Accept-Ranges", "Always bytes.")
 CONTENT_RANGE: Final = ResponseHeader("Content-Range", "Which bytes these are, and of how many.")
 LINK: Final = ResponseHeader(
@@ -90,7 +101,8 @@ EXPOSED: Final = (
     *("Accept-Ranges", "Allow", "Content-Length", "Content-Range", "ETag", "Link"),
     *("Location", "Retry-After", "Server-Timing", "X-Rankpress-Bpp", "X-Rankpress-Complete"),
     "X-Rankpress-Graphics",
-    *("X-Rankpress-Model", "X-Rankpress-Notes", "X-Rankpress-Psnr", "X-Rankpress-Rate"),
+    *("X-Rankpress-Model", "X-Rankpress-Notes", "X-Rankpress-Psnr", "X-Rankpress-Quality"),
+    "X-Rankpress-Rate",
     *("X-Rankpress-Source-Bytes", "X-Rankpress-Step", "X-Rankpress-Tune", "X-Request-Id"),
 )
 """Headers that pages of other origins may read."""

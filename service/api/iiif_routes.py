@@ -14,17 +14,14 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import RedirectResponse
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import headers, openapi
 from service.api.file_work import DecompressFile, Rendition
-from service.api.headers import EXPOSED, header_values
+from service.api.headers import header_values
 from service.api.image_routes import decode
 from service.api.object_routes import (
     IMMUTABLE,
     SMALL_QUALITY,
-    not_modified_response,
     picture_response,
     read_stream,
     request_tag,
@@ -34,6 +31,7 @@ from service.api.object_routes import (
 from service.api.service import Service, ServiceArg, refuse_query
 from service.errors import BadImagePath, NoSuchObject, NotAcceptable
 from service.http.negotiate import Form, weight_of
+from service.http.responses import not_modified_response
 from service.images.iiif import FORMATS, PROFILE, ImagePath, SizeLimits, describe_image
 from service.images.write import LONGEST_SIDE
 
@@ -169,31 +167,3 @@ def _media_type(accept: str) -> str:
     plain, linked = openapi.JSON_TYPE, openapi.LINKED_JSON_TYPE
     is_plain = weight_of(accept, plain) > weight_of(accept, linked.partition(";")[0])
     return plain if is_plain else linked
-
-
-class OpenToPages:
-    """Lets pages of all origins read answers of `/iiif`, which level 2 of the API asks for.
-
-    It is for servers whose settings name no origins. Who knows the hash of a stream may read it,
-    and answers do not depend on who asks, so a page learns nothing that its server could not. The
-    headers are in every answer, because caches keep the answers to requests without an Origin too.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection."""
-
-        async def send_open(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                values = MutableHeaders(scope=message)
-                values["Access-Control-Allow-Origin"] = "*"
-                values["Access-Control-Expose-Headers"] = ", ".join(EXPOSED)
-                if scope["method"] == "OPTIONS":
-                    values["Access-Control-Allow-Headers"] = "*"
-            await send(message)
-
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        is_open = scope["type"] == "http" and path.startswith(f"{router.prefix}/")
-        await self._app(scope, receive, send_open if is_open else send)

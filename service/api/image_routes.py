@@ -1,4 +1,4 @@
-"""The endpoints `/compress` and `/decompress`, and the headers that describe their answers."""
+"""The endpoints `/compress`, `/decompress` and `/compare`, and the headers of their answers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api import headers, openapi
-from service.api.file_work import CompressFile, DecompressFile, ImageFile, Rendition, StreamFile
+from service.api.file_work import (
+    ComparedFile,
+    CompareFile,
+    CompressFile,
+    DecompressFile,
+    ImageFile,
+    Rendition,
+    StreamFile,
+)
 from service.api.headers import header_values, notes_text
-from service.api.schemas import CompressQuery, DecompressQuery, PartialQuery
+from service.api.schemas import CompareQuery, CompressQuery, DecompressQuery, PartialQuery
 from service.api.service import Service, ServiceArg, refuse_repeats
 from service.engine.admission import WorkResult
 from service.engine.target import Target, rate_text
@@ -25,6 +33,7 @@ LOSSLESS_ONLY: frozenset[Format] = frozenset({"png"})
 """Formats that have no quality setting."""
 
 compress_router = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
+compare_router = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
 decompress_router = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
 
 
@@ -63,6 +72,24 @@ async def decompress(
     done = await decode(request, service, work)
     values = header_values({headers.VARY: "Accept"}) | image_headers(done)
     return await bytes_response(request, done.value.data, values, MEDIA_TYPES[done.value.format])
+
+
+@compare_router.post("/compare", response_class=Response, **openapi.COMPARE)
+async def compare(
+    request: Request, service: ServiceArg, query: Annotated[CompareQuery, Query()]
+) -> Response:
+    """Turn an image file into a JPEG, WebP or AVIF of a size or a quality, to compare with."""
+    target = query.target()
+    body = await service.read_body(request)
+    limits, max_pixels = service.write_limits, service.settings.max_pixels
+    work = CompareFile(body, query.format, target, query.frame, max_pixels, limits)
+    load = await service.header_calls(work.load, service.settings.request_timeout_s)
+    done = await service.run(request, work, load)
+    context, compared = context_of(request.scope), done.value
+    context.bpp, context.pixels = compared.bpp, compared.width * compared.height
+    service.metrics.observe_work(done.queue_s, Timings(), compared.work_s)
+    values = _compared_headers(done, len(body))
+    return await bytes_response(request, compared.file.data, values, MEDIA_TYPES[query.format])
 
 
 async def decode(request: Request, service: Service, work: DecompressFile) -> WorkResult[ImageFile]:
@@ -110,6 +137,20 @@ def _stream_headers(done: WorkResult[StreamFile]) -> dict[str, str]:
             headers.SOURCE_BYTES: stream.source_bytes,
             headers.NOTES: notes_text(stream.notes),
             headers.TIMING: timing,
+        }
+    )
+
+
+def _compared_headers(done: WorkResult[ComparedFile], source_bytes: int) -> dict[str, str]:
+    compared = done.value
+    timing = _server_timing(done.queue_s, Timings(), write=compared.work_s)
+    return header_values(
+        {
+            headers.QUALITY: compared.file.quality,
+            headers.BPP: compared.bpp,
+            headers.PSNR: compared.file.psnr_db,
+            headers.SOURCE_BYTES: source_bytes,
+            headers.TIMING: f'{timing}, search;desc="{compared.file.encodes} encodes"',
         }
     )
 

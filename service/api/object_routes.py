@@ -39,7 +39,7 @@ from service.errors import (
 )
 from service.http.context import context_of
 from service.http.negotiate import SMALL, Form, rank_formats
-from service.http.responses import bytes_response, entity_tags, requested_range
+from service.http.responses import bytes_response, not_modified_response, requested_range
 from service.images.write import MEDIA_TYPES, Format
 
 T = TypeVar("T")
@@ -255,21 +255,6 @@ def request_tag(sha256: str, picture: object) -> str:
         picture: what is decoded and how it is written, as a dataclass of plain values.
     """
     return _short_hash(repr((PICTURES, sha256, picture)).encode())
-
-
-def not_modified_response(
-    request: Request, tag: str, caching: Mapping[str, str]
-) -> Response | None:
-    """A 304 if If-None-Match has the tag, alone or before a dash; None otherwise.
-
-    `*` matches any tag.
-    """
-    header = ",".join(request.headers.getlist("if-none-match"))
-    if header.strip() == "*":
-        known: str | None = tag
-    else:
-        known = next((t for t in entity_tags(header) if t.partition("-")[0] == tag), None)
-    return None if known is None else Response(None, 304, {**caching, "ETag": f'"{known}"'})
 
 
 def _short_hash(data: bytes) -> str:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from service.api import headers
 from service.api.headers import documented
 from service.api.schemas import StoredObject
+from service.engine.comparison import PEER_EFFORTS
 from service.http.problems import KINDS, MEDIA_TYPE, Problem
 from service.images.iiif import CONTEXT
 from service.images.write import MEDIA_TYPES
@@ -17,6 +18,7 @@ Json = dict[str, Any]
 Responses = dict[int | str, Json]
 
 STREAM_TYPE: Final = "application/vnd.rankpress"
+BINARY_TYPE: Final = "application/octet-stream"
 JSON_TYPE: Final = "application/json"
 LINKED_JSON_TYPE: Final = f'application/ld+json;profile="{CONTEXT}"'
 _BINARY: Json = {"type": "string", "format": "binary"}
@@ -86,11 +88,11 @@ def _body(media_types: tuple[str, ...], description: str) -> Json:
 
 
 _IMAGE_BODY = _body(
-    ("application/octet-stream", "image/*"),
+    (BINARY_TYPE, "image/*"),
     "An image file. Its first bytes tell the format; the Content-Type does not matter.",
 )
-_STREAM_BODY = _body((STREAM_TYPE, "application/octet-stream"), "A Rankpress stream.")
-_ADAPTER_BODY = _body(("application/octet-stream",), "A rate adapter, a safetensors file.")
+_STREAM_BODY = _body((STREAM_TYPE, BINARY_TYPE), "A Rankpress stream.")
+_ADAPTER_BODY = _body((BINARY_TYPE,), "A rate adapter, a safetensors file.")
 _STREAM_HEADERS = (
     *(headers.ETAG, headers.RATE, headers.BPP, headers.PSNR),
     *(headers.SOURCE_BYTES, headers.NOTES),
@@ -116,6 +118,17 @@ def _with_body(body: Json, answers: Responses, *statuses: int) -> Json:
 COMPRESS = _with_body(_IMAGE_BODY, {200: _stream(headers.TUNE, headers.GRAPHICS, headers.TIMING)})
 DECOMPRESS = _with_body(
     _STREAM_BODY, {200: _picture("The picture as an image file.", headers.VARY, headers.MODEL)}, 406
+)
+COMPARE = _with_body(
+    _IMAGE_BODY,
+    {
+        200: _answer(
+            "The picture as a file of that format.",
+            *(headers.QUALITY, headers.BPP, headers.PSNR, headers.SOURCE_BYTES, headers.TIMING),
+            media_types=tuple(MEDIA_TYPES[format] for format in PEER_EFFORTS),
+        )
+    },
+    406,
 )
 ADAPT = _with_body(
     _IMAGE_BODY,
@@ -185,6 +198,27 @@ GET_STREAM = {
     ),
     304: _answer("The client has the stream: If-None-Match names it."),
     **problems(404, 413, 416, 422),
+}
+
+_WEIGHTS_HEADERS = headers.ETAG, headers.CACHE_CONTROL
+GET_WEIGHTS_INDEX = {
+    200: _answer(
+        "The index: for each model its files, their hashes and bytes.",
+        *_WEIGHTS_HEADERS,
+        media_types=(JSON_TYPE,),
+        schema={"type": "object"},
+    ),
+    304: _answer("The client has the index: If-None-Match names it."),
+    **problems(422),
+}
+GET_WEIGHTS = {
+    200: _answer(
+        "The file: tensors in safetensors, or a ready update.",
+        *(*_WEIGHTS_HEADERS, headers.VARY, headers.CONTENT_ENCODING),
+        media_types=(BINARY_TYPE,),
+    ),
+    304: _answer("The client has the file: If-None-Match names it."),
+    **problems(404, 422),
 }
 
 IIIF_BASE = {

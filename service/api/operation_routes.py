@@ -1,36 +1,31 @@
-"""The endpoints for those who run the service: models, adapters, health, metrics and its pages.
+"""The endpoints about the service itself: models, their weights, adapters, health and metrics.
+
+`/weights` are the files that decoders in other programs need, such as those of web pages, under
+names that are their hashes.
 
 `/adapters` loads and unloads rate adapters while the server runs, for admins only; it is off by
 default. The address of an adapter is the hash of its file. Loading is atomic: the adapter is
 checked and merged in a worker thread, in its turn, and then serves new requests; requests that run
 go on with the weights they began with.
-
-`/docs` is Swagger UI, which loads nothing from another host: its Content-Security-Policy allows the
-page's own script by its hash, and no other script that is written into the page. `/guide` is the
-documentation as a site, on servers that are installed with its built pages.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
-import re
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import fastapi
-import fastapi_offline
 import structlog
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, RedirectResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi import APIRouter, Depends, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 
-from service.api import openapi
+from service.api import headers, openapi
+from service.api.headers import header_values
+from service.api.object_routes import IMMUTABLE
 from service.api.schemas import (
     TUNES,
     AdapterQuery,
@@ -41,18 +36,16 @@ from service.api.schemas import (
     Rates,
     Readiness,
 )
-from service.api.service import ServiceArg, admin_only, refuse_query, refuse_repeats
+from service.api.service import Service, ServiceArg, admin_only, refuse_query, refuse_repeats
 from service.engine.admission import Phase
-from service.engine.types import AdapterInfo
-from service.files import SITE
+from service.engine.types import AdapterInfo, DecoderFiles
 from service.http.problems import NOT_READY, problem
-
-STATIC: Final = "/docs/static"
-_INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+from service.http.responses import SharedFile
 
 log = structlog.get_logger("rankpress.api")
 
 models_router = APIRouter(tags=["models"], dependencies=[Depends(refuse_query)])
+weights_router = APIRouter(tags=["models"], dependencies=[Depends(refuse_query)])
 adapters_router = APIRouter(
     prefix="/adapters", tags=["adapters"], dependencies=[Depends(admin_only)]
 )
@@ -75,6 +68,41 @@ async def rates(service: ServiceArg) -> Rates:
     ]
     offered.sort(key=lambda rate: (TUNES.index(rate.tune), rate.rate))
     return Rates(rates=tuple(offered))
+
+
+@weights_router.get(
+    "/weights/index.json", response_class=Response, responses=openapi.GET_WEIGHTS_INDEX
+)
+async def get_weights_index(request: Request, service: ServiceArg) -> Response:
+    """The index of the decode-only files of every model; its format is in the documentation."""
+    index = (await _decoder_files(service)).index
+    file = SharedFile(index, hashlib.sha256(index).hexdigest(), openapi.JSON_TYPE)
+    return file.response(request, header_values({headers.CACHE_CONTROL: "no-cache"}))
+
+
+@weights_router.get("/weights/{file}", response_class=Response, responses=openapi.GET_WEIGHTS)
+async def get_weights(
+    request: Request,
+    service: ServiceArg,
+    file: Annotated[
+        str, fastapi.Path(description="Name of a file in the index: a SHA-256 and a suffix.")
+    ],
+) -> Response:
+    """A decode-only file, in gzip where that pays and the client takes it."""
+    found = await _decoder_files(service)
+    data = found.files.get(file)
+    if data is None:
+        raise HTTPException(404, "the index of the weights names no such file")
+    digest = file.partition(".")[0]
+    shared = SharedFile(data, digest, openapi.BINARY_TYPE, found.gzipped.get(file))
+    return shared.response(request, header_values({headers.CACHE_CONTROL: IMMUTABLE}))
+
+
+async def _decoder_files(service: Service) -> DecoderFiles:
+    """The decode-only files; the first call, and one after a change of adapters, derives them."""
+    return await service.weight_calls(
+        service.codec.decoder_files, service.settings.request_timeout_s
+    )
 
 
 @adapters_router.get(
@@ -144,54 +172,3 @@ async def metrics(service: ServiceArg) -> Response:
     """Counts, bytes and seconds in Prometheus' text format."""
     await asyncio.gather(service.job_metrics.refresh(), service.job_storage.refresh())
     return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
-
-
-def add_docs_page(app: FastAPI) -> None:
-    """Add `/docs` and the files that it loads."""
-    files = Path(fastapi_offline.__file__).parent / "static"
-    app.mount(STATIC, StaticFiles(directory=files), name="docs-static")
-    app.add_api_route("/docs", _show_docs, include_in_schema=False)
-
-
-async def _show_docs(request: Request) -> HTMLResponse:
-    app: FastAPI = request.app
-    root = request.scope.get("root_path", "")
-    page = get_swagger_ui_html(
-        openapi_url=f"{root}{app.openapi_url}",
-        title=f"{app.title} - Swagger UI",
-        oauth2_redirect_url=None,
-        swagger_js_url=f"{root}{STATIC}/swagger-ui-bundle.js",
-        swagger_css_url=f"{root}{STATIC}/swagger-ui.css",
-        swagger_favicon_url=f"{root}{STATIC}/favicon.png",
-    )
-    page.headers["Content-Security-Policy"] = _policy(bytes(page.body))
-    return page
-
-
-def add_guide(app: FastAPI, site: Path = SITE) -> None:
-    """Serve a built site at `/guide`; nothing is added where it was not built."""
-    if (site / "index.html").is_file():
-        app.add_api_route("/guide", _redirect_to_guide, include_in_schema=False)
-        app.mount("/guide", StaticFiles(directory=site, html=True), name="guide")
-
-
-async def _redirect_to_guide(request: Request) -> RedirectResponse:
-    """Links of the pages are relative to a path that ends with a slash."""
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/guide/")
-
-
-def _policy(page: bytes) -> str:
-    """What the page may load and run. Swagger UI needs `data:` icons and styles on its elements."""
-    digests = [hashlib.sha256(script).digest() for script in _INLINE_SCRIPT.findall(page)]
-    hashes = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
-    directives = (
-        "default-src 'none'",
-        f"script-src 'self' {' '.join(hashes)}",
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data:",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
-    return "; ".join(directives)

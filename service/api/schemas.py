@@ -11,8 +11,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.engine.comparison import PeerFormat
 from service.engine.target import DEFAULT_RATE, Target, rate_or_target
 from service.engine.types import AdapterInfo, ModelInfo, RateInfo
+from service.errors import BadParameter
 from service.http.problems import Document
 from service.images.read import Metadata
 from service.images.write import Format
@@ -67,6 +69,29 @@ class CompressQuery(Query):
     def rate_or_target(self) -> float | Target:
         """What was asked for. Raises BadParameter for more than one of rate and targets."""
         return rate_or_target(self.rate, self.target_bpp, self.max_bytes, self.target_psnr)
+
+
+class CompareQuery(Query):
+    """Parameters of `POST /compare`: a format, and one target."""
+
+    format: PeerFormat
+    """Format to write the picture in: JPEG and AVIF with 4:2:0 chroma, or WebP."""
+
+    max_bytes: int | None = Field(default=None, gt=0, le=2**53)
+    """Bytes: the answer is the file of the best quality that has at most so many."""
+
+    target_psnr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """PSNR in dB: the answer is the file of the lowest quality that reaches it. Errors are weighted
+    by alpha."""
+
+    frame: int | None = Field(default=None, ge=0, le=2**31)
+    """Frame or page of an animated or multi-page file, from 0; without it the file is refused."""
+
+    def target(self) -> Target:
+        """What the file must meet. Raises BadParameter unless there is exactly one target."""
+        if (self.max_bytes is None) == (self.target_psnr is None):
+            raise BadParameter("expected one of max_bytes and target_psnr")
+        return Target(max_bytes=self.max_bytes, psnr_db=self.target_psnr)
 
 
 class DecompressQuery(Query):

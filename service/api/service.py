@@ -45,6 +45,7 @@ class Service:
         objects: the object store of `/objects`, None if it is not served.
         object_calls: threads for calls of that store.
         header_calls: the thread that reads headers of image files.
+        weight_calls: the thread that derives the decode-only files of the models.
     """
 
     codec: Codec
@@ -58,12 +59,13 @@ class Service:
     objects: Objects | None
     object_calls: CallPool
     header_calls: CallPool
+    weight_calls: CallPool
     spool: Spool
 
     @property
     def pending_calls(self) -> int:
         """Number of blocking calls that wait or run, without the work of the codec."""
-        pools = self.object_calls, self.header_calls, self.spool.calls
+        pools = self.object_calls, self.header_calls, self.weight_calls, self.spool.calls
         return self.job_client.pending + sum(pool.pending for pool in pools)
 
     @property
@@ -73,8 +75,9 @@ class Service:
 
     async def close(self) -> None:
         """Make no more blocking calls."""
-        parts = self.job_storage, self.job_client, self.object_calls, self.header_calls
-        await asyncio.gather(*(part.close() for part in (*parts, self.spool.calls)))
+        calls = self.object_calls, self.header_calls, self.weight_calls, self.spool.calls
+        parts = self.job_storage, self.job_client, *calls
+        await asyncio.gather(*(part.close() for part in parts))
 
     async def read_body(self, request: Request) -> bytes:
         """Read the body of a request, see `bodies.read_body`."""

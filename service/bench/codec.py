@@ -16,8 +16,9 @@ from typing import Any, Final, TypeVar
 
 from service.bench import memory, timing
 from service.bench.stage_times import measure_stages
+from service.engine.comparison import decode_peer
 from service.engine.engine import Engine
-from service.eval.peer_codecs import decompress, library_versions, peer_named
+from service.eval.peer_codecs import library_versions, peer_named
 from service.eval.pictures import generate, read_folder
 from service.picture import Picture, View
 from service.runtime.loading import load_models, transforms_of
@@ -106,7 +107,7 @@ def _measure_latency(
         files = [encode(picture) for picture in pictures]
         mean_bytes[f"{key}_bytes"] = fmean(map(len, files))
         actions[f"{key}_encode"] = _in_turn(encode, pictures)
-        actions[f"{key}_decode"] = _in_turn(decompress, files)
+        actions[f"{key}_decode"] = _in_turn(decode_peer, files)
     latencies, rounds = timing.time_in_turns(actions, most=ROUNDS, budget_s=BUDGET_S)
     return {
         "rounds": rounds,

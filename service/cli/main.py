@@ -26,7 +26,7 @@ from service.cli.options import open_codec, settings_of
 from service.cli.serve import serve
 from service.cli.streams import discard_unwritten, reason_of, replace_closed_streams
 from service.cli.train import train_app
-from service.errors import RankpressError
+from service.errors import BadParameter, RankpressError
 
 
 class _ErrorHandlingGroup(TyperGroup):
@@ -142,7 +142,24 @@ def models(store: options.Store = None, json: options.Json = False) -> None:
             print_model(model)
 
 
-for command in (compress, decompress, adapt, info, models, serve):
+def decoder_files(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; a server shows it to pages.")],
+    store: options.Store = None,
+) -> None:
+    """Write what decoders of web pages need of the models, as a server has it at /weights."""
+    from service.files import write_whole
+
+    written = open_codec(settings_of(store=store, decode_only=True, check=False)).decoder_files()
+    if not written.files:
+        raise BadParameter("streams of this model decode on the machine that made them only")
+    for name, data in written.files.items():
+        write_whole(folder / name, data)
+    write_whole(folder / "index.json", written.index)  # last: it names only what is there
+    total_mb = sum(map(len, written.files.values())) / 1e6
+    typer.echo(f"{folder}: index.json and {len(written.files)} files, {total_mb:.1f} MB")
+
+
+for command in (compress, decompress, adapt, info, models, decoder_files, serve):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("eval-adaptation")(evaluate_adaptation)

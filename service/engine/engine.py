@@ -59,6 +59,7 @@ from service.runtime.fork_safety import check_process
 from service.runtime.graphics_search import GraphicsSearch
 from service.runtime.pipeline import LoadedModel
 from service.store.adapters import AdapterFiles, StoredAdapter
+from service.store.decoder_files import DecoderFiles
 
 if TYPE_CHECKING:
     from service.adapt.adaptation import PictureAdaptation
@@ -305,6 +306,10 @@ class Engine:
         if scale == 1 or base.previews is None:
             return work_pixels(box, need, base.stored.sizes.halo)
         return max(LEAST_WORK, work_pixels(box, need, base.previews.halo) // SCALED_SPEED)
+
+    def decoder_files(self) -> DecoderFiles:
+        check_process(self._process)
+        return self._registry.decoder_files()
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         return self._registry.adapters()

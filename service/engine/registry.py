@@ -30,7 +30,8 @@ from service.errors import (
 )
 from service.runtime.pipeline import LoadedModel
 from service.store.adapters import AdapterFiles, StoredAdapter
-from service.store.model import StoredRate
+from service.store.decoder_files import DecoderFiles, decoder_files
+from service.store.model import StoredModel, StoredRate
 from service.store.read import read_adapter
 
 MAX_ADAPTER_BYTES: Final = 1 << 24
@@ -86,6 +87,13 @@ class RegisteredModel:
             if key.identity[:4] == header.model:
                 return replace(self.base, stored=stored), key
         return None
+
+    def for_decoders(self) -> StoredModel:
+        """The model with all that its streams may name: what new requests get, and the others."""
+        stored, current = self.base.stored, self.current.stored
+        served = {id(r) for r in current.rates}
+        every = (*stored.superseded, *stored.rates, *self.loaded)
+        return replace(current, superseded=tuple(r for r in every if id(r) not in served))
 
     def info(self) -> ModelInfo:
         """The model as new requests get it."""
@@ -144,6 +152,8 @@ class ModelRegistry:
         """
         self.entries = tuple(registered(model) for model in models)
         self._files, self._changing = files, Lock()
+        self._derived: tuple[tuple[RegisteredModel, ...], DecoderFiles] | None = None
+        self._deriving = Lock()
         for kept in [] if files is None else files.read():
             self._restore(kept)
 
@@ -161,6 +171,14 @@ class ModelRegistry:
             f"the stream needs weights {header.model.hex()} at rate {header.rate:g}, tune "
             f"{header.tune}; there the store holds {', '.join(sorted(available)) or 'none'}"
         )
+
+    def decoder_files(self) -> DecoderFiles:
+        """The decode-only files of every model, derived once for each change of the models."""
+        with self._deriving:
+            entries = self.entries
+            if self._derived is None or self._derived[0] is not entries:
+                self._derived = entries, decoder_files(e.for_decoders() for e in entries)
+            return self._derived[1]
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """Every adapter of every model."""

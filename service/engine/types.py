@@ -15,6 +15,7 @@ from service.engine.admission_queue import RequestGroup
 from service.engine.target import Target
 from service.errors import RankpressError
 from service.picture import WHOLE, Picture, View
+from service.store.decoder_files import DecoderFiles as DecoderFiles  # also for other codecs
 
 NO_MODEL: Final = "none"
 """Name of the model of a lossless stream."""
@@ -245,6 +246,12 @@ class Codec(Protocol):
 
         Raises:
             BadStream, UnsupportedStream, TooManyPixels, BadParameter: as `decompress`.
+        """
+
+    def decoder_files(self) -> DecoderFiles:
+        """The files that decoders in other programs need of the models, such as web pages.
+
+        No file of a model whose streams decode on this machine only.
         """
 
     def adapters(self) -> tuple[AdapterInfo, ...]:

@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from service.codec.container import TUNES
+from service.engine.comparison import decode_peer
 from service.engine.target import Target
 from service.engine.types import Codec
 from service.eval.metrics import psnr_db
-from service.eval.peer_codecs import decompress, fit_bytes, peer_named
+from service.eval.peer_codecs import fit_bytes, peer_named
 from service.eval.pictures import NamedPicture, decode_on_white
 from service.picture import U8
 
@@ -90,7 +91,7 @@ def _peers_row(named: NamedPicture, codec: Codec, rate: float) -> Image.Image:
     cells = [(f"Rankpress rate {rate:g}", data, decode_on_white(codec, data))]
     for name, title in PEERS.items():
         _, file = fit_bytes(peer_named(name), named.picture, len(data))
-        cells.append((title, file, decompress(file)))
+        cells.append((title, file, decode_peer(file)))
     return _side_by_side(named, cells)
 
 

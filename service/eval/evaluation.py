@@ -17,12 +17,13 @@ from time import perf_counter
 from typing import Any, Final
 
 from service.codec.container import PSNR, TUNES
+from service.engine.comparison import decode_peer
 from service.engine.types import Codec
 from service.errors import BadParameter
 from service.eval import curves, metrics
 from service.eval.machine import Machine
 from service.eval.measurements import OUR_NAMES, OURS, Measurement, our_name
-from service.eval.peer_codecs import PeerCodec, decompress, library_versions
+from service.eval.peer_codecs import PeerCodec, library_versions
 from service.eval.pictures import NamedPicture, decode_on_white
 from service.ms_ssim import ms_ssim
 from service.picture import U8, Picture
@@ -168,7 +169,7 @@ def _codecs(
         yield our_name(tune), f"rate {rate:g}", compress, partial(decode_on_white, codec)
     for peer in plan.peers:
         for quality in peer.qualities:
-            yield peer.name, f"q{quality}", partial(peer.compress, quality=quality), decompress
+            yield peer.name, f"q{quality}", partial(peer.compress, quality=quality), decode_peer
 
 
 def _measure(

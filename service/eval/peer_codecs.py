@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final
 
-import numpy as np
 from PIL import Image, features
 
+from service.engine.comparison import BEST, decode_peer, lowest_quality
 from service.errors import BadParameter, MissingExtra
 from service.eval import metrics
-from service.picture import U8, Picture
+from service.picture import Picture
 
 
 @dataclass(frozen=True)
@@ -100,24 +99,13 @@ def peer_named(name: str) -> PeerCodec:
     return next(peer for peer in PEERS if peer.name == name)
 
 
-def decompress(data: bytes) -> U8:
-    """Return the picture of a peer's file laid on white, [H, W, 3] uint8."""
-    with Image.open(io.BytesIO(data)) as image:
-        samples = np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-    alpha = samples[..., 3] if samples.shape[2] == 4 else None
-    return Picture(samples[..., :3], alpha).on_white().rgb
-
-
 def fit_bytes(peer: PeerCodec, picture: Picture, min_bytes: int) -> tuple[int, bytes]:
     """Return the lowest quality whose file has at least `min_bytes`, and that file.
 
     Rounding up favours the peer: its file is the smaller one only at quality 100.
     """
 
-    def size_at(quality: int) -> int:
-        return len(peer.compress(picture, quality))
-
-    quality = 1 + bisect_left(range(1, 100), min_bytes, key=size_at)
+    quality = min(lowest_quality(lambda q: len(peer.compress(picture, q)), min_bytes), BEST)
     return quality, peer.compress(picture, quality)
 
 
@@ -134,7 +122,7 @@ class PeerCurve:
         Where none does, the bytes are those of quality 100, the least that the PSNR would need.
         PSNR is taken to rise with the quality.
         """
-        quality = 1 + bisect_left(range(1, 100), min_psnr_db, key=self._psnr_db)
+        quality = min(lowest_quality(self._psnr_db, min_psnr_db), BEST)
         psnr_db, size = self._point(quality)
         return size, psnr_db >= min_psnr_db
 
@@ -145,7 +133,7 @@ class PeerCurve:
         """PSNR in dB and bytes at a quality."""
         if quality not in self._points:
             data = self._peer.compress(self._picture, quality)
-            self._points[quality] = metrics.psnr_db(self._picture, decompress(data)), len(data)
+            self._points[quality] = metrics.psnr_db(self._picture, decode_peer(data)), len(data)
         return self._points[quality]
 
 

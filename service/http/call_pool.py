@@ -1,7 +1,8 @@
 """Blocking calls made from the event loop, each kind in a pool of threads of its own.
 
 A slow service then delays only the calls that need it. The kinds are: the jobs' database, the
-jobs' files, the object store, the reading of image headers, and the files of request bodies.
+jobs' files, the object store, the reading of image headers, the deriving of weights for web pages,
+and the files of request bodies.
 """
 
 from __future__ import annotations

@@ -9,12 +9,13 @@ say which attacks are stopped.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
 from fastapi import Request
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine.admission import Admission, Phase
 from service.engine.target import LOSSLESS, LOSSLESS_NAME
@@ -31,6 +32,9 @@ HEALTH_SHARE = 16
 """One of so many connections is kept for health checks when the others have requests."""
 
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
+
+FILE_ROUTES = frozenset({"/web/{path:path}", "/weights/{file}"})
+"""Files that a page loads by the dozen; they are logged as health checks are."""
 
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 """Methods that make the server do work or change something."""
@@ -119,7 +123,8 @@ def _log_request(exchange: Exchange, seconds: float) -> None:
         "problem": context.problem,
         "queue_ms": None if context.queue_s is None else round(context.queue_s * 1000, 2),
     }
-    write = log.debug if exchange.route in QUIET_ROUTES and exchange.status < 500 else log.info
+    is_quiet = exchange.route in QUIET_ROUTES | FILE_ROUTES and exchange.status < 500
+    write = log.debug if is_quiet else log.info
     write(
         "request",
         id=context.id,
@@ -131,6 +136,39 @@ def _log_request(exchange: Exchange, seconds: float) -> None:
         ms=round(seconds * 1000, 2),
         **{name: value for name, value in optional.items() if value is not None},
     )
+
+
+class OpenToPages:
+    """Lets pages of all origins read answers below some paths, and nothing else.
+
+    It is for servers whose settings name no origins. Answers there do not depend on who asks, so a
+    page learns nothing that its server could not. The headers are in every answer, because caches
+    keep the answers to requests without an Origin too.
+    """
+
+    def __init__(self, app: ASGIApp, paths: Sequence[str], exposed: Sequence[str]) -> None:
+        """Wrap an app.
+
+        Args:
+            paths: beginnings of paths, without the root path. exposed: headers to be read.
+        """
+        self._app, self._paths, self._exposed = app, tuple(paths), ", ".join(exposed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+
+        async def send_open(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                values = MutableHeaders(scope=message)
+                values["Access-Control-Allow-Origin"] = "*"
+                values["Access-Control-Expose-Headers"] = self._exposed
+                if scope["method"] == "OPTIONS":
+                    values["Access-Control-Allow-Headers"] = "*"
+            await send(message)
+
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        is_open = scope["type"] == "http" and path.startswith(self._paths)
+        await self._app(scope, receive, send_open if is_open else send)
 
 
 class Origins:

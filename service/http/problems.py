@@ -149,7 +149,9 @@ KINDS: Final = (
     Kind("range-unsatisfiable", 416, "The range lies beyond the end", errors.RangeUnsatisfiable),
     BAD_PARAMETER,
     Kind("rate-unavailable", 422, "There are no weights for this rate", errors.RateUnavailable),
-    Kind("target-unreachable", 422, "No rate meets the target", errors.TargetUnreachable),
+    Kind(
+        "target-unreachable", 422, "No rate or quality meets the target", errors.TargetUnreachable
+    ),
     Kind(
         "too-many-pixels", 422, "The picture is larger than the pixel limit", errors.TooManyPixels
     ),

@@ -12,6 +12,7 @@ import asyncio
 import io
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import IO, Final
@@ -31,6 +32,7 @@ PIECE_BYTES: Final = MIB
 MAX_TAGS: Final = 100
 """Entity tags of a header that are read; more are ignored."""
 
+_TAKES_GZIP = re.compile(r"(^|[\s,])gzip\s*(?!\s*;\s*q=0(\.0*)?\s*(,|$))(;|,|$)")
 _TAG = re.compile(r'(?:W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", re.IGNORECASE)
 
@@ -49,6 +51,35 @@ async def bytes_response(
     file = await _file_of(request_bytes, data)
     headers = {**headers, "Content-Length": str(len(data))}
     return LargeResponse(file, request_bytes.spool, status, headers, media_type)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedFile:
+    """A file that stays in memory for all requests, and so counts for none.
+
+    Attributes:
+        sha256: of the data, hex. gzipped: the data in gzip, None where that does not pay.
+    """
+
+    data: bytes
+    sha256: str
+    media_type: str
+    gzipped: bytes | None = None
+
+    def response(self, request: Request, headers: Mapping[str, str]) -> Response:
+        """The file, in gzip where the client takes it; 304 where If-None-Match names it."""
+        if self.gzipped is not None:
+            headers = {**headers, "Vary": "Accept-Encoding"}
+        known = not_modified_response(request, self.sha256, headers)
+        if known is not None:
+            return known
+        data, own = self.data, {"ETag": f'"{self.sha256}"'}
+        if self.gzipped is not None and _takes_gzip(request.headers.get("accept-encoding", "")):
+            data = self.gzipped
+            own = {"ETag": f'"{self.sha256}-gzip"', "Content-Encoding": "gzip"}
+        own["Content-Length"] = str(len(data))
+        spool = context_of(request.scope).bytes.spool
+        return LargeResponse(io.BytesIO(data), spool, 200, {**headers, **own}, self.media_type)
 
 
 async def _file_of(request_bytes: RequestBytes, data: bytes) -> IO[bytes]:
@@ -102,6 +133,26 @@ class LargeResponse(Response):
             raise ClientDisconnect from None
         finally:
             await self._spool.calls.submit(self._file.close)
+
+
+def _takes_gzip(accept_encoding: str) -> bool:
+    """Whether a client takes an answer in gzip, by its Accept-Encoding header."""
+    return _TAKES_GZIP.search(accept_encoding.lower()) is not None
+
+
+def not_modified_response(
+    request: Request, tag: str, caching: Mapping[str, str]
+) -> Response | None:
+    """A 304 if If-None-Match has the tag, alone or before a dash; None otherwise.
+
+    `*` matches any tag.
+    """
+    header = ",".join(request.headers.getlist("if-none-match"))
+    if header.strip() == "*":
+        known: str | None = tag
+    else:
+        known = next((t for t in entity_tags(header) if t.partition("-")[0] == tag), None)
+    return None if known is None else Response(None, 304, {**caching, "ETag": f'"{known}"'})
 
 
 def entity_tags(if_none_match: str) -> list[str]:

@@ -83,7 +83,10 @@ class WriteLimits:
 
     def refusal(self, format: Format, quality: int | None, pixels: int) -> str | None:
         """Return why a picture is too large to be written in a format; None if it is not."""
-        effort = effort_for(format, quality, pixels)
+        return self.refusal_with(effort_for(format, quality, pixels), format, pixels)
+
+    def refusal_with(self, effort: Effort, format: Format, pixels: int) -> str | None:
+        """Return what `refusal` returns, for another effort."""
         seconds, memory_bytes = effort.seconds(pixels), effort.bytes * pixels
         if seconds <= self.seconds and memory_bytes <= self.memory_bytes:
             return None
@@ -165,20 +168,34 @@ def write_with_notes(
             options["exif"] = exif.PREFIX + block
         else:
             notes += (f"the Exif block is damaged, or too large for {format}, and was left out",)
+    return WrittenImage(save_pillow(image, format, options), notes)
+
+
+def save_pillow(image: Image.Image, format: Format, options: Mapping[str, Any]) -> bytes:
+    """Return the file that Pillow writes with these options. Raises NotAcceptable."""
     out = io.BytesIO()
     try:
         image.save(out, format=format.upper(), **options)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         raise NotAcceptable(
-            f"the {format} encoder cannot write this picture of {picture.width}x{picture.height} "
+            f"the {format} encoder cannot write this picture of {image.width}x{image.height} "
             f"pixels: {error}"
         ) from error
-    return WrittenImage(out.getvalue(), notes)
+    return out.getvalue()
 
 
 def fits(format: Format, width: int, height: int) -> bool:
     """Return whether a format can hold a picture of a size in pixels."""
     return max(width, height) <= LONGEST_SIDE.get(format, max(width, height))
+
+
+def check_fits(format: Format, width: int, height: int) -> None:
+    """Raise NotAcceptable unless a format can hold a picture of a size in pixels."""
+    if not fits(format, width, height):
+        raise NotAcceptable(
+            f"{format} holds at most {LONGEST_SIDE[format]} pixels a side, "
+            f"the picture is {width}x{height}"
+        )
 
 
 def to_pillow(picture: Picture) -> Image.Image:
@@ -192,11 +209,7 @@ def _check_writable(picture: Picture, format: Format, quality: int | None) -> No
         raise BadParameter("PNG is lossless: quality is for webp, jpeg and avif")
     if quality is not None and not 1 <= quality <= 100:
         raise BadParameter(f"quality is {quality}, expected 1 to 100")
-    if not fits(format, picture.width, picture.height):
-        raise NotAcceptable(
-            f"{format} holds at most {LONGEST_SIDE[format]} pixels a side, "
-            f"the picture is {picture.width}x{picture.height}"
-        )
+    check_fits(format, picture.width, picture.height)
 
 
 def _prepare(picture: Picture, format: Format) -> tuple[Image.Image, bytes | None, tuple[str, ...]]:

@@ -55,7 +55,7 @@ class StoredRate:
         kodak_psnr_db: PSNR, None if not measured.
         update: low-rank update of the base, None for the base's own rate.
         digest: sha256 of the update's file, empty for the base's own rate.
-        file_bytes: size of that file, 0 for the base's own rate.
+        data: bytes of that file, empty for the base's own rate.
         training: record of the training.
         tune: the ladder, one of TUNES.
         kodak_ms_ssim: MS-SSIM, None if not measured.
@@ -67,10 +67,15 @@ class StoredRate:
     kodak_psnr_db: float | None
     update: Update | None = None
     digest: bytes = b""
-    file_bytes: int = 0
+    data: bytes = b""
     training: Mapping[str, object] = field(default_factory=dict)
     tune: str = PSNR
     kodak_ms_ssim: float | None = None
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the update's file, 0 for the base's own rate."""
+        return len(self.data)
 
 
 @dataclass(frozen=True, eq=False)

@@ -185,7 +185,7 @@ def read_adapter(model: StoredModel, data: bytes, rate: int, tune: str = PSNR) -
         )
     update = check_adapter(model, _tensors(data, Path("adapter")))
     digest = hashlib.sha256(data).digest()
-    return StoredRate(rate, None, None, None, update, digest, len(data), tune=tune)
+    return StoredRate(rate, None, None, None, update, digest, data, tune=tune)
 
 
 def read_json(path: Path) -> Any:
@@ -290,7 +290,7 @@ def _rate(entry: object, files: Mapping[str, bytes], model: StoredModel) -> Stor
     shapes = layer_shapes(model.transforms, model.entropy)
     update = unpack(_tensors(data, Path(file)), shapes, model.sizes)
     digest = hashlib.sha256(data).digest()
-    return replace(rate, update=update, digest=digest, file_bytes=len(data))
+    return replace(rate, update=update, digest=digest, data=data)
 
 
 def _update(entry: object, files: Mapping[str, bytes], model: StoredModel) -> StoredUpdate:

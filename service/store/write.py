@@ -77,7 +77,7 @@ def candidate(model: StoredModel, update: Update, described: StoredRate) -> Stor
     """
     data = _adapter_file(model, update, described)
     digest = hashlib.sha256(data).digest()
-    rate = replace(described, update=update, digest=digest, file_bytes=len(data))
+    rate = replace(described, update=update, digest=digest, data=data)
     others = (r for r in model.rates if (r.rate, r.tune) != (rate.rate, rate.tune))
     return replace(model, rates=(*others, rate))
 

@@ -33,6 +33,7 @@ from service.engine.target import Target, rate_text
 from service.engine.types import (
     AdapterInfo,
     Compressed,
+    DecoderFiles,
     Decompressed,
     Load,
     ModelInfo,
@@ -206,6 +207,10 @@ class ZooCodec:
         info = container.describe(data, partial(self._check_header, view=view))
         shape = StreamShape(info.width, info.height, info.has_alpha)
         return StreamPreview(shape, Load(padded_pixels(info.width, info.height, CELL)))
+
+    def decoder_files(self) -> DecoderFiles:
+        """See `Codec`; there are none, because streams decode on this machine only."""
+        return DecoderFiles()
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """See `Codec`."""

@@ -19,6 +19,7 @@ from service.engine.types import (
     LEAST_WORK,
     AdapterInfo,
     Compressed,
+    DecoderFiles,
     Decompressed,
     Load,
     ModelInfo,
@@ -184,6 +185,10 @@ class FakeCodec:
         if len(data) < 13 or data[:4] != MAGIC:
             raise BadStream("the first four bytes are not those of a stream")
         return StreamShape(*struct.unpack("<II", data[5:13]), self.alpha is not None)
+
+    def decoder_files(self) -> DecoderFiles:
+        files = {"ab" * 32 + ".safetensors": b"weights" * 100_000, "cd" * 32 + ".rku": b"update"}
+        return DecoderFiles(b'{"schema":1,"models":[{"name":"fake"}]}', files)
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         return tuple(self.loaded.values())

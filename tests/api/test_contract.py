@@ -40,6 +40,7 @@ TOKEN = "a token of sixteen letters"
 STREAM = FakeCodec().compress(Picture(PIXELS), 2.0).data
 GOOD = {
     "/compress": PNG,
+    "/compare": PNG,
     "/adapt": PNG,
     "/decompress": STREAM,
     "/objects": STREAM,
@@ -91,6 +92,7 @@ def test_what_is_answered_is_documented(tmp_path: Path) -> None:
             "quality": "gray",
             "format": "jpg",
             "sha256": httpx.put(f"{url}/objects", content=STREAM).json()["sha256"],
+            "file": next(iter(FakeCodec().decoder_files().files)),
             "job_id": httpx.post(f"{url}/adapt", content=PNG).json()["id"],
         }
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
@@ -102,11 +104,13 @@ def test_what_is_answered_is_documented(tmp_path: Path) -> None:
             good: dict[str, Any] = {"path_parameters": {name: known[name] for name in names}}
             if operation.method in ("post", "put"):
                 good |= {"body": GOOD[operation.path], "media_type": "application/octet-stream"}
+            if operation.path == "/compare":
+                good |= {"query": {"format": "jpeg", "max_bytes": 10_000}}
             RUN(given(operation.as_strategy(**good))(check))()
     assert {status for _, status in statuses} >= {200, 202, 400, 404, 409, 415, 422}, statuses
     assert {label for label, status in statuses if status < 400} >= {
         "POST /compress", "POST /decompress", "POST /adapt", "POST /adapters", "PUT /objects",
         "GET /objects/{sha256}", "GET /objects/{sha256}/stream", "GET /iiif/{sha256}/info.json",
         "GET /iiif/{sha256}/{region}/{size}/{rotation}/{quality}.{format}",
-        "GET /jobs/{job_id}", "GET /adapters",
+        "GET /jobs/{job_id}", "GET /adapters", "POST /compare", "GET /weights/{file}",
     }, statuses  # fmt: skip

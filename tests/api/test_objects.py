@@ -475,6 +475,7 @@ def paths(app: FastAPI) -> set[str]:
 
 def test_a_decoding_server_offers_decoding_alone(tmp_path: Path) -> None:
     decoding = {"post /decompress", "get /livez", "get /readyz", "get /metrics"}
+    decoding |= {"get /weights/index.json", "get /weights/{file}"}
     folder = str(tmp_path)
     assert paths(create_app(FakeCodec(), Settings(decode_only=True))) == decoding
     reading = Settings(decode_only=True, objects_url=folder)

@@ -24,10 +24,11 @@ from service.bench.graphics import (
 from service.bench.report import graphics_table
 from service.cli.main import app
 from service.datasets.procedural import LEAST_SIDE
+from service.engine.comparison import decode_peer
 from service.engine.engine import Engine
 from service.errors import BadParameter
 from service.eval.metrics import psnr_db
-from service.eval.peer_codecs import decompress, peer_named
+from service.eval.peer_codecs import peer_named
 from service.eval.pictures import NamedPicture, generate, group_of
 from service.images.write import write_image
 from service.picture import Picture
@@ -87,7 +88,7 @@ def test_avif_beside_ours_has_at_least_our_psnr_and_one_quality_less_has_not(
 ) -> None:
     picture, avif = generate(48, 64), peer_named("avif-s6-444")
     files = [avif.compress(picture, quality) for quality in range(1, 101)]
-    points = [(psnr_db(picture, decompress(data)), len(data)) for data in files]
+    points = [(psnr_db(picture, decode_peer(data)), len(data)) for data in files]
     row = read_measurements(bench(folder, store, tmp_path / "out.json"))[0]
     for stream in (row.plain, row.layered):
         if stream.psnr_db is None:

@@ -27,6 +27,7 @@ from service.cli.batch import ConvertedFile, check_output, run_batch
 from service.cli.plan import BatchPlan, Task, plan_batch
 from service.codec.container import LOSSLESS16, NO_MODEL, Flags, Header, Stream, write_stream
 from service.codec.graphics import make_layer, write_layer
+from service.engine.types import DecoderFiles
 from service.errors import BadParameter
 from service.files import IMAGE_SUFFIXES
 from service.images import exif
@@ -586,6 +587,22 @@ def test_models_lists_rates() -> None:
     ]  # fmt: skip
     assert re.search(r"ms-ssim +2 +4\.5 +0\.200 +27\.00 +0\.9700 +98", shown)
     assert answer[0]["training"] == {"steps": 3}
+
+
+def test_decoder_files_are_those_that_a_server_offers(
+    codec: OpenedCodec, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = codec.decoder_files()
+    for _ in range(2):  # what is there already is written again
+        ran = rankpress("decoder-files", "weights")
+        assert ran.exit_code == 0, ran.stderr
+        written = {path.name: path.read_bytes() for path in (here / "weights").iterdir()}
+        assert written == {**made.files, "index.json": made.index}
+    assert codec.opened[-1].decode_only
+    monkeypatch.setattr(codec, "decoder_files", DecoderFiles)
+    refused = rankpress("decoder-files", "none")
+    assert refused.exit_code == 2 and "this model" in refused.stderr
+    assert not (here / "none").exists()
 
 
 def test_serve_hands_over_codec_and_settings(

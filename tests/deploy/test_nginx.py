@@ -52,7 +52,7 @@ class Upstream(BaseHTTPRequestHandler):
         body = json.dumps(dict(self.headers)).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
-        if self.path.startswith(("/objects", "/iiif")):
+        if self.path.startswith(("/objects", "/iiif", "/weights")):
             self.send_header("Cache-Control", "max-age=60")
             self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
@@ -216,6 +216,23 @@ def test_pictures_of_iiif_are_kept_for_all_and_documents_name_the_host_that_was_
             assert (got["Host"], got["Accept"]) == (host.decode(), "application/json")
             assert b"X-Cache-Status" not in head
         assert Upstream.asked.count(document.decode()) == 2
+
+
+def test_weights_are_kept_for_each_coding_and_their_index_is_not() -> None:
+    file, index = b"/weights/" + b"ab" * 32 + b".safetensors", b"/weights/index.json"
+    with nginx() as listen:
+        for status, coding in (
+            (b"MISS", b"gzip, br"),
+            (b"MISS", b"identity"),
+            (b"HIT", b"gzip, br"),
+        ):
+            head, body = send(listen, GET % (file, b"Accept-Encoding: %s\r\n" % coding))
+            assert b"X-Cache-Status: " + status in head
+            assert json.loads(body)["Accept-Encoding"] == coding.decode()
+        for path in (index, index, b"/", b"/web/page.js"):
+            head, _ = send(listen, GET % (path, b""))
+            assert b"X-Cache-Status" not in head
+        assert Upstream.asked.count(index.decode()) == 2
 
 
 def test_one_client_has_a_number_of_bodies_and_requests_at_a_time_and_others_theirs() -> None:

@@ -12,11 +12,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from service.cli.main import app
+from service.engine.comparison import decode_peer
 from service.errors import BadParameter, RateUnavailable
 from service.eval import contact_sheet, evaluation, metrics, report
 from service.eval.machine import Machine
 from service.eval.measurements import OUR_NAMES, OURS, Measurement
-from service.eval.peer_codecs import choose_peers, decompress, peer_named
+from service.eval.peer_codecs import choose_peers, peer_named
 from service.eval.pictures import NamedPicture, generate, read_folder
 from service.picture import Picture
 
@@ -38,7 +39,7 @@ def test_rows_are_the_lengths_and_distances_of_real_files() -> None:
     data = peer_named("webp-m4").compress(PICTURES[0].picture, int(peer.setting[1:]))
     assert peer.bytes == len(data)
     assert peer.bpp == 8 * len(data) / (64 * 48)
-    assert peer.psnr_db == metrics.psnr_db(PICTURES[0].picture, decompress(data))
+    assert peer.psnr_db == metrics.psnr_db(PICTURES[0].picture, decode_peer(data))
     ours = [r for r in rows if r.codec == OURS and r.image == PICTURES[1].name]
     assert [r.setting for r in ours] == ["rate 4", "rate 6"]
     assert [r.psnr_db for r in ours] == pytest.approx([34.7, 46.4], abs=0.4)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.engine.comparison import decode_peer
 from service.errors import BadParameter
 from service.eval.metrics import psnr_db
 from service.eval.peer_codecs import (
@@ -17,7 +18,6 @@ from service.eval.peer_codecs import (
     PeerCodec,
     PeerCurve,
     choose_peers,
-    decompress,
     fit_bytes,
     peer_named,
 )
@@ -37,8 +37,8 @@ def test_every_setting_makes_a_file_of_its_format_with_the_same_pixels_inside(
     data = peer.compress(PICTURE, 90)
     with Image.open(io.BytesIO(data)) as image:
         assert image.format == peer.format
-        assert np.array_equal(np.array(image.convert("RGB")), decompress(data))
-    assert psnr_db(PICTURE, decompress(data)) > 28
+        assert np.array_equal(np.array(image.convert("RGB")), decode_peer(data))
+    assert psnr_db(PICTURE, decode_peer(data)) > 28
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=IDS)
@@ -46,7 +46,7 @@ def test_qualities_rise_and_so_do_bytes_and_psnr(peer: PeerCodec) -> None:
     assert list(peer.qualities) == sorted(peer.qualities)
     first, last = (peer.compress(PICTURE, q) for q in (peer.qualities[0], peer.qualities[-1]))
     assert len(first) < len(last)
-    assert psnr_db(PICTURE, decompress(first)) < psnr_db(PICTURE, decompress(last))
+    assert psnr_db(PICTURE, decode_peer(first)) < psnr_db(PICTURE, decode_peer(last))
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=IDS)
@@ -59,8 +59,8 @@ def test_alpha_is_kept_where_the_format_has_it_and_else_the_picture_is_on_white(
     data = peer.compress(picture, 90)
     with Image.open(io.BytesIO(data)) as image:
         assert image.has_transparency_data == (peer.family != "jpeg")
-    assert decompress(data)[:, 40:].min() > 250
-    assert psnr_db(picture, decompress(data)) > 28
+    assert decode_peer(data)[:, 40:].min() > 250
+    assert psnr_db(picture, decode_peer(data)) > 28
 
 
 def test_444_keeps_the_colours_that_420_halves() -> None:
@@ -69,7 +69,7 @@ def test_444_keeps_the_colours_that_420_halves() -> None:
     striped = Picture(stripes)
     for family in ("jpeg-{}", "avif-s6-{}"):
         peers = (peer_named(family.format(subsampling)) for subsampling in (420, 444))
-        half, full = (psnr_db(striped, decompress(peer.compress(striped, 95))) for peer in peers)
+        half, full = (psnr_db(striped, decode_peer(peer.compress(striped, 95))) for peer in peers)
         assert full > half + 5
 
 
@@ -93,7 +93,7 @@ def test_a_curve_finds_a_quality_that_reaches_a_psnr_and_encodes_none_twice() ->
     webp = peer_named("webp-m4")
     curve = PeerCurve(Counting(webp.name, webp.format, webp.options, webp.qualities), PICTURE)
     files = [webp.compress(PICTURE, quality) for quality in range(1, 101)]
-    psnrs = [psnr_db(PICTURE, decompress(data)) for data in files]
+    psnrs = [psnr_db(PICTURE, decode_peer(data)) for data in files]
     for min_db in (psnrs[40], psnrs[70], psnrs[95]):
         size, reaches = curve.at_least(min_db)
         crossings = [q for q in range(1, 100) if psnrs[q - 1] < min_db <= psnrs[q]]
@@ -105,7 +105,7 @@ def test_a_curve_finds_a_quality_that_reaches_a_psnr_and_encodes_none_twice() ->
 
 def test_lossless_webp_keeps_every_pixel() -> None:
     (effort,) = LOSSLESS_WEBP.qualities
-    assert np.array_equal(decompress(LOSSLESS_WEBP.compress(PICTURE, effort)), PICTURE.rgb)
+    assert np.array_equal(decode_peer(LOSSLESS_WEBP.compress(PICTURE, effort)), PICTURE.rgb)
 
 
 def test_families_and_names_choose_and_others_are_refused_by_name() -> None:
