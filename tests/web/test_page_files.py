@@ -133,3 +133,29 @@ def test_a_job_can_be_cancelled(page: Page, job_server: str) -> None:
     job = httpx.get(f"{job_server}/jobs/{posted.value.json()['id']}").json()
     assert job["status"] == "cancelled"
     page.wait_for_selector("#adapt-start:visible")
+
+
+def test_going_on_cancels_only_jobs_that_the_page_began(page: Page, job_server: str) -> None:
+    """A program may have asked for the same job: it has the same id."""
+    visitor = Visitor(page, job_server)
+    visitor.skip_others()
+    pictures = {"program": photograph(100, 90), "page": photograph(90, 100)}
+    url = f"{job_server}/adapt?rate=2&effort=4"
+    ids = {"program": httpx.post(url, content=pictures["program"]).json()["id"]}
+    visitor.open("rate=2&effort=4")
+    for name, picture in pictures.items():
+        visitor.choose((f"{name}.png", picture))
+        visitor.wait()
+        with page.expect_response("**/adapt?*") as posted:
+            page.click("#adapt-start")
+        ids[name] = posted.value.json()["id"]
+        page.wait_for_selector("#job-state:visible")
+        page.check('input[name="tune"][value="ms-ssim"]')
+        visitor.wait()
+        page.check('input[name="tune"][value="psnr"]')
+    states = {name: httpx.get(f"{job_server}/jobs/{job}").json() for name, job in ids.items()}
+    assert states["program"]["id"] != states["page"]["id"]
+    assert states["program"]["status"] in ("queued", "running")
+    assert states["page"]["status"] == "cancelled"
+    assert (states["program"]["priority"], states["page"]["priority"]) == (5, 9)
+    httpx.delete(f"{job_server}/jobs/{ids['program']}")

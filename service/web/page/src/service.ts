@@ -4,6 +4,12 @@ import type { Other } from "./state.js";
 
 const MAX_TRIES = 6;
 
+/** Jobs of visitors are done after those of all programs. */
+const PRIORITY = 9;
+
+/** A job of the page that was created so short a time before the answer is a new one. */
+const NEW_MS = 5000;
+
 /** The service refused; the message says why in plain words. */
 export class Refused extends Error {
   /** Name of the problem, as the HTTP reference lists it. */
@@ -97,14 +103,27 @@ export async function compare(
   };
 }
 
+/** A job that was asked for, and whether nobody had asked for it before. */
+export interface PostedJob {
+  id: string;
+  isNew: boolean;
+}
+
 export async function adapt(
   file: Blob,
   rate: number,
   effort: number,
   calling: Calling,
-): Promise<Job> {
-  const response = await post(`adapt?rate=${rate}&effort=${effort}`, file, calling);
-  return (await response.json()) as Job;
+): Promise<PostedJob> {
+  const query = `rate=${rate}&effort=${effort}&priority=${PRIORITY}`;
+  const response = await post(`adapt?${query}`, file, calling);
+  const { id, priority, created_at } = (await response.json()) as {
+    id: string;
+    priority: number;
+    created_at: string;
+  };
+  const ageMs = Date.parse(response.headers.get("Date") ?? "") - Date.parse(created_at);
+  return { id, isNew: priority === PRIORITY && ageMs < NEW_MS };
 }
 
 export async function cancelJob(id: string, calling: Calling): Promise<Job> {

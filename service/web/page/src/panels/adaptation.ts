@@ -36,6 +36,8 @@ export class Adaptation {
   readonly #hooks: Hooks;
   #events: JobEvents | null = null;
   #job: Job | null = null;
+  /** The id of a job that this page began, which nobody else waits for. */
+  #own = "";
   #points: Point[] = [];
   #controller = new AbortController();
   /** Bytes and PSNR of the stream that was fetched last. */
@@ -53,9 +55,10 @@ export class Adaptation {
     this.#hooks.begin();
     const calling = this.#calling(onWait);
     adapt(file, rate, effort, calling)
-      .then((job) => {
-        this.#hooks.changed(job.id);
-        this.#watch(job.id);
+      .then(({ id, isNew }) => {
+        if (isNew) this.#own = id;
+        this.#hooks.changed(id);
+        this.#watch(id);
       })
       .catch((error: unknown) => this.#fail(error, calling.signal));
   }
@@ -66,9 +69,10 @@ export class Adaptation {
     this.#watch(id);
   }
 
-  /** Look at the job no longer; one that still runs is cancelled. */
+  /** Look at the job no longer; one of this page that still runs is cancelled. */
   leave(): void {
-    if (this.#job !== null && !hasEnded(this.#job)) void this.#cancel();
+    const job = this.#job;
+    if (job !== null && job.id === this.#own && !hasEnded(job)) void this.#cancel();
     this.#events?.close();
     this.#controller.abort();
     this.#controller = new AbortController();
