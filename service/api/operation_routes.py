@@ -89,12 +89,12 @@ async def get_weights(
     ],
 ) -> Response:
     """A decode-only file, in gzip where that pays and the client takes it."""
-    found = await _decoder_files(service)
-    data = found.files.get(file)
+    offered = await _decoder_files(service)
+    data = offered.files.get(file)
     if data is None:
         raise HTTPException(404, "the index of the weights names no such file")
     digest = file.partition(".")[0]
-    shared = SharedFile(data, digest, openapi.BINARY_TYPE, found.gzipped.get(file))
+    shared = SharedFile(data, digest, openapi.BINARY_TYPE, offered.gzipped.get(file))
     return shared.response(request, header_values({headers.CACHE_CONTROL: IMMUTABLE}))
 
 

@@ -57,9 +57,7 @@ class PeerFile:
     encodes: int
 
 
-def compare(
-    picture: Picture, format: PeerFormat, target: Target, limits: WriteLimits
-) -> PeerFile:
+def compare(picture: Picture, format: PeerFormat, target: Target, limits: WriteLimits) -> PeerFile:
     """The file that meets a target best: the largest within a size, the smallest from a PSNR on.
 
     Sizes and PSNR are taken to rise with the quality. In any case the file meets the target, and
@@ -142,11 +140,12 @@ def _max_bytes(target: Target, picture: Picture) -> int:
 
 @dataclass(eq=False)
 class _Files:
-    """The files of a picture in one format; each quality is written at most once."""
+    """The files of a picture in one format; each is written, and decoded, at most once."""
 
     picture: Picture
     format: PeerFormat
     _data: dict[int, bytes] = field(default_factory=dict)
+    _psnr: dict[int, float] = field(default_factory=dict)
 
     def data(self, quality: int) -> bytes:
         """The file of a quality."""
@@ -165,8 +164,11 @@ class _Files:
         return min(self._psnr_db(quality), MAX_PSNR_DB)
 
     def _psnr_db(self, quality: int) -> float:
-        decoded = decode_peer(self.data(quality))
-        return self.picture.psnr_db(squared_error(self.picture.on_white().rgb, decoded))
+        if quality not in self._psnr:
+            decoded = decode_peer(self.data(quality))
+            error = squared_error(self.picture.on_white().rgb, decoded)
+            self._psnr[quality] = self.picture.psnr_db(error)
+        return self._psnr[quality]
 
     def file(self, quality: int) -> PeerFile:
         """The file of a quality with what the search for it took."""

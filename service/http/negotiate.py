@@ -1,4 +1,5 @@
-"""Chooses the image format of an answer by the `Accept` header (RFC 9110, section 12.5.1).
+"""Chooses the image format of an answer by the `Accept` header (RFC 9110, section 12.5.1), and
+reads which content codings `Accept-Encoding` allows (section 12.5.3).
 
 The most specific media range that matches a format gives its weight, and the format with the
 highest weight wins. Between equal weights, a format that is named wins over one that a wildcard
@@ -47,10 +48,11 @@ SMALL: Final = Preference(("avif", "webp", "jpeg", "png"), ("jpeg", "webp", "avi
 """The smallest format that is named, else one that every client reads; PNG is the last choice."""
 
 MAX_RANGES = 100
-"""Media ranges of a header that are read; more are ignored."""
+"""Elements of a header that are read; more are ignored."""
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _RANGE = re.compile(rf"({_TOKEN})/({_TOKEN})")
+_CODING = re.compile(_TOKEN)
 _WEIGHT = re.compile(r"\d{1,9}(?:\.\d{0,9})?|\.\d{1,9}")
 """More than RFC 9110 allows: some clients send q=.8 or q=0.8000."""
 
@@ -88,6 +90,11 @@ def weight_of(accept: str | None, media_type: str) -> float:
     return next((weights[key] for key in keys if key in weights), 0.0)
 
 
+def accepts_coding(accept_encoding: str, coding: str) -> bool:
+    """Whether an `Accept-Encoding` header names a content coding with a weight above 0."""
+    return _parse(accept_encoding, _CODING).get(coding, 0.0) > 0
+
+
 def choose_forms(
     forms: Sequence[Form], shape: StreamShape, limits: WriteLimits
 ) -> tuple[Form, ...]:
@@ -120,15 +127,15 @@ def _refusal(form: Form, shape: StreamShape, limits: WriteLimits) -> str | None:
     return limits.refusal(form.format, form.quality, shape.width * shape.height)
 
 
-def _parse(accept: str) -> dict[str, float]:
-    """Weight of every well-formed media range; malformed ranges are ignored.
+def _parse(header: str, form: re.Pattern[str] = _RANGE) -> dict[str, float]:
+    """Weight of every element whose name has a form, such as a media range; others are ignored.
 
-    A range whose weight alone is malformed has the weight 1.
+    An element whose weight alone is malformed has the weight 1.
     """
     weights: dict[str, float] = {}
-    for element in accept.split(",", MAX_RANGES)[:MAX_RANGES]:
+    for element in header.split(",", MAX_RANGES)[:MAX_RANGES]:
         name, *parameters = (part.strip() for part in element.split(";"))
-        if _RANGE.fullmatch(name):
+        if form.fullmatch(name):
             weights[name.lower()] = _weight(parameters)
     return weights
 

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import RangeUnsatisfiable, Saturated
 from service.http.context import RequestBytes, context_of
+from service.http.negotiate import accepts_coding
 from service.http.spool import SPOOLED_BYTES, Spool
 from service.settings import MIB
 
@@ -32,7 +33,6 @@ PIECE_BYTES: Final = MIB
 MAX_TAGS: Final = 100
 """Entity tags of a header that are read; more are ignored."""
 
-_TAKES_GZIP = re.compile(r"(^|[\s,])gzip\s*(?!\s*;\s*q=0(\.0*)?\s*(,|$))(;|,|$)")
 _TAG = re.compile(r'(?:W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", re.IGNORECASE)
 
@@ -74,7 +74,9 @@ class SharedFile:
         if known is not None:
             return known
         data, own = self.data, {"ETag": f'"{self.sha256}"'}
-        if self.gzipped is not None and _takes_gzip(request.headers.get("accept-encoding", "")):
+        if self.gzipped is not None and accepts_coding(
+            ",".join(request.headers.getlist("accept-encoding")), "gzip"
+        ):
             data = self.gzipped
             own = {"ETag": f'"{self.sha256}-gzip"', "Content-Encoding": "gzip"}
         own["Content-Length"] = str(len(data))
@@ -133,11 +135,6 @@ class LargeResponse(Response):
             raise ClientDisconnect from None
         finally:
             await self._spool.calls.submit(self._file.close)
-
-
-def _takes_gzip(accept_encoding: str) -> bool:
-    """Whether a client takes an answer in gzip, by its Accept-Encoding header."""
-    return _TAKES_GZIP.search(accept_encoding.lower()) is not None
 
 
 def not_modified_response(

@@ -1,4 +1,4 @@
-"""Accept headers, by the rules of RFC 9110 section 12.5.1."""
+"""Accept headers, by the rules of RFC 9110 section 12.5."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import pytest
 
 from service.engine.types import StreamShape
 from service.errors import NotAcceptable
-from service.http.negotiate import EXACT, SMALL, Form, Preference, choose_forms, rank_formats
+from service.http.negotiate import (
+    EXACT,
+    SMALL,
+    Form,
+    Preference,
+    accepts_coding,
+    choose_forms,
+    rank_formats,
+)
 from service.images.write import WriteLimits
 
 NO_LIMITS = WriteLimits(math.inf, 2**62)
@@ -142,3 +150,20 @@ def test_a_format_that_would_take_too_long_or_too_much_memory_is_passed_over() -
         choose_forms(forms[:1], StreamShape(10_000, 10_000, False), limits)
     with pytest.raises(NotAcceptable, match="the limits are 1 s and 1536 MiB"):
         choose_forms(forms[:1], StreamShape(1000, 2000, False), WriteLimits(1.0, 1536 * 2**20))
+
+
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [
+        ("gzip", True),
+        ("br;q=1.0, GZIP;q=.5", True),
+        ("gzip;q=0", False),
+        ("gzip ; q=0.000, br", False),
+        ("x-gzip, xgzip, gzip2", False),
+        ("identity", False),
+        ("*", False),
+        ("", False),
+    ],
+)
+def test_a_content_coding_must_be_named_with_a_weight(header: str, accepted: bool) -> None:
+    assert accepts_coding(header, "gzip") is accepted

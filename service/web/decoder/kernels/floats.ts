@@ -21,6 +21,7 @@ import {
   weightsOf,
 } from "./layer";
 import { GROUP, highSums, lowSums, multiply } from "./products";
+import { nearestIntegers } from "./rounding";
 
 /** Norms of rounded inputs and weights. What rounding adds, half a root of K, is left free. */
 const INPUT_NORM: f32 = 32704;
@@ -28,10 +29,6 @@ const WEIGHT_NORM: f64 = 65472;
 
 /** Norms are not taken as smaller, so that zeros have a unit. */
 const SMALLEST_NORM: f32 = 1e-20;
-
-/** Adding this to a float32 of at most 2^22 puts the nearest integer into the low bits. */
-const MAGIC: f32 = 12582912;
-const MAGIC_BITS: i32 = 0x4b400000;
 
 /** Positions that are rounded at a time, and their rounded inputs and units. */
 const CHUNK: i32 = 16;
@@ -131,17 +128,11 @@ function roundInputs(x: usize, k: usize, out: usize): f32 {
   const norm = max<f32>(sqrt<f32>(even + odd), SMALLEST_NORM);
   const scale = f32x4.splat(INPUT_NORM / norm);
   for (let i: usize = 0; i < k; i += 8) {
-    const low = integer(f32x4.mul(v128.load(x + i * 4), scale));
-    const high = integer(f32x4.mul(v128.load(x + i * 4, 16), scale));
+    const low = nearestIntegers(f32x4.mul(v128.load(x + i * 4), scale));
+    const high = nearestIntegers(f32x4.mul(v128.load(x + i * 4, 16), scale));
     v128.store(out + i * 2, i16x8.narrow_i32x4_s(low, high));
   }
   return norm / INPUT_NORM;
-}
-
-/** float32 of at most 2^22 -> the nearest int32: adding MAGIC puts it into the low bits. */
-@inline
-function integer(x: v128): v128 {
-  return i32x4.sub(f32x4.add(x, f32x4.splat(MAGIC)), i32x4.splat(MAGIC_BITS));
 }
 
 /** Four sums as float32, with LeakyReLU, or added to what the output holds. */
@@ -248,9 +239,9 @@ export function blockFloat(
   const inner = outputsOf(layers) * 4;
   const pitch = <usize>width * stride;
   const first = max(left - 1, 0);
-  const seen = min(right + 1, width) - first;
+  const read = min(right + 1, width) - first;
   const count = right - left;
-  const row = <usize>seen * inner;
+  const row = <usize>read * inner;
   const spread = scratch + 3 * row;
   const hidden = scratch + 4 * row;
   const start = x + <usize>first * stride;
@@ -260,14 +251,14 @@ export function blockFloat(
     const below = min(r + 1, height - 1);
     for (; ready <= below; ready++) {
       const from = start + <usize>ready * pitch;
-      linearFloat(layers, from, stride, seen, scratch + <usize>(ready % 3) * row, inner, LEAKY);
+      linearFloat(layers, from, stride, read, scratch + <usize>(ready % 3) * row, inner, LEAKY);
     }
     depthwiseFloat(
       dw,
       scratch + <usize>(above % 3) * row,
       scratch + <usize>(r % 3) * row,
       scratch + <usize>(below % 3) * row,
-      seen,
+      read,
       left - first,
       right - first,
       spread,

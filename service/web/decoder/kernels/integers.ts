@@ -18,10 +18,7 @@ import {
   weightsOf,
 } from "./layer";
 import { GROUP, highSums, lowSums, multiply } from "./products";
-
-/** Adding this to a float32 of at most 2^22 puts its integer into the low bits. */
-const MAGIC: f32 = 12582912;
-const MAGIC_BITS: i32 = 0x4b400000;
+import { nearestIntegers } from "./rounding";
 
 /** Largest absolute activation. */
 const ACTIVATION_MAX: f32 = 1023;
@@ -123,8 +120,7 @@ function rounded(
 /** Whole numbers in float32, clipped, as int32. */
 @inline
 function integer(f: v128, low: v128, high: v128): v128 {
-  const clipped = f32x4.pmin(f32x4.pmax(f, low), high);
-  return i32x4.sub(f32x4.add(clipped, f32x4.splat(MAGIC)), i32x4.splat(MAGIC_BITS));
+  return nearestIntegers(f32x4.pmin(f32x4.pmax(f, low), high));
 }
 
 /**

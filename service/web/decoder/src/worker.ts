@@ -104,14 +104,8 @@ function dropResource(key: string): void {
 }
 
 const tasks: { [K in TaskName]: Task<K> } = {
-  tile: ({ rate, pieces, height, width, marked, partial, countBits }) => {
-    const decoded = rates.get(rate).decodeTile(pieces, height, width, marked, partial, countBits);
-    // Copies have buffers of their own, which can be given away.
-    return {
-      yHat: new Int16Array(decoded.yHat),
-      bits: decoded.bits && new Float32Array(decoded.bits),
-    };
-  },
+  tile: ({ rate, pieces, height, width, marked, partial, countBits }) =>
+    rates.get(rate).decodeTile(pieces, height, width, marked, partial, countBits),
   window: ({ synthesis, yHat, window, inner, grey }) =>
     toRgba(syntheses.get(synthesis).paint(yHat, window, inner), grey),
   preview: ({ previews: key, yHat, window, inner, scale, grey }) =>

@@ -205,8 +205,8 @@ class App {
   #adapt(): void {
     const trial = this.#trial;
     if (trial === null) return;
-    const made = Number(trial.stream?.rate);
-    const rate = this.#state.aim === "rate" || !(made >= 1) ? this.#state.rate : made;
+    const shown = Number(trial.stream?.rate);
+    const rate = this.#state.aim === "rate" || !(shown >= 1) ? this.#state.rate : shown;
     this.#set({ rate, aim: "rate" });
     this.#controls.show();
     this.#adaptation.start(trial.file, rate, this.#state.effort, this.#work.calling);
@@ -249,8 +249,8 @@ class App {
     const trial = this.#trial;
     showSections(trial, this.#batch !== null, this.#hasJobs);
     this.#viewer.setPictures(trial?.picture(state.a) ?? null, trial?.picture(state.b) ?? null);
-    const made = this.#heat?.of === trial?.stream ? this.#heat : null;
-    const heat = state.heat && made !== null ? made.heat : null;
+    const current = this.#heat?.of === trial?.stream ? this.#heat : null;
+    const heat = state.heat && current !== null ? current.heat : null;
     this.#viewer.setHeat(heat);
     showLegend(heat);
     this.#showState();

@@ -18,6 +18,7 @@ const SYMBOL_MAX = 511;
 export class Tables {
   readonly address: number;
   private readonly mass: Int32Array;
+  private codeLengths: Float32Array | null = null;
 
   /** Raises StoreError where the tensor `entropy.tables` is no table of probabilities. */
   constructor(wasm: Wasm, arena: Arena, tensors: Tensors) {
@@ -32,11 +33,12 @@ export class Tables {
   /** Ideal code length of symbols in bits: entry 1023 · level + symbol + 511; 0 at level 0. */
   costs(): Float32Array {
     const width = 2 * SYMBOL_MAX + 1;
-    return Float32Array.from({ length: LEVELS * width }, (_, i) => {
+    this.codeLengths ??= Float32Array.from({ length: LEVELS * width }, (_, i) => {
       const level = Math.floor(i / width);
       const mass = this.mass[level * HALF + Math.abs((i % width) - SYMBOL_MAX)] ?? 1;
       return level === 0 ? 0 : TOTAL_BITS - Math.log2(mass);
     });
+    return this.codeLengths;
   }
 }
 

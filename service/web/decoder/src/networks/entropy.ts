@@ -50,11 +50,12 @@ interface Step {
   block: number;
 }
 
+/** A tile of h × w latents, in arrays of its own. */
 export interface DecodedTile {
   /** [h, w, M], in units of 1/64. */
-  yHat: Int16Array;
-  /** [h, w], ideal code length in bits; those of z are spread over their latents. */
-  bits: Float32Array | null;
+  yHat: Int16Array<ArrayBuffer>;
+  /** [h, w], ideal code length in bits where it is counted; those of z are spread evenly. */
+  bits: Float32Array<ArrayBuffer> | null;
 }
 
 /** The entropy networks of a model at a rate. */
@@ -309,7 +310,7 @@ function packHead(packer: IntegerPacker, weights: EntropyWeights, t: number, p: 
 /** The first layer of step t: it reads the features, then the groups in the order of the steps. */
 function packFirst(packer: IntegerPacker, weights: EntropyWeights, t: number, p: Class): number {
   const { M, cp, cc } = weights.sizes;
-  const seen = GROUP_AT.slice(0, t).map((groups) => spacedPlaces(cp + groups[p], STEPS, M / STEPS));
-  const columns = joined(firstPlaces(cp), ...seen);
+  const known = GROUP_AT.slice(0, t).map((groups) => spacedPlaces(cp + groups[p], STEPS, M / STEPS));
+  const columns = joined(firstPlaces(cp), ...known);
   return packer.linear(weights.layer(`step.${t}.first`), firstPlaces(cc), columns);
 }

@@ -111,7 +111,7 @@ export class TileMemory {
   }
 
   /** The latents in the order of their channels. */
-  yHat(): Int16Array {
+  yHat(): Int16Array<ArrayBuffer> {
     const { M } = this.sizes;
     const area = this.extent.height * this.extent.width;
     const out = this.arena.allocate(2 * area * M);
@@ -127,11 +127,11 @@ function lines({ height, width }: Extent): Line[] {
     const column = p & 1;
     const count = Math.ceil((width - column) / 2);
     if (count === 0) return [];
-    const found: Line[] = [];
+    const rows: Line[] = [];
     for (let row = p >> 1; row < height; row += 2) {
-      found.push({ p, row, column, count, start });
+      rows.push({ p, row, column, count, start });
       start += count;
     }
-    return found;
+    return rows;
   });
 }

@@ -5,6 +5,7 @@
  * holds a few rows of tiles of a large picture.
  */
 
+import type { DecodedTile } from "../networks/core.js";
 import type { Resource } from "../pool/messages.js";
 import type { WorkerPool } from "../pool/pool.js";
 import { maskIn, type Mask } from "../stream/graphics.js";
@@ -31,14 +32,6 @@ export interface LatentOptions {
   partial: boolean;
   countBits: boolean;
   signal: AbortSignal;
-}
-
-/** A tile that is decoded. */
-export interface DecodedTile {
-  /** [tile height, tile width, M], in units of 1/64. */
-  yHat: Int16Array<ArrayBuffer>;
-  /** Bits of each latent, [tile height, tile width], where they are counted. */
-  bits: Float32Array<ArrayBuffer> | null;
 }
 
 /** Begins to decode a tile of a stream. */

@@ -6,7 +6,7 @@
  */
 
 import type { SentError } from "../errors.js";
-import type { Sizes } from "../networks/core.js";
+import type { DecodedTile, Extent, Sizes } from "../networks/core.js";
 import type { Edges } from "../picture/resample.js";
 import type { AlphaFilter } from "../stream/alpha.js";
 import type { Mask } from "../stream/graphics.js";
@@ -33,13 +33,13 @@ export type Rgba = Uint8ClampedArray<ArrayBuffer>;
 export interface WindowInput {
   /** [window height, window width, M]. */
   yHat: Int16Array<ArrayBuffer>;
-  window: { height: number; width: number };
+  window: Extent;
   inner: Box;
   /** Whether the channels of each pixel are averaged. */
   grey: boolean;
 }
 
-/** A piece of a lossless picture, and the part of it that is wanted, in the same coordinates. */
+/** A piece of a lossless picture, and the part of it that is needed, in the same coordinates. */
 export interface PieceInput {
   webp: string;
   data: Uint8Array;
@@ -60,7 +60,7 @@ export interface Tasks {
       partial: boolean;
       countBits: boolean;
     };
-    result: { yHat: Int16Array<ArrayBuffer>; bits: Float32Array<ArrayBuffer> | null };
+    result: DecodedTile;
   };
   /** Pixels of a window, as RGBA. */
   window: { input: WindowInput & { synthesis: string }; result: Rgba };

@@ -94,7 +94,7 @@ export class Camera {
 }
 
 /** A centre such that a view of that many pixels does not leave the picture. */
-function clampCentre(centre: number, length: number, seen: number): number {
-  if (seen >= length) return length / 2;
-  return Math.min(length - seen / 2, Math.max(seen / 2, centre));
+function clampCentre(centre: number, length: number, visible: number): number {
+  if (visible >= length) return length / 2;
+  return Math.min(length - visible / 2, Math.max(visible / 2, centre));
 }

@@ -8,7 +8,7 @@ import type { Heat } from "./heat.js";
 import { paint } from "./paint.js";
 
 /** What of the state the stage shows and changes. */
-export type Seen = Pick<State, "mode" | "split" | "zoom" | "x" | "y" | "gain">;
+export type ViewState = Pick<State, "mode" | "split" | "zoom" | "x" | "y" | "gain">;
 
 /** Device pixels that an arrow key moves the picture. */
 const KEY_STEP = 64;
@@ -21,7 +21,7 @@ export class Viewer {
   readonly #slider = byId("split", HTMLInputElement);
   readonly #handle = byId("handle", HTMLElement);
   readonly #camera = new Camera();
-  readonly #seen: Seen;
+  readonly #view: ViewState;
   readonly #onChange: () => void;
   /** Positions of the pointers that are down, in device pixels. */
   readonly #pointers = new Map<number, { x: number; y: number }>();
@@ -33,11 +33,11 @@ export class Viewer {
   #spread = 0;
 
   /**
-   * @param seen is read and written
-   * @param onChange is told when the visitor has changed `seen`
+   * @param view is read and written
+   * @param onChange is told when the visitor has changed `view`
    */
-  constructor(seen: Seen, onChange: () => void) {
-    this.#seen = seen;
+  constructor(view: ViewState, onChange: () => void) {
+    this.#view = view;
     this.#onChange = onChange;
     new ResizeObserver(() => this.#resize()).observe(this.#stage);
     this.#slider.addEventListener("input", () => this.#moveSplit(Number(this.#slider.value) / 100));
@@ -62,9 +62,9 @@ export class Viewer {
     this.refresh();
   }
 
-  /** Take what `seen` says now, and paint. */
+  /** Take what `view` says now, and paint. */
   refresh(): void {
-    const { mode, split } = this.#seen;
+    const { mode, split } = this.#view;
     const two = this.#a !== null && this.#b !== null;
     this.#slider.hidden = !two || mode !== "slider";
     this.#slider.value = String(split * 100);
@@ -91,7 +91,7 @@ export class Viewer {
   }
 
   #restore(): void {
-    const { zoom, x, y } = this.#seen;
+    const { zoom, x, y } = this.#view;
     this.#camera.zoom = zoom;
     if (zoom > 0 && (x > 0 || y > 0)) {
       this.#camera.x = x;
@@ -113,7 +113,7 @@ export class Viewer {
     this.#scheduled = true;
     requestAnimationFrame(() => {
       this.#scheduled = false;
-      const { mode, split, gain } = this.#seen;
+      const { mode, split, gain } = this.#view;
       const { placement } = this.#camera;
       paint(this.#canvas, {
         a: this.#a,
@@ -128,15 +128,15 @@ export class Viewer {
   }
 
   #moved(): void {
-    this.#seen.zoom = this.#camera.zoom;
-    this.#seen.x = this.#camera.zoom > 0 ? Math.round(this.#camera.x) : 0;
-    this.#seen.y = this.#camera.zoom > 0 ? Math.round(this.#camera.y) : 0;
+    this.#view.zoom = this.#camera.zoom;
+    this.#view.x = this.#camera.zoom > 0 ? Math.round(this.#camera.x) : 0;
+    this.#view.y = this.#camera.zoom > 0 ? Math.round(this.#camera.y) : 0;
     this.refresh();
     this.#onChange();
   }
 
   #moveSplit(split: number): void {
-    this.#seen.split = Math.round(Math.min(1, Math.max(0, split)) * 1000) / 1000;
+    this.#view.split = Math.round(Math.min(1, Math.max(0, split)) * 1000) / 1000;
     this.refresh();
     this.#onChange();
   }
@@ -238,7 +238,7 @@ export class Viewer {
     const mode = modes[key] ?? (key === "x" ? this.#other() : undefined);
     const zoom = Number(key);
     if (mode !== undefined) {
-      this.#seen.mode = mode;
+      this.#view.mode = mode;
       this.refresh();
       this.#onChange();
     } else if (key === "+" || key === "=") this.zoomBy(1);
@@ -250,6 +250,6 @@ export class Viewer {
 
   /** The picture that is not shown alone now. */
   #other(): Mode {
-    return this.#seen.mode === "a" ? "b" : "a";
+    return this.#view.mode === "a" ? "b" : "a";
   }
 }
