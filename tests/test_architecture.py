@@ -21,10 +21,13 @@ COMMON = {"picture"}
 
 LAYERS: tuple[str, ...] = (
     "errors", "picture", "ms_ssim", "settings", "files", "logs", "blobs", "codec", "images",
-    "store", "nets", "runtime", "adapt", "engine", "jobs", "http", "web", "api", "pillow",
-    "datasets", "zoo", "eval", "train", "rates", "export", "bench", "cli", "__main__",
+    "tracing", "client", "store", "nets", "runtime", "adapt", "engine", "bulk", "names",
+    "webhooks", "jobs", "http", "web", "api", "server", "pillow", "datasets", "zoo", "eval",
+    "train", "rates", "export", "bench", "cli", "__main__",
 )  # fmt: skip
 """The parts of service/, each after all that it may import."""
+
+SERVING = {"names", "webhooks", "jobs", "http", "web", "api", "server", "bulk"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -34,6 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "logs": set(),
     "blobs": set(),
+    "tracing": {"settings"},
+    "client": set(),
     "codec": COMMON,
     "images": COMMON | {"files"},
     "store": {"codec", "files"},
@@ -41,19 +46,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": COMMON | {"ms_ssim", "codec", "nets", "store"},
     "adapt": COMMON | {"codec", "nets", "store", "runtime"},
     "engine": COMMON | {"codec", "images", "store", "runtime", "adapt", "settings"},
-    "jobs": COMMON | {"engine", "adapt", "images", "blobs", "settings"},
-    "http": {"engine", "images", "settings", "logs"},
+    "bulk": COMMON | {"engine", "adapt", "images", "codec", "blobs", "files", "settings", "logs"},
+    "names": {"blobs", "settings"},
+    "webhooks": {"blobs", "settings"},
+    "jobs": COMMON
+    | {"engine", "adapt", "images", "blobs", "settings", "names", "webhooks", "tracing"},
+    "http": {"engine", "images", "settings", "logs", "tracing"},
     "web": {"files", "http"},
     "api": COMMON
-    | {"files", "web"}
-    | {"engine", "adapt", "runtime", "images", "jobs", "http", "blobs", "settings", "logs"},
+    | {"engine", "adapt", "runtime", "images", "blobs", "settings", "logs", "tracing"}
+    | {"names", "webhooks", "jobs", "http"},
+    "server": {"engine", "jobs", "http", "web", "api", "blobs", "settings", "logs", "tracing"},
     "pillow": COMMON | {"codec", "engine", "images", "settings"},
     "datasets": COMMON | {"images", "files"},
     "eval": COMMON | {"ms_ssim", "images", "codec", "adapt", "engine", "files"},
-    "bench": set(LAYERS) - {"api", "web", "http", "jobs", "cli"},
+    "bench": set(LAYERS) - SERVING - {"cli"},
     "train": COMMON | {"images", "files", "codec", "nets", "store", "datasets", "eval"},
-    "rates": set(LAYERS) - {"api", "web", "http", "jobs", "cli", "bench", "export", "zoo"},
-    "export": set(LAYERS) - {"api", "web", "http", "jobs", "cli", "bench", "zoo"},
+    "rates": set(LAYERS) - SERVING - {"cli", "bench", "export", "zoo"},
+    "export": set(LAYERS) - SERVING - {"cli", "bench", "zoo"},
     "zoo": COMMON | {"codec", "images", "engine", "runtime", "datasets"},
     "cli": set(LAYERS),
     "__main__": {"cli"},
@@ -148,7 +158,7 @@ def test_the_format_needs_four_packages_only() -> None:
 
 def test_only_the_api_knows_the_web_framework() -> None:
     users = {unit_of(module_of(f)) for f in FILES if third_party(f) & WEB}
-    assert users <= {"http", "web", "api", "cli"}
+    assert users <= {"http", "web", "api", "server", "cli"}
 
 
 def test_only_the_export_writes_onnx() -> None:

@@ -23,12 +23,12 @@ from PIL import Image
 from served import serving
 from small_model import photo_like
 
-from service.api.app import create_app
 from service.bench.readme import DOCS, README, ROOT, pages
 from service.bench.site import build
 from service.cli.main import app
 from service.files import SITE
 from service.http.problems import KINDS
+from service.server.app import create_app
 from service.settings import Settings
 from service.web.pages import add_guide
 

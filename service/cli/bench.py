@@ -15,7 +15,7 @@ import typer
 
 from service.cli import options
 from service.cli.options import prepare, settings_of, write_results
-from service.cli.streams import say
+from service.cli.process import say
 from service.errors import BadParameter
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import typer
 
 from service.cli import options
 from service.cli.options import open_codec, settings_of, write_results
-from service.cli.streams import say
+from service.cli.process import say
 
 if TYPE_CHECKING:
     from service.engine.types import Codec

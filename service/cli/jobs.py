@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from service.cli import options
-from service.cli.errors import logged_failure
 from service.cli.options import require_extra, settings_of
+from service.cli.process import logged_failure
 from service.errors import MissingExtra
 
 if TYPE_CHECKING:

@@ -19,12 +19,17 @@ from typer.core import TyperGroup
 from service.cli import options
 from service.cli.bench import bench_app
 from service.cli.codec import adapt, compress, decompress
-from service.cli.errors import is_typer_exit, reason_and_code
 from service.cli.eval import evaluate, evaluate_adaptation, evaluate_parts
 from service.cli.jobs import jobs_app, worker
 from service.cli.options import open_codec, settings_of
+from service.cli.process import (
+    discard_unwritten,
+    is_typer_exit,
+    reason_and_code,
+    reason_of,
+    replace_closed_streams,
+)
 from service.cli.serve import serve
-from service.cli.streams import discard_unwritten, reason_of, replace_closed_streams
 from service.cli.train import train_app
 from service.errors import BadParameter, RankpressError
 

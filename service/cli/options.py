@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from service.cli.streams import say
+from service.cli.process import say
 from service.errors import BadParameter, MissingExtra
 from service.files import check_target, write_whole
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from service.cli import options
-from service.cli.errors import logged_failure
 from service.cli.options import open_codec, require_extra, settings_of
+from service.cli.process import logged_failure
 from service.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def serve(
 
 def _serve(settings: Settings) -> None:
     with require_extra("serving needs", "decode" if settings.decode_only else "server"):
-        from service.api.server import serve as run_server
+        from service.server.run import serve as run_server
     if not settings.decode_only and find_spec("torch") is None:
         raise MissingExtra(
             "serving needs torch: pip install 'rankpress[server]', or serve --decode-only"

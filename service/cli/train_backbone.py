@@ -9,7 +9,7 @@ import typer
 
 from service.cli import options
 from service.cli.options import prepare, whole_rates
-from service.cli.streams import say
+from service.cli.process import say
 from service.codec.sizes import Sizes
 from service.errors import BadParameter
 

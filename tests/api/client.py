@@ -13,9 +13,9 @@ import numpy as np
 from fastapi import FastAPI
 from PIL import Image
 
-from service.api.app import create_app
 from service.api.service import Service
 from service.engine.types import Codec
+from service.server.app import create_app
 from service.settings import Settings
 
 WIDTH, HEIGHT = 20, 12

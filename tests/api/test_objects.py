@@ -18,10 +18,10 @@ from PIL import Image
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from service.api.app import create_app
 from service.blobs import open_objects, shared_key
 from service.errors import ObjectsUnavailable, RangeUnsatisfiable
 from service.http.responses import entity_tags, requested_range
+from service.server.app import create_app
 from service.settings import Settings
 
 from .client import HEIGHT, PIXELS, PNG, WIDTH, Client, pixels_of, ready, running, until

@@ -38,7 +38,7 @@ def built(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def client(built: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
-    monkeypatch.setattr("service.api.app.add_page", partial(add_page, built=built))
+    monkeypatch.setattr("service.server.app.add_page", partial(add_page, built=built))
     async with running(FakeCodec(), check_origin=True) as client:
         yield client
 

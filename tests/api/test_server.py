@@ -22,8 +22,8 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from service.api.server import Server
 from service.logs import QUIET_S, RareWarning
+from service.server.run import Server
 from service.settings import Settings
 
 from .client import PNG
@@ -294,7 +294,7 @@ def test_a_warning_is_written_rarely_and_says_how_often_it_was_meant() -> None:
 PROGRAM = """
 import resource
 import sys
-from service.api.server import serve
+from service.server.run import serve
 from service.settings import Settings
 from fake_codec import FakeCodec
 codec = FakeCodec()

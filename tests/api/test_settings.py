@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from service.api.app import create_app
 from service.codec.container import LOSSLESS
 from service.engine.opening import open_engine
 from service.errors import BadParameter
 from service.picture import Picture
+from service.server.app import create_app
 from service.settings import Settings
 
 from .fake_codec import FakeCodec

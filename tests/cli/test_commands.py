@@ -609,7 +609,7 @@ def test_serve_hands_over_codec_and_settings(
     codec: OpenedCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[Any] = []
-    monkeypatch.setattr("service.api.server.serve", lambda c, s: served.extend([c, s]))
+    monkeypatch.setattr("service.server.run.serve", lambda c, s: served.extend([c, s]))
     result = rankpress("serve", "--port", "0", "--workers", "3", "--log-format", "text")
     assert result.exit_code == 0, result.stderr
     assert served[0] is codec
@@ -620,7 +620,7 @@ def test_serving_decode_only_opens_the_light_decoder_and_needs_no_torch(
     codec: OpenedCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[Any] = []
-    monkeypatch.setattr("service.api.server.serve", lambda _, s: served.append(s))
+    monkeypatch.setattr("service.server.run.serve", lambda _, s: served.append(s))
     monkeypatch.setattr("service.cli.serve.find_spec", lambda _: None)
     result = rankpress("serve")
     assert result.exit_code == 1

@@ -22,12 +22,12 @@ from jobs.conftest import MakePlace
 from jobs.fake_adapter import expected_result
 from jobs.machines import Place, objects_away, picture, png, until
 from service.api import job_client, job_monitoring, job_routes
-from service.api.server import Server
 from service.api.service import Service
 from service.blobs import Objects
 from service.errors import ExpiredJob, ObjectsUnavailable
 from service.jobs import job_table
 from service.picture import Picture
+from service.server.run import Server
 
 pytestmark = pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
 

@@ -20,7 +20,6 @@ from types import FrameType
 import structlog
 import uvicorn
 
-from service.api.app import create_app
 from service.api.service import Service
 from service.engine.admission import Admission
 from service.engine.types import Codec
@@ -32,6 +31,7 @@ from service.http.connections import (
 )
 from service.jobs.supervisor import WorkerProcess
 from service.logs import configure_logs
+from service.server.app import create_app
 from service.settings import Settings
 
 POLL_S = 0.05

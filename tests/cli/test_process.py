@@ -15,7 +15,7 @@ import pytest
 import structlog
 import typer
 
-from service.cli.errors import logged_failure
+from service.cli.process import logged_failure
 from service.errors import BadParameter, JobsUnavailable, MissingExtra, StoreError
 
 
