@@ -4,6 +4,8 @@ Keys:
     objects/ab/abcd…        objects shared by all, named by their SHA-256 in hex (`shared_key`)
     jobs/JOB/image          the image file of a job (`put_named`: JOB is a hash over it)
     jobs/JOB/abcd…          checkpoints and streams of a job, named by their SHA-256
+    names/NAME/@/00000001   versions of a name, each written once (`create`)
+    followups/JOB/…         what is to be done when a job has ended
 
 Objects are written whole or not at all: obstore writes a folder's files under a temporary name
 (`NAME#1`) and renames them, or links them where the name must be new; buckets are atomic. Objects
@@ -14,6 +16,7 @@ block, so none belongs on an event loop.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -150,6 +153,25 @@ class Objects:
             self._store.put(key, data)
             self._sync(key)
 
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object under a name that none has yet; return False if one has it.
+
+        Of several writers of one key exactly one gets True. A bucket's answer may get lost, and
+        the repeated call then finds the object of the first one: compare the bytes to know.
+
+        Raises:
+            ObjectsUnavailable: the store cannot be written.
+        """
+        from obstore.exceptions import AlreadyExistsError
+
+        with _translate_errors(f"put {key}"):
+            try:
+                self._store.put(key, data, mode="create")
+            except AlreadyExistsError:
+                return False
+            self._sync(key)
+        return True
+
     def get(self, key: str) -> bytes:
         """Return the bytes of an object.
 
@@ -194,15 +216,29 @@ class Objects:
         with suppress(NoSuchObject), _translate_errors(f"delete {key}"):
             self._store.delete(key)
 
+    def list_sorted(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects below a prefix by key in code point order, those after a key alone.
+
+        A bucket lists them so, page by page; the files of a folder are all read and sorted.
+        """
+        if self._folder is None:
+            yield from self._list(prefix, after)
+        else:
+            yield from sorted(self._list(prefix, after), key=lambda info: info.key)
+
     def list(self, prefix: str, *, older_than_s: float = 0.0) -> Iterator[ObjectInfo]:
         """Yield the objects below a prefix of whole path parts that are at least of an age."""
         latest_s = time.time() - older_than_s
+        for info in self._list(prefix):
+            if not older_than_s or info.written_s <= latest_s:
+                yield info
+
+    def _list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         with _translate_errors(f"list {prefix}"):
-            for page in self._store.list(prefix):
+            for page in self._store.list(prefix, offset=after or None):
                 for meta in page:
                     written_s = meta["last_modified"].timestamp()
-                    if not older_than_s or written_s <= latest_s:
-                        yield ObjectInfo(meta["path"], meta["size"], written_s)
+                    yield ObjectInfo(meta["path"], meta["size"], written_s)
 
     def delete_all(self, prefix: str, *, older_than_s: float = 0.0) -> int:
         """Remove the objects below a prefix that are at least of an age; return how many."""
@@ -225,6 +261,16 @@ class Objects:
                     path.unlink()
                     removed += 1
         return removed
+
+    def remove_unfinished(self, key: str) -> None:
+        """Remove the temporary files of writers of one key in a folder, who were all killed."""
+        if self._folder is None:
+            return
+        path = self._folder / key
+        for temporary in path.parent.glob(f"{glob.escape(path.name)}#*"):
+            if _TEMPORARY_NAME.fullmatch(temporary.name):
+                with suppress(OSError):
+                    temporary.unlink()
 
     def check(self) -> None:
         """Write, read and remove an object. Raises ObjectsUnavailable."""

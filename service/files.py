@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,69 @@ def list_folder(folder: Path) -> Listing:
             else:
                 skipped.append((path, "is no plain file"))
     return Listing(tuple(sorted(files)), tuple(unreadable), tuple(sorted(skipped)))
+
+
+def walk_in_order(
+    folder: Path, on_skip: Callable[[str], None], after: str = ""
+) -> Iterator[tuple[str, int]]:
+    """Yield the files of a folder and of all folders below it, in the order of their keys.
+
+    A key is the path in the folder, its parts separated by slashes; keys are in the order in which
+    buckets list them. The names of one folder and of its parents are in memory at a time.
+
+    Args:
+        folder: to walk. after: a key; only files whose keys come after it are yielded.
+        on_skip: is called with the kind of each entry that is left out.
+
+    Yields:
+        The key of each file, and its size in bytes, which is 0 for a broken link.
+    """
+
+    def walk(below: str, parents: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+        try:
+            status = os.stat(folder / below)
+            names = os.listdir(folder / below)
+        except OSError:
+            on_skip("folders that cannot be listed")
+            return
+        here = status.st_dev, status.st_ino
+        if here in parents:
+            on_skip("links to a parent folder")
+            return
+        for name in sorted(_typed_names(folder / below, names, on_skip)):
+            key = below + name
+            if not name.endswith("/"):
+                if key > after:
+                    yield key, _size_of(folder / key)
+            elif key > after or after.startswith(key):
+                yield from walk(key, parents | {here})
+
+    return walk("", frozenset())
+
+
+def _typed_names(
+    place: Path, names: Iterable[str], on_skip: Callable[[str], None]
+) -> Iterator[str]:
+    """Yield the names of plain files, and those of folders with a slash at the end."""
+    for name in names:
+        kind = _kind_of(place / name)
+        if name.startswith("."):
+            on_skip("hidden names")
+        elif name.encode("utf-8", "replace") != os.fsencode(name):
+            on_skip("names that are no UTF-8")
+        elif stat.S_ISDIR(kind):
+            yield name + "/"
+        elif stat.S_ISREG(kind):
+            yield name
+        else:
+            on_skip("no plain files")
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # reading the file raises the reason
+        return 0
 
 
 def files_in(folder: Path) -> tuple[Path, ...]:

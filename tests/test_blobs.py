@@ -69,6 +69,12 @@ def test_a_name_takes_other_bytes_and_a_hash_does_not(objects: Objects) -> None:
     assert objects.get(key) == b"right"
 
 
+def test_a_name_is_taken_once(objects: Objects) -> None:
+    assert objects.create("a/name", b"one")
+    assert not objects.create("a/name", b"two")
+    assert objects.get("a/name") == b"one"
+
+
 def damaged(data: bytes) -> dict[str, bytes]:
     """Damage that may happen to bytes on a disk."""
     flipped = bytearray(data)

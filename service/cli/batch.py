@@ -16,9 +16,14 @@ from time import perf_counter
 from typing import TypeVar
 
 from service.cli.plan import STANDARD, BatchPlan, Task, target_of
-from service.errors import BadParameter, MissingExtra, RankpressError, RateUnavailable
+from service.errors import (
+    BadParameter,
+    MissingExtra,
+    RankpressError,
+    RateUnavailable,
+    ServerUnreachable,
+)
 from service.files import check_target, write_whole
-from service.picture import larger_note
 
 Loaded = TypeVar("Loaded")
 
@@ -83,7 +88,11 @@ def run_batch(
     *,
     overwrite: bool,
 ) -> Iterator[Outcome]:
-    """Do the tasks in order. Raises RateUnavailable or MissingExtra if no file can be converted."""
+    """Do the tasks in order.
+
+    Raises:
+        RateUnavailable, MissingExtra, ServerUnreachable: no file can be converted.
+    """
     for error in plan.unreadable:
         yield Outcome(str(error.filename), str(plan.folder), 0.0, error=message_of(error))
     tasks = plan.tasks
@@ -157,10 +166,12 @@ def _finish(
         input_bytes, loaded = fetch()
         result = convert(loaded)
         _write(task.target, result.data, overwrite)
-    except (RateUnavailable, MissingExtra, BrokenPipeError):  # every other file would meet them
-        raise
+    except (RateUnavailable, MissingExtra, ServerUnreachable, BrokenPipeError):
+        raise  # every other file would meet them
     except (RankpressError, OSError) as error:
         return Outcome(source, target, perf_counter() - start, error=message_of(error))
+    from service.picture import larger_note  # numpy comes with it
+
     larger = larger_note(len(result.data), input_bytes) if result.is_stream else ()
     return Outcome(
         source,

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from service.cli import options
 from service.cli.bench import bench_app
+from service.cli.bulk import bulk
 from service.cli.codec import adapt, compress, decompress
 from service.cli.eval import evaluate, evaluate_adaptation, evaluate_parts
 from service.cli.jobs import jobs_app, worker
@@ -164,7 +165,7 @@ def decoder_files(
     typer.echo(f"{folder}: index.json and {len(written.files)} files, {total_mb:.1f} MB")
 
 
-for command in (compress, decompress, adapt, info, models, decoder_files, serve):
+for command in (compress, decompress, adapt, bulk, info, models, decoder_files, serve):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("eval-adaptation")(evaluate_adaptation)

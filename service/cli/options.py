@@ -1,21 +1,28 @@
-"""Options that several commands have in common, and the settings and codec that they select."""
+"""Options that several commands have in common: the settings, codec or server that they select."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from service.cli.process import say
-from service.errors import BadParameter, MissingExtra
+from service.errors import (
+    BadParameter,
+    MissingExtra,
+    RateUnavailable,
+    RemoteFailure,
+    ServerUnreachable,
+)
 from service.files import check_target, write_whole
 
 if TYPE_CHECKING:
     import torch
+    from rankpress_client import Rankpress
 
     from service.engine.types import Codec
     from service.nets import compiling
@@ -49,6 +56,26 @@ Metadata = Annotated[
 Frame = Annotated[
     int | None,
     typer.Option(min=0, help="Frame or page of a file that has several, from 0."),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", envvar="RANKPRESS_SERVER", help="Let the server at this URL do the work."
+    ),
+]
+RateOrLossless = Annotated[
+    str | None,
+    typer.Option(
+        metavar="1-8|lossless",
+        show_default="4 without a target",
+        help="1 is smallest, 8 is best, lossless keeps every pixel exactly.",
+    ),
+]
+TargetBpp = Annotated[float | None, typer.Option(help="Most bits per pixel, in place of a rate.")]
+MaxBytes = Annotated[int | None, typer.Option(help="Most bytes of a stream, in place of a rate.")]
+TargetPsnr = Annotated[float | None, typer.Option(help="Least PSNR in dB, in place of a rate.")]
+Quality = Annotated[
+    int | None, typer.Option(min=1, max=100, help="Quality of jpeg, avif and lossy webp.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", "-f", help="Replace existing files.")]
@@ -110,6 +137,56 @@ def open_codec(settings: Settings, *, warm: bool = False) -> Codec:
         settings.max_pixels,
         settings.threads,
     )
+
+
+@contextmanager
+def open_server(url: str, local: Mapping[str, object]) -> Iterator[Rankpress]:
+    """Open the client of a server.
+
+    Args:
+        local: options of work on this machine, with None where they were not given.
+
+    Raises:
+        BadParameter: one of them was given, or the URL is none.
+        MissingExtra: httpx is not installed.
+        ServerUnreachable: there is no connection.
+    """
+    given = [name for name, value in local.items() if value is not None]
+    if given:
+        raise BadParameter(
+            f"the server at {url} is to do the work, so {' and '.join(given)} would have no effect"
+        )
+    with require_extra("--server needs", "client"):
+        from rankpress_client import ProblemError, Rankpress
+        from rankpress_client.errors import UnexpectedAnswerError
+    try:
+        client = Rankpress(url)
+    except ValueError as error:
+        raise BadParameter(str(error)) from error
+    with client:
+        # Say at once that nobody is there. A proxy may hide the path that is asked for here.
+        with client_errors(), suppress(ProblemError, UnexpectedAnswerError):
+            client.health()
+        yield client
+
+
+@contextmanager
+def client_errors() -> Iterator[None]:
+    """Raise errors of the client as those of a command."""
+    from rankpress_client import RankpressClientError, errors, problems
+
+    try:
+        yield
+    except problems.RateUnavailableError as error:
+        raise RateUnavailable(error.detail, error.available or ()) from error
+    except (
+        errors.ConnectionFailedError,
+        problems.UnauthorizedError,
+        problems.JobsOffError,
+    ) as error:
+        raise ServerUnreachable(str(error)) from error
+    except RankpressClientError as error:
+        raise RemoteFailure(str(error)) from error
 
 
 def write_results(results: Mapping[str, Any], *paths: Path | None) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, fields
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
@@ -21,8 +22,11 @@ from rich.text import Text
 
 from service.cli.batch import ConvertedFile, Outcome
 from service.cli.plan import STANDARD, BatchPlan
+from service.cli.process import say
 
 if TYPE_CHECKING:
+    from rankpress_client import AdaptJob, JobState
+
     from service.adapt.adaptation import PictureAdaptation
     from service.adapt.task import AdaptProgress
     from service.codec.container import StreamInfo
@@ -242,6 +246,45 @@ def run_adaptation(adaptation: PictureAdaptation, picture: Picture, quiet: bool)
     notes = (*picture.notes, adaptation_gain(end))
     data = adaptation.best()
     return ConvertedFile(data, *size, describe(data).rate, end.bpp, end.psnr_db, notes, True)
+
+
+def run_job(job: AdaptJob, quiet: bool) -> AdaptProgress:
+    """Wait for a job of a server, and show its progress as `run_adaptation` does.
+
+    An interrupt cancels the job, unless it was running before this command asked for it: then
+    somebody else waits for it too.
+    """
+    from rankpress_client import RankpressClientError
+
+    is_ours = job.state.status == "queued"
+    with _progress(errors_console(), bars.BarColumn(bar_width=20), hidden=quiet) as display:
+        bar = display.add_task(f"job {job.id[:8]} waits for its turn", total=None)
+
+        def show(state: JobState) -> None:
+            if state.step is not None:
+                progress = _job_progress(state)
+                line = adaptation_line(progress)
+                total = max(1, progress.total)
+                display.update(bar, completed=progress.step, total=total, description=line)
+
+        try:
+            return _job_progress(job.wait(show))
+        except KeyboardInterrupt:
+            if is_ours:
+                with suppress(RankpressClientError):
+                    job.cancel()
+            else:
+                say(f"job {job.id} was running before, and continues on the server")
+            raise
+
+
+def _job_progress(state: JobState) -> AdaptProgress:
+    """Return how far a job has come, as of an adaptation on this machine."""
+    from service.adapt.task import AdaptProgress
+
+    values = {field.name: getattr(state, field.name) for field in fields(AdaptProgress)}
+    exact = {name: math.inf for name in ("psnr_db", "first_psnr_db") if values[name] is None}
+    return AdaptProgress(**values | exact)
 
 
 def adaptation_line(progress: AdaptProgress) -> str:
