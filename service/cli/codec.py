@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 import typer
 
 from service.cli import options
-from service.cli.options import open_codec, settings_of
+from service.cli.options import client_errors, open_codec, open_server, settings_of
 from service.errors import BadParameter
 from service.files import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rankpress_client import Rankpress
+    from rankpress_client.options import AdaptOptions, CompressOptions, Rate
 
     from service.cli.batch import ConvertedFile
     from service.cli.plan import BatchPlan
@@ -43,23 +46,10 @@ OutArgument = Annotated[
 def compress(
     sources: SourcesArgument,
     out: OutArgument,
-    rate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="1-8|lossless",
-            show_default="4 without a target",
-            help="1 is smallest, 8 is best, lossless keeps every pixel exactly.",
-        ),
-    ] = None,
-    target_bpp: Annotated[
-        float | None, typer.Option(help="Most bits per pixel, in place of a rate.")
-    ] = None,
-    max_bytes: Annotated[
-        int | None, typer.Option(help="Most bytes of a stream, in place of a rate.")
-    ] = None,
-    target_psnr: Annotated[
-        float | None, typer.Option(help="Least PSNR in dB, in place of a rate.")
-    ] = None,
+    rate: options.RateOrLossless = None,
+    target_bpp: options.TargetBpp = None,
+    max_bytes: options.MaxBytes = None,
+    target_psnr: options.TargetPsnr = None,
     tune: options.Tune = "psnr",
     metadata: options.Metadata = "icc",
     frame: options.Frame = None,
@@ -67,13 +57,14 @@ def compress(
     model: options.Model = None,
     device: options.Device = None,
     check: options.Check = None,
+    server: options.Server = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Compress pictures, and all pictures in folders, to .rkp streams."""
     from service.cli.batch import ConvertedFile, check_output
     from service.cli.plan import plan_batch
-    from service.engine.target import rate_or_target
+    from service.engine.target import Target, rate_or_target
     from service.images.read import read_image
 
     check_output(out, json)
@@ -85,6 +76,21 @@ def compress(
         spelling=lambda name: "--" + name.replace("_", "-"),
     )
     plan = plan_batch(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
+    if server:
+        local = {"--store": store, "--model": model, "--device": device, "--check": check}
+        asked: CompressOptions = {
+            "rate": None if isinstance(requested, Target) else _rate_option(requested),
+            "target_bpp": target_bpp,
+            "max_bytes": max_bytes,
+            "target_psnr": target_psnr,
+            "tune": tune,
+            "metadata": metadata,
+            "frame": frame,
+        }
+        with open_server(server, local) as remote:
+            convert_there = partial(_compress_on, remote, asked)
+            _run(plan, bytes, convert_there, json=json, overwrite=overwrite)
+        return
     settings = settings_of(store=store, model=model, device=device, check=check)
     codec = open_codec(settings)
 
@@ -106,9 +112,7 @@ def decompress(
         Format | None,
         typer.Option(help="Default: by the suffix of OUT, else png.", show_default=False),
     ] = None,
-    quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Quality of jpeg, avif and lossy webp.")
-    ] = None,
+    quality: options.Quality = None,
     region: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="Decode only this part.")
     ] = None,
@@ -172,6 +176,7 @@ def adapt(
     frame: options.Frame = None,
     store: options.Store = None,
     device: options.Device = None,
+    server: options.Server = None,
     json: options.Json = False,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -179,21 +184,75 @@ def adapt(
     from service.cli.batch import check_output
     from service.cli.output import run_adaptation
     from service.cli.plan import plan_batch
-    from service.engine.opening import open_engine
     from service.images.read import read_image
 
     check_output(out, json)
     plan = plan_batch(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
+    quiet = json or len(plan.tasks) > 1
+    if server:
+        local: dict[str, object] = {
+            "--max-seconds": max_seconds,
+            "--seed": seed or None,
+            "--metadata": None if metadata == "icc" else metadata,
+            "--store": store,
+            "--device": device,
+        }
+        asked: AdaptOptions = {"rate": rate, "effort": effort, "frame": frame}
+        with open_server(server, local) as remote:
+            convert_there = partial(_adapt_on, remote, asked, quiet)
+            _run(plan, bytes, convert_there, json=json, overwrite=overwrite)
+        return
+    from service.engine.opening import open_engine
+
     settings = settings_of(store=store, device=device)
     engine = open_engine(settings)
 
     def convert(picture: Picture) -> ConvertedFile:
         adaptation = engine.adapt(picture, rate, effort=effort, seed=seed, max_seconds=max_seconds)
-        return run_adaptation(adaptation, picture, quiet=json or len(plan.tasks) > 1)
+        return run_adaptation(adaptation, picture, quiet)
 
     limit = settings.max_pixels
     read = partial(read_image, max_pixels=limit, metadata=metadata, frame=frame)
     _run(plan, read, convert, json=json, overwrite=overwrite)
+
+
+def _compress_on(server: Rankpress, asked: CompressOptions, data: bytes) -> ConvertedFile:
+    """Compress an image file on a server."""
+    with client_errors():
+        stream = server.compress(data, **asked)
+    return _converted(data, stream.data, stream.psnr_db, stream.notes)
+
+
+def _adapt_on(server: Rankpress, asked: AdaptOptions, quiet: bool, data: bytes) -> ConvertedFile:
+    """Adapt the codec to an image file on a server, as a job; an interrupt cancels it."""
+    from service.cli.output import adaptation_gain, run_job
+
+    with client_errors():
+        job = server.adapt(data, **asked)
+        end = run_job(job, quiet)
+        stream = job.result()
+    notes = (*stream.notes, adaptation_gain(end))
+    return _converted(data, stream.data, end.psnr_db, notes)
+
+
+def _converted(
+    source: bytes, data: bytes, psnr_db: float | None, notes: tuple[str, ...]
+) -> ConvertedFile:
+    """Return a server's stream as the result of a task, which notes by itself if it is larger."""
+    from service.cli.batch import ConvertedFile
+    from service.codec.container import describe
+    from service.picture import larger_note
+
+    info, larger = describe(data), larger_note(len(data), len(source))
+    bpp = 8 * len(data) / (info.width * info.height)
+    others = tuple(note for note in notes if note not in larger)
+    return ConvertedFile(data, info.width, info.height, info.rate, bpp, psnr_db, others, True)
+
+
+def _rate_option(rate: float) -> Rate:
+    from service.engine.target import LOSSLESS
+
+    return "lossless" if rate == LOSSLESS else rate
 
 
 def _run(
