@@ -148,7 +148,15 @@ class NoSuchObject(RankpressError):
 
 
 class DamagedObject(RankpressError):
-    """The bytes of an object do not match the hash in its key."""
+    """The bytes of an object do not match the hash in its key, or are not what its key says."""
+
+
+class NoSuchPicture(RankpressError):
+    """No picture has that name, or it was deleted."""
+
+
+class RunStopped(RankpressError):
+    """A bulk run cannot go on; what is done stays, and the same command continues it."""
 
 
 class MissingExtra(RankpressError):
@@ -165,6 +173,14 @@ class Saturated(RetryLater):
 
 class QuotaReached(Saturated):
     """One client has used its share of the server; there is room for others."""
+
+
+class RemoteFailure(RankpressError):
+    """Another server, which was to do the work, has refused it or not answered."""
+
+
+class ServerUnreachable(RemoteFailure):
+    """There is no connection to that server, or it takes no work from this client at all."""
 
 
 class SelfTestFailed(RankpressError):

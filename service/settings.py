@@ -163,14 +163,22 @@ class Settings(BaseSettings):
 
     objects_url: str = ""
     """Store of streams and of the files of jobs: a folder, or an s3://, gs:// or az:// URL. If
-    empty, files of jobs are kept in a folder of `state`, and there is neither `/objects` nor
+    empty, files of jobs are kept in a folder of `state`, and there is no `/objects`, `/pictures` or
     `/iiif`."""
 
     objects_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     """Seconds that an attempt to call a bucket may take, and after which no further one begins."""
 
     objects_write: bool = False
-    """Whether anyone who can reach the server may store streams by `PUT /objects`."""
+    """Whether anyone who can reach the server may store streams by `PUT /objects`, and put, delete
+    and list named pictures at `/pictures`."""
+
+    picture_max_age_s: int = Field(default=60, ge=0, le=31_536_000)
+    """Seconds for which a cache may keep the picture of a name: so late it may notice that the name
+    has another stream."""
+
+    picture_stale_s: int = Field(default=600, ge=0, le=31_536_000)
+    """Seconds after that in which a cache may still serve it while it asks for the new one."""
 
     page: bool = True
     """Whether a server that compresses shows the page to try it at `/`, with `POST /compare`."""
@@ -210,6 +218,18 @@ class Settings(BaseSettings):
 
     result_ttl_s: float = Field(default=7 * 24 * 3600.0, gt=0, allow_inf_nan=False)
     """Seconds that an ended job and its result are kept; for as long again it is answered 410."""
+
+    webhook_secret: SecretStr | None = None
+    """Secret that signs webhooks, `whsec_` and 24 to 64 random bytes in base64; several, by spaces,
+    while one is replaced. With it, anyone who can reach the server may name a URL that is called
+    when a job ends; None offers no webhooks."""
+
+    webhook_url: str = Field(default="", repr=False)
+    """URL that is called when any job ends, besides the one that a request names; it needs
+    `webhook_secret`."""
+
+    webhook_private: bool = False
+    """Whether webhooks may go to this machine and to private addresses."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on."""
@@ -333,8 +353,11 @@ class Settings(BaseSettings):
     def as_environment(self) -> dict[str, str]:
         """Return environment variables that give a worker these settings, without the defaults.
 
-        The admin's token is left out: a worker does not need it, and the masked text would not be
-        valid.
+        The admin's token is left out, because a worker does not need it. The secret of webhooks is
+        in them as it is: show them to nobody.
         """
-        changed = self.model_dump(mode="json", exclude_defaults=True, exclude={"admin_token"})
+        secrets = {"admin_token", "webhook_secret"}  # a dump would have masked texts
+        changed = self.model_dump(mode="json", exclude_defaults=True, exclude=secrets)
+        if self.webhook_secret is not None:
+            changed["webhook_secret"] = self.webhook_secret.get_secret_value()
         return {f"RANKPRESS_{name.upper()}": str(value) for name, value in changed.items()}

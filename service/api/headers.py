@@ -79,7 +79,10 @@ ETAG: Final = ResponseHeader(
 CACHE_CONTROL: Final = ResponseHeader(
     "Cache-Control",
     "A year, immutable: what a hash names never changes; of an image information document a day; "
-    "no-cache for the index of the weights.",
+    "no-cache for the index of the weights; of a named picture as the settings say, shortly.",
+)
+CONTENT_LOCATION: Final = ResponseHeader(
+    "Content-Location", "Where what the name has now stays as it is: the stream's own path."
 )
 VARY: Final = ResponseHeader(
     "Vary", "Accept or Accept-Encoding, where that header may choose the form of the answer."
@@ -87,18 +90,22 @@ VARY: Final = ResponseHeader(
 CONTENT_ENCODING: Final = ResponseHeader(
     "Content-Encoding", "gzip, where the client takes it and the file becomes smaller."
 )
-ACCEPT_RANGES: Final = ResponseHeader("Accept-Ranges", "Always bytes.")
+ACCEPT_RANGES: Final = ResponseHeader(
+    "Accept-Ranges",
+    "bytes; or none, for the pictures of names, which may change between two parts.",
+)
 CONTENT_RANGE: Final = ResponseHeader("Content-Range", "Which bytes these are, and of how many.")
 LINK: Final = ResponseHeader(
     "Link", "The one canonical path of the picture, and the compliance level of the IIIF Image API."
 )
-LOCATION: Final = ResponseHeader("Location", "The URL of the job or object.")
+LOCATION: Final = ResponseHeader("Location", "The URL of the job, object or picture.")
 RETRY_AFTER: Final = ResponseHeader(
     "Retry-After", "Seconds after which to try again, or to look at the job again.", "integer"
 )
 
 EXPOSED: Final = (
-    *("Accept-Ranges", "Allow", "Content-Length", "Content-Range", "ETag", "Link"),
+    *("Accept-Ranges", "Allow", "Content-Length", "Content-Location", "Content-Range", "ETag"),
+    "Link",
     *("Location", "Retry-After", "Server-Timing", "X-Rankpress-Bpp", "X-Rankpress-Complete"),
     "X-Rankpress-Graphics",
     *("X-Rankpress-Model", "X-Rankpress-Notes", "X-Rankpress-Psnr", "X-Rankpress-Quality"),

@@ -42,10 +42,20 @@ async def compress(
     request: Request, service: ServiceArg, query: Annotated[CompressQuery, Query()]
 ) -> Response:
     """Turn an image file into a Rankpress stream."""
-    rate = query.rate_or_target()
-    context = context_of(request.scope)
-    context.rate = None if isinstance(rate, Target) else rate
+    query.rate_or_target()  # a wrong one is refused before the body is read
     body = await service.read_body(request)
+    done = await compress_file(request, service, query, body)
+    return await bytes_response(
+        request, done.value.compressed.data, _stream_headers(done), openapi.STREAM_TYPE
+    )
+
+
+async def compress_file(
+    request: Request, service: Service, query: CompressQuery, body: bytes
+) -> WorkResult[StreamFile]:
+    """Compress an image file, and record that for the log line and the metrics."""
+    rate, context = query.rate_or_target(), context_of(request.scope)
+    context.rate = None if isinstance(rate, Target) else rate
     limit = service.settings.max_pixels
     work = CompressFile(service.codec, body, rate, query.tune, query.metadata, query.frame, limit)
     # Reading a header is quick, but nobody has checked these bytes: keep them off the event loop.
@@ -55,10 +65,8 @@ async def compress(
     context.rate, context.bpp = compressed.rate, compressed.bpp
     context.pixels = compressed.width * compressed.height
     service.metrics.observe_work(done.queue_s, compressed.timings, done.value.read_s)
-    service.metrics.count_graphics(compressed.graphics_share)
-    return await bytes_response(
-        request, compressed.data, _stream_headers(done), openapi.STREAM_TYPE
-    )
+    service.metrics.count_stream(compressed, done.value.source_bytes)
+    return done
 
 
 @decompress_router.post("/decompress", response_class=Response, **openapi.DECOMPRESS)

@@ -15,8 +15,10 @@ from service.engine.types import ModelInfo
 from service.errors import JobsOff, JobsUnavailable, ObjectsUnavailable
 from service.http.call_pool import CallPool
 from service.jobs import database
+from service.jobs.followups import Followup, add_followup
 from service.jobs.jobs import Jobs, open_jobs
 from service.settings import Settings
+from service.webhooks.recipients import check_settings, recipients_of
 
 T = TypeVar("T")
 
@@ -38,8 +40,10 @@ class JobClient:
     """
 
     def __init__(self, settings: Settings, models: tuple[ModelInfo, ...]) -> None:
-        """Open nothing yet. Raises BadParameter: the settings name no place for the jobs."""
+        """Open nothing yet. Raises BadParameter: the settings name no place for the jobs, or
+        webhooks that cannot be sent."""
         database.check_places(settings)
+        check_settings(settings)
         self._settings, self.models = settings, models
         self.is_enabled = settings.jobs
         self._calls = CallPool("jobs' database", THREADS, JobsUnavailable)
@@ -57,6 +61,10 @@ class JobClient:
         """Raise JobsOff if this server offers no jobs."""
         if not self.is_enabled:
             raise JobsOff("this server was started without jobs (RANKPRESS_JOBS=false)")
+
+    def recipients(self, url: str | None) -> tuple[str, ...]:
+        """The URLs to tell of the end of a job. Raises BadParameter: as `recipients_of`."""
+        return recipients_of(self._settings, url)
 
     async def call(self, call: Callable[[Jobs], T], timeout_s: float = TIMEOUT_S) -> T:
         """The result of a call that needs only the database.
@@ -94,3 +102,20 @@ class JobClient:
             if self._jobs is None:
                 self._jobs = open_jobs(self._settings, database.prepare(self._settings))
             return self._jobs
+
+
+def watch_for(
+    jobs: Jobs, job_id: str, recipients: tuple[str, ...], name: str | None = None
+) -> None:
+    """Have programs told when a job has ended. Call this before the job is submitted.
+
+    Args:
+        recipients: their URLs, of `JobClient.recipients`.
+        name: of the picture that the job is to make better, None for none.
+
+    Raises:
+        ObjectsUnavailable: it cannot be written down.
+    """
+    for url in recipients:
+        details = {"url": url} if name is None else {"url": url, "name": name}
+        add_followup(jobs, Followup(job_id, "webhook", details))

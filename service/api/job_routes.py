@@ -14,6 +14,7 @@ from starlette.responses import StreamingResponse
 
 from service.api import headers, openapi
 from service.api.headers import header_values, notes_text
+from service.api.job_client import watch_for
 from service.api.schemas import AdaptQuery, JobDocument, document_of
 from service.api.service import Service, ServiceArg, refuse_query, refuse_repeats
 from service.engine.admission import Phase
@@ -25,6 +26,7 @@ from service.http.context import context_of
 from service.http.responses import bytes_response
 from service.images.read import read_image
 from service.jobs.job import ENDED, Job, JobSpec, check_rate, spec_of
+from service.jobs.jobs import Jobs
 
 POLL_S: Final = 1.0
 KEEP_ALIVE_POLLS: Final = 15
@@ -62,6 +64,7 @@ async def adapt(
     client = service.job_client
     client.check()
     check_rate(query.rate, client.models)
+    recipients = client.recipients(query.webhook)
     context = context_of(request.scope)
     context.rate = query.rate
     body = await service.read_body(request)
@@ -69,7 +72,12 @@ async def adapt(
     work = partial(spec_of_body, body, query, client.models, limit)
     spec = (await service.run(request, work)).value
     context.pixels = spec.width * spec.height
-    job = await client.call_with_files(lambda jobs: jobs.submit(body, spec, query.priority))
+
+    def submit(jobs: Jobs) -> Job:
+        watch_for(jobs, spec.id, recipients)
+        return jobs.submit(body, spec, query.priority, context.trace_carrier)
+
+    job = await client.call_with_files(submit)
     location = {headers.LOCATION: f"{service.settings.root_path}/jobs/{job.id}"}
     return _job_response(service, job, 202, header_values(location) | _poll_after(service, job))
 

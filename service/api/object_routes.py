@@ -73,20 +73,7 @@ async def get_object(
     query: Annotated[DecompressQuery, Query()],
 ) -> Response:
     """Decode a stored stream, whole or in part, in the requested or accepted format."""
-    rendition = _rendition(query, ",".join(request.headers.getlist("accept")))
-    tag = request_tag(sha256, rendition)
-    vary = "Accept" if query.format is None else None
-    caching = header_values({headers.CACHE_CONTROL: IMMUTABLE, headers.VARY: vary})
-    started_s = time.perf_counter()
-    size = await stored_size(service, sha256)
-    if (known := not_modified_response(request, tag, caching)) is not None:
-        return known
-    stream = await read_stream(request, service, sha256, size)
-    fetch_s = time.perf_counter() - started_s
-    work = DecompressFile(service.codec, stream, rendition, service.write_limits)
-    with translate_damage(sha256):
-        done = await decode(request, service, work)
-    return await picture_response(request, done, tag, caching, fetch_s)
+    return await serve_picture(request, service, sha256, query, {headers.CACHE_CONTROL: IMMUTABLE})
 
 
 @read_router.get(
@@ -97,9 +84,54 @@ async def get_object(
 )
 async def get_stream(request: Request, service: ServiceArg, sha256: Digest) -> Response:
     """The bytes of a stored stream; those of a range are read alone, and so are not checked."""
-    caching = header_values({headers.CACHE_CONTROL: IMMUTABLE, headers.ACCEPT_RANGES: "bytes"})
+    return await serve_stream(request, service, sha256, {headers.CACHE_CONTROL: IMMUTABLE})
+
+
+async def serve_picture(
+    request: Request,
+    service: Service,
+    sha256: str,
+    query: DecompressQuery,
+    caching: Mapping[headers.ResponseHeader, object],
+    *,
+    in_parts: bool = True,
+) -> Response:
+    """The answer with the picture of a stored stream.
+
+    Args:
+        caching: headers that say how long the answer may be kept.
+        in_parts: whether a Range header is followed.
+    """
+    rendition = _rendition(query, ",".join(request.headers.getlist("accept")))
+    tag = request_tag(sha256, rendition)
+    vary = "Accept" if query.format is None else None
+    values = header_values({**caching, headers.VARY: vary})
+    started_s = time.perf_counter()
     size = await stored_size(service, sha256)
-    if (known := not_modified_response(request, sha256, caching)) is not None:
+    if (known := not_modified_response(request, tag, values)) is not None:
+        return known
+    stream = await read_stream(request, service, sha256, size)
+    fetch_s = time.perf_counter() - started_s
+    work = DecompressFile(service.codec, stream, rendition, service.write_limits)
+    with translate_damage(sha256):
+        done = await decode(request, service, work)
+    return await picture_response(request, done, tag, values, fetch_s, in_parts=in_parts)
+
+
+async def serve_stream(
+    request: Request,
+    service: Service,
+    sha256: str,
+    caching: Mapping[headers.ResponseHeader, object],
+) -> Response:
+    """The answer with the bytes of a stored stream, or with those that a Range header names.
+
+    Args:
+        caching: headers that say how long the answer may be kept.
+    """
+    more_headers = header_values({**caching, headers.ACCEPT_RANGES: "bytes"})
+    size = await stored_size(service, sha256)
+    if (known := not_modified_response(request, sha256, more_headers)) is not None:
         return known
     etag = f'"{sha256}"'
     part = requested_range(request.headers, etag, size)
@@ -107,13 +139,13 @@ async def get_stream(request: Request, service: ServiceArg, sha256: Digest) -> R
     context, key = context_of(request.scope), shared_key(sha256)
     if context.is_head:
         values["Content-Length"] = str(size)
-        return Response(None, 200, values | caching, openapi.STREAM_TYPE)
+        return Response(None, 200, values | more_headers, openapi.STREAM_TYPE)
     context.bytes.grow(size if part is None else len(part))
-    data = await _call(
+    data = await call_store(
         service, lambda store: store.get(key) if part is None else store.get_range(key, part)
     )
     status = 200 if part is None else 206
-    return await bytes_response(request, data, values | caching, openapi.STREAM_TYPE, status)
+    return await bytes_response(request, data, values | more_headers, openapi.STREAM_TYPE, status)
 
 
 @write_router.put("/objects", status_code=201, response_model=StoredObject, **openapi.PUT_OBJECT)
@@ -141,8 +173,10 @@ async def _store(request: Request, service: Service, expected: str | None) -> Re
     picture = decoded.picture
     context.rate, context.model = decoded.rate, decoded.model
     context.pixels = picture.width * picture.height
-    is_stored = await _call(service, lambda objects: objects.head(shared_key(digest))) is not None
-    await _call(service, lambda objects: objects.put(data))
+    is_stored = (
+        await call_store(service, lambda objects: objects.head(shared_key(digest))) is not None
+    )
+    await call_store(service, lambda objects: objects.put(data))
     document = StoredObject(
         sha256=digest,
         bytes=len(data),
@@ -156,7 +190,7 @@ async def _store(request: Request, service: Service, expected: str | None) -> Re
 
 async def stored_size(service: Service, sha256: str) -> int:
     """Bytes that a stored stream has. Raises NoSuchObject, ObjectsUnavailable or TooManyBytes."""
-    info = await _call(service, lambda objects: objects.head(shared_key(sha256)))
+    info = await call_store(service, lambda objects: objects.head(shared_key(sha256)))
     if info is None:
         raise NoSuchObject(f"there is no object {sha256}")
     limit = service.settings.max_body_bytes
@@ -174,10 +208,10 @@ async def read_stream(request: Request, service: Service, sha256: str, size: int
     """
     service.admission.check(size)
     context_of(request.scope).bytes.grow(size)
-    return await _call(service, lambda objects: objects.get(shared_key(sha256)))
+    return await call_store(service, lambda objects: objects.get(shared_key(sha256)))
 
 
-async def _call(service: Service, call: Callable[[Objects], T]) -> T:
+async def call_store(service: Service, call: Callable[[Objects], T]) -> T:
     """Call the object store, in a thread, for no longer than a request may take."""
     objects = service.objects
     assert objects is not None  # create_app includes these routes only with a store
@@ -201,24 +235,27 @@ async def picture_response(
     tag: str,
     more_headers: Mapping[str, str],
     fetch_s: float,
+    *,
+    in_parts: bool = True,
 ) -> Response:
     """The picture of a stored stream, or the part of its file that the Range header names.
 
     Args:
         tag: see `request_tag`.
         fetch_s: seconds that reading the stream took.
+        in_parts: whether the Range header is followed.
 
     Raises:
         RangeUnsatisfiable: the range lies beyond the end.
     """
     data, status = done.value.data, 200
     etag, size = f'"{tag}-{_short_hash(data)}"', len(data)
-    part = requested_range(request.headers, etag, size)
+    part = requested_range(request.headers, etag, size) if in_parts else None
     if part is not None:
         data, status = data[part.start : part.stop], 206
     values = {
         headers.ETAG: etag,
-        headers.ACCEPT_RANGES: "bytes",
+        headers.ACCEPT_RANGES: "bytes" if in_parts else "none",
         headers.CONTENT_RANGE: _content_range(part, size),
     }
     all_headers = header_values(values) | dict(more_headers) | image_headers(done, fetch=fetch_s)

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from service.api import headers
 from service.api.headers import documented
+from service.api.picture_schemas import StoredPicture
 from service.api.schemas import StoredObject
 from service.engine.comparison import PEER_EFFORTS
 from service.http.problems import KINDS, MEDIA_TYPE, Problem
@@ -27,6 +28,7 @@ TAGS = [
     {"name": "images", "description": "Image files to streams and back."},
     {"name": "jobs", "description": "Streams fitted to one picture: posted, watched, fetched."},
     {"name": "objects", "description": "Stored streams, by their SHA-256."},
+    {"name": "pictures", "description": "Pictures by names that may get better streams."},
     {"name": "models", "description": "What is loaded, and which rates it offers."},
     {"name": "adapters", "description": "Rate adapters, for admins to load and unload."},
     {"name": "operations", "description": "Health and metrics; they never wait for images."},
@@ -153,6 +155,20 @@ PUT_OBJECT = _with_body(
     },
 )
 
+PUT_PICTURE = _with_body(
+    _IMAGE_BODY,
+    {
+        200: {"description": "The name had a picture, perhaps this one.", "model": StoredPicture},
+        201: _answer("The name has this picture from now on.", headers.LOCATION),
+    },
+)
+DELETE_PICTURE: Responses = {
+    204: _answer("The name has no picture any more."),
+    **problems(403, 404, 422),
+}
+GET_PICTURES = problems(422)
+GET_HISTORY = problems(404, 422)
+
 JOB = {200: _answer("The job.", headers.RETRY_AFTER), **problems(404, 410, 422)}
 _EVENT: Json = {
     "type": "object",
@@ -197,6 +213,25 @@ GET_STREAM = {
         media_types=(STREAM_TYPE,),
     ),
     304: _answer("The client has the stream: If-None-Match names it."),
+    **problems(404, 413, 416, 422),
+}
+
+GET_PICTURE = {
+    200: _picture(
+        "The picture that the name has now, as an image file.",
+        *(*_CACHING, headers.ACCEPT_RANGES, headers.CONTENT_LOCATION),
+    ),
+    304: GET_OBJECT[304],
+    **problems(404, 406, 413, 422),
+}
+GET_PICTURE_STREAM = {
+    200: _answer(
+        "The stream that the name has now.",
+        *(*_BYTES, headers.CONTENT_LOCATION),
+        media_types=(STREAM_TYPE,),
+    ),
+    206: GET_STREAM[206],
+    304: GET_STREAM[304],
     **problems(404, 413, 416, 422),
 }
 

@@ -156,6 +156,9 @@ class AdaptQuery(Query):
     priority: int = Field(default=DEFAULT_PRIORITY, ge=1, le=9)
     """Order among the waiting jobs, from 1 (first) to 9 (last)."""
 
+    webhook: str | None = Field(default=None, max_length=2000, examples=["https://example.org/"])
+    """URL, http or https, that gets a signed POST when the job has ended, in whatever way."""
+
 
 class Models(Document):
     """Answer of `GET /models`: what is loaded."""
@@ -302,16 +305,17 @@ def document_of(job: Job, root_path: str) -> JobDocument:
         frame=spec.frame,
         source_bytes=spec.image_bytes,
         seconds=round(record.seconds, 3) if record else 0.0,
-        created_at=_date(job.created_s),
-        ended_at=None if job.ended_s is None else _date(job.ended_s),
-        expires_at=None if job.expires_s is None else _date(job.expires_s),
+        created_at=date_of(job.created_s),
+        ended_at=None if job.ended_s is None else date_of(job.ended_s),
+        expires_at=None if job.expires_s is None else date_of(job.expires_s),
         notes=job.notes,
         error=job.error,
         links=links,
     )
 
 
-def _date(unix_s: float) -> datetime:
+def date_of(unix_s: float) -> datetime:
+    """The date and time of a Unix time."""
     return datetime.fromtimestamp(unix_s, UTC)
 
 

@@ -132,6 +132,7 @@ KINDS: Final = (
     Kind("unknown-job", 404, "There is no such job", errors.UnknownJob),
     Kind("jobs-off", 404, "This server offers no jobs", errors.JobsOff),
     Kind("no-such-object", 404, "There is no object of this hash", errors.NoSuchObject),
+    Kind("no-such-picture", 404, "There is no picture of this name", errors.NoSuchPicture),
     Kind("method-not-allowed", 405, "The path does not take this method"),
     Kind(
         "not-acceptable",

@@ -136,8 +136,10 @@ class Job:
         attempts: number of times that a worker has begun it. worker: the last one that did.
         error: why it failed, None otherwise.
         waiting_since_s: since when it waits for storage within a step.
+        queued_since_s: since when it waits for a worker.
         again_after: number of the step after which it was last begun again because it had failed,
             None if it has done another step since.
+        trace: of the request that posted it, see tracing/spans.py; None if that was not traced.
     """
 
     id: str
@@ -153,7 +155,9 @@ class Job:
     worker: str | None
     error: str | None
     waiting_since_s: float | None
+    queued_since_s: float | None
     again_after: int | None
+    trace: Mapping[str, str] | None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -161,6 +165,24 @@ class Job:
         if self.record is None:
             return ()
         return larger_note(self.record.progress.bytes, self.spec.image_bytes)
+
+
+def summary_of(job: Job) -> dict[str, Any]:
+    """JSON values that tell a program how a job has ended; none are of its picture."""
+    spec = job.spec
+    names = ("bytes", "bpp", "psnr_db", "first_bytes", "first_bpp", "first_psnr_db")
+    values = {} if job.record is None else job.record.to_json()["progress"]
+    return {
+        "job": job.id,
+        "status": job.state,
+        "rate": spec.rate,
+        "effort": spec.effort,
+        "source_sha256": spec.image,
+        "source_bytes": spec.image_bytes,
+        "sha256": None if job.record is None else job.record.stream.rpartition("/")[2],
+        **{name: values.get(name) for name in names},
+        "error": job.error,
+    }
 
 
 def spec_of(
@@ -206,3 +228,18 @@ def model_identity(model: ModelInfo, rate16: int) -> str:
         raise rate_unavailable(rate16 / RATE_UNIT, ladder)
     digests = (model.sha256, *(ladder[rate].sha256 or "base" for rate in needed))
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def lmbda_of(model: ModelInfo, rate16: int) -> float | None:
+    """Weight of the error in the loss of a job at a rate, as `StoredModel.lmbda_at` has it.
+
+    In bits per pixel and squared 8-bit step; between two rates their weighted geometric mean. None
+    if the model has no such rate, or it does not say its weight.
+    """
+    ladder = {info.rate: info.lmbda for info in model.rates if info.tune == TUNE}
+    weights = [ladder.get(rate) for rate in whole_rates(rate16)]
+    logs = [math.log(weight) for weight in weights if weight is not None]
+    if len(logs) < len(weights):
+        return None
+    share = rate16 % RATE_UNIT / RATE_UNIT
+    return math.exp(logs[0] * (1 - share) + logs[-1] * share)

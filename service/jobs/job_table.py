@@ -9,7 +9,7 @@ nothing is lost if one is missing. Every method blocks; use from many threads is
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,11 +30,13 @@ from service.jobs.rows import (
     BEGUN,
     WAITING,
     attributes_after,
+    attributes_of,
     is_over,
     iso,
     job_of,
     statuses,
 )
+from service.webhooks import delivery
 
 if TYPE_CHECKING:
     from dbos import StepInfo
@@ -132,8 +134,8 @@ class JobTable:
             if step["completed_at_epoch_ms"] is not None and step["started_at_epoch_ms"] is not None
         ]
 
-    def enqueue(self, spec: JobSpec, priority: int) -> None:
-        """Queue a new job."""
+    def enqueue(self, spec: JobSpec, priority: int, trace: Mapping[str, str] | None = None) -> None:
+        """Queue a new job, of a request with that trace."""
         with reported():
             self._client.enqueue(
                 {
@@ -143,9 +145,15 @@ class JobTable:
                     "app_version": VERSION,
                     "priority": priority,  # always given: DBOS serves jobs without one first
                     "application_name": APPLICATION,
+                    "attributes": attributes_of(trace),
                 },
                 dict(vars(spec)),
             )
+
+    def enqueue_delivery(self, message: delivery.Delivery) -> None:
+        """Queue the first attempt to deliver a webhook, unless it was queued before."""
+        with reported():
+            delivery.enqueue(self._client, message, VERSION)
 
     def resume(self, job_ids: Sequence[str]) -> None:
         """Queue cancelled or running jobs again, with fresh attempts."""
@@ -157,12 +165,16 @@ class JobTable:
         with reported():
             self._client.cancel_workflow(job_id)
 
-    def retry_failed(self, job: Job) -> None:
-        """Begin a failed job again after its last step, or anew if it failed there twice."""
+    def retry_failed(self, job: Job, trace: Mapping[str, str] | None = None) -> None:
+        """Begin a failed job again after its last step, or anew if it failed there twice.
+
+        It continues the trace, by default the one that it has.
+        """
+        trace = trace or job.trace
         if job.record is None or job.again_after == job.steps:
-            self.rewind(job.id)
+            self.rewind(job.id, attributes_of(trace))
             return
-        attributes = attributes_after(job.steps, job.record) | {AGAIN: job.steps}
+        attributes = attributes_after(job.steps, job.record, trace) | {AGAIN: job.steps}
         self.rewind(job.id, attributes, job.steps + 1)
 
     def rewind(
@@ -183,20 +195,32 @@ class JobTable:
                     raise
 
     def delete_ended(self, before_s: float) -> None:
-        """Delete the rows of jobs that ended before a Unix time."""
+        """Delete the rows of jobs, and of attempts to deliver, that ended before a Unix time."""
         ended = {"status": statuses(ENDED), "completed_before": iso(before_s)}
-        while ids := self._ids(**ended, limit=BATCH):
+        while ids := self._ids((WORKFLOW, delivery.WORKFLOW), **ended, limit=BATCH):
             with reported():
                 self._client.delete_workflows(ids)
 
-    def register_queue(self, poll_s: float) -> None:
-        """Write the queue: each worker takes one job at a time and reads it every `poll_s` seconds.
+    def register_queues(self, poll_s: float) -> None:
+        """Write the queues of jobs and webhooks, which each worker reads every `poll_s` seconds.
 
-        Call this before any worker reads the queue: DBOS would otherwise create it with another
-        limit.
+        Each worker takes one job at a time. Call this before any worker reads a queue: DBOS would
+        otherwise create it with another limit.
         """
         with reported():
             self._client.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=poll_s)
+            delivery.register_queue(self._client, poll_s)
+
+    def busy_workers(self) -> set[str]:
+        """Names of the workers that jobs, or attempts to deliver, say they run on."""
+        with reported():
+            rows = self._client.list_workflows(
+                name=[WORKFLOW, delivery.WORKFLOW],
+                status=statuses(("running",)),
+                load_input=False,
+                load_output=False,
+            )
+        return {row.executor_id for row in rows if row.executor_id is not None}
 
     def record_start(self, job_id: str) -> int:
         """Record that a worker begins a job, anew or where another one left it.
@@ -222,10 +246,17 @@ class JobTable:
         with reported():
             self._client.update_workflow_attributes(job_id, {WAITING: time.time()}, merge=True)
 
-    def record_step(self, job_id: str, number: int, record: StepRecord) -> None:
-        """Record the last step in the row, where reading a job finds it."""
+    def record_step(
+        self,
+        job_id: str,
+        number: int,
+        record: StepRecord,
+        trace: Mapping[str, str] | None = None,
+    ) -> None:
+        """Record the last step in the row, where reading a job finds it, beside the job's trace."""
+        attributes = attributes_after(number, record, trace)
         with reported():
-            self._client.update_workflow_attributes(job_id, attributes_after(number, record))
+            self._client.update_workflow_attributes(job_id, attributes)
 
     def _list(self, *, load_output: bool = False, **filters: object) -> list[Job]:
         """Jobs as their rows show them. Without the output they lack the reason of a failure."""
@@ -237,11 +268,11 @@ class JobTable:
             )
             return [job_of(row, self.result_ttl_s) for row in rows]
 
-    def _ids(self, **filters: object) -> list[str]:
-        """Ids of jobs, without reading anything else of them."""
+    def _ids(self, names: Sequence[str] = (WORKFLOW,), **filters: object) -> list[str]:
+        """Ids of jobs or other workflows, without reading anything else of them."""
         with reported():
             rows = self._client.list_workflows(
-                name=WORKFLOW,
+                name=list(names),
                 load_input=False,
                 load_output=False,
                 **filters,  # type: ignore[arg-type]

@@ -8,16 +8,26 @@ use from many threads is allowed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+import structlog
+
 from service.blobs import Objects, open_objects
-from service.errors import ExpiredJob, JobEnded, JobUnfinished, NoSuchObject, Saturated
+from service.errors import (
+    BadParameter,
+    ExpiredJob,
+    JobEnded,
+    JobUnfinished,
+    NoSuchObject,
+    Saturated,
+)
 from service.jobs.heartbeat import live_workers
-from service.jobs.job import ENDED, Job, JobSpec, folder_of
+from service.jobs.job import ENDED, Job, JobSpec, folder_of, summary_of
 from service.jobs.job_table import JobTable
-from service.jobs.rows import is_over
+from service.jobs.rows import attributes_of, is_over
 from service.settings import Settings
+from service.webhooks.delivery import first_delivery
 
 RETRY_AFTER_S: Final = 30
 """Seconds after which a client that found the queue full may try again."""
@@ -25,6 +35,8 @@ RETRY_AFTER_S: Final = 30
 CHECK_ID: Final = "check"
 """Used like a job's id for the file that checks whether files can be stored. No job has this id, so
 that expiry removes the file later."""
+
+log = structlog.get_logger("rankpress.jobs")
 
 
 class Jobs:
@@ -38,7 +50,9 @@ class Jobs:
         """Close the connections to the database."""
         self.table.close()
 
-    def submit(self, image: bytes, spec: JobSpec, priority: int) -> Job:
+    def submit(
+        self, image: bytes, spec: JobSpec, priority: int, trace: Mapping[str, str] | None = None
+    ) -> Job:
         """Queue a job unless it is queued, running or done already; return it.
 
         A job that was cancelled or failed goes on from its last step, unless it failed twice right
@@ -46,6 +60,7 @@ class Jobs:
 
         Args:
             image: a file that can be read. spec: of that file. priority: 1 is served first, 9 last.
+            trace: of the request, which the job continues unless it goes on from a cancelled one.
 
         Raises:
             Saturated: too many jobs wait. JobsUnavailable, ObjectsUnavailable: try again later.
@@ -61,13 +76,13 @@ class Jobs:
                 raise Saturated(f"{limit} jobs wait already", RETRY_AFTER_S)
             self.objects.put_named(spec.image_key, image)
             if job is None:
-                self.table.enqueue(spec, priority)
+                self.table.enqueue(spec, priority, trace)
             elif job.state == "cancelled" and not is_over(job.expires_s):
                 self.table.resume([spec.id])
             elif job.state == "failed" and not is_over(job.expires_s):
-                self.table.retry_failed(job)
+                self.table.retry_failed(job, trace)
             else:
-                self.table.rewind(spec.id)
+                self.table.rewind(spec.id, attributes_of(trace))
         return self.table.get(spec.id)
 
     def best(self, job_id: str) -> tuple[Job, bytes]:
@@ -140,6 +155,25 @@ class Jobs:
                 continue
             rescued.append(job.id)
         return rescued
+
+    def tell(self, job: Job, details: Mapping[str, str | int | float]) -> None:
+        """Queue a webhook about a job that has ended, unless its receiver is told of that already.
+
+        Args:
+            details: of a follow-up, from a store that is not trusted: `url`, and `name` if the job
+                was to make a named picture better.
+
+        Raises:
+            JobsUnavailable: it cannot be queued.
+        """
+        named = {"name": details["name"]} if "name" in details else {}
+        message = first_delivery(
+            str(details.get("url")), f"job.{job.state}", job.ended_s or 0.0, summary_of(job) | named
+        )
+        try:
+            self.table.enqueue_delivery(message)
+        except BadParameter as error:
+            log.warning("webhook refused", job=job.id, reason=str(error))
 
     def lost(self) -> list[Job]:
         """Running jobs whose worker shows no heartbeat."""

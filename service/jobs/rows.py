@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +26,9 @@ AGAIN: Final = "again"
 WAITING: Final = "waiting"
 """Attribute of a workflow: Unix time since which its worker waits for storage, None if it does
 not."""
+
+TRACE: Final = "trace"
+"""Attribute of a workflow: headers of the trace of the request that posted it, by W3C."""
 
 _STATES: Final[dict[str, State]] = {
     "ENQUEUED": "queued",
@@ -61,7 +64,9 @@ def job_of(row: WorkflowStatus, result_ttl_s: float) -> Job:
         worker=row.executor_id,
         error=_error(row),
         waiting_since_s=attributes.get(WAITING) if state == "running" else None,
+        queued_since_s=(row.updated_at or row.created_at) / 1000 if state == "queued" else None,
         again_after=attributes.get(AGAIN),
+        trace=attributes.get(TRACE),
     )
 
 
@@ -94,6 +99,13 @@ def _error(row: WorkflowStatus) -> str | None:
     return "internal error, logged by the worker under the job's id"
 
 
-def attributes_after(number: int, record: StepRecord) -> dict[str, Any]:
+def attributes_of(trace: Mapping[str, str] | None) -> dict[str, Any]:
+    """All attributes of the row of a job that has just been posted."""
+    return {TRACE: dict(trace)} if trace else {}
+
+
+def attributes_after(
+    number: int, record: StepRecord, trace: Mapping[str, str] | None
+) -> dict[str, Any]:
     """All attributes of a row after a step of that number."""
-    return {LAST_STEP: [number, record.to_json()]}
+    return attributes_of(trace) | {LAST_STEP: [number, record.to_json()]}

@@ -14,11 +14,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from service.blobs import open_objects
 from service.errors import JobsUnavailable, RankpressError
@@ -34,9 +35,13 @@ from service.jobs.step_runner import (
 from service.jobs.storage_outages import growing_pauses, lacks_room, wait_out_sqlite_outages
 from service.jobs.upkeep import Upkeep
 from service.settings import Settings
+from service.tracing.opening import open_tracing
+from service.webhooks import delivery
+from service.webhooks.recipients import signer_of
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
+    from service.tracing.spans import JobTrace, Tracing
 
 NICENESS: Final = 15
 AUTOGROUP: Final = Path("/proc/self/autogroup")
@@ -67,13 +72,16 @@ def run_worker(
     url = database.prepare(settings)
     open_objects(settings.objects_place, settings.objects_timeout_s).check()
     name = heartbeat.WorkerName(settings.state_folder / "workers")
-    worker = Worker(open_engine(), settings, url, name.name)
+    tracing = open_tracing("rankpress-worker")
+    worker = Worker(open_engine(), settings, url, name.name, tracing)
     worker.start()
     while not stop.wait(1.0):
         if parent is not None and os.getppid() != parent:
             log.warning("the parent process has ended", parent=parent)
             break
     worker.stop()
+    if tracing is not None:
+        tracing.close()
     logging.shutdown()
     os._exit(0)
 
@@ -93,12 +101,23 @@ def lower_priority() -> None:
 class Worker(WaitPolicy):
     """DBOS with the workflow of a job. A process can have only one, because DBOS is a singleton."""
 
-    def __init__(self, engine: Engine, settings: Settings, url: str, name: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        url: str,
+        name: str,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._settings, self._url, self._name = settings, url, name
+        self._tracing = tracing
         self._jobs: Jobs = open_jobs(settings, url)
         self._table = self._jobs.table
         self._runner = StepRunner(engine, self._jobs.objects, settings, self)
         self._upkeep = Upkeep(name, self._jobs, settings)
+        self._deliverer = delivery.Deliverer(
+            signer_of(settings), allow_private=settings.webhook_private
+        )
         self._stopping = threading.Event()
         self._in_step = threading.Lock()
         self._has_new_step = False
@@ -123,8 +142,11 @@ class Worker(WaitPolicy):
             }
         )
         self._register_workflow()
-        self._table.register_queue(POLL_S)
-        DBOS.listen_queues([database.QUEUE])
+        delivery.register_workflow(self._deliverer, database.VERSION)
+        self._table.register_queues(POLL_S)
+        # Without the secret, this worker leaves webhooks to others, or to the day it has one.
+        webhooks = [delivery.QUEUE] if self._settings.webhook_secret else []
+        DBOS.listen_queues([database.QUEUE, *webhooks])
         DBOS.launch()
         self._upkeep.start_threads()
         log.info("worker started", worker=self._name)
@@ -171,10 +193,22 @@ class Worker(WaitPolicy):
     def _is_own(self, job: Job) -> bool:
         return job.state == "running" and job.worker == self._name
 
-    def _record_step(self, job_id: str, number: int, record: dict[str, Any]) -> None:
+    def _record_step(
+        self, job_id: str, number: int, record: dict[str, Any], trace: JobTrace | None
+    ) -> None:
         self._has_new_step = False
+        carrier = None if trace is None else trace.carrier
         with suppress(RankpressError):  # the next step is recorded again
-            self._table.record_step(job_id, number, StepRecord.from_json(record))
+            self._table.record_step(job_id, number, StepRecord.from_json(record), carrier)
+
+    def _trace_of(self, job_id: str) -> JobTrace | None:
+        """The trace of the request that posted a job; None where nothing is traced."""
+        if self._tracing is None:
+            return None
+        with suppress(RankpressError):
+            job = self._table.find(job_id)
+            return None if job is None else self._tracing.continue_job(job_id, job.trace)
+        return None
 
     def _begin(self, job_id: str) -> None:
         """Record that the job begins. Raises JobFailed: it killed too many workers in a row."""
@@ -222,26 +256,57 @@ class Worker(WaitPolicy):
             with self._in_step:
                 self._runner.try_finish(JobSpec(**spec), StepRecord.from_json(last))
 
-        # DBOS would count all deaths of workers; `_begin` counts those without progress.
-        @DBOS.workflow(name=database.WORKFLOW, max_recovery_attempts=None)
-        def adapt(spec: dict[str, Any]) -> dict[str, Any]:
+        def work(job_id: str, spec: dict[str, Any], trace: JobTrace | None) -> dict[str, Any]:
             """Everything that decides what is done next is recorded, so that replays agree."""
             stale: dict[str, Any] | None = None
             last: dict[str, Any] | None = None
-            job_id = str(DBOS.workflow_id)
             log.info("job begun", job=job_id, worker=self._name)
+            begun_ns = time.time_ns()
             try:
                 self._begin(job_id)
+                _add_span(trace, "job begin", begun_ns, worker=self._name)
                 number = 0
                 while last is None or not last["done"]:
+                    begun_ns = time.time_ns()
                     last, stale, number = advance(spec, last, stale), last, number + 1
-                    if self._has_new_step or last["done"]:  # not for each step of a replay
-                        self._record_step(job_id, number, last)
+                    if self._has_new_step:  # not a step of a replay
+                        size = last["progress"]["bytes"]
+                        _add_span(trace, "job step", begun_ns, step=number, bytes=size)
+                    if self._has_new_step or last["done"]:
+                        self._record_step(job_id, number, last, trace)
+                begun_ns = time.time_ns()
                 finish(spec, last)
             except Exception as error:
-                raise JobFailed(self._end_failed(job_id, JobSpec(**spec), error)) from error
-            log.info("job done", job=job_id, bytes=last["progress"]["bytes"])
+                reason = self._end_failed(job_id, JobSpec(**spec), error)
+                _add_span(trace, "job end", begun_ns, type(error).__name__, reason=reason)
+                raise JobFailed(reason) from error
+            finally:
+                self._upkeep.note_end()
+            size = last["progress"]["bytes"]
+            _add_span(trace, "job end", begun_ns, bytes=size)
+            log.info("job done", job=job_id, bytes=size)
             return last
+
+        # DBOS would count all deaths of workers; `_begin` counts those without progress.
+        @DBOS.workflow(name=database.WORKFLOW, max_recovery_attempts=None)
+        def adapt(spec: dict[str, Any]) -> dict[str, Any]:
+            job_id = str(DBOS.workflow_id)
+            trace = self._trace_of(job_id)
+            with nullcontext() if trace is None else bound_contextvars(trace_id=trace.id):
+                return work(job_id, spec, trace)
+
+
+def _add_span(
+    trace: JobTrace | None,
+    name: str,
+    begun_ns: int,
+    error_type: str = "",
+    **attributes: str | int,
+) -> None:
+    """Add a span to a job's trace, if it has one, see `JobTrace.add`."""
+    if trace is not None:
+        named = {f"rankpress.{key}": value for key, value in attributes.items()}
+        trace.add(name, begun_ns, named, error_type)
 
 
 def _record(values: dict[str, Any] | None) -> StepRecord | None:

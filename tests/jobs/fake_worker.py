@@ -15,12 +15,20 @@ from jobs.fake_adapter import FakeAdapter
 from service.jobs import heartbeat, storage_outages, upkeep, worker
 from service.logs import configure_logs
 from service.settings import Settings
+from service.webhooks import delivery
 
 
 def main(
-    folder: Path, settings: Settings, hasty: bool, stuck: bool, options: dict[str, Any]
+    folder: Path,
+    settings: Settings,
+    hasty: bool,
+    stuck: bool,
+    follow_up_s: float,
+    variables: dict[str, str],
+    options: dict[str, Any],
 ) -> None:
     """Work until killed or stopped; what is written to standard error goes to a file."""
+    os.environ.update(variables)
     errors = os.open(folder / "worker.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(errors, 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
@@ -29,6 +37,8 @@ def main(
     storage_outages.FIRST_PAUSE_S, storage_outages.LONGEST_PAUSE_S = 0.05, 0.2
     worker.NICENESS = 1  # else a busy machine's tests wait for ever
     worker.POLL_S = 0.1
+    upkeep.FOLLOW_UP_S = upkeep.END_WRITTEN_S = follow_up_s
+    delivery.PAUSES_S = (0.1, 0.1, 0.1)
     if stuck:
         upkeep.expire = partial(expire_for_ever, folder / "expiring")
     configure_logs(settings.log_format, settings.log_level)

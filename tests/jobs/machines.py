@@ -57,14 +57,11 @@ def until(condition: Callable[[], bool]) -> None:
 class Worker:
     """A worker process, forked from one that has imported all it needs: quick to start."""
 
-    def __init__(
-        self, folder: Path, settings: Settings, hasty: bool, stuck: bool, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, *arguments: Any) -> None:
+        """Start one with these arguments of `fake_worker.main`."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", "jobs.fake_worker"])
-        self._process = context.Process(
-            target=fake_worker.main, args=(folder, settings, hasty, stuck, options), daemon=True
-        )
+        self._process = context.Process(target=fake_worker.main, args=arguments, daemon=True)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -91,6 +88,7 @@ class Place:
     Attributes:
         settings: of all that runs here. folder: where fake adapters log.
         server: of the database, None for SQLite. jobs: a client.
+        variables: of the environment of workers that are started from now on.
     """
 
     def __init__(
@@ -103,6 +101,7 @@ class Place:
         self.url = database.prepare(self.settings)
         self.jobs = self.client()
         self.workers: list[Worker] = []
+        self.variables: dict[str, str] = {}
 
     def client(self, **settings: Any) -> Jobs:
         return open_jobs(self.settings.model_copy(update=settings), self.url)
@@ -115,14 +114,24 @@ class Place:
     def spec(data: bytes, effort: int = 1) -> JobSpec:
         return spec_of(data, 20, 12, 4.0, effort, (model_info(),))
 
-    def worker(self, *, hasty: bool = False, stuck: bool = False, **options: Any) -> Worker:
+    def worker(
+        self,
+        *,
+        hasty: bool = False,
+        stuck: bool = False,
+        follow_up_s: float = 0.1,
+        **options: Any,
+    ) -> Worker:
         """Start a worker process with a fake adapter of these options.
 
         Args:
             hasty: with heartbeats a few times a second. stuck: whose first expiry never ends.
+            follow_up_s: seconds until it looks at follow-ups, after the end of a job too.
             options: of the adapter.
         """
-        worker = Worker(self.folder, self.settings, hasty, stuck, options)
+        worker = Worker(
+            self.folder, self.settings, hasty, stuck, follow_up_s, self.variables, options
+        )
         self.workers.append(worker)
         return worker
 

@@ -22,7 +22,7 @@ from service.settings import Settings
 from service.store.write import write_model
 
 
-def test_a_posted_picture_gets_smaller_and_decodes_elsewhere(
+def test_a_posted_picture_gets_smaller_and_its_name_with_it_and_decodes_elsewhere(
     tmp_path: Path, small: Small, numpy_engine: Engine
 ) -> None:
     write_model(tmp_path / "store" / "small", small.stored, small.base)
@@ -37,6 +37,8 @@ def test_a_posted_picture_gets_smaller_and_decodes_elsewhere(
         threads=1,
         job_step_s=0.3,
         job_max_s=6.0,
+        objects_url=str(tmp_path / "objects"),
+        objects_write=True,
         graphics=False,  # the small model is so bad that the picture would be exact at once
     )
     variables = os.environ | settings.as_environment()
@@ -53,6 +55,7 @@ def test_a_posted_picture_gets_smaller_and_decodes_elsewhere(
             assert match is not None
             with httpx.Client(base_url=match[1], timeout=60) as client:
                 until(lambda: client.get("/readyz").status_code == 200)
+                named = client.put("/pictures/a.png?rate=4&effort=1", content=file.getvalue())
                 posted = client.post("/adapt?rate=4&effort=1", content=file.getvalue())
                 assert posted.status_code == 202, posted.text
                 path = posted.headers["location"]
@@ -64,10 +67,14 @@ def test_a_posted_picture_gets_smaller_and_decodes_elsewhere(
                 job = client.get(path).json()
                 assert job["status"] == "succeeded", job
                 result = client.get(f"{path}/result")
+                assert named.json()["links"]["stream"] and path.endswith(named.json()["job"])
+                stream = "/pictures/a.png/@stream"
+                until(lambda: client.get(stream).content == result.content)
+                first = client.get(named.json()["links"]["stream"])
         finally:
             server.terminate()
         assert server.wait(60) == 0
-    assert job["first_bytes"] == len(plain.content)
+    assert first.content == plain.content and job["first_bytes"] == len(plain.content)
     assert job["bytes"] == len(result.content)
     decoded = numpy_engine.decompress(result.content).picture.rgb
     mse = np.mean((decoded.astype(float) - rgb) ** 2)

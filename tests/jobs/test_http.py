@@ -6,6 +6,7 @@ import io
 import json
 import math
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,7 @@ from service.errors import ExpiredJob, ObjectsUnavailable
 from service.jobs import job_table
 from service.picture import Picture
 from service.server.run import Server
+from service.tracing.spans import Tracing
 
 pytestmark = pytest.mark.parametrize("make_place", ["sqlite"], indirect=True)
 
@@ -39,10 +41,12 @@ class Client(httpx.Client):
 
 
 @contextmanager
-def served(place: Place, codec: FakeCodec | None = None) -> Iterator[Client]:
+def served(
+    place: Place, codec: FakeCodec | None = None, tracing: Tracing | None = None
+) -> Iterator[Client]:
     """A client of a server on the place's settings."""
     codec = codec or FakeCodec()
-    server = Server(codec, place.settings)
+    server = Server(codec, place.settings, tracing)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -370,7 +374,12 @@ def test_metrics_count_jobs_and_time_their_steps(place: Place) -> None:
         client.post("/adapt?effort=1", content=png(1))
         page = client.get("/metrics").text
         assert "rankpress_jobs_queued 2.0" in page and "rankpress_jobs_running 0.0" in page
+        first = place.jobs.table.get(path[6:])
+        age = time.time() - first.created_s
+        assert metric(client, "rankpress_jobs_oldest_seconds") >= age
+        assert metric(client, 'rankpress_job_workers{state="idle"}') == 0
         client.delete(path)
+        assert metric(client, "rankpress_jobs_oldest_seconds") <= time.time() - first.created_s
         place.worker()
         place.wait(path[6:], lambda job: job.state == "cancelled")
         (other,) = place.jobs.table.active()
@@ -381,6 +390,9 @@ def test_metrics_count_jobs_and_time_their_steps(place: Place) -> None:
             assert 'rankpress_jobs_ended_total{state="succeeded"} 1.0' in page
             assert 'rankpress_jobs_ended_total{state="cancelled"} 1.0' in page
             assert f"rankpress_job_step_seconds_count {done.steps:.1f}" in page
+            assert "rankpress_jobs_oldest_seconds 0.0" in page
+            assert 'rankpress_job_workers{state="busy"} 0.0' in page
+            assert 'rankpress_job_workers{state="idle"} 1.0' in page
 
 
 @pytest.mark.parametrize(("last_id", "statuses"), [(None, ["queued"]), ("0.queued", [])])

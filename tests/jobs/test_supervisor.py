@@ -13,11 +13,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from jobs.machines import until
-from service.api import server
 from service.jobs import storage_outages
 from service.jobs.heartbeat import WorkerName
 from service.jobs.supervisor import WorkerProcess
 from service.jobs.worker import NICENESS
+from service.server import run
 from service.settings import Settings
 
 SCRIPT = """
@@ -110,14 +110,14 @@ def test_a_worker_comes_last_also_against_other_sessions(tmp_path: Path) -> None
 def test_jobs_are_not_taken_in_where_the_worker_could_do_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert server.without_idle_jobs(Settings()).jobs
-    monkeypatch.setattr(server.importlib.util, "find_spec", lambda _: None)
-    assert not server.without_idle_jobs(Settings()).jobs
-    assert server.without_idle_jobs(Settings(jobs_worker=False)).jobs
+    assert run.without_idle_jobs(Settings()).jobs
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda _: None)
+    assert not run.without_idle_jobs(Settings()).jobs
+    assert run.without_idle_jobs(Settings(jobs_worker=False)).jobs
 
 
 def test_a_server_that_only_decodes_starts_no_worker() -> None:
-    assert not server.without_idle_jobs(Settings(decode_only=True)).jobs
+    assert not run.without_idle_jobs(Settings(decode_only=True)).jobs
 
 
 def test_a_worker_gets_the_server_s_settings_but_not_its_secret(
