@@ -18,10 +18,10 @@ lock() {
         --custom-compile-command 'sh docker/lock.sh' --output-file "docker/locks/$name.txt" "$@"
 }
 
-lock decode pyproject.toml --extra decode "$@"
-echo "torch==$torch" | lock gpu pyproject.toml - --extra server "$@"
+lock decode pyproject.toml --extra decode --extra telemetry "$@"
+echo "torch==$torch" | lock gpu pyproject.toml - --extra server --extra telemetry "$@"
 # PyPI first: only what it lacks, the CPU build, comes from PyTorch's index.
-echo "torch==$torch+cpu" | lock cpu pyproject.toml - --extra server \
+echo "torch==$torch+cpu" | lock cpu pyproject.toml - --extra server --extra telemetry \
     --index "$pypi" --default-index "$torch_index" --index-strategy unsafe-first-match "$@"
 # What builds the wheel.
 sed -n 's/^requires = \[\(.*\)\]$/\1/p' pyproject.toml | tr -d '" ' | tr ',' '\n' | lock build - "$@"

@@ -9,7 +9,8 @@
 #                       a body; CLIENT_RATE in a second, 100, and five times as many at once
 #   TRUSTED_PROXIES     networks of proxies in front of this one, separated by spaces, whose
 #                       X-Forwarded-For says who the client is; without, its address does
-#   WRITE_TOKEN  bearer token of those who may PUT /objects; nobody may without one
+#   WRITE_TOKEN  bearer token of those who may write /objects and /pictures, and list the latter;
+#                nobody may without one
 #   RESOLVER     name server that is asked again and again where names' addresses change, as those
 #                of containers do; needs nginx 1.27.3
 set -eu

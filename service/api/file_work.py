@@ -52,13 +52,22 @@ megapixels, or one to three seconds of two cores."""
 
 @dataclass(frozen=True, eq=False)
 class StreamFile:
-    """A new stream, the hash of its bytes in hex, and notes of what reading the file changed."""
+    """A new stream, the hash of its bytes in hex, and notes of what reading the file changed.
+
+    `visible_share` is that of its picture.
+    """
 
     compressed: Compressed
     sha256: str
     notes: tuple[str, ...]
     source_bytes: int
     read_s: float
+    visible_share: float
+
+    @property
+    def timings(self) -> Timings:
+        """Seconds of each part of the work but `read_s`."""
+        return self.compressed.timings
 
 
 @dataclass(frozen=True)
@@ -147,9 +156,11 @@ class CompressFile:
 
     def finish(self, read: tuple[Picture, float], compressed: Compressed) -> StreamFile:
         """The result for a compressed picture."""
+        picture, read_s = read
         digest = hashlib.sha256(compressed.data).hexdigest()
-        notes = read[0].notes + larger_note(len(compressed.data), len(self.data))
-        return StreamFile(compressed, digest, notes, len(self.data), read[1])
+        notes = picture.notes + larger_note(len(compressed.data), len(self.data))
+        size, visible = len(self.data), picture.visible_share
+        return StreamFile(compressed, digest, notes, size, read_s, visible)
 
     def load(self) -> Load:
         """How much work it is, by the file's header.

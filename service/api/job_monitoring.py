@@ -21,7 +21,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from service.api.job_client import JobClient
 from service.api.schemas import JobStorageState
 from service.errors import JobsUnavailable, ObjectsUnavailable, RankpressError
-from service.jobs.job import State
+from service.jobs.heartbeat import live_workers
+from service.jobs.job import ENDED, Job, State
 from service.jobs.jobs import Jobs
 
 METRICS_TIMEOUT_S: Final = 5.0
@@ -43,9 +44,10 @@ log = structlog.get_logger("rankpress.api")
 
 @dataclass(frozen=True)
 class _Sample:
-    """Jobs at one time: how many wait and run, which have ended, and the seconds of new steps."""
+    """Jobs at one time: how many wait, for how long, which run and ended, seconds of new steps."""
 
     queued: int
+    oldest_s: float
     running: int
     ended: dict[str, State]
     step_seconds: dict[str, list[float]]
@@ -57,10 +59,17 @@ class JobMetrics:
     def __init__(self, job_client: JobClient, registry: CollectorRegistry) -> None:
         self._job_client = job_client
         self._queued = Gauge("rankpress_jobs_queued", "Jobs that wait.", registry=registry)
+        self._oldest = Gauge(
+            "rankpress_jobs_oldest_seconds",
+            "Seconds that the job waits that has waited longest; 0 where none waits.",
+            registry=registry,
+        )
         self._running = Gauge("rankpress_jobs_running", "Jobs that run.", registry=registry)
         self._ended = Counter(
             "rankpress_jobs_ended", "Jobs that ended, by state.", ("state",), registry=registry
         )
+        for state in ENDED:  # from 0 on, so that the first one is an increase
+            self._ended.labels(state)
         self._steps = Histogram(
             "rankpress_job_step_seconds",
             "Seconds of a job's step, from one checkpoint to the next.",
@@ -82,8 +91,8 @@ class JobMetrics:
             sample = await self._job_client.call(self._read, METRICS_TIMEOUT_S)
         except RankpressError as error:
             log.warning("no metrics of jobs", reason=str(error))
-            self._queued.set(math.nan)
-            self._running.set(math.nan)
+            for gauge in (self._queued, self._oldest, self._running):
+                gauge.set(math.nan)
             return
         finally:
             self._is_reading = False
@@ -96,10 +105,13 @@ class JobMetrics:
         running = [job.id for job in active if job.state == "running"]
         ids = [*running, *(job_id for job_id in ended if job_id not in self._counted_ends)]
         seconds = {i: jobs.table.step_seconds(i, self._counted_steps.get(i, 0)) for i in ids}
-        return _Sample(len(active) - len(running), len(running), ended, seconds)
+        now_s = time.time()
+        ages = [now_s - job.queued_since_s for job in active if job.queued_since_s is not None]
+        return _Sample(len(ages), max([0.0, *ages]), len(running), ended, seconds)
 
     def _observe(self, sample: _Sample) -> None:
         self._queued.set(sample.queued)
+        self._oldest.set(sample.oldest_s)
         self._running.set(sample.running)
         for job_id, seconds in sample.step_seconds.items():
             for value in seconds:
@@ -132,6 +144,11 @@ class JobStorageMonitor:
         self._waiting = gauge(
             "rankpress_jobs_waiting_for_storage",
             "Running jobs that wait for the database or the object store.",
+        )
+        self._workers = gauge(
+            "rankpress_job_workers",
+            "Processes that work on jobs and have shown a heartbeat in the last minute, by state.",
+            ("state",),
         )
         available = "1 where jobs can be stored, 0 where they cannot."
         gauge("rankpress_jobs_storage_available", available).set_function(self._availability)
@@ -168,16 +185,20 @@ class JobStorageMonitor:
         state: JobStorageState = "available"
         reason = ""
         try:
-            waiting = await self._job_client.call(_count_waiting, CHECK_TIMEOUT_S)
+            running = await self._job_client.call(_running_jobs, CHECK_TIMEOUT_S)
+            waiting = sum(job.waiting_since_s is not None for job in running)
             self._waiting.set(waiting)
-            await self._job_client.call_with_files(self._check_objects, CHECK_TIMEOUT_S)
+            live = await self._job_client.call_with_files(self._check_objects, CHECK_TIMEOUT_S)
+            self._show_workers(live, {job.worker for job in running})
             if waiting:
                 state = "waiting"
         except JobsUnavailable as error:
             state, reason = "database-unavailable", str(error)
             self._waiting.set(math.nan)
+            self._workers.clear()
         except ObjectsUnavailable as error:
             state, reason = "objects-unavailable", str(error)
+            self._workers.clear()
         except RankpressError:  # too many calls are pending, which says nothing of the storage
             return
         now_s = time.monotonic()
@@ -188,20 +209,28 @@ class JobStorageMonitor:
         self._failed_since_s = math.inf if is_available else min(self._failed_since_s, now_s)
         self.state, self._checked_s = state, now_s
 
-    def _check_objects(self, jobs: Jobs) -> None:
-        """Try the object store, unless an earlier try still occupies a thread."""
+    def _check_objects(self, jobs: Jobs) -> set[str]:
+        """Try the object store, unless an earlier try still occupies a thread.
+
+        Returns the names of the workers that are alive, which the store holds.
+        """
         if not self._checking_objects.acquire(blocking=False):
             raise ObjectsUnavailable("the last check has had no answer yet")
         try:
             jobs.check_objects()
+            return live_workers(jobs.objects)
         finally:
             self._checking_objects.release()
+
+    def _show_workers(self, live: set[str], with_jobs: set[str | None]) -> None:
+        self._workers.labels("busy").set(len(live & with_jobs))
+        self._workers.labels("idle").set(len(live - with_jobs))
 
     def _availability(self) -> float:
         return math.nan if self.state in ("off", "unknown") else float(self.state == "available")
 
 
-def _count_waiting(jobs: Jobs) -> int:
-    """Number of jobs that wait for storage. Raises JobsUnavailable: no job could be stored."""
+def _running_jobs(jobs: Jobs) -> list[Job]:
+    """The jobs that run. Raises JobsUnavailable: no job could be stored."""
     jobs.table.check()
-    return sum(job.waiting_since_s is not None for job in jobs.table.active())
+    return jobs.table.active(("running",))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from service.api.job_client import JobClient
 from service.api.job_monitoring import JobMetrics, JobStorageMonitor
 from service.blobs import Objects
 from service.engine.admission import Admission, WorkResult
-from service.engine.types import Codec, Load
+from service.engine.types import Codec, Load, Timings
 from service.errors import BadParameter, Saturated
 from service.http.bodies import read_body
 from service.http.call_pool import CallPool
@@ -97,7 +98,7 @@ class Service:
             QuotaReached: this client has used up its share of the places for requests that wait.
         """
         context = context_of(request.scope)
-        client = context.bytes.client
+        client, queued_ns = context.bytes.client, time.time_ns()
         self.places.check(client, 1)
         self.places.take(client, 1)
         running = asyncio.ensure_future(self.admission.run(work, load.group, load.pixels))
@@ -110,6 +111,8 @@ class Service:
             if running.done():
                 done = running.result()
                 context.queue_s = done.queue_s
+                if context.trace is not None:
+                    context.trace.add_work(queued_ns, done.queue_s, _stages_of(done.value))
                 return done
             if leaving.done():
                 raise ClientDisconnect
@@ -119,6 +122,14 @@ class Service:
             running.cancel()
             leaving.cancel()
             await asyncio.gather(running, leaving, return_exceptions=True)
+
+
+def _stages_of(value: object) -> dict[str, float]:
+    """Seconds of each stage of the work that has this result, by name; of a batch, of all of it."""
+    timings = getattr(value, "timings", None)
+    if not isinstance(timings, Timings):
+        return {}
+    return {f"rankpress.{name}": seconds for name, seconds in vars(timings).items()}
 
 
 async def _disconnected(request: Request) -> None:

@@ -20,7 +20,7 @@ from enum import Enum
 from typing import Any, Final, TypeVar
 
 from service.engine.admission_queue import AdmissionQueue, QueuedWork, RequestGroup
-from service.engine.worker_pool import RunTogether, Speed, WorkerPool
+from service.engine.worker_pool import PoolUsage, RunTogether, Speed, WorkerPool
 from service.engine.worker_pool import WorkResult as WorkResult  # for callers of `Admission.run`
 from service.errors import RankpressError, Saturated, SelfTestFailed
 
@@ -120,6 +120,11 @@ class Admission:
     def running(self) -> int:
         """Requests in the worker threads, those whose caller has left included."""
         return self._small.running + self._large.running
+
+    @property
+    def usage(self) -> tuple[PoolUsage, ...]:
+        """What each pool of worker threads has done so far."""
+        return tuple(pool.usage for pool in self._pools)
 
     @property
     def retry_after_s(self) -> int:

@@ -55,6 +55,23 @@ class WorkResult(Generic[T]):
     queue_s: float
 
 
+@dataclass(frozen=True)
+class PoolUsage:
+    """What a pool has done so far.
+
+    Attributes:
+        pool: its name. workers: its threads.
+        busy_s: seconds that its threads have worked, all together.
+        calls: units of work that have begun. requests: those in them; a batch has several.
+    """
+
+    pool: str
+    workers: int
+    busy_s: float
+    calls: int
+    requests: int
+
+
 class Speed:
     """Running means of the size of work and of the time that it takes.
 
@@ -114,6 +131,8 @@ class WorkerPool:
         self._is_open = False
         self._alarm: asyncio.TimerHandle | None = None
         self._busy = 0
+        self._busy_s, self._busy_until_s = 0.0, time.monotonic()
+        self._calls = self._requests = 0
         self.running = 0
         self._running_size = 0.0
         self._idle_since_s: float | None = -math.inf
@@ -128,6 +147,12 @@ class WorkerPool:
         """Seconds until all requests that are here now will be done, by the measured times."""
         size = self._running_size + sum(entry.size for entry in self._queue)
         return self._speed.seconds(self.waiting + self.running, size) / self.workers
+
+    @property
+    def usage(self) -> PoolUsage:
+        """What it has done so far, the work that runs included."""
+        self._add_busy(0)
+        return PoolUsage(self._name, self.workers, self._busy_s, self._calls, self._requests)
 
     def start(self) -> None:
         """Make the threads; work waits until `open`."""
@@ -172,7 +197,9 @@ class WorkerPool:
 
     def launch(self, entries: list[QueuedWork]) -> None:
         """Run work at once, in a thread."""
-        self._busy += 1
+        self._add_busy(1)
+        self._calls += 1
+        self._requests += len(entries)
         self.running += len(entries)
         self._running_size += sum(entry.size for entry in entries)
         self._note_idle()
@@ -196,6 +223,13 @@ class WorkerPool:
         if due_s is not None:
             delay_s = max(0.0, due_s - time.monotonic())
             self._alarm = asyncio.get_running_loop().call_later(delay_s, self._start_next)
+
+    def _add_busy(self, more: int) -> None:
+        """Count the time until now, and so many more threads that work from now on."""
+        now_s = time.monotonic()
+        self._busy_s += self._busy * (now_s - self._busy_until_s)
+        self._busy_until_s = now_s
+        self._busy += more
 
     def _note_idle(self) -> None:
         if self._busy or self.waiting:
@@ -224,7 +258,7 @@ class WorkerPool:
     def _finish(
         self, entries: list[QueuedWork], begun_s: float, future: asyncio.Future[Sequence[Any]]
     ) -> None:
-        self._busy -= 1
+        self._add_busy(-1)
         self.running -= len(entries)
         size = sum(entry.size for entry in entries)
         self._running_size -= size

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.types import Scope
 
@@ -17,6 +18,9 @@ from service.engine.admission import Admission
 from service.errors import Saturated
 from service.http.clients import RETRY_S, SharedLimit
 from service.http.spool import Spool
+
+if TYPE_CHECKING:
+    from service.tracing.spans import RequestTrace
 
 _VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CONTEXT_KEY: Final = "rankpress.context"
@@ -110,6 +114,7 @@ class RequestContext:
         pixels: pixels of the picture that was read or written.
         model: name of the model that decoded.
         queue_s: seconds spent waiting for a worker thread.
+        trace: the spans of the request, None where it is not traced.
     """
 
     id: str
@@ -121,6 +126,12 @@ class RequestContext:
     pixels: int | None = None
     model: str | None = None
     queue_s: float | None = None
+    trace: RequestTrace | None = None
+
+    @property
+    def trace_carrier(self) -> Mapping[str, str] | None:
+        """The context of the trace as W3C's headers, for a job; None where there is none."""
+        return None if self.trace is None else self.trace.carrier
 
 
 def context_of(scope: Scope) -> RequestContext:

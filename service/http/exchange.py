@@ -27,6 +27,9 @@ from service.settings import MIB, Settings
 CLIENT_LEFT: Final = 499
 """Logged and counted if the client left before an answer (nginx's number); never sent."""
 
+UNDECLARED: Final = "other"
+"""Route of all paths that are not declared."""
+
 PIECE_BYTES: Final = 256 * 1024
 """Answers are sent in pieces of this size, each with its own time limit."""
 
@@ -84,9 +87,9 @@ class Exchange:
 
     @property
     def route(self) -> str:
-        """The path as declared, "other" for one that is not declared."""
+        """The path as declared, `UNDECLARED` for one that is not declared."""
         route = self._scope.get("route")
-        return str(getattr(route, "path", "other"))
+        return str(getattr(route, "path", UNDECLARED))
 
     async def run(self, app: ASGIApp) -> None:
         """Run the app; answer 500 if it fails before it has begun to answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import (
@@ -9,16 +10,23 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from service.engine.admission import Admission
-from service.engine.types import Timings
+from service.engine.target import LOSSLESS, rate_text
+from service.engine.types import Compressed, Timings
 from service.http.exchange import Exchange
+from service.http.problems import KINDS
 from service.http.spool import Spool
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+SHARE_BUCKETS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999, 1)
 
 STAGES: Final = {
     "queue": "waiting for a worker",
@@ -51,10 +59,18 @@ class Metrics:
         self._rejected = self._counter(
             "rejected", "Requests answered with a problem, by the end of its type.", "problem"
         )
-        self._graphics = self._counter(
-            "graphics_streams",
-            "Streams with a graphics layer, by whether it holds the whole picture or part of it.",
-            "extent",
+        for kind in KINDS:  # from 0 on, so that the first one is an increase
+            self._rejected.labels(kind.slug)
+        self._streams = self._counter("streams", "New streams, by the nearest rate.", "rate")
+        self._source_bytes = self._counter(
+            "source_bytes", "Bytes of the image files of new streams.", "rate"
+        )
+        self._stream_bytes = self._counter("stream_bytes", "Bytes of new streams.", "rate")
+        self._graphics_share = Histogram(
+            "rankpress_graphics_share",
+            "Share of a new stream's blocks that the graphics layer holds.",
+            buckets=SHARE_BUCKETS,
+            registry=self.registry,
         )
         self._seconds = self._histogram(
             "request", "Seconds from the headers of a request to the end of its answer.", "route"
@@ -71,6 +87,7 @@ class Metrics:
             ("spooled_bytes", "Bytes of incomplete bodies on disk.", lambda: spool.limit.total),
         ):
             self._gauge(name, text).set_function(read)
+        self.registry.register(_WorkerCollector(admission))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"rankpress_{name}", text, labels, registry=self.registry)
@@ -108,14 +125,45 @@ class Metrics:
         for stage, seconds in (stage_seconds(queue_s, timings) | stages).items():
             self._stages[stage].observe(seconds)
 
-    def count_graphics(self, share: float) -> None:
-        """Count a new stream by the share of its blocks that the graphics layer holds, 0–1."""
-        if share:
-            self._graphics.labels("whole" if share == 1 else "part").inc()
+    def count_stream(self, compressed: Compressed, source_bytes: int) -> None:
+        """Count a new stream of an image file of so many bytes."""
+        exact = compressed.rate == LOSSLESS
+        rate = rate_text(LOSSLESS if exact else round(compressed.rate))
+        self._streams.labels(rate).inc()
+        self._source_bytes.labels(rate).inc(source_bytes)
+        self._stream_bytes.labels(rate).inc(len(compressed.data))
+        self._graphics_share.observe(compressed.graphics_share)
 
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _WorkerCollector(Collector):
+    """What the pools of worker threads have done, read when Prometheus asks."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics by pool."""
+        label = ("pool",)
+        workers = GaugeMetricFamily("rankpress_workers", "Worker threads.", labels=label)
+        busy = CounterMetricFamily(
+            "rankpress_worker_busy_seconds", "Seconds that worker threads worked.", labels=label
+        )
+        calls = CounterMetricFamily(
+            "rankpress_batches", "Units of work of worker threads.", labels=label
+        )
+        requests = CounterMetricFamily(
+            "rankpress_batched_requests", "Requests in these units.", labels=label
+        )
+        for usage in self._admission.usage:
+            workers.add_metric([usage.pool], usage.workers)
+            busy.add_metric([usage.pool], usage.busy_s)
+            calls.add_metric([usage.pool], usage.calls)
+            requests.add_metric([usage.pool], usage.requests)
+        return workers, busy, calls, requests
 
 
 def stage_seconds(queue_s: float, timings: Timings) -> dict[str, float]:

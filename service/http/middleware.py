@@ -10,23 +10,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
 from service.engine.admission import Admission, Phase
-from service.engine.target import LOSSLESS, LOSSLESS_NAME
+from service.engine.target import LOSSLESS, LOSSLESS_NAME, rate_text
 from service.errors import ForeignOrigin, RankpressError, Saturated, UnknownHost
 from service.http.clients import RETRY_S, SharedLimit, client_of
 from service.http.context import RequestBytes, RequestContext, request_id
-from service.http.exchange import SILENCE_S, Exchange
+from service.http.exchange import CLIENT_LEFT, SILENCE_S, UNDECLARED, Exchange
 from service.http.metrics import Metrics
 from service.http.problems import on_rankpress_error
 from service.http.spool import Spool
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.tracing.spans import RequestTrace, Tracing
 
 HEALTH_SHARE = 16
 """One of so many connections is kept for health checks when the others have requests."""
@@ -49,10 +55,16 @@ class RequestMiddleware:
     """Wraps the app; websockets and lifespan pass through."""
 
     def __init__(
-        self, app: ASGIApp, admission: Admission, metrics: Metrics, settings: Settings, spool: Spool
+        self,
+        app: ASGIApp,
+        admission: Admission,
+        metrics: Metrics,
+        settings: Settings,
+        spool: Spool,
+        tracing: Tracing | None = None,
     ) -> None:
         self._app, self._admission, self._metrics = app, admission, metrics
-        self._settings, self._spool = settings, spool
+        self._settings, self._spool, self._tracing = settings, spool, tracing
         self._origins = Origins(settings)
         share, limit = settings.client_share, settings.connection_limit
         self._requests = SharedLimit("requests at a time", limit - limit // HEALTH_SHARE, share)
@@ -68,6 +80,8 @@ class RequestMiddleware:
         client_id = Headers(scope=scope).get("x-request-id")
         context = RequestContext(request_id(client_id), request_bytes)
         exchange = Exchange(scope, receive, send, context, self._settings)
+        if self._tracing is not None and exchange.path not in QUIET_ROUTES:
+            context.trace = self._tracing.begin_request(scope)
         app, is_full = self._app, False
         try:
             self._check(exchange, client)
@@ -90,14 +104,18 @@ class RequestMiddleware:
                 raise Saturated("too many requests are open", RETRY_S)
 
     async def _answer(self, exchange: Exchange, app: ASGIApp) -> None:
-        """Answer a request, then count and log it."""
-        try:
-            await exchange.run(app)
-        finally:
-            exchange.context.bytes.release()
-            seconds = time.perf_counter() - exchange.started_s
-            self._metrics.end_request(exchange, seconds)
-            _log_request(exchange, seconds)
+        """Answer a request, then count and log it, and end its trace."""
+        trace = exchange.context.trace
+        with nullcontext() if trace is None else bound_contextvars(trace_id=trace.id):
+            try:
+                await exchange.run(app)
+            finally:
+                exchange.context.bytes.release()
+                seconds = time.perf_counter() - exchange.started_s
+                self._metrics.end_request(exchange, seconds)
+                _log_request(exchange, seconds)
+                if trace is not None:
+                    _end_trace(exchange, trace)
 
     def _drop_limit_s(self, is_full: bool) -> float:
         """Seconds in which an unwanted body is read; none if too many requests are open."""
@@ -135,6 +153,27 @@ def _log_request(exchange: Exchange, seconds: float) -> None:
         bytes_out=exchange.bytes_out,
         ms=round(seconds * 1000, 2),
         **{name: value for name, value in optional.items() if value is not None},
+    )
+
+
+def _end_trace(exchange: Exchange, trace: RequestTrace) -> None:
+    context, route = exchange.context, exchange.route
+    facts = {
+        "client.address": exchange.client,
+        "rankpress.request_id": context.id,
+        "rankpress.rate": None if context.rate is None else rate_text(context.rate),
+        "rankpress.bpp": context.bpp,
+        "rankpress.pixels": context.pixels,
+        "rankpress.model": context.model,
+        "rankpress.problem": context.problem,
+        "http.request.body.size": exchange.bytes_in,
+        "http.response.body.size": exchange.bytes_out,
+    }
+    trace.end(
+        None if route == UNDECLARED else route,
+        None if exchange.status == CLIENT_LEFT else exchange.status,
+        context.problem or "",
+        {name: value for name, value in facts.items() if value is not None},
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import APIRouter, FastAPI
@@ -13,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api import iiif_routes, object_routes, openapi
+from service.api import iiif_routes, object_routes, openapi, picture_routes
 from service.api.file_work import SMALL_WORK, run_batch
 from service.api.headers import EXPOSED
 from service.api.image_routes import compare_router, compress_router, decompress_router
@@ -40,6 +41,9 @@ from service.http.spool import Spool
 from service.settings import Settings
 from service.web.pages import add_docs_page, add_guide, add_page
 
+if TYPE_CHECKING:
+    from service.tracing.spans import Tracing
+
 OBJECT_THREADS = 16
 """Calls of the object store that run at the same time."""
 
@@ -55,8 +59,8 @@ Errors are `application/problem+json` (RFC 9457); program against their `type`."
 log = structlog.get_logger("rankpress.api")
 
 
-def create_app(codec: Codec, settings: Settings) -> FastAPI:
-    """An app that serves one codec.
+def create_app(codec: Codec, settings: Settings, tracing: Tracing | None = None) -> FastAPI:
+    """An app that serves one codec, with spans of its requests where there is tracing.
 
     Its lifespan must run: that starts the self-test, and work waits until the test has passed.
     `app.state.service` is the `Service` behind the endpoints.
@@ -113,7 +117,12 @@ def create_app(codec: Codec, settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_exception_handler(RequestValidationError, problems.on_validation_error)
     app.add_middleware(
-        RequestMiddleware, admission=admission, metrics=metrics, settings=settings, spool=spool
+        RequestMiddleware,
+        admission=admission,
+        metrics=metrics,
+        settings=settings,
+        spool=spool,
+        tracing=tracing,
     )
     if settings.cors_origins:  # outside of the above: errors too are for pages of these origins
         app.add_middleware(
@@ -139,10 +148,10 @@ def _routers(settings: Settings) -> list[APIRouter]:
         routers += [compress_router, models_router, adapt_router, jobs_router, adapters_router]
         if settings.page:
             routers.append(compare_router)
+    if settings.objects_write:  # before those that read names, whose paths would match too
+        routers += [object_routes.write_router, picture_routes.write_router]
     if settings.objects_url:
-        routers += [object_routes.read_router, iiif_routes.router]
-    if settings.objects_write:
-        routers.append(object_routes.write_router)
+        routers += [object_routes.read_router, picture_routes.read_router, iiif_routes.router]
     return routers
 
 

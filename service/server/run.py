@@ -16,6 +16,7 @@ import signal
 import socket
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
@@ -33,6 +34,10 @@ from service.jobs.supervisor import WorkerProcess
 from service.logs import configure_logs
 from service.server.app import create_app
 from service.settings import Settings
+from service.tracing.opening import open_tracing
+
+if TYPE_CHECKING:
+    from service.tracing.spans import Tracing
 
 POLL_S = 0.05
 
@@ -48,13 +53,16 @@ def serve(codec: Codec, settings: Settings) -> None:
     """
     configure_logs(settings.log_format, settings.log_level)
     settings = without_idle_jobs(settings)
-    server = Server(codec, settings)
+    tracing = open_tracing("rankpress")
+    server = Server(codec, settings, tracing)
     worker = WorkerProcess(settings) if settings.jobs and settings.jobs_worker else None
     try:
         server.run()
     finally:
         if worker is not None:
             worker.stop()
+        if tracing is not None:
+            tracing.close()
     running, calls = server.admission.running, server.service.pending_calls
     if running or calls:
         log.error("work cut off", running=running, calls=calls, drain_s=settings.drain_s)
@@ -75,8 +83,8 @@ def without_idle_jobs(settings: Settings) -> Settings:
 class Server(uvicorn.Server):
     """Uvicorn that drains before it closes the port, and returns normally after a signal."""
 
-    def __init__(self, codec: Codec, settings: Settings) -> None:
-        app = create_app(codec, settings)
+    def __init__(self, codec: Codec, settings: Settings, tracing: Tracing | None = None) -> None:
+        app = create_app(codec, settings, tracing)
         self.service: Service = app.state.service
         self.admission: Admission = self.service.admission
         self._drain_s = settings.drain_s

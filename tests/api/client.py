@@ -17,6 +17,7 @@ from service.api.service import Service
 from service.engine.types import Codec
 from service.server.app import create_app
 from service.settings import Settings
+from service.tracing.spans import Tracing
 
 WIDTH, HEIGHT = 20, 12
 PIXELS = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
@@ -45,9 +46,11 @@ class Client(httpx.AsyncClient):
 
 
 @asynccontextmanager
-async def running(codec: Codec, **settings: Any) -> AsyncIterator[Client]:
+async def running(
+    codec: Codec, tracing: Tracing | None = None, **settings: Any
+) -> AsyncIterator[Client]:
     """The app with its lifespan run, as a client sees it."""
-    app = create_app(codec, Settings(**({"jobs": False} | settings)))
+    app = create_app(codec, Settings(**({"jobs": False} | settings)), tracing)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with Client(transport=transport, base_url="http://test") as client:

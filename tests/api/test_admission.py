@@ -339,6 +339,8 @@ async def test_what_is_launched_together_gets_each_its_own_outcome() -> None:
     assert sizes == [3], "1, 4 and 5; 2 is of another rate"
     assert [d.value for d in done if isinstance(d, WorkResult)] == [1, 2, 5]
     assert isinstance(done[3], ValueError) and 3 not in gate.begun
+    small = admission.usage[0]
+    assert (small.calls, small.requests) == (4, 6), "the self-test, 0, the batch, and 2"
     admission.close()
 
 

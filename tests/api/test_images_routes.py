@@ -129,8 +129,12 @@ async def test_a_share_that_is_stored_exactly_is_told_and_counted() -> None:
         await client.post("/compress?rate=lossless", content=PNG)
         await client.post("/decompress", content=part.content)
         text = (await client.get("/metrics")).text
-    name = "rankpress_graphics_streams_total"
-    assert f'{name}{{extent="part"}} 1.0' in text and f'{name}{{extent="whole"}} 1.0' in text
+    below = {
+        edge: float(count)
+        for edge, count in re.findall(r'graphics_share_bucket\{le="([0-9.]+)"\} (\S+)', text)
+    }
+    edges = ("0.0", "0.5", "0.75", "0.999", "1.0")
+    assert [below[edge] for edge in edges] == [1, 1, 2, 2, 3]
     assert "rankpress_graphics_seconds_count 4.0" in text
     assert "graphics;dur=5.00" in part.headers["server-timing"]
 

@@ -483,8 +483,12 @@ def test_a_decoding_server_offers_decoding_alone(tmp_path: Path) -> None:
         "get /iiif/{sha256}",
         "get /iiif/{sha256}/info.json",
         "get /iiif/{sha256}/{region}/{size}/{rotation}/{quality}.{format}",
+        "get /pictures/{name}",
+        "get /pictures/{name}/@stream",
     }
     assert paths(create_app(FakeCodec(), reading)) == decoding | objects
     whole = paths(create_app(FakeCodec(), Settings(objects_url=folder, objects_write=True)))
-    assert whole >= decoding | {"post /compress", "get /objects/{sha256}", "put /objects"}
+    assert whole >= decoding | objects | {"post /compress", "put /objects"}
+    writing = {"get /pictures", "get /pictures/{name}/@history"}
+    assert whole >= writing | {"put /pictures/{name}", "delete /pictures/{name}"}
     assert not objects & paths(create_app(FakeCodec(), Settings()))

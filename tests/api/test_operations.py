@@ -302,6 +302,33 @@ async def test_metrics_count_requests_bytes_seconds_and_refusals() -> None:
         assert sample(text, f"rankpress_{stage}_seconds_count") == 2
 
 
+async def test_metrics_say_how_busy_workers_are_and_what_streams_save() -> None:
+    codec = FakeCodec()
+    async with running(codec) as client:
+        await ready(client)
+        begun = await page(client)
+        codec.work_s = 0.05
+        sizes = [
+            len((await client.post(f"/compress?rate={rate}", content=PNG)).content)
+            for rate in ("2", "lossless", "2")
+        ]
+        text = await page(client)
+    busy = 'rankpress_worker_busy_seconds_total{pool="small"}'
+    assert sample(text, busy) - sample(begun, busy) >= 3 * codec.work_s
+    assert sample(text, busy.replace("small", "large")) == 0
+    assert sample(text, 'rankpress_workers{pool="small"}') == 1
+    for name in ("batches", "batched_requests"):
+        counter = f'rankpress_{name}_total{{pool="small"}}'
+        assert sample(text, counter) - sample(begun, counter) == 3
+    for name, of_2, exact in (
+        ("streams", 2, 1),
+        ("source_bytes", 2 * len(PNG), len(PNG)),
+        ("stream_bytes", sizes[0] + sizes[2], sizes[1]),
+    ):
+        assert sample(text, f'rankpress_{name}_total{{rate="2"}}') == of_2
+        assert sample(text, f'rankpress_{name}_total{{rate="lossless"}}') == exact
+
+
 async def test_the_openapi_document_is_complete(tmp_path: Path) -> None:
     everything = {"objects_url": str(tmp_path), "objects_write": True}
     async with running(FakeCodec(), **everything) as client:

@@ -42,7 +42,9 @@ def compose(file: str = "docker-compose.yml", **variables: str) -> dict[str, Any
     return dict(yaml.safe_load(text.replace("\0", "$")))
 
 
-@pytest.mark.parametrize("file", ["docker-compose.yml", "docker/compose.gpu.yml"])
+@pytest.mark.parametrize(
+    "file", ["docker-compose.yml", "docker/compose.gpu.yml", "docker/compose.webhooks.yml"]
+)
 def test_compose_files_follow_the_schema(file: str) -> None:
     document = compose(file)
     document.pop("name", None)
@@ -66,7 +68,8 @@ def test_what_compose_refers_to_is_there() -> None:
     named = services["nginx"]["environment"]
     hosts = {x.partition(":")[0] for x in f"{named['SERVERS']} {named['DECODERS']}".split()}
     assert hosts <= set(services)
-    assert set(compose("docker/compose.gpu.yml")["services"]) == OURS - {"decoder"}
+    for file in ("docker/compose.gpu.yml", "docker/compose.webhooks.yml"):
+        assert set(compose(file)["services"]) == OURS - {"decoder"}
 
 
 def test_no_container_can_write_or_rise_where_it_need_not() -> None:

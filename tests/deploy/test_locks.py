@@ -15,8 +15,12 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
-EXTRAS = {"decode": "decode", "cpu": "server", "gpu": "server"}
-"""The extra that each image installs."""
+EXTRAS = {
+    "decode": ("decode", "telemetry"),
+    "cpu": ("server", "telemetry"),
+    "gpu": ("server", "telemetry"),
+}
+"""The extras that each image installs."""
 
 
 def locked(name: str) -> dict[str, Version]:
@@ -47,10 +51,10 @@ def locked(name: str) -> dict[str, Version]:
     return versions
 
 
-def asked_for(extra: str) -> list[Requirement]:
-    """What the package needs with an extra, extras within it taken apart."""
+def asked_for(*extras: str) -> list[Requirement]:
+    """What the package needs with these extras, extras within them taken apart."""
     texts = list(PROJECT["project"]["dependencies"])
-    left = [extra]
+    left = list(extras)
     while left:
         for text in PROJECT["project"]["optional-dependencies"][left.pop()]:
             found = Requirement(text)
@@ -69,8 +73,9 @@ def check(requirements: list[Requirement], versions: dict[str, Version]) -> None
 
 
 @pytest.mark.parametrize("image", EXTRAS, ids="image-{}".format)  # "gpu" alone is a mark
-def test_an_image_has_what_its_extra_asks_for(image: str) -> None:
-    check(asked_for(EXTRAS[image]), locked(image))
+def test_an_image_has_what_its_extras_ask_for(image: str) -> None:
+    assert f"*.whl)[{','.join(EXTRAS[image])}]" in DOCKERFILE
+    check(asked_for(*EXTRAS[image]), locked(image))
 
 
 def test_the_wheel_is_built_by_locked_packages() -> None:

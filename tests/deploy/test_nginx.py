@@ -55,10 +55,14 @@ class Upstream(BaseHTTPRequestHandler):
         if self.path.startswith(("/objects", "/iiif", "/weights")):
             self.send_header("Cache-Control", "max-age=60")
             self.send_header("Accept-Ranges", "bytes")
+        if self.path.startswith("/pictures"):
+            age = "max-age=1" if "brief" in self.path else "max-age=60"
+            stale = ", stale-while-revalidate=60" if "stale" in self.path else ""
+            self.send_header("Cache-Control", age + stale)
         self.end_headers()
         self.wfile.write(body)
 
-    do_POST = do_PUT = do_GET
+    do_POST = do_PUT = do_DELETE = do_GET
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -216,6 +220,40 @@ def test_pictures_of_iiif_are_kept_for_all_and_documents_name_the_host_that_was_
             assert (got["Host"], got["Accept"]) == (host.decode(), "application/json")
             assert b"X-Cache-Status" not in head
         assert Upstream.asked.count(document.decode()) == 2
+
+
+AGES = {b"brief": b"EXPIRED", b"brief-and-stale": b"STALE"}
+"""Names that are fresh for a second, and how they are served after that."""
+
+
+def test_names_are_kept_by_format_and_changed_and_listed_by_those_who_may_write() -> None:
+    name, token = b"/pictures/blog/cat.jpg/stream", f"Authorization: Bearer {TOKEN}\r\n".encode()
+    with nginx(WRITE_TOKEN=TOKEN) as listen:
+        first = {word: send(listen, GET % (b"/pictures/" + word, b"")) for word in AGES}
+        assert all(b"X-Cache-Status: MISS" in head for head, _ in first.values())
+        for status, accept in (
+            (b"MISS", b"image/avif"),
+            (b"MISS", b"image/webp"),
+            (b"HIT", b"a/b, image/webp"),
+        ):
+            head, body = send(listen, GET % (name, b"Accept: %s\r\n" % accept))
+            assert b"X-Cache-Status: " + status in head
+        assert json.loads(body)["Accept"] == "image/webp, application/x-none"
+        stream = b"/pictures/blog/cat.jpg/@stream"
+        for status, accept in ((b"MISS", b"image/avif"), (b"HIT", b"image/webp")):
+            head, _ = send(listen, GET % (stream, b"Accept: %s\r\n" % accept))
+            assert b"X-Cache-Status: " + status in head
+        secret = (b"GET /pictures?limit=2", b"GET /pictures/a/@history", b"DELETE /pictures/a",
+                  b"PUT /pictures/a/b?rate=4")  # fmt: skip
+        for request in secret:
+            refused = send(listen, request + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+            check_problem(refused, 403, "forbidden")
+            head, _ = send(listen, request + b" HTTP/1.1\r\n" + HOST + token + b"\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ") and b"X-Cache-Status" not in head, request
+        for word, status in AGES.items():
+            while b": HIT" in (head := send(listen, GET % (b"/pictures/" + word, b""))[0]):
+                time.sleep(0.05)
+            assert b"X-Cache-Status: " + status in head
 
 
 def test_weights_are_kept_for_each_coding_and_their_index_is_not() -> None:

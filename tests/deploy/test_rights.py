@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from unittest import mock
 
 import psycopg
@@ -18,11 +20,15 @@ from jobs.machines import png, postgres_or_skip
 
 from deploy.arrangement import Program, answers, free_port
 from deploy.stores import BUCKET, ROLES, SUPERUSER, Bucket, Database, policy_of, s3_command
+from deploy.test_chart import scaling_query
 from service.blobs import Objects, digest_of, open_objects, shared_key
 from service.errors import JobsUnavailable, NoSuchObject, ObjectsUnavailable
 from service.jobs import database, heartbeat
+from service.jobs.followups import Followup, add_followup, read_followup
 from service.jobs.job import spec_of
-from service.jobs.jobs import open_jobs
+from service.jobs.jobs import Jobs, open_jobs
+from service.names.picture_names import PictureNames
+from service.names.version import NamedStream, PictureVersion
 from service.settings import Settings
 
 STREAM = b"a stream"
@@ -33,7 +39,8 @@ JOB = "jobs/0123456789abcdef0123456789abcdef"
 IMAGE = f"{JOB}/image"
 RESULT = f"{JOB}/result"
 STREAM_KEY = shared_key(digest_of(STREAM))
-KEYS = (STREAM_KEY, IMAGE, RESULT, "workers/w", "check/1", "other")
+NAME, FOLLOWUP = "names/a/b.jpg/@/00000001", "followups/0123/name-1"
+KEYS = (STREAM_KEY, IMAGE, RESULT, NAME, FOLLOWUP, "workers/w", "check/1", "other")
 
 MAY = {
     "server": {
@@ -41,6 +48,8 @@ MAY = {
         *(f"{verb} {STREAM_KEY}" for verb in ("get", "put")),
         *(f"{verb} {IMAGE}" for verb in ("get", "put")),
         f"get {RESULT}",
+        *(f"{verb} {NAME}" for verb in ("get", "put", "delete")),
+        f"put {FOLLOWUP}",
     },
     "worker": {
         "list",
@@ -48,8 +57,11 @@ MAY = {
         *(f"{verb} {RESULT}" for verb in ("get", "put", "delete")),
         *(f"{verb} check/1" for verb in ("get", "put", "delete")),
         *(f"{verb} workers/w" for verb in ("put", "delete")),
+        *(f"{verb} {STREAM_KEY}" for verb in ("get", "put")),
+        *(f"{verb} {NAME}" for verb in ("get", "put", "delete")),
+        *(f"{verb} {FOLLOWUP}" for verb in ("get", "delete")),
     },
-    "decoder": {"list", f"get {STREAM_KEY}"},
+    "decoder": {"list", f"get {STREAM_KEY}", f"get {NAME}"},
 }
 """All that each role may do of what is tried."""
 
@@ -82,6 +94,20 @@ def objects_of(bucket: Bucket, role: str) -> Objects:
         return open_objects(variables["RANKPRESS_OBJECTS_URL"], 10)
 
 
+PUTS: list[PictureVersion] = []
+"""What the server put, which the worker improves."""
+
+SIZES = iter(range(90, 0, -1))
+"""Bytes of the worker's streams, each better than the one before."""
+
+
+def named(data: bytes) -> NamedStream:
+    return NamedStream(
+        sha256=digest_of(data), size_bytes=len(data), width=9, height=9, rate=4.0, tune="psnr",
+        mse=1.0, visible=1.0,
+    )  # fmt: skip
+
+
 def serve(objects: Objects) -> None:
     """What a compressing server does with objects."""
     assert objects.head("objects/00/missing") is None
@@ -91,6 +117,12 @@ def serve(objects: Objects) -> None:
     objects.put_named(IMAGE, LARGE)
     with suppress(NoSuchObject):
         objects.get(RESULT)
+    names = PictureNames(objects)
+    for data in (bytes(100), bytes(99)):
+        PUTS.append(names.put("a/b.jpg", data, named(data), digest_of(data)).version)
+    assert not objects.create(f"names/a/b.jpg/@/{PUTS[-1].number:08d}", b"another one")
+    jobs = SimpleNamespace(objects=objects, table=SimpleNamespace(find=lambda _: None))
+    add_followup(cast(Jobs, jobs), Followup(JOB.rpartition("/")[2], "name", {"name": "a/b.jpg"}))
 
 
 def work(objects: Objects) -> None:
@@ -104,12 +136,21 @@ def work(objects: Objects) -> None:
     objects.put_named(IMAGE, LARGE)
     assert objects.delete_all(JOB) >= 3
     objects.delete_all("workers", older_than_s=1000)
+    *_, followup = objects.list("followups")
+    assert read_followup(objects, followup).kind == "name"
+    smaller = bytes(next(SIZES))
+    objects.get(objects.put(smaller))
+    job = JOB.rpartition("/")[2]
+    improve = PictureNames(objects).improve
+    assert improve("a/b.jpg", PUTS[-1].put, smaller, 1.0, job, 0.01, 0.0)
 
 
 def decode(objects: Objects) -> None:
     """What a decode-only server does with objects."""
     assert objects.head("objects/00/missing") is None
     assert objects.get(STREAM_KEY) == STREAM
+    version = PictureNames(objects).present("a/b.jpg")
+    assert version.stream and objects.get(shared_key(version.stream.sha256))
 
 
 DOES = {"server": serve, "worker": work, "decoder": decode}
@@ -189,8 +230,16 @@ def test_jobs_need_no_superuser(postgres: Database, tmp_path: Path) -> None:
     jobs = open_jobs(settings, url)
     try:
         image = png()
-        job = jobs.submit(image, spec_of(image, 20, 12, 4.0, 1, (model_info(),)), 5)
-        assert jobs.cancel(job.id).state == "cancelled"
+        with connected(postgres.url()) as role:
+
+            def jobs_to_scale_on() -> object:
+                return role.execute(scaling_query()).fetchone()
+
+            assert jobs_to_scale_on() == (0,)
+            job = jobs.submit(image, spec_of(image, 20, 12, 4.0, 1, (model_info(),)), 5)
+            assert jobs_to_scale_on() == (1,)
+            assert jobs.cancel(job.id).state == "cancelled"
+            assert jobs_to_scale_on() == (0,)
         assert [j.id for j in jobs.table.recent()] == [job.id]
     finally:
         jobs.close()
