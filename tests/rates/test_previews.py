@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,12 @@ def model(tmp_path: Path, small: Small) -> Path:
     return tmp_path / "store" / "small"
 
 
-def train(model: Path, pictures: Path, scratch: Path) -> list[PreviewProgress]:
+def train(
+    model: Path, pictures: Path, scratch: Path, recipe: PreviewRecipe = RECIPE
+) -> list[PreviewProgress]:
     reports: list[PreviewProgress] = []
-    crops = Crops(pictures, RECIPE.crop, RECIPE.seed)
-    train_previews(model, crops, scratch, RECIPE, {"data": "drawn"}, reports.append)
+    crops = Crops(pictures, recipe.crop, recipe.seed)
+    train_previews(model, crops, scratch, recipe, {"data": "drawn"}, reports.append)
     return reports
 
 
@@ -69,10 +72,11 @@ def test_training_is_a_function_of_its_seed_and_uses_the_coded_crops_again(
     model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(model, tmp_path / "other"))
-    train(model, pictures, tmp_path / "scratch")
+    recipe = replace(RECIPE, steps=50)
+    train(model, pictures, tmp_path / "scratch", recipe)
     coded = tmp_path / "scratch" / "previews.safetensors"
     written = coded.stat().st_mtime_ns
-    train(other, pictures, tmp_path / "scratch")
+    train(other, pictures, tmp_path / "scratch", recipe)
     assert coded.stat().st_mtime_ns == written
     assert load_model(other).previews.keys() == load_model(model).previews.keys()
     for name, tensor in load_model(model).previews.items():

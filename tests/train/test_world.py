@@ -51,9 +51,9 @@ def train(folder: Path, processes: int, minutes: float) -> None:
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     script = folder.parent / f"child-{processes}.py"
     script.write_text(CHILD.format(paths=paths, folder=str(folder), minutes=minutes))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     result = subprocess.run(
-        [*torchrun, str(processes), str(script)],
+        [sys.executable, *(torchrun if processes > 1 else ()), str(script)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
