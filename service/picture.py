@@ -57,11 +57,15 @@ class Picture:
         """
         if not squared:
             return math.inf
-        samples: float = self.rgb.size
-        if self.alpha is not None:
-            rows = (int(np.square(row, dtype=np.int64).sum()) for row in self.alpha)
-            samples = 3 * sum(rows) / 255**2
-        return 10 * math.log10(255**2 * samples / squared)
+        return 10 * math.log10(255**2 * self.rgb.size * self.visible_share / squared)
+
+    @property
+    def visible_share(self) -> float:
+        """The mean of (alpha / 255)^2, 1 for opaque pictures: how much errors of colours count."""
+        if self.alpha is None:
+            return 1.0
+        rows = (int(np.square(row, dtype=np.int64).sum()) for row in self.alpha)
+        return sum(rows) / 255**2 / self.alpha.size
 
     def samples(self) -> U8:
         """Samples as image files interleave them: [H, W, 1 or 3 colours, and alpha if present].

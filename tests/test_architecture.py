@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": COMMON | {"ms_ssim", "codec", "nets", "store"},
     "adapt": COMMON | {"codec", "nets", "store", "runtime"},
     "engine": COMMON | {"codec", "images", "store", "runtime", "adapt", "settings"},
-    "bulk": COMMON | {"engine", "adapt", "images", "codec", "blobs", "files", "settings", "logs"},
+    "bulk": COMMON | {"engine", "images", "codec", "store", "blobs", "files", "settings"},
     "names": {"blobs", "settings"},
     "webhooks": {"blobs", "settings"},
     "jobs": COMMON

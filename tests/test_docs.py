@@ -33,8 +33,8 @@ from service.settings import Settings
 from service.web.pages import add_guide
 
 PAGES = pages()
-NAMED_TO_OTHERS = {"RANKPRESS_BIND", "RANKPRESS_FULL"}
-"""Variables of docker-compose.yml and of the tests, which are no settings of the service."""
+NAMED_TO_OTHERS = {"RANKPRESS_BIND", "RANKPRESS_FULL", "RANKPRESS_RAY", "RANKPRESS_SERVER"}
+"""Variables of docker-compose.yml, the tests and --server, which are no settings of the service."""
 
 OPTIONS_OF_OTHERS = {"--upgrade"}
 """Options that the pages name of programs of others."""

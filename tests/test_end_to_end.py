@@ -186,9 +186,11 @@ def test_http_gives_parts_and_small_copies_of_a_picture_with_a_layer(
         async with running(shipped) as client, running(shipped_light) as light:
             made = await client.post("/compress?rate=4", content=file_of(pixels))
             assert made.headers["x-rankpress-rate"] == "4"
-            assert 0 < float(made.headers["x-rankpress-graphics"]) < 1
+            share = float(made.headers["x-rankpress-graphics"])
+            assert 0 < share < 1
             text = (await client.get("/metrics")).text
-            assert 'rankpress_graphics_streams_total{extent="part"} 1.0' in text
+            counted = text.partition("rankpress_graphics_share_sum ")[2].split()[0]
+            assert abs(float(counted) - share) < 0.001
             stream = made.content
             layer = read_stream(stream).graphics
             assert layer is not None
