@@ -32,6 +32,9 @@ IMAGE_SUFFIXES: Final = frozenset(
 )
 """Suffixes of pictures in folders; files of kinds that cannot be read fail with the reason."""
 
+STREAM_SUFFIX: Final = ".rkp"
+"""Suffix of streams."""
+
 SITE: Final = Path(__file__).parent / "docs" / "site"
 """Folder of the built pages: `python -m service.bench.site` fills it, and a server shows it."""
 

@@ -75,12 +75,12 @@ async def list_pictures(
     service: ServiceArg, query: Annotated[PicturesQuery, Query()]
 ) -> PictureList:
     """Names that begin with a prefix, and what they have."""
-    found = await call_store(
+    page = await call_store(
         service, lambda objects: PictureNames(objects).pictures(**query.model_dump())
     )
     root_path = service.settings.root_path
-    documents = (PictureDocument(**picture_values(*pair, root_path)) for pair in found)
-    more = found[-1][0] if len(found) == query.limit else None
+    documents = (PictureDocument(**picture_values(*pair, root_path)) for pair in page)
+    more = page[-1][0] if len(page) == query.limit else None
     return PictureList(pictures=tuple(documents), next=more)
 
 

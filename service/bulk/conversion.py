@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from service.bulk.options import BulkCompression, BulkDecompression
 from service.bulk.reports import Status
-from service.bulk.sources import STREAM_SUFFIX, FileSource
+from service.bulk.sources import FileSource
 from service.codec.container import LOSSLESS, describe
 from service.engine.target import Target
 from service.errors import MissingExtra, RankpressError, RateUnavailable
+from service.files import STREAM_SUFFIX
 from service.images.read import read_image
 from service.images.write import write_with_notes
 from service.picture import Picture

@@ -10,9 +10,8 @@ from typing import Final, Protocol
 from service.blobs import BUCKETS, Objects, open_objects
 from service.bulk.shards import RUN_FOLDER
 from service.errors import BadParameter, ObjectsUnavailable, RankpressError
-from service.files import IMAGE_SUFFIXES, walk_in_order
+from service.files import IMAGE_SUFFIXES, STREAM_SUFFIX, walk_in_order
 
-STREAM_SUFFIX: Final = ".rkp"
 MOST_KINDS: Final = 50
 """Kinds of files that are counted apart from one another."""
 

@@ -11,7 +11,7 @@ import typer
 from service.cli import options
 from service.cli.options import client_errors, open_codec, open_server, settings_of
 from service.errors import BadParameter
-from service.files import IMAGE_SUFFIXES
+from service.files import IMAGE_SUFFIXES, STREAM_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Loaded = TypeVar("Loaded")
 
-STREAM_SUFFIX: Final = ".rkp"
 Format = Literal["png", "webp", "jpeg", "avif"]
 FORMAT_OF_SUFFIX: Final[dict[str, Format]] = {
     ".png": "png",
