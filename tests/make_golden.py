@@ -1,7 +1,8 @@
-"""Writes tests/golden/v1 anew with the shipped store: `python tests/make_golden.py [NAME ...]`.
+"""Writes tests/golden anew with the shipped store: `python tests/make_golden.py [NAME ...]`.
 
-For a new model or a changed format, until 1.0: from then on these files stay as they are. With
-names, only these streams are written, and the files of all others are kept.
+For a new model or a changed format, until 1.0: from then on these files stay as they are. Streams
+of the default model are in v1, those of the other in swin. With names, only these streams are
+written, and the files of all others are kept.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from small_model import decode_only, photo_like
 from service.adapt.plan import AdaptationPlan
 from service.codec import alpha, container
 from service.codec.container import LOSSLESS
+from service.codec.sizes import SwinSizes
 from service.codec.tiles import Box
 from service.datasets.colours import Rng
 from service.datasets.pages import page
@@ -32,7 +34,10 @@ from service.runtime.pipeline import LoadedModel, decode_latents
 from service.store.model import StoredModel
 from service.store.read import load_store
 
-V1 = Path(__file__).parent / "golden" / "v1"
+GOLDEN = Path(__file__).parent / "golden"
+V1 = GOLDEN / "v1"
+FOLDERS = {"light": V1, "swin": GOLDEN / "swin"}
+"""Folder of the streams of each model of the store."""
 
 
 def drawing(height: int = 96, width: int = 128) -> U8:
@@ -83,6 +88,15 @@ def graphic_pictures() -> dict[str, tuple[Picture, float, str]]:
     }
 
 
+def swin_pictures() -> dict[str, tuple[Picture, float, str]]:
+    """Likewise, of the family swin: with prompts, without, and with two mixes of both kinds."""
+    photo = Picture(photo_like(75, 106, 1))
+    return {
+        **{f"swin-r{rate:g}": (photo, rate, "psnr") for rate in (1, 2.25, 4, 4.5, 8)},
+        "swin-two-tiles-r6": (Picture(photo_like(40, 1100, 4)), 6, "psnr"),
+    }
+
+
 def adapted(engine: Engine) -> bytes:
     """A drawing with an update of its own."""
     plan = AdaptationPlan(decoder_steps=400, latent_steps=60)
@@ -92,7 +106,10 @@ def adapted(engine: Engine) -> bytes:
 
 
 def recipes(loaded: LoadedModel) -> dict[str, Callable[[], bytes]]:
-    """Name -> what makes each stream."""
+    """Name -> what makes each stream of a model."""
+    if isinstance(loaded.stored.sizes, SwinSizes):
+        only = Engine((loaded,))
+        return {name: partial(compress, only, *one) for name, one in swin_pictures().items()}
     plain, graphic = Engine((loaded,)), Engine((loaded,), graphics=True)
     return {
         **{name: partial(compress, plain, *one) for name, one in pictures().items()},
@@ -128,18 +145,23 @@ def hashes_of(stored: StoredModel, data: bytes) -> dict[str, str | None]:
 def main() -> None:
     """Write every stream, or those named as arguments, and what it decodes to."""
     torch.set_num_threads(1)
-    (stored,) = load_store()
+    for stored in load_store():
+        write_folder(FOLDERS[stored.name], stored, sys.argv[1:])
+
+
+def write_folder(folder: Path, stored: StoredModel, names: list[str]) -> None:
+    """Write the streams of one model, or those of these names that are of it."""
     (loaded,) = load_models((stored,), "cpu", torch.float32)
     make, decoder = recipes(loaded), Engine((loaded,))
-    names = sys.argv[1:]
-    streams = {name: make[name]() for name in names or make}
-    for path in () if names else V1.glob("*"):
+    streams = {name: one() for name, one in make.items() if name in (names or make)}
+    folder.mkdir(exist_ok=True)
+    for path in () if names else folder.glob("*"):
         path.unlink()
     for name, data in streams.items():
-        (V1 / f"{name}.rkp").write_bytes(data)
-        (V1 / f"{name}.json").write_text(json.dumps(hashes_of(stored, data), indent=1) + "\n")
+        (folder / f"{name}.rkp").write_bytes(data)
+        (folder / f"{name}.json").write_text(json.dumps(hashes_of(stored, data), indent=1) + "\n")
         rgb = decoder.decompress(data).picture.rgb
-        (V1 / f"{name}.png").write_bytes(write_image(Picture(rgb), "png"))
+        (folder / f"{name}.png").write_bytes(write_image(Picture(rgb), "png"))
         info = container.describe(data)
         print(f"{name}: {len(data)} bytes, graphics {info.graphics_share:.2f}")  # noqa: T201
 

@@ -17,16 +17,21 @@ from service.codec.coder import Tables
 from service.codec.entropy_model import EntropyModel
 from service.codec.fixed_point import NUMPY
 from service.codec.latents import LatentCoder
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes, Sizes, SwinSizes
 from service.export.backbone import stored_model
 from service.nets.backbone import Depthwise
+from service.nets.families import latent_layers
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.picture import U8
+from service.runtime.decode_only import NoSynthesis, by_family
 from service.runtime.pipeline import LoadedModel
-from service.runtime.synthesis_numpy import NumpySynthesis
 from service.store.model import StoredModel
+from service.transforms.synthesis_numpy import NumpySynthesis
 
-SIZES = Sizes(M=20, Cz=8, c8=16, c16=16, ne8=1, ne16=1, nd8=1, nd16=1, cp=16, cc=16)
+SIZES = ConvSizes(M=20, Cz=8, c8=16, c16=16, ne8=1, ne16=1, nd8=1, nd16=1, cp=16, cc=16)
+
+SWIN = SwinSizes(M=36, Cz=8, c16=32, cp=16, cc=16, c4=32, c8=64)
+"""Sizes of a small model of the other family."""
 
 
 def photo_like(height: int, width: int, seed: int = 0) -> U8:
@@ -60,8 +65,10 @@ def random_backbone(sizes: Sizes = SIZES, seed: int = 0) -> Backbone:
                 nn.init.orthogonal_(module.weight)
                 module.bias.normal_(0, 0.02)
         for name, parameter in model.named_parameters():
-            if name.endswith(("pw2.weight", "f2.weight")):
+            if name.endswith(("pw2.weight", "f2.weight", "out.weight")):
                 parameter.mul_(0.3)
+            if name.endswith("position"):
+                parameter.normal_()
         for module in model.g_s.modules():
             if isinstance(module, Depthwise):  # neighbours change whole 8-bit steps
                 module.weight.add_(0.3 * torch.randn_like(module.weight))
@@ -85,11 +92,15 @@ def _scale_latents(model: Backbone, pictures: list[Tensor]) -> None:
     y = torch.cat([model.g_a(x - 0.5).flatten(0, 2) for x in pictures])
     wanted = torch.logspace(-2, 1.5, s.M)[torch.randperm(s.M)]
     factor, offset = wanted / y.std(0), torch.randn(s.M)
-    down, last = model.g_a[s.ne8 + 1].l, model.g_a[-1]
+    names = latent_layers(s)
+    last, down, first, up = (
+        model.get_submodule(n)
+        for n in (names.deep_out, names.straight_out, names.deep_in, names.straight_in)
+    )
     for layer, rows in ((last, slice(s.c16)), (down, slice(s.c16, s.M))):
         layer.bias[rows] = (layer.bias[rows] - y.mean(0)[rows]) * factor[rows] + offset[rows]
         layer.weight[rows] *= factor[rows, None]
-    first, up, out = model.g_s[0], model.g_s[s.nd16 + 1].l, model.g_s[-1].l
+    out = (model.g_s.patch if isinstance(s, SwinSizes) else model.g_s[-1]).l
     first.weight.div_(wanted[: s.c16].clamp_min(0.3))
     up.weight[:, s.c16 :].div_(wanted[s.c16 :].clamp_min(0.3))
     y_hat = torch.cat([model.g_a(x - 0.5).round() for x in pictures])
@@ -140,9 +151,8 @@ def with_steps(model: StoredModel, seed: int = 0) -> StoredModel:
 
 
 def decode_only(model: StoredModel) -> LoadedModel:
-    """Resident as the base install does it: numpy alone."""
+    """Resident as the base install does it: numpy alone, which has no g_s of the family swin."""
     entropy = EntropyModel(model.sizes, model.entropy, NUMPY)
     coder = LatentCoder(entropy, Tables(model.entropy["tables"]))
-    return LoadedModel(
-        model, coder, NumpySynthesis(model), None, build_synthesis=NumpySynthesis
-    )
+    build = by_family(NumpySynthesis, lambda _: NoSynthesis())
+    return LoadedModel(model, coder, build(model), None, build_synthesis=build)

@@ -21,9 +21,9 @@ COMMON = {"picture"}
 
 LAYERS: tuple[str, ...] = (
     "errors", "picture", "ms_ssim", "settings", "files", "logs", "blobs", "codec", "images",
-    "tracing", "client", "store", "nets", "runtime", "adapt", "engine", "bulk", "names",
-    "webhooks", "jobs", "http", "web", "api", "server", "pillow", "datasets", "zoo", "eval",
-    "train", "rates", "export", "bench", "cli", "__main__",
+    "tracing", "client", "store", "nets", "transforms", "runtime", "adapt", "engine", "maps",
+    "bulk", "names", "webhooks", "jobs", "http", "web", "api", "server", "pillow", "datasets",
+    "zoo", "eval", "train", "rates", "export", "bench", "cli", "__main__",
 )  # fmt: skip
 """The parts of service/, each after all that it may import."""
 
@@ -43,9 +43,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": COMMON | {"files"},
     "store": {"codec", "files"},
     "nets": {"codec", "store"},
-    "runtime": COMMON | {"ms_ssim", "codec", "nets", "store"},
-    "adapt": COMMON | {"codec", "nets", "store", "runtime"},
-    "engine": COMMON | {"codec", "images", "store", "runtime", "adapt", "settings"},
+    "transforms": COMMON | {"codec", "nets", "store"},
+    "runtime": COMMON | {"ms_ssim", "codec", "store", "transforms"},
+    "adapt": COMMON | {"codec", "nets", "store", "transforms", "runtime"},
+    "engine": COMMON | {"codec", "images", "store", "transforms", "runtime", "adapt", "settings"},
+    "maps": COMMON | {"engine", "runtime", "nets", "codec", "images", "store"},
     "bulk": COMMON | {"engine", "images", "codec", "store", "blobs", "files", "settings"},
     "names": {"blobs", "settings"},
     "webhooks": {"blobs", "settings"},
@@ -55,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "web": {"files", "http"},
     "api": COMMON
     | {"engine", "adapt", "runtime", "images", "blobs", "settings", "logs", "tracing"}
-    | {"names", "webhooks", "jobs", "http"},
+    | {"names", "webhooks", "jobs", "http", "maps"},
     "server": {"engine", "jobs", "http", "web", "api", "blobs", "settings", "logs", "tracing"},
     "pillow": COMMON | {"codec", "engine", "images", "settings"},
     "datasets": COMMON | {"images", "files"},
@@ -64,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": COMMON | {"images", "files", "codec", "nets", "store", "datasets", "eval"},
     "rates": set(LAYERS) - SERVING - {"cli", "bench", "export", "zoo"},
     "export": set(LAYERS) - SERVING - {"cli", "bench", "zoo"},
-    "zoo": COMMON | {"codec", "images", "engine", "runtime", "datasets"},
+    "zoo": COMMON | {"codec", "images", "engine", "transforms", "runtime", "datasets"},
     "cli": set(LAYERS),
     "__main__": {"cli"},
 }

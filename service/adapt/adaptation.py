@@ -64,8 +64,8 @@ from service.runtime.pipeline import (
     lossless_stream,
     ready_weights,
 )
-from service.runtime.synthesis_torch import device_and_dtype
 from service.store.model import layer_shapes
+from service.transforms.synthesis_torch import device_and_dtype
 
 
 class PictureAdaptation:

@@ -16,10 +16,12 @@ from service.adapt.decoder_update import DecoderUpdate
 from service.adapt.latents import RateModel, annealed
 from service.adapt.synthesis import updatable
 from service.codec.graphics import Mask, beneath, hide
+from service.codec.sizes import conv_sizes
 from service.codec.tiles import PATCH, Box, latent_box, tiles
 from service.picture import U8, Picture
-from service.runtime.pipeline import AnalysisTransform, LoadedModel, pixels_under
-from service.runtime.synthesis_torch import device_and_dtype
+from service.runtime.pipeline import LoadedModel, pixels_under
+from service.transforms.interfaces import AnalysisTransform
+from service.transforms.synthesis_torch import device_and_dtype
 
 PRUNE_TILES = 2
 """Tiles that pruning measures the distortion on, at most."""
@@ -75,13 +77,12 @@ class Objective:
         self._lmbda = lmbda
         self._device, self._dtype = device_and_dtype(model.analysis)
         self._rate = RateModel(model.stored, self._device, self._dtype)
-        self._g_s = updatable(model.stored.sizes, self._rate.net.g_s, self._dtype)
+        self._g_s = updatable(conv_sizes(model.stored.sizes), self._rate.net.g_s, self._dtype)
         box = latent_box(picture.width, picture.height)
-        halo = model.stored.sizes.halo
         units = _powers(self._rate.y_step), _powers(self._rate.z_step)
         analysed = picture if marked is None else beneath(picture, marked, under)
         plain = partial(_tile, model.analysis, analysed, marked, units)
-        self.tiles = [plain(t, t.grown(halo, box)) for t in tiles(box)]
+        self.tiles = [plain(t, model.stored.sizes.read_by(t, box)) for t in tiles(box)]
         self.canvas = torch.zeros(box.height, box.width, model.stored.sizes.M, device=self._device)
         self.weights: dict[str, Tensor] = {}
 

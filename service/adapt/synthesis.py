@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes
 from service.nets.backbone import synthesis
 
 
@@ -59,7 +59,7 @@ class _Updated(torch.autograd.Function):
         return grad_x, None, grad_b[:, -1], grad_a, grad_b[:, :-1]
 
 
-def updatable(sizes: Sizes, g_s: nn.Module, dtype: torch.dtype) -> nn.Sequential:
+def updatable(sizes: ConvSizes, g_s: nn.Module, dtype: torch.dtype) -> nn.Sequential:
     """A frozen g_s that takes updates, with the weights of a given one from backbone.synthesis.
 
     `dtype` is that of its weights and of the latents that it will be called with.

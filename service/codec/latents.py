@@ -42,10 +42,13 @@ class DecodedTiles:
     Attributes:
         y_hat: [B, h, w, M] int16 Q6, the same on every machine.
         code_s: seconds of entropy coding, without the networks.
+        bits: [B, h, w] float32, ideal code length of each position; that of a hyper-latent is
+            spread evenly over its positions that are coded. None where it was not asked for.
     """
 
     y_hat: NDArray[np.int16]
     code_s: float
+    bits: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +56,12 @@ class CodedTiles(DecodedTiles):
     """Encoded tiles: the pieces of each, and what they decode to.
 
     Attributes:
+        bits: of every position, see DecodedTiles.
         data: pieces of each tile, in the order of tiles.SEGMENTS.
-        bits: [B, h, w] float32, ideal code length of each position; those of z are spread evenly.
     """
 
-    data: tuple[Pieces, ...]
     bits: NDArray[np.float32]
+    data: tuple[Pieces, ...]
 
 
 class LatentCoder:
@@ -102,18 +105,17 @@ class LatentCoder:
             symbols[levels == 0] = 0
             for part, its_levels in zip(plan.parts(t, symbols), plan.parts(t, levels), strict=True):
                 push(part, its_levels)
-            plan.add_bits(bits, self.tables.bit_costs[levels, symbols + SYMBOL_MAX])
+            plan.add_bits(bits, self._bit_costs(levels, symbols))
             return symbols
 
         z_levels = plan.z_levels(len(z))
         z_symbols[z_levels.reshape(z.shape) == 0] = 0
         push(z_symbols, z_levels)
-        costs = self.tables.bit_costs[z_levels, z_symbols.reshape(len(z), -1) + SYMBOL_MAX]
-        plan.add_z_bits(bits, costs)
+        plan.add_z_bits(bits, self._bit_costs(z_levels, z_symbols.reshape(len(z), -1)))
         y_hat = self.entropy.run(z_symbols, y.shape[1], y.shape[2], choose)
         start = perf_counter()
         data = tuple(tuple(piece.finish() for piece in pieces) for pieces in encoders)
-        return CodedTiles(y_hat, code_s + perf_counter() - start, data, bits)
+        return CodedTiles(y_hat, code_s + perf_counter() - start, bits, data)
 
     def decode(
         self, data: Sequence[Pieces], tile: Box, skipped: Mask | None = None
@@ -126,6 +128,23 @@ class LatentCoder:
         Raises:
             BadStream: `encode` with this model does not write these bytes.
         """
+        return self._decode(data, tile, skipped, None)
+
+    def decode_with_bits(
+        self, data: Sequence[Pieces], tile: Box, skipped: Mask | None = None
+    ) -> DecodedTiles:
+        """Decode as `decode` does, and tell the code length of each position, too."""
+        bits = np.zeros((len(data), tile.height, tile.width), np.float32)
+        return self._decode(data, tile, skipped, bits)
+
+    def _decode(
+        self,
+        data: Sequence[Pieces],
+        tile: Box,
+        skipped: Mask | None,
+        bits: NDArray[np.float32] | None,
+    ) -> DecodedTiles:
+        """Decode tiles, and add the code length of each position to bits [B, h, w] if given."""
         plan = _CodingPlan(self.entropy, tile.height, tile.width, skipped)
         code_s = 0.0
         decoders = [[Decoder(self.tables, piece) for piece in pieces] for pieces in data]
@@ -144,16 +163,24 @@ class LatentCoder:
             symbols = np.zeros(levels.shape, np.int32)
             for part, its_levels in zip(plan.parts(t, symbols), plan.parts(t, levels), strict=True):
                 pull(part, its_levels)
+            if bits is not None:
+                plan.add_bits(bits, self._bit_costs(levels, symbols))
             return symbols
 
         z_levels = plan.z_levels(len(data))
         z_symbols = np.zeros(z_levels.shape, np.int32)
         pull(z_symbols, z_levels)
+        if bits is not None:
+            plan.add_z_bits(bits, self._bit_costs(z_levels, z_symbols))
         z = z_symbols.reshape(len(data), *hyper_shape(tile), -1)
         y_hat = self.entropy.run(z, tile.height, tile.width, choose)
         for piece in chain.from_iterable(decoders):
             piece.finish()
-        return DecodedTiles(y_hat, code_s)
+        return DecodedTiles(y_hat, code_s, bits)
+
+    def _bit_costs(self, levels: U8, symbols: I32) -> NDArray[np.float32]:
+        """Ideal code length in bits of symbols [B, n] at levels [B, n]; 0 at level 0."""
+        return self.tables.bit_costs[levels, symbols + SYMBOL_MAX]
 
 
 class _CodingPlan:
@@ -163,7 +190,7 @@ class _CodingPlan:
         self, entropy: EntropyModel, height: int, width: int, skipped: Mask | None
     ) -> None:
         self._z_channels, self._quarter = entropy.z_levels, entropy.sizes.M // 4
-        self._cells = hyper_shape(Box(0, 0, height, width))
+        self._extent, self._cells = (height, width), hyper_shape(Box(0, 0, height, width))
         self._skipped = skipped
         if skipped is not None:
             positions = np.concatenate([skipped[place].reshape(-1) for place in CLASSES])
@@ -185,10 +212,7 @@ class _CodingPlan:
         rows, columns = self._cells
         levels = np.tile(self._z_channels, rows * columns)
         if self._skipped is not None:
-            height, width = self._skipped.shape
-            pad = ((0, Z_CELL * rows - height), (0, Z_CELL * columns - width))
-            padded = np.pad(self._skipped, pad, constant_values=True)
-            unused = np.all(padded.reshape(rows, Z_CELL, columns, Z_CELL), axis=(1, 3))
+            unused = ~self._coded_positions().any(axis=(1, 3))
             levels[np.repeat(unused.reshape(-1), len(self._z_channels))] = 0
         return np.broadcast_to(levels, (batch, levels.size))
 
@@ -201,10 +225,20 @@ class _CodingPlan:
             target += costs[:, span].reshape(*target.shape, self._quarter).sum(-1)
 
     def add_z_bits(self, bits: NDArray[np.float32], costs: NDArray[np.float32]) -> None:
-        """Spread the costs [B, n] of the hyper-latents evenly over bits [B, h, w]."""
-        cells = costs.reshape(len(bits), *self._cells, -1).sum(-1) / Z_CELL**2
-        spread = cells.repeat(Z_CELL, 1).repeat(Z_CELL, 2)
+        """Spread the costs [B, n] of each hyper-latent over its coded positions, in bits."""
+        coded = self._coded_positions()
+        rows, _, columns, _ = coded.shape
+        shares = coded / coded.sum((1, 3), keepdims=True).clip(1)
+        cells = costs.reshape(len(bits), rows, 1, columns, 1, -1).sum(-1)
+        spread = (cells * shares).reshape(len(bits), Z_CELL * rows, Z_CELL * columns)
         bits += spread[:, : bits.shape[1], : bits.shape[2]]
+
+    def _coded_positions(self) -> NDArray[np.bool_]:
+        """Which positions of each hyper-latent are coded: [rows, Z_CELL, columns, Z_CELL]."""
+        (height, width), (rows, columns) = self._extent, self._cells
+        coded = np.zeros((Z_CELL * rows, Z_CELL * columns), bool)
+        coded[:height, :width] = True if self._skipped is None else ~self._skipped
+        return coded.reshape(rows, Z_CELL, columns, Z_CELL)
 
 
 def _symbols(scaled: NDArray[np.floating[Any]]) -> I32:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -49,6 +49,9 @@ OFFSET_MAX = LEVELS << OFFSET_FRAC
 
 RATE_VECTORS = ("y.step", "z.step", "z.level", "level.offset")
 """Vectors that belong to a rate: [M] Q14, [Cz] Q11, [Cz] and [M] Q8 (OFFSET_FRAC)."""
+
+LOG_WEIGHTS = ("g_a.prompts.log_weight", "g_s.prompts.log_weight")
+"""Names of the logarithms of the prompts' weight in the attention."""
 
 _FLAT = ("factors", "exponents", "biases", "bias_exponents", "ranks", "groups")
 
@@ -101,6 +104,9 @@ class Update:
     """Updates by layer name; other layers do not change."""
     vectors: Mapping[str, NDArray[Any]]
     """RATE_VECTORS by name, which replace those of the base; empty for updates of g_s."""
+    prompts: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    """Weights of the prompt generators of a Swin backbone (nets/prompts.py), by name, with the
+    prefix "g_a.prompts." or "g_s.prompts."; empty without prompts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +161,7 @@ def merge_transforms(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> 
         mix: updates, whose deltas are added up.
 
     Returns:
-        float32 tensors by name.
+        float32 tensors by name; with those of the prompt generators, if the mix has any.
     """
     out = {name: tensor.astype(np.float32) for name, tensor in base.items()}
     for layer, updates in _layers(base, mix):
@@ -169,7 +175,31 @@ def merge_transforms(base: Mapping[str, NDArray[Any]], mix: Sequence[Share]) -> 
             out[f"{layer}.weight"] = weight + change.reshape(weight.shape)
         bias_delta = _total([u.bias_delta() * parts for u, parts in updates])
         out[f"{layer}.bias"] = bias + rows * _real(bias_delta)
-    return out
+    networks = {name.partition(".")[0] for name in base}
+    mixed = mix_prompts(mix)
+    return out | {n: t for n, t in mixed.items() if n.partition(".")[0] in networks}
+
+
+def mix_prompts(mix: Sequence[Share]) -> Tensors:
+    """The weighted mean of the prompt generators in a mix, float32; empty if there are none.
+
+    Their prompts weigh as much in the attention as the shares that have prompts do in the mix:
+    `log_weight` is the logarithm of that part.
+    """
+    shares = [share for share in mix if share.update.prompts]
+    if not shares:
+        return {}
+    total = sum(share.parts for share in shares)
+    out: Tensors = {
+        name: np.average(
+            [s.update.prompts[name].astype(np.float32) for s in shares],
+            0,
+            [s.parts for s in shares],
+        ).astype(np.float32)
+        for name in shares[0].update.prompts
+    }
+    log_weight = np.array(math.log(total / PARTS), np.float32)
+    return out | dict.fromkeys(LOG_WEIGHTS, log_weight)
 
 
 def _layers(
@@ -214,13 +244,13 @@ def pack(update: Update, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
     out = {n: np.concatenate([none, *parts]).astype(np.int8) for n, parts in flat.items()}
     out["ranks"] = np.array([-1 if x is None else len(x.e) for x in layers], np.int8)
     out["groups"] = np.array([len(x.bias_e) for x in present], np.int8)
-    return out | dict(update.vectors)
+    return out | dict(update.vectors) | dict(update.prompts)
 
 
 def unpack(
     tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], sizes: Sizes
 ) -> Update:
-    """Unpack what `pack` returned, and check it against the shapes and sizes of the base.
+    """Unpack what `pack` returned, without prompts, and check it against the base.
 
     Raises:
         StoreError: a tensor is missing, unknown or of another dtype, or does not fit the base.

@@ -14,7 +14,7 @@ from service.codec.entropy_model import LEVELS, MU_MAX, STEPS
 from service.codec.fixed_point import ACTIVATION_MAX, LEAK
 from service.codec.sizes import Sizes
 from service.export.graph import FLOAT, INT32, INT64, UINT8, Graph, Specs, Weights
-from service.runtime.entropy_onnx import CONTEXT, LEVEL, MU, SHAPE, SIZE, Z_HAT, Z_SHAPE, P
+from service.transforms.entropy_onnx import CONTEXT, LEVEL, MU, SHAPE, SIZE, Z_HAT, Z_SHAPE, P
 
 _RANGES = ((MU, -MU_MAX, MU_MAX), (LEVEL, 0, LEVELS - 1))
 """Output, least and largest value of each half of a head's rows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +28,33 @@ class Graph:
     def __init__(self) -> None:
         self._nodes: list[NodeProto] = []
         self._constants: dict[str, TensorProto] = {}
+        self._names = 0
 
     def add(
         self, kind: str, inputs: Iterable[str], *, output: str | None = None, **attributes: Any
     ) -> str:
         """Append a node and return the name of its output."""
-        name = output or f"t{len(self._nodes)}"
+        name = self._new_name()
+        name = output or name  # names of the others do not depend on it
         self._nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name
+
+    def scan(self, sequences: Sequence[str], body: Callable[..., str]) -> str:
+        """Append a Scan: `body` of each item along the first axis of float32 tensors, stacked."""
+        around, self._nodes = self._nodes, []
+        items = [self._new_name() for _ in sequences]
+        result = body(*items)
+        nodes, self._nodes = self._nodes, around
+        inputs, outputs = (
+            [helper.make_tensor_value_info(n, FLOAT, None) for n in names]
+            for names in (items, [result])
+        )
+        graph = helper.make_graph(nodes, "body", inputs, outputs)
+        return self.add("Scan", sequences, body=graph, num_scan_inputs=len(items))
+
+    def _new_name(self) -> str:
+        self._names += 1
+        return f"t{self._names - 1}"
 
     def integers(self, *values: int) -> str:
         """Return the name of a constant vector of int64, such as a shape."""

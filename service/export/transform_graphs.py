@@ -11,12 +11,12 @@ from __future__ import annotations
 import numpy as np
 
 from service.codec.fixed_point import LEAK
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes, Sizes
 from service.export.graph import FLOAT, INT16, INT64, UINT8, Graph, Specs, Weights
-from service.runtime.synthesis_onnx import BEGIN, END, INPUT, OUTPUT, SAMPLES
+from service.transforms.synthesis_onnx import BEGIN, END, INPUT, OUTPUT, SAMPLES
 
 
-def synthesis_graph(s: Sizes, weights: Weights) -> bytes:
+def synthesis_graph(s: ConvSizes, weights: Weights) -> bytes:
     """Build g_s.
 
     Its inputs are y_hat [1, h, w, M] int16 in units of 2^-Y_FRAC, and which part of it is kept at
@@ -40,7 +40,7 @@ def synthesis_graph(s: Sizes, weights: Weights) -> bytes:
     return g.build("g_s", (INT16, s.M), (UINT8, SAMPLES), kept)
 
 
-def analysis_graph(s: Sizes, weights: Weights) -> bytes:
+def analysis_graph(s: ConvSizes, weights: Weights) -> bytes:
     """Build g_a: cells of pixels [1, H/8, W/8, SAMPLES] uint8 -> y [1, H/16, W/16, M] float32."""
     g = _TransformGraph(weights)
     x = g.channels_first(g.add("Cast", [INPUT], to=FLOAT))
@@ -116,7 +116,7 @@ class _TransformGraph(Graph):
         t = self._leaky(self.linear(x, f"{name}.f1"))
         return self.add("Add", [self.linear(t, f"{name}.f2"), x])
 
-    def split(self, x: str, s: Sizes) -> tuple[str, str | None]:
+    def split(self, x: str, s: ConvSizes) -> tuple[str, str | None]:
         """Split the channels that the layers at 1/16 take from those that skip them, if any."""
         if s.c16 == s.M:
             return x, None

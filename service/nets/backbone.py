@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.codec.fixed_point import LEAK
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes, Sizes
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def in_turn(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def analysis(s: Sizes, linear: LinearType = nn.Linear) -> Transform:
+def analysis(s: ConvSizes, linear: LinearType = nn.Linear) -> Transform:
     """Build g_a: x - 0.5 [B, H, W, 3] -> y [B, H/16, W/16, M]; H and W are multiples of 16."""
     return Transform(
         range(s.ne8 + 2, s.ne8 + s.ne16 + 3),
@@ -239,7 +239,9 @@ def analysis(s: Sizes, linear: LinearType = nn.Linear) -> Transform:
     )
 
 
-def synthesis(s: Sizes, linear: LinearType = nn.Linear, inner: LinearType = Linear) -> Transform:
+def synthesis(
+    s: ConvSizes, linear: LinearType = nn.Linear, inner: LinearType = Linear
+) -> Transform:
     """Build g_s: y_hat [B, h, w, M] -> x_hat - 0.5 [B, 16h, 16w, 3]; blocks are of `inner`."""
     return Transform(
         range(s.nd16 + 1),

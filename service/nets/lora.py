@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from service.nets.families import new_prompts
 from service.nets.model import Backbone
 
 
@@ -70,8 +71,8 @@ class RateAdapter(nn.Module):
                 self.b[key] = nn.Parameter(torch.zeros(len(domain.rows), domain.rank))
             self.d[key] = nn.Parameter(torch.zeros(len(domain.bias)))
         self.unit_step = base.unit_step.detach()
-        self.log_y_step = nn.Parameter(torch.zeros(base.sizes.M))
-        self.log_z_step = nn.Parameter(torch.zeros(base.sizes.Cz))
+        self.log_y_step = nn.Parameter((base.y_step / base.unit_step).log().detach())
+        self.log_z_step = nn.Parameter(base.z_step.log().detach())
         self.z_idx = nn.Parameter(base.z_idx.detach().clone())
 
     def merged(self) -> dict[str, Tensor]:
@@ -124,6 +125,60 @@ class RateAdapter(nn.Module):
             {"params": [*self.a.parameters()], "lr": lr.a},
             {"params": [self.log_y_step, self.log_z_step, self.z_idx], "lr": lr.steps},
         ]
+
+
+class PromptAdapter(RateAdapter):
+    """The trainable prompts and quantiser steps of one rate on top of a frozen Swin backbone.
+
+    The merged parameters are for a backbone that has prompts attached (`Backbone.attach_prompts`).
+    """
+
+    def __init__(self, base: Backbone, seed: int) -> None:
+        """Start with random prompts.
+
+        Raises:
+            BadParameter: the base is of another family.
+        """
+        super().__init__(base, {}, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.generators = new_prompts(base.sizes)
+
+    def merged(self) -> dict[str, Tensor]:
+        """Parameters and buffers of Backbone that this rate replaces, by name."""
+        return super().merged() | self.prompts()
+
+    def prompts(self) -> dict[str, Tensor]:
+        """Weights of the generators, by the names that they have in a backbone."""
+        named = self.generators.named_parameters()
+        return {name.replace(".", ".prompts.", 1): tensor for name, tensor in named}
+
+    def groups(self, lr: AdapterLearningRates) -> list[dict[str, object]]:
+        """Parameter groups for a torch optimiser, with their learning rates."""
+        _, _, vectors = super().groups(lr)
+        return [{"params": [*self.generators.parameters()], "lr": lr.b}, vectors]
+
+
+class FullAdapter(RateAdapter):
+    """All weights of a backbone and the quantiser steps of one rate: what adapters are compared to.
+
+    It is as large as the backbone, so it has no place in the store.
+    """
+
+    def __init__(self, base: Backbone, seed: int) -> None:
+        """Start as the base."""
+        super().__init__(base, {}, seed)
+        named = [(n, p) for n, p in base.named_parameters() if n != "z_idx"]
+        self.all = nn.ParameterDict({_key(n): nn.Parameter(p.detach().clone()) for n, p in named})
+
+    def merged(self) -> dict[str, Tensor]:
+        """Parameters and buffers of Backbone that this rate replaces: all of them."""
+        return super().merged() | {key.replace("/", "."): p for key, p in self.all.items()}
+
+    def groups(self, lr: AdapterLearningRates) -> list[dict[str, object]]:
+        """Parameter groups for a torch optimiser, with their learning rates."""
+        _, _, vectors = super().groups(lr)
+        return [{"params": [*self.all.parameters()], "lr": lr.b}, vectors]
 
 
 def _key(name: str) -> str:

@@ -17,18 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from service.codec.entropy_model import GROUP_AT, LEVELS, STEPS
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes, Sizes
 from service.nets.backbone import (
     Block,
     LinearType,
     ScaledLinear,
-    analysis,
     hyper_analysis,
     hyper_synthesis,
     linear,
     per_item,
-    synthesis,
 )
+from service.nets.families import new_prompts, transforms
 from service.nets.steps import (
     by_step,
     cells,
@@ -85,8 +84,8 @@ class Backbone(nn.Module):
 
     def __init__(self, sizes: Sizes | None = None, linear: LinearType = ScaledLinear) -> None:
         super().__init__()
-        s = self.sizes = sizes or Sizes()
-        self.g_a, self.g_s = analysis(s, linear), synthesis(s, linear)
+        s = self.sizes = sizes or ConvSizes()
+        self.g_a, self.g_s = transforms(s, linear)
         self.h_a, self.h_s = hyper_analysis(s, linear), hyper_synthesis(s, linear)
         self.head0 = linear(s.cp, 2 * s.M)
         self.ctx = nn.ModuleList(
@@ -120,6 +119,11 @@ class Backbone(nn.Module):
             bits_y = torch.where(level == 0, torch.zeros_like(bits), bits)
         x_hat = self.g_s(y_hat).float() + 0.5
         return Estimate(x_hat, bits_y.sum((1, 2, 3)), bits_z.sum((1, 2, 3)), y_hat)
+
+    def attach_prompts(self) -> None:
+        """Give a Swin backbone prompt generators with random weights; see `new_prompts`."""
+        prompts = new_prompts(self.sizes)
+        self.g_a.prompts, self.g_s.prompts = prompts["g_a"], prompts["g_s"]
 
     def step(self, t: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         """First layer, block and head of step t (1–3)."""

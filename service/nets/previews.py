@@ -1,7 +1,7 @@
 """The preview network in torch: small pictures from latents, without the synthesis g_s.
 
 A trunk at 1/16 resolution serves all scales, and a layer for each scale turns its features into
-pixels. runtime/synthesis_numpy.py runs the network in numpy.
+pixels. transforms/synthesis_numpy.py runs the network in numpy.
 """
 
 from __future__ import annotations

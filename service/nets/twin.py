@@ -13,8 +13,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from service.codec.entropy_model import STEP_FRAC, Y_FRAC, Z_FRAC
+from service.codec.lowrank import LOG_WEIGHTS
 from service.nets.model import Backbone
 from service.store.model import StoredModel
+
+PROMPTS = LOG_WEIGHTS[0]
+"""A tensor that transforms with prompts have."""
 
 F64 = NDArray[np.float64]
 
@@ -38,6 +42,8 @@ def entropy_layers(stored: StoredModel) -> list[str]:
 def float_twin(stored: StoredModel) -> Backbone:
     """A frozen float32 Backbone that computes what the stored integers compute, unrounded."""
     model = Backbone(stored.sizes, nn.Linear)
+    if PROMPTS in stored.transforms:
+        model.attach_prompts()
     state = {n: torch.from_numpy(t.astype(np.float32)) for n, t in stored.transforms.items()}
     z_mean = stored.entropy["z.mean"] / 2.0**16
     for layer in entropy_layers(stored):

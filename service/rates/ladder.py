@@ -19,22 +19,22 @@ import torch
 from service.datasets.crops import Crops
 from service.engine.engine import Engine
 from service.errors import BadParameter
-from service.nets.lora import RateAdapter
-from service.nets.twin import float_twin
 from service.rates.figures import measure_rate
 from service.rates.rate_training import (
     CPU,
     RateProgress,
     RateRecipe,
     TrainedRate,
+    new_adapter,
     read_trained,
     train_rate,
+    trainable_base,
 )
 from service.runtime.loading import load_models
 from service.store.model import StoredModel, StoredRate
 from service.store.read import load_model
 from service.store.write import candidate, publish_rate
-from service.train.adapters import domains, load_update, quantise_adapter
+from service.train.adapters import load_update, quantise_adapter
 from service.train.evaluate import as_tensor, pictures_in
 from service.train.tunes import PSNR, BppTarget
 
@@ -77,7 +77,7 @@ def train_ladder(
         elif near is not None:
             finished = scratch / f"{near}.safetensors"
             start = done.get(near) or read_trained(stored, near, recipe, finished)
-        target = _bpp_target(stored, rate, measure, device) if tune.adjusts_lmbda else None
+        target = _bpp_target(stored, rate, measure, recipe, device) if tune.adjusts_lmbda else None
         checkpoint = scratch / f"{rate}.safetensors"
         done[rate] = train_rate(
             stored, crops, rate, start, recipe, checkpoint, report, target, device
@@ -97,12 +97,14 @@ def _earlier_rate(
     entry = next((r for r in earlier.ladder(recipe.tune) if r.rate == rate), None)
     if entry is None or entry.update is None or entry.lmbda is None:
         raise BadParameter(f"{earlier.name} has no {recipe.tune} rate {rate} to start from")
-    adapter = RateAdapter(float_twin(stored), domains(stored, recipe.ranks), recipe.seed)
+    adapter = new_adapter(stored, recipe, recipe.seed)
     load_update(adapter, earlier, entry.update)
     return TrainedRate(rate, adapter, entry.lmbda, 0.0)
 
 
-def _bpp_target(stored: StoredModel, rate: int, measure: Path, device: torch.device) -> BppTarget:
+def _bpp_target(
+    stored: StoredModel, rate: int, measure: Path, recipe: RateRecipe, device: torch.device
+) -> BppTarget:
     """The bits of the PSNR ladder's rate of the same number.
 
     Raises:
@@ -112,7 +114,8 @@ def _bpp_target(stored: StoredModel, rate: int, measure: Path, device: torch.dev
     if bpp is None:
         raise BadParameter(f"rate {rate} of the PSNR ladder must be in the store and measured")
     pictures = [as_tensor(picture).to(device) for picture in pictures_in(measure)]
-    return BppTarget(bpp, pictures, float_twin(stored).to(device))
+    base = trainable_base(stored, recipe)
+    return BppTarget(bpp, pictures, base.to(device))
 
 
 def publish(

@@ -7,13 +7,15 @@ and their publication are in ladder.py.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from service.datasets.crops import Crops
 from service.errors import BadParameter
 from service.files import write_whole
 from service.nets.compiling import choose_compile, compile_blocks
-from service.nets.lora import AdapterLearningRates, RateAdapter
+from service.nets.lora import AdapterLearningRates, FullAdapter, PromptAdapter, RateAdapter
 from service.nets.model import Backbone, add_noise
 from service.nets.twin import float_twin
 from service.store.model import StoredModel
@@ -34,12 +36,17 @@ from service.train.adapters import domains
 from service.train.progress import Meter
 from service.train.tunes import BASE, MS_SSIM, PSNR, TUNES, BppTarget, Tune
 
+By = Literal["steps", "lowrank", "prompts", "full"]
+"""What a rate changes besides its quantiser steps: nothing, low-rank updates of all layers, prompts
+of a Swin backbone, or all weights. Rates in the store are by low rank or prompts."""
+
 
 @dataclass(frozen=True)
 class RateRecipe:
     """How a rate is trained."""
 
     tune: str = PSNR.name  # name of the loss, see train/tunes.py
+    by: By = "lowrank"  # what the rate changes
     steps: int = 600  # optimiser steps
     batch: int = 8  # crops per step
     crop: int = 192  # side of the crops in pixels
@@ -97,6 +104,19 @@ class RateProgress:
     pixels_per_s: float
 
 
+PROMPT_PEAK: Final = 1e-2
+"""Peak learning rate of prompts."""
+
+
+def recipe_by(by: By, tune: str = PSNR.name) -> RateRecipe:
+    """Return the recipe of a way to vary the rate; the crops for prompts have whole windows."""
+    recipe = replace(RECIPES[tune], by=by)
+    if by != "prompts":
+        return recipe
+    lr = AdapterLearningRates(b=PROMPT_PEAK, a=PROMPT_PEAK, steps=5e-3)
+    return replace(recipe, batch=4, crop=256, lr=lr)
+
+
 CORRECTION_STEPS = 50
 """Steps between two corrections of lmbda."""
 
@@ -116,6 +136,14 @@ class TrainedRate:
     cpu_minutes: float
 
 
+@dataclass(frozen=True, eq=False)
+class OtherBase:
+    """A frozen backbone that no store holds, of the sizes of a stored one, and its own rate."""
+
+    network: Backbone
+    rate: int
+
+
 def train_rate(
     stored: StoredModel,
     crops: Crops,
@@ -126,6 +154,7 @@ def train_rate(
     report: Callable[[RateProgress], None],
     target: BppTarget | None = None,
     device: torch.device = CPU,
+    other: OtherBase | None = None,
 ) -> TrainedRate:
     """Train one rate, or resume it from its checkpoint; its adapter is returned on the CPU.
 
@@ -133,14 +162,15 @@ def train_rate(
         start: the neighbour, or the same rate of another base; None starts from the base itself.
         report: called about every ten seconds.
         target: the bits that the rate should take; None does not adjust lmbda.
+        other: base in the place of the stored one; not for recipes by low rank.
 
     Raises:
         BadParameter: the checkpoint is of another base, rate or recipe.
     """
-    base = float_twin(stored).to(device)
+    base = trainable_base(stored, recipe, None if other is None else other.network).to(device)
     if choose_compile("auto", device)[0] != "off":
         compile_blocks(base)
-    run = _RateTraining(stored, base, rate, start, recipe)
+    run = _RateTraining(stored, base, rate, start, recipe, other)
     run.resume(checkpoint)
     steps = recipe.steps_of(rate)
     if run.step == steps:
@@ -173,7 +203,7 @@ def read_trained(
     Raises:
         BadParameter: the checkpoint is missing, not finished, or of another base, rate or recipe.
     """
-    run = _RateTraining(stored, float_twin(stored), rate, None, recipe)
+    run = _RateTraining(stored, trainable_base(stored, recipe), rate, None, recipe)
     run.resume(checkpoint)
     if run.step < recipe.steps_of(rate):
         raise BadParameter(
@@ -192,14 +222,16 @@ class _RateTraining:
         rate: int,
         start: TrainedRate | None,
         recipe: RateRecipe,
+        other: OtherBase | None = None,
     ) -> None:
         """Prepare the state before the first step."""
         self.base, self.rate, self.recipe = base, rate, recipe
         self.step, self.cpu_s = 0, 0.0
-        adapter = RateAdapter(float_twin(stored), domains(stored, recipe.ranks), recipe.seed + rate)
+        network, own = (None, BASE) if other is None else (other.network, other.rate)
+        adapter = new_adapter(stored, recipe, recipe.seed + rate, network)
         self.device = base.z_idx.device
         self.adapter = adapter.to(self.device)
-        lmbdas, origin = recipe.loss.lmbdas, start.rate if start else BASE
+        lmbdas, origin = recipe.loss.lmbdas, start.rate if start else own
         ratio = lmbdas[rate] / lmbdas[origin]
         self.adapter.start_from(start.adapter if start else self.adapter, ratio)
         start_lmbda = start.lmbda if start and recipe.loss.adjusts_lmbda else lmbdas[origin]
@@ -210,7 +242,7 @@ class _RateTraining:
         self.peaks = [float(g["lr"]) for g in self.optimiser.param_groups]
         # a checkpoint is resumed only if its key is the same
         fields = {k: v for k, v in asdict(recipe).items() if k != "checkpoint_s"}
-        key = {"base": stored.sha256, "rate": rate, "recipe": fields}
+        key = {"base": stored.sha256, "own": own, "rate": rate, "recipe": fields}
         self.key = json.dumps(key, sort_keys=True)
 
     @property
@@ -270,6 +302,36 @@ class _RateTraining:
                 moments[int(index)][part] = tensor
         self.adapter.load_state_dict(adapter)
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+
+
+def trainable_base(
+    stored: StoredModel, recipe: RateRecipe, base: Backbone | None = None
+) -> Backbone:
+    """Return the frozen backbone that the adapters of a recipe are merged into.
+
+    It is that of a stored model, or a copy of another base.
+    """
+    base = float_twin(stored) if base is None else copy.deepcopy(base)
+    if recipe.by == "prompts":
+        base.attach_prompts()
+    return base
+
+
+def new_adapter(
+    stored: StoredModel, recipe: RateRecipe, seed: int, base: Backbone | None = None
+) -> RateAdapter:
+    """Return an adapter that training has not changed yet, of a stored model or another base.
+
+    Raises:
+        BadParameter: prompts were asked for and the model is not of the family swin.
+    """
+    base = float_twin(stored) if base is None else base
+    if recipe.by == "prompts":
+        return PromptAdapter(base, seed)
+    if recipe.by == "full":
+        return FullAdapter(base, seed)
+    changed = domains(stored, recipe.ranks) if recipe.by == "lowrank" else {}
+    return RateAdapter(base, changed, seed)
 
 
 def batch_loss(

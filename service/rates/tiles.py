@@ -17,6 +17,7 @@ from torch import nn
 
 from service.adapt.synthesis import updatable
 from service.codec.lowrank import PARTS
+from service.codec.sizes import conv_sizes
 from service.codec.tiles import Box
 from service.errors import BadParameter
 from service.images.read import read_folder
@@ -63,7 +64,7 @@ def rate_networks(stored: StoredModel, rates: Sequence[int]) -> dict[int, RateSy
         if lmbda is None:
             raise BadParameter(f"rate {rate} of model {stored.name} is missing or has no lmbda")
         merged = stored.at_rate(PARTS * rate)
-        g_s = updatable(merged.sizes, float_twin(merged).g_s, torch.float32)
+        g_s = updatable(conv_sizes(merged.sizes), float_twin(merged).g_s, torch.float32)
         out[rate] = RateSynthesis(lmbda, merged.transforms, g_s)
     return out
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from service.codec.entropy_model import EntropyModel
 from service.codec.fixed_point import ArrayBackend
 from service.errors import BadParameter
-from service.runtime.decode_only import Build, builder
+from service.runtime.decode_only import Build, builder, by_family
 from service.runtime.pipeline import LoadedModel
 from service.store.model import StoredModel
 
@@ -44,7 +44,7 @@ def load_models(
     """
     import torch
 
-    from service.runtime.synthesis_torch import best_dtype, pick_device
+    from service.transforms.synthesis_torch import best_dtype, pick_device
 
     if threads:
         torch.set_num_threads(threads)
@@ -66,15 +66,22 @@ def _torch_builder(device: torch.device, dtype: torch.dtype) -> Build:
     """What makes models ready with torch."""
     import torch
 
-    from service.runtime.synthesis_torch import TorchSynthesis, TorchTransforms
+    from service.transforms.swin_torch import TorchSwinSynthesis, TorchSwinTransforms
+    from service.transforms.synthesis_torch import TorchSynthesis, TorchTransforms
 
     # Only true float32 products are exact: GPUs may round to TF32, and CPUs to bfloat16 when asked.
     exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
     backend = ArrayBackend(torch, torch.float32 if exact else torch.float64, device)
     return builder(
         lambda model: EntropyModel(model.sizes, model.entropy, backend),
-        partial(TorchSynthesis, device=device, dtype=dtype),
-        partial(TorchTransforms, device=device, dtype=dtype),
+        by_family(
+            partial(TorchSynthesis, device=device, dtype=dtype),
+            partial(TorchSwinSynthesis, device=device, dtype=dtype),
+        ),
+        by_family(
+            partial(TorchTransforms, device=device, dtype=dtype),
+            partial(TorchSwinTransforms, device=device, dtype=dtype),
+        ),
         2 if device.type == "cpu" and torch.get_num_threads() > 1 else 1,
     )
 
@@ -82,15 +89,20 @@ def _torch_builder(device: torch.device, dtype: torch.dtype) -> Build:
 def _onnx_builder(threads: int) -> Build | None:
     """What makes models ready with ONNX Runtime; None where it cannot be imported."""
     try:
-        from service.runtime.analysis_onnx import OnnxTransforms
-        from service.runtime.entropy_onnx import OnnxEntropyModel
-        from service.runtime.synthesis_onnx import OnnxSynthesis
+        from service.transforms.analysis_onnx import OnnxTransforms
+        from service.transforms.entropy_onnx import OnnxEntropyModel
+        from service.transforms.swin_onnx import OnnxSwinSynthesis, OnnxSwinTransforms
+        from service.transforms.synthesis_onnx import OnnxSynthesis
     except ImportError:
         return None
     return builder(
         partial(OnnxEntropyModel, threads=threads),
-        partial(OnnxSynthesis, threads=threads),
-        partial(OnnxTransforms, threads=threads),
+        by_family(
+            partial(OnnxSynthesis, threads=threads), partial(OnnxSwinSynthesis, threads=threads)
+        ),
+        by_family(
+            partial(OnnxTransforms, threads=threads), partial(OnnxSwinTransforms, threads=threads)
+        ),
     )
 
 
@@ -109,6 +121,6 @@ def batch_for(model: LoadedModel) -> int:
     """
     if model.analysis is None:
         return 1
-    from service.runtime.synthesis_torch import device_and_dtype
+    from service.transforms.synthesis_torch import device_and_dtype
 
     return 8 if device_and_dtype(model.analysis)[0].type == "cuda" else 1

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,6 @@ from service.codec.lowrank import PARTS, Share, Update, merge_transforms
 from service.codec.model_stream import read_update
 from service.codec.tiles import (
     PATCH,
-    Z_CELL,
     Box,
     Pieces,
     hyper_shape,
@@ -37,32 +35,12 @@ from service.codec.tiles import (
 from service.errors import MissingExtra, UnsupportedStream
 from service.picture import U8, Picture
 from service.runtime.interruption import allow_interruption, map_tiles
-from service.runtime.synthesis_numpy import NumpyPreviews
 from service.store.model import StoredModel, Tensors, layer_shapes
+from service.transforms.interfaces import AnalysisTransform, SynthesisTransform
+from service.transforms.synthesis_numpy import NumpyPreviews
 
 PREVIEW_WINDOW = 32
 """Latents along the side of a window of the preview network, whose features stay in the cache."""
-
-
-class SynthesisTransform(Protocol):
-    """g_s of one model."""
-
-    def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> U8:
-        """A window of latents [h, w, M], in units of 2^-Y_FRAC, as pixels.
-
-        Only those under `inner`, a part of the window, are returned, or all:
-        [16 inner.height, 16 inner.width, 3].
-        """
-
-
-class AnalysisTransform(Protocol):
-    """g_a and h_a of one model."""
-
-    def analyse(self, pixels: U8) -> NDArray[np.float32]:
-        """Pixels [H, W, 3], H and W multiples of 16 -> y [H/16, W/16, M]."""
-
-    def hyper_analyse(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
-        """y [B, h, w, M] -> z [B, ceil(h/4), ceil(w/4), Cz]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +69,7 @@ class Latents:
         box: of the latents. y_hat: [box.height, box.width, M] int16, in units of 2^-Y_FRAC.
         code_s: seconds of entropy coding, for all pictures of a batch together.
         bits: [box.height, box.width] float32, ideal code length of each position; None where they
-            were decoded.
+            were decoded and it was not asked for.
     """
 
     box: Box
@@ -144,7 +122,8 @@ def encode_all(
 
     def encode_tile(tile: Box) -> CodedTiles:
         assert model.analysis is not None
-        window, inner = tile.grown(sizes.halo, box), tile.relative(tile.grown(sizes.halo, box))
+        window = sizes.read_by(tile, box)
+        inner = tile.relative(window)
         y = [model.analysis.analyse(pixels_under(p, window))[inner.slices] for p in visible]
         z = np.concatenate([model.analysis.hyper_analyse(one[None]) for one in y])
         assert z.shape[1:3] == hyper_shape(tile)
@@ -220,12 +199,6 @@ def pixels_under(picture: Picture, window: Box) -> U8:
     return np.pad(inside, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
 
 
-def whole_cells(y: NDArray[np.float32]) -> NDArray[np.float32]:
-    """y [B, h, w, M] padded to whole hyper-latents by repeating its last row and column."""
-    pad = [(0, 0), (0, -y.shape[1] % Z_CELL), (0, -y.shape[2] % Z_CELL), (0, 0)]
-    return np.pad(y, pad, mode="edge") if any(after for _, after in pad) else y
-
-
 def with_update(model: LoadedModel, stream: container.Stream) -> LoadedModel:
     """The model with the updates of g_s that a stream names and carries merged in afresh.
 
@@ -272,17 +245,28 @@ def _merged(model: LoadedModel, updates: Sequence[Update]) -> Tensors:
 
 
 def decode_latents(
-    model: LoadedModel, stream: container.Stream, pixels: Box, halo: int | None = None
+    model: LoadedModel,
+    stream: container.Stream,
+    pixels: Box,
+    halo: int | None = None,
+    *,
+    with_bits: bool = False,
 ) -> Latents:
     """Decode the tiles that the pixels in a box depend on.
 
-    `halo` is how many latents around them are read, by default by g_s.
+    `halo` is how many latents around them are read, by default by g_s. `with_bits` asks for the
+    code length of each position, too.
     """
-    return decode_all(model, [stream], pixels, halo)[0]
+    return decode_all(model, [stream], pixels, halo, with_bits=with_bits)[0]
 
 
 def decode_all(
-    model: LoadedModel, streams: Sequence[container.Stream], pixels: Box, halo: int | None = None
+    model: LoadedModel,
+    streams: Sequence[container.Stream],
+    pixels: Box,
+    halo: int | None = None,
+    *,
+    with_bits: bool = False,
 ) -> list[Latents]:
     """What `decode_latents` returns for each of several streams of one `latent_box`, as a batch.
 
@@ -293,7 +277,8 @@ def decode_all(
     """
     header, sizes = streams[0].header, model.stored.sizes
     box = latent_box(header.width, header.height)
-    need = latents_under(pixels).grown(sizes.halo if halo is None else halo, box)
+    shown = latents_under(pixels)
+    need = sizes.read_by(shown, box) if halo is None else shown.grown(halo, box)
     chosen = [
         (tile, data)
         for tile, *data in zip(tiles(box), *(s.tiles for s in streams), strict=True)
@@ -301,20 +286,27 @@ def decode_all(
     ]
     cover = Box(chosen[0][0].top, chosen[0][0].left, chosen[-1][0].bottom, chosen[-1][0].right)
     y_hat: NDArray[np.int16] | None = None
+    bits = np.empty((len(streams), cover.height, cover.width), np.float32) if with_bits else None
     code_s = 0.0
 
     def decode_tile(chosen: tuple[Box, list[Pieces]]) -> DecodedTiles:
         tile, data = chosen
-        return model.coder.decode(data, tile, marked_in(streams[0].graphics, tile))
+        decode = model.coder.decode_with_bits if with_bits else model.coder.decode
+        return decode(data, tile, marked_in(streams[0].graphics, tile))
 
     results = map_tiles(decode_tile, chosen, model.tiles_at_once)
     for (tile, _), decoded in zip(chosen, results, strict=True):
         if y_hat is None:  # allocated only once the first tile proved sound
             y_hat = np.empty((len(streams), cover.height, cover.width, sizes.M), np.int16)
         y_hat[:, *tile.relative(cover).slices] = decoded.y_hat
+        if bits is not None:
+            bits[:, *tile.relative(cover).slices] = decoded.bits
         code_s += decoded.code_s
     assert y_hat is not None
-    return [Latents(cover, one, code_s) for one in y_hat]
+    return [
+        Latents(cover, one, code_s, None if bits is None else bits[i])
+        for i, one in enumerate(y_hat)
+    ]
 
 
 def paint(model: LoadedModel, latents: Latents, pixels: Box, grey: bool) -> U8:
@@ -329,10 +321,9 @@ def painted_windows(
     model: LoadedModel, latents: Latents, pixels: Box, grey: bool
 ) -> Iterator[tuple[Box, U8]]:
     """Synthesise window by window; yields the part of the box in each window, and its pixels."""
-    halo = model.stored.sizes.halo
     for inner in windows(latents_under(pixels)):
         allow_interruption()
-        window = inner.grown(halo, latents.box)
+        window = model.stored.sizes.read_by(inner, latents.box)
         y_hat = latents.y_hat[window.relative(latents.box).slices]
         rgb = model.synthesis.synthesise(y_hat, inner.relative(window))
         box = inner.scaled(PATCH).cut(pixels)

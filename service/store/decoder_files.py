@@ -1,7 +1,8 @@
 """The files that a decoder needs of some models, and an index that names them by their hash.
 
-They are for decoders that read them over HTTP, such as those of web pages. Nothing of them is
-stored with a model: each follows from the model's own files, and its bytes are always the same.
+They are for decoders that read them over HTTP, such as those of web pages, which know the family
+`conv` alone: models of other families are left out. Nothing of them is stored with a model: each
+follows from the model's own files, and its bytes are always the same.
 The page format.md of the documentation describes them.
 """
 
@@ -16,6 +17,7 @@ from typing import Any, Final
 from safetensors.numpy import save as save_safetensors
 
 from service.codec.container import TUNES
+from service.codec.sizes import ConvSizes
 from service.files import smaller_gzip
 from service.store.model import (
     ENTROPY,
@@ -47,9 +49,13 @@ class DecoderFiles:
 
 
 def decoder_files(models: Iterable[StoredModel]) -> DecoderFiles:
-    """The decode-only files of models, with all their rates, previews and ready updates."""
+    """The decode-only files of models, with all their rates, previews and ready updates.
+
+    Models that are not of the family `conv` are left out.
+    """
     folder = _Folder()
-    entries = [folder.add_model(model) for model in models]
+    known = (model for model in models if isinstance(model.sizes, ConvSizes))
+    entries = [folder.add_model(model) for model in known]
     index = json.dumps({"schema": SCHEMA, "models": entries}, separators=(",", ":"))
     packed = {name: smaller_gzip(data) for name, data in folder.files.items()}
     gzipped = {name: data for name, data in packed.items() if data is not None}

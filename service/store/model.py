@@ -31,6 +31,7 @@ from service.codec.lowrank import (
 from service.codec.model_stream import read_update
 from service.codec.sizes import Sizes
 from service.errors import BadStream, StoreError, UnknownUpdate
+from service.store.shapes import check_prompts
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -260,7 +261,8 @@ class StoredModel:
     def parameters(self) -> int:
         """Number of weights and biases, without formats, quantiser steps and tables."""
         tensors = [*self.transforms.items(), *self.entropy.items()]
-        return sum(t.size for name, t in tensors if name.endswith((".weight", ".bias")))
+        counted = (".weight", ".bias", ".position")
+        return sum(t.size for name, t in tensors if name.endswith(counted))
 
 
 def layer_shapes(*tensors: Tensors) -> dict[str, tuple[int, ...]]:
@@ -273,6 +275,20 @@ def layer_shapes(*tensors: Tensors) -> dict[str, tuple[int, ...]]:
     }
 
 
+def unpack_adapter(model: StoredModel, tensors: Tensors) -> Update:
+    """Unpack an adapter's tensors, with prompts or without, for a base of these shapes.
+
+    Raises:
+        StoreError: the tensors do not fit.
+    """
+    prompts = {name: tensor for name, tensor in tensors.items() if ".prompts." in name}
+    if prompts:
+        check_prompts(prompts, model.sizes)
+    others = {name: tensor for name, tensor in tensors.items() if name not in prompts}
+    shapes = layer_shapes(model.transforms, model.entropy)
+    return replace(unpack(others, shapes, model.sizes), prompts=prompts)
+
+
 def check_adapter(model: StoredModel, tensors: Tensors) -> Update:
     """Unpack an adapter's tensors, and prove that the update fits a base at its whole rate.
 
@@ -280,7 +296,7 @@ def check_adapter(model: StoredModel, tensors: Tensors) -> Update:
         StoreError: the tensors do not fit, the merged entropy networks could leave their exact
             range, or a merged weight is not finite.
     """
-    update = unpack(tensors, layer_shapes(model.transforms, model.entropy), model.sizes)
+    update = unpack_adapter(model, tensors)
     mix = [Share(update, PARTS)]
     EntropyModel(model.sizes, merge_entropy(model.entropy, mix))
     for name, tensor in merge_transforms(model.transforms, mix).items():

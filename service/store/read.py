@@ -1,6 +1,6 @@
 """The reading side of the model store: manifest.json -> verified tensors.
 
-A store is a folder of models; `store.json` says which one compresses. A model is a folder:
+A store is a folder of models; `store.json` says which one is the default. A model is a folder:
 `manifest.json` lists every file with its size and sha256, and records the figures of each rate and
 the training. Weights are safetensors, which cannot hold code. A model may have several ladders of
 rates, one for each of codec.container.TUNES; the base itself makes one rate of the first ladder.
@@ -36,8 +36,7 @@ import safetensors
 from safetensors.numpy import load as load_safetensors
 
 from service.codec.container import PSNR, TUNES
-from service.codec.lowrank import unpack
-from service.codec.sizes import Sizes
+from service.codec.sizes import Sizes, read_sizes
 from service.errors import BadParameter, StoreError
 from service.store.model import (
     ENTROPY,
@@ -50,14 +49,14 @@ from service.store.model import (
     Tensors,
     check_adapter,
     identity,
-    layer_shapes,
+    unpack_adapter,
     with_updates,
 )
 from service.store.shapes import check_previews, check_transforms
 
 SCHEMA = 1
 STORE_FILE = "store.json"
-"""File in the store that names the model that compresses: {"schema": 1, "default": NAME}."""
+"""File in the store that names the default model: {"schema": 1, "default": NAME}."""
 
 PREVIEWS_FILE = "previews.safetensors"
 """File of a model with the weights of its preview network; a model may do without."""
@@ -77,12 +76,14 @@ def default_path() -> Path:
 
 
 def load_store(path: Path | None = None, first: str | None = None) -> tuple[StoredModel, ...]:
-    """Read and verify every model of a store: the one that compresses, then the others by name.
+    """Read and verify every model of a store: the default one, then the others by name.
+
+    The default one compresses where a request names no model.
 
     Args:
         path: folder of the store, None for the built-in one.
-        first: name of the model that compresses; None takes the one in store.json, or without that
-            file the first by name. The other models only decode.
+        first: name of the default model; None takes the one in store.json, or without that file
+            the first by name.
 
     Raises:
         StoreError: the store or its models are missing, or a file does not match its manifest.
@@ -102,7 +103,7 @@ def load_store(path: Path | None = None, first: str | None = None) -> tuple[Stor
 
 
 def default_model(root: Path) -> str | None:
-    """Name of the model that compresses by store.json, None without that file.
+    """Name of the default model by store.json, None without that file.
 
     Raises:
         StoreError: store.json is damaged.
@@ -134,7 +135,7 @@ def load_model(folder: Path) -> StoredModel:
     digest = hashlib.sha256(files["base.safetensors"])
     transforms = {n: t for n, t in base.items() if n.startswith(TRANSFORMS)}
     entropy = {n.removeprefix(ENTROPY): t for n, t in base.items() if n.startswith(ENTROPY)}
-    sizes = Sizes.from_dict(manifest["sizes"])
+    sizes = read_sizes(manifest["family"], manifest["sizes"])
     check_transforms(transforms, sizes)
     model = StoredModel(
         name=folder.name,
@@ -198,8 +199,8 @@ def read_json(path: Path) -> Any:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(path)
-    kinds = {"schema": int, "sizes": dict, "files": dict, "rates": list, "superseded": list,
-             "updates": list, "training": dict}  # fmt: skip
+    kinds = {"schema": int, "family": str, "sizes": dict, "files": dict, "rates": list,
+             "superseded": list, "updates": list, "training": dict}  # fmt: skip
     if not isinstance(manifest, dict) or manifest.keys() != kinds.keys():
         raise StoreError(f"{path} must be an object with the keys {sorted(kinds)}")
     for key, kind in kinds.items():
@@ -287,8 +288,7 @@ def _rate(entry: object, files: Mapping[str, bytes], model: StoredModel) -> Stor
     if file is None:
         return rate
     data = files[file]
-    shapes = layer_shapes(model.transforms, model.entropy)
-    update = unpack(_tensors(data, Path(file)), shapes, model.sizes)
+    update = unpack_adapter(model, _tensors(data, Path(file)))
     digest = hashlib.sha256(data).digest()
     return replace(rate, update=update, digest=digest, data=data)
 

@@ -58,6 +58,7 @@ def write_model(folder: Path, model: StoredModel, base: bytes) -> None:
     (rate,) = model.rates
     manifest = {
         "schema": SCHEMA,
+        "family": model.sizes.family,
         "sizes": asdict(model.sizes),
         "files": {name: _entry(data) for name, data in files.items()},
         "rates": [_rate_entry(rate, None)],
@@ -183,7 +184,7 @@ def record_figures(folder: Path, measured: Sequence[StoredRate]) -> None:
 
 
 def set_default(folder: Path) -> None:
-    """Make a model the one that its store compresses with; the other models still decode.
+    """Make a model the one that its store compresses with where a request names none.
 
     Raises:
         StoreError: the model cannot be read.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from service.codec.entropy_model import LEVELS, STEP_FRAC, STEP_MAX, Y_FRAC, Z_FRAC
 from service.codec.lowrank import OFFSET_FRAC, LayerUpdate, Update, scales
 from service.nets.backbone import ScaledLinear
-from service.nets.lora import Domain, RateAdapter
+from service.nets.lora import Domain, PromptAdapter, RateAdapter
 from service.nets.model import LOG_STEP
 from service.nets.twin import entropy_layers, tap_scale, torch_name, units
 from service.store.model import StoredModel
@@ -61,12 +61,17 @@ def domains(stored: StoredModel, ranks: dict[str, int]) -> dict[str, Domain]:
 
 @torch.no_grad()
 def quantise_adapter(stored: StoredModel, adapter: RateAdapter) -> Update:
-    """Return a trained adapter of a stored model as an update with 8-bit factors."""
+    """Return a trained adapter of a stored model as an update: 8-bit factors, float16 prompts."""
     layers = {}
+    prompts = {}
+    if isinstance(adapter, PromptAdapter):
+        prompts = {n: t.detach().half().numpy() for n, t in adapter.prompts().items()}
     for layer in entropy_layers(stored):
+        name = torch_name(layer)
+        if name not in adapter.domains:
+            continue
         unit = _bias_unit(stored, layer)
         groups = 2 if layer.endswith(".head") else 1
-        name = torch_name(layer)
         bias = adapter.d[name.replace(".", "/")].double().numpy()
         bias = (bias + _mean_response(stored, adapter, name)) * unit
         layers[layer] = _layer(adapter, name, _step(stored, layer), bias, groups)
@@ -90,6 +95,7 @@ def quantise_adapter(stored: StoredModel, adapter: RateAdapter) -> Update:
             "z.level": levels.astype(np.uint8),
             "level.offset": np.round(offset * 2**OFFSET_FRAC).astype(np.int16),
         },
+        prompts,
     )
 
 
@@ -99,8 +105,12 @@ def load_update(adapter: RateAdapter, stored: StoredModel, update: Update) -> No
 
     If the adapter's base is that model, the adapter then merges to the same weights as the update;
     if its base was trained on from that model, to similar ones. Factors beyond the adapter's ranks
-    are dropped.
+    are dropped, and so are changes of layers that the adapter does not change.
     """
+    if isinstance(adapter, PromptAdapter):
+        weights = adapter.prompts()
+        for name, values in update.prompts.items():
+            weights[name].copy_(_t(values))
     for layer, change in update.layers.items():
         step, groups = 1.0, len(change.bias_e)
         name = layer
@@ -111,6 +121,8 @@ def load_update(adapter: RateAdapter, stored: StoredModel, update: Update) -> No
             weight = stored.transforms[f"{layer}.weight"]
             unit = np.full(len(weight), math.sqrt(weight[0].size))
         key = name.replace(".", "/")
+        if key not in adapter.d:
+            continue
         exponents = np.repeat(change.bias_e.astype(np.float64), len(change.bias) // groups)
         bias = change.bias * np.exp2(exponents) / unit
         adapter.d[key].copy_(_t(bias))

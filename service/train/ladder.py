@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from service.codec.entropy_model import STEPS
 from service.nets.backbone import Depthwise, ScaledLinear
+from service.nets.families import latent_layers
 from service.nets.model import LOG_STEP, Backbone, Estimate, Relax
 from service.train.tunes import BASE, LADDER
 
@@ -161,10 +162,11 @@ def divide_latents(model: Backbone, step: Tensor) -> None:
     """
     s = model.sizes
     scaled = {n: m for n, m in model.named_modules() if isinstance(m, ScaledLinear)}
-    scaled[f"g_a.{s.ne8 + s.ne16 + 2}"].so.div_(step[: s.c16])
-    scaled[f"g_a.{s.ne8 + 1}.l"].so[s.c16 :] /= step[s.c16 :]
-    scaled["g_s.0"].si.mul_(step[: s.c16])
-    scaled[f"g_s.{s.nd16 + 1}.l"].si[s.c16 :] *= step[s.c16 :]
+    names = latent_layers(s)
+    scaled[names.deep_out].so.div_(step[: s.c16])
+    scaled[names.straight_out].so[s.c16 :] /= step[s.c16 :]
+    scaled[names.deep_in].si.mul_(step[: s.c16])
+    scaled[names.straight_in].si[s.c16 :] *= step[s.c16 :]
     scaled["h_a.0"].si.mul_(step)
     for t in range(STEPS):
         scaled["head0" if t == 0 else f"ctx.{t - 1}.2"].so[: s.M] /= step

@@ -11,16 +11,18 @@ from typing import Any, Final
 
 import torch
 
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes, Sizes, SwinSizes, read_sizes
 from service.errors import BadParameter, StoreError
 from service.train.checkpoint import has_state, read_about
 from service.train.tunes import BASE, LADDER
 
 NAMED_SIZES: Final[Mapping[str, Sizes]] = {
-    "light": Sizes(),
-    "base": Sizes(M=320, c8=256, c16=320, ne8=6, ne16=3, nd8=8, nd16=3, cp=256, cc=192),
+    "light": ConvSizes(),
+    "base": ConvSizes(M=320, c8=256, c16=320, ne8=6, ne16=3, nd8=8, nd16=3, cp=256, cc=192),
+    "swin": SwinSizes(),
 }
 """`light` is the shipped model; `base`, for GPUs, decodes with 65 kMAC/pixel, `light` with 18.
+`swin` has window attention (nets/swin.py).
 
 Runs of `base` should start with a learning rate of 2e-4: in its first 280 steps it then learns as
 fast as `light` with 4e-4, while with 4e-4 its loss rises during warm-up.
@@ -111,8 +113,9 @@ def sizes_named(name: str) -> Sizes:
     if not Path(name).is_file():
         raise BadParameter(f"size is {name!r}, expected {', '.join(NAMED_SIZES)} or a JSON file")
     try:
-        return Sizes.from_dict(json.loads(Path(name).read_text()))
-    except (ValueError, TypeError, StoreError) as error:
+        values = json.loads(Path(name).read_text())
+        return read_sizes(values.pop("family", ConvSizes.family), values)
+    except (ValueError, TypeError, AttributeError, StoreError) as error:
         raise BadParameter(f"{name} does not contain the sizes of a backbone: {error}") from error
 
 

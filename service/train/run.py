@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import torch
 
-from service.codec.sizes import Sizes
+from service.codec.sizes import read_sizes
 from service.errors import BadParameter
 from service.eval.machine import device_name
 from service.nets.compiling import Compile
@@ -89,11 +89,12 @@ class TrainingRun:
         if has_state(folder):
             self._about = read_about(folder)
             self._check_record(asdict(recipe), dict(data.record))
-            sizes = Sizes.from_dict(self._about["sizes"])
+            sizes = read_sizes(self._about["family"], self._about["sizes"])
             ladder = RateLadder(Backbone(sizes), recipe.rates)
         else:
             ladder = start()
             self._about = {
+                "family": ladder.base.sizes.family,
                 "sizes": asdict(ladder.base.sizes),
                 "recipe": asdict(recipe),
                 "data": data.record,

@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from service.codec.entropy_model import LEVELS
-from service.codec.sizes import Sizes
+from service.codec.sizes import Sizes, SwinSizes, conv_sizes, read_sizes
 from service.errors import BadParameter
 from service.nets.backbone import Down, ScaledLinear, Unshuffle, Up
+from service.nets.families import latent_layers
 from service.nets.lora import RateAdapter
 from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.nets.twin import float_twin
@@ -40,7 +41,7 @@ def new_backbone(sizes: Sizes, crops: Tensor, lmbda: float, seed: int) -> Backbo
     """Return a backbone that works as a transform codec.
 
     Args:
-        sizes: M at most 768, c8 at least 192.
+        sizes: of any family; `_room` has the limits.
         crops: [N, H, W, 3] in [0, 1]; the latents are white on them.
         lmbda: sets the quantiser's step, see `best_step`.
         seed: of the weights that the transform does not set.
@@ -48,9 +49,11 @@ def new_backbone(sizes: Sizes, crops: Tensor, lmbda: float, seed: int) -> Backbo
     Raises:
         BadParameter: the sizes cannot hold the transform.
     """
-    if sizes.c8 < 192 or sizes.M > 4 * 192:
+    first, side, latents = _room(sizes)
+    if first < 3 * side**2 or sizes.M > latents:
         raise BadParameter(
-            f"sizes are c8 = {sizes.c8}, M = {sizes.M}; a new backbone needs c8 >= 192, M <= 768"
+            f"sizes are c{side} = {first}, M = {sizes.M}; a new backbone needs "
+            f"c{side} >= {3 * side**2}, M <= {latents}"
         )
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
@@ -79,33 +82,62 @@ def best_step(lmbda: float) -> float:
 
 @torch.no_grad()
 def _start_as_transform(model: Backbone, crops: Tensor, step: float) -> None:
-    s, dct = model.sizes, colour_dct()
-    first, last = scaled_linear(model.g_a[0]), scaled_linear(model.g_s[-1])
-    cells = Unshuffle(8)(crops - 0.5).reshape(-1, 192) @ dct.T
-    mean, spread = cells.mean(0), cells.std(0).clamp_min(1e-4)
-    # channels beyond the transform's 192 start small and random, and g_s does not read them yet
-    _set(first, dct, so=1 / spread, bias=-mean)
-    _set(last, dct.T, si=spread, bias=dct.T @ mean)
-    raw = Unshuffle(2)(Unshuffle(8)(crops - 0.5) @ dct.T - mean).reshape(-1, 4 * 192)
-    variance, basis = torch.linalg.eigh((raw.T @ raw / len(raw)).double())
-    basis = basis.flip(1)[:, : s.M].float()
-    deviation = variance.flip(0)[: s.M].float().clamp_min(1e-9).sqrt()
+    s = model.sizes
+    downs = [m for m in model.g_a.children() if isinstance(m, Down)]
+    ups = [m for m in model.g_s.children() if isinstance(m, Up)][::-1]
+    first, last = scaled_linear(downs[0]), scaled_linear(ups[0])
+    dct = colour_dct(ups[0].r)
+    cells = Unshuffle(ups[0].r)(crops - 0.5) @ dct.T
+    mean, deviation = cells.mean((0, 1, 2)), cells.std((0, 1, 2)).clamp_min(1e-4)
+    # channels beyond the transform's start small and random, and g_s does not read them yet
+    _set(first, dct, so=1 / deviation, bias=-mean)
+    _set(last, dct.T, si=deviation, bias=dct.T @ mean)
+    features = cells - mean
+    for down, up in zip(map(scaled_linear, downs[1:]), map(scaled_linear, ups[1:]), strict=True):
+        features, deviation = _start_klt(down, up, features, deviation)
     deep = deviation[: s.c16]
-    inner = torch.ones(4, s.c8)
-    inner[:, :192] = spread
-    wide = torch.zeros(4, s.c8, s.M)
-    wide[:, :192] = basis.reshape(4, 192, s.M)
-    klt, scale = wide.reshape(4 * s.c8, s.M), inner.flatten()
-    _set(layer_of(model.g_a, Down, 1), klt.T, si=scale, so=1 / deviation)
-    _set(layer_of(model.g_s, Up, 0), klt, si=deviation, so=1 / scale)
     # latents that skip the 1/16 stage have no layer of their own that could scale them to steps
     inner_scale = torch.cat([torch.ones(s.c16), step / deviation[s.c16 :]])
-    layer_of(model.g_a, Down, 1).so.div_(inner_scale)
-    layer_of(model.g_s, Up, 0).si.mul_(inner_scale)
-    eye = torch.eye(s.c16)
-    _set(scaled_linear(model.g_a[-1]), eye, so=deep / step)
-    _set(scaled_linear(model.g_s[0]), eye, si=step / deep)
+    scaled_linear(downs[-1]).so.div_(inner_scale)
+    scaled_linear(ups[-1]).si.mul_(inner_scale)
+    eye, names = torch.eye(s.c16), latent_layers(s)
+    _set(scaled_linear(model.get_submodule(names.deep_out)), eye, so=deep / step)
+    _set(scaled_linear(model.get_submodule(names.deep_in)), eye, si=step / deep)
     _start_entropy(model, deviation / step)
+
+
+def _start_klt(
+    down: ScaledLinear, up: ScaledLinear, features: Tensor, deviation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Make a layer the KLT of 2×2 cells of features, and the layer opposite its inverse.
+
+    Args:
+        features: [B, h, w, K] of mean 0; what `down` reads is divided by their deviation [K].
+
+    Returns:
+        The features [B, h/2, w/2, N] after the KLT, and their deviation [N]; `down` divides by it.
+    """
+    width, known, outputs = down.in_features // 4, len(deviation), down.out_features
+    cells = Unshuffle(2)(features)
+    raw = cells.reshape(-1, 4 * known)
+    variance, basis = torch.linalg.eigh((raw.T @ raw / len(raw)).double())
+    basis = basis.flip(1)[:, :outputs].float()
+    after = variance.flip(0)[:outputs].float().clamp_min(1e-9).sqrt()
+    inner = torch.ones(4, width)
+    inner[:, :known] = deviation
+    wide = torch.zeros(4, width, basis.shape[1])
+    wide[:, :known] = basis.reshape(4, known, -1)
+    klt, scale = wide.reshape(4 * width, -1), inner.flatten()
+    _set(down, klt.T, si=scale, so=1 / after)
+    _set(up, klt, si=after, so=1 / scale)
+    return cells @ basis, after
+
+
+def _room(s: Sizes) -> tuple[int, int, int]:
+    """Channels of the first stage of g_a, the side of its cells of pixels, and most latents."""
+    if isinstance(s, SwinSizes):
+        return s.c4, 4, 4 * s.c8
+    return conv_sizes(s).c8, 8, 4 * 3 * 8**2
 
 
 def _start_entropy(model: Backbone, deviation: Tensor) -> None:
@@ -125,14 +157,15 @@ def _start_entropy(model: Backbone, deviation: Tensor) -> None:
         scaled_linear(model.step(t)[0]).si[-M:] = 1 / deviation
 
 
-def colour_dct() -> Tensor:
-    """The 8×8 DCT of three opponent colours, for cells unshuffled by 8: [192, 192], orthonormal."""
-    n = torch.arange(8.0)
-    dct = torch.cos(math.pi / 8 * (n[None] + 0.5) * n[:, None]) * 0.5
+def colour_dct(side: int) -> Tensor:
+    """The DCT of three opponent colours, for cells unshuffled by `side`: orthonormal, square."""
+    n = torch.arange(float(side))
+    dct = torch.cos(math.pi / side * (n[None] + 0.5) * n[:, None]) * math.sqrt(2 / side)
     dct[0] *= math.sqrt(0.5)
     colours = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1.0]])
     colours = colours / colours.norm(dim=1, keepdim=True)
-    return torch.einsum("ui,vj,kc->uvkijc", dct, dct, colours).reshape(192, 192)
+    whole = torch.einsum("ui,vj,kc->uvkijc", dct, dct, colours)
+    return whole.reshape(3 * side**2, 3 * side**2)
 
 
 def _set(
@@ -203,7 +236,7 @@ def from_weights(path: Path, sizes: Sizes | None, rates: Sequence[int]) -> RateL
 def _from_run(path: Path, rates: Sequence[int]) -> RateLadder:
     about = read_about(path)
     tensors = read_tensors(path, "ema.")
-    ladder = RateLadder(Backbone(Sizes.from_dict(about["sizes"])), rates)
+    ladder = RateLadder(Backbone(read_sizes(about["family"], about["sizes"])), rates)
     earlier = about["recipe"]["rates"]
     state = ladder.state_dict()
     for name, tensor in tensors.items():

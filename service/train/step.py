@@ -1,10 +1,13 @@
 """One training step, the same on the CPU, on CUDA and replayed from a CUDA graph.
 
 Sampling, loss, gradients, clipping, the optimisers and the average of the weights (EMA) all run on
-the device: SOAP (soap.py) trains the base's matrices, Adam everything else. Nothing in a step waits
-for the host: the learning rate is a tensor, and the optimisers and the average read a flag that is
-false when the gradients are not finite, so that such a step changes nothing but a counter. All
-random draws of a step are functions of (seed, step).
+the device: SOAP (soap.py) trains the matrices of a base of convolutions, Adam everything else.
+Nothing in a step waits for the host: the learning rate is a tensor, and the optimisers and the
+average read a flag that is false when the gradients are not finite, so that such a step changes
+nothing but a counter. All random draws of a step are functions of (seed, step).
+
+A Swin base is trained by Adam alone: after 144 steps of the same crops, SOAP's loss was 4 % higher,
+and its steps took 1.5 times as long.
 
 The loss of a rate is R + lmbda · 255² · MSE, with R in bits per pixel on additive noise
 (nets/model.py), or on rounded latents if the recipe is `frozen`. A step's loss is the weighted mean
@@ -18,6 +21,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from service.codec.sizes import ConvSizes
 from service.nets.compiling import Compile, compile_blocks
 from service.nets.model import Relax, ste_round
 from service.train.evaluate import psnr_db
@@ -60,6 +64,7 @@ class TrainingStep:
             self._rates.append((share, torch.zeros((), device=device)))
             # the ladder's own matrices have a row for each rate, which holds many layers
             fit = {n: w for n, w in group.items() if n.startswith("base.") and suits(w)}
+            fit = fit if ladder.base.sizes.family == ConvSizes.family else {}
             matrices |= fit
             others = {n: w for n, w in group.items() if n not in fit}
             options.append({"params": list(others.values()), "lr": self._rates[-1][1]})

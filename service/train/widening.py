@@ -92,7 +92,7 @@ def _add_latents(wide: Backbone, old: Backbone, crops: Tensor) -> None:
     """Set the weights of the new latents."""
     s, first = wide.sizes, old.sizes.M
     features, error = _features_and_errors(old, crops)
-    last = scaled_linear(old.g_s[-1]).effective_weight()
+    last = scaled_linear(list(old.g_s.children())[-1]).effective_weight()
     mean = features.mean(0)
     centred = (features - mean).double()
     gram = centred.T @ centred
@@ -134,7 +134,7 @@ def _features_and_errors(model: Backbone, crops: Tensor) -> tuple[Tensor, Tensor
     Returns:
         Features [n, 4·c8] and errors [n, 4·192], each of 16×16 pixels, in the order of Unshuffle.
     """
-    layers = list(model.g_a)
+    layers = list(model.g_a.children())
     before = [i for i, m in enumerate(layers) if isinstance(m, Down)][1]
     features, errors = [], []
     for x in crops.split(8):

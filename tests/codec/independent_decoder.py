@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
+from codec import independent_attention
+
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 Tensors = dict[str, NDArray[Any]]
@@ -364,7 +366,7 @@ def merged_model(stream: Parsed, folder: Path) -> Tensors:
         return base
     files = [({} if name is None else load_file(folder / name), w) for name, w in parts]
     deltas = [({} if not file else read_adapter(file, base), w) for file, w in files]
-    out = dict(base)
+    out = dict(base) | independent_attention.mixed_prompts(files)
     vectors = {
         name: sum(
             w * file.get(name, base.get(name, np.int64(0))).astype(np.int64) for file, w in files
@@ -620,10 +622,17 @@ def read_update(data: bytes, t: Tensors) -> dict[str, LayerDelta]:
     }
 
 
-def synthesise(t: Tensors, y_hat: I64, sizes: dict[str, int]) -> NDArray[np.uint8]:
+def synthesise(t: Tensors, y_hat: I64, manifest: dict[str, Any]) -> NDArray[np.uint8]:
     """g_s in float64, [16 h, 16 w, 3]."""
+    swin = manifest["family"] == "swin"
+    network = independent_attention.synthesise if swin else convolutions
+    x = network(t, y_hat / 64, manifest["sizes"])
+    return np.rint(255 * (x + 0.5)).clip(0, 255).astype(np.uint8)
+
+
+def convolutions(t: Tensors, y: F64, sizes: dict[str, int]) -> F64:
+    """g_s of the family conv, without the step to samples."""
     deep, fine = 1 + sizes["nd16"], 2 + sizes["nd16"] + sizes["nd8"]
-    y = y_hat / 64
     x = linear(t, "g_s.0", y[..., : sizes["c16"]])
     for i in range(1, deep):
         x = float_block(t, f"g_s.{i}", x)
@@ -631,8 +640,8 @@ def synthesise(t: Tensors, y_hat: I64, sizes: dict[str, int]) -> NDArray[np.uint
     x = shuffle(linear(t, f"g_s.{deep}.l", x), 2)
     for i in range(deep + 1, fine):
         x = float_block(t, f"g_s.{i}", x)
-    x = shuffle(linear(t, f"g_s.{fine}.l", x), 8)
-    return np.rint(255 * (x + 0.5)).clip(0, 255).astype(np.uint8)
+    out: F64 = shuffle(linear(t, f"g_s.{fine}.l", x), 8)
+    return out
 
 
 def linear(t: Tensors, name: str, x: F64) -> F64:
@@ -685,7 +694,7 @@ def decode_tiles(stream: Parsed, folder: Path) -> tuple[I64, NDArray[np.uint8]]:
     for name in {name for layers, _ in deltas for name in layers}:
         merge_floats(tensors, name, deltas)
     manifest = json.loads((folder / "manifest.json").read_text())
-    rgb = synthesise(tensors, y_hat, manifest["sizes"])[: stream.height, : stream.width]
+    rgb = synthesise(tensors, y_hat, manifest)[: stream.height, : stream.width]
     if stream.flags & 1:
         mean = (rgb.astype(np.int64).sum(-1, keepdims=True) + 1) // 3
         rgb = np.broadcast_to(mean.astype(np.uint8), rgb.shape)

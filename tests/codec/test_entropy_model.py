@@ -27,8 +27,8 @@ from service.codec.entropy_model import (
 )
 from service.codec.fixed_point import ACTIVATION_MAX, LEAK, NUMPY, ArrayBackend
 from service.errors import StoreError
-from service.runtime.entropy_onnx import OnnxEntropyModel
 from service.store.model import StoredModel, Tensors
+from service.transforms.entropy_onnx import OnnxEntropyModel
 
 CPU = torch.device("cpu")
 BACKENDS = {

@@ -64,6 +64,23 @@ def test_decoding_gives_the_latents_that_encoding_promised(
         assert np.array_equal(decoded.y_hat, coded.y_hat)
 
 
+@pytest.mark.parametrize("height, width", [*SHAPES, (33, 32)])
+def test_bits_are_told_alike_by_both_sides_and_sum_to_the_bytes(
+    loaded: LoadedModel, height: int, width: int
+) -> None:
+    y, z = random_latents(loaded.stored, height, width, batch=2)
+    skipped = np.random.default_rng(0).random((height, width)) < 0.5
+    for mask in (None, skipped):
+        coded, box = loaded.coder.encode(y, z, mask), Box(0, 0, height, width)
+        decoded = loaded.coder.decode_with_bits(coded.data, box, mask)
+        assert decoded.bits is not None and np.array_equal(decoded.bits, coded.bits)
+        assert loaded.coder.decode(coded.data, box, mask).bits is None
+        for bits, pieces in zip(coded.bits, coded.data, strict=True):
+            size_bits = 8 * sum(map(len, pieces))
+            assert abs(bits.sum() - size_bits) <= 0.01 * size_bits + 32 * len(pieces)
+            assert mask is None or not bits[mask].any()
+
+
 def test_latents_are_within_half_a_step_where_they_are_coded(loaded: LoadedModel) -> None:
     y, z = random_latents(loaded.stored, 8, 8)
     off = np.abs(loaded.coder.encode(y, z).y_hat / 2**Y_FRAC - y)

@@ -334,3 +334,25 @@ def test_an_update_that_could_overflow_an_accumulator_is_refused(
         EntropyModel(small_model.sizes, merged)
     with pytest.raises(StoreError, match=f"layer {layer} can reach"):
         check_adapter(small_model, dict(pack(hostile, shapes)))
+
+
+def prompts_of(value: float) -> dict[str, Any]:
+    names = ("g_a.prompts.up.l.weight", "g_s.prompts.stage4.l.weight")
+    return {name: np.full((2, 3), value, np.float16) for name in names}
+
+
+def test_prompts_of_a_mix_are_a_weighted_mean_that_weighs_less_next_to_the_base() -> None:
+    base = {"g_a.last.weight": np.eye(2, dtype=np.float16), "g_a.last.bias": np.zeros(2)}
+    plain, one, three = Update({}, {}), Update({}, {}, prompts_of(1)), Update({}, {}, prompts_of(3))
+    for mix, value, share in (
+        ([Share(one, PARTS)], 1, 1),
+        ([Share(one, 4), Share(three, 12)], 2.5, 1),
+        ([Share(plain, 4), Share(three, 12)], 3, 0.75),
+    ):
+        merged = merge_transforms(base, mix)
+        assert merged.keys() == {*base, "g_a.prompts.up.l.weight", "g_a.prompts.log_weight"}
+        assert merged["g_a.prompts.up.l.weight"].dtype == np.float32
+        assert (merged["g_a.prompts.up.l.weight"] == value).all()
+        assert np.isclose(np.exp(merged["g_a.prompts.log_weight"]), share)
+        assert np.array_equal(merged["g_a.last.weight"], base["g_a.last.weight"])
+    assert merge_transforms(base, [Share(plain, PARTS)]).keys() == base.keys()

@@ -24,20 +24,22 @@ from service.errors import BadStream, UnsupportedStream
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "model_store" / "light"
-V1 = ROOT / "tests" / "golden" / "v1"
-NAMES = sorted(p.stem for p in V1.glob("*.rkp"))
+GOLDEN = ROOT / "tests" / "golden"
+MODELS = {"v1": MODEL, "swin": ROOT / "model_store" / "swin"}
+NAMES = sorted(str(p.relative_to(GOLDEN).with_suffix("")) for p in GOLDEN.glob("*/*.rkp"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_decodes_golden_streams(name: str) -> None:
     """Latents and alpha exactly, pixels to one step, in other integers and by another coder."""
-    y_hat, rgb, alpha = page.decode((V1 / f"{name}.rkp").read_bytes(), MODEL)
-    expected = json.loads((V1 / f"{name}.json").read_text())
+    model = MODELS[name.partition("/")[0]]
+    y_hat, rgb, alpha = page.decode((GOLDEN / f"{name}.rkp").read_bytes(), model)
+    expected = json.loads((GOLDEN / f"{name}.json").read_text())
     latents = None if y_hat is None else hashlib.sha256(y_hat.astype("<i2").tobytes()).hexdigest()
     assert latents == expected["y_hat"]
     actual = None if alpha is None else hashlib.sha256(alpha.tobytes()).hexdigest()
     assert actual == expected["alpha"]
-    with Image.open(V1 / f"{name}.png") as file:
+    with Image.open(GOLDEN / f"{name}.png") as file:
         pixels = np.asarray(file.convert("RGB")).astype(int)
     assert rgb.shape == pixels.shape
     assert np.abs(rgb - pixels).max() <= 1
@@ -124,7 +126,7 @@ def outcome(data: bytes) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_readers_see_the_same_in_golden_streams(name: str) -> None:
-    (header,) = outcome((V1 / f"{name}.rkp").read_bytes())
+    (header,) = outcome((GOLDEN / f"{name}.rkp").read_bytes())
     assert isinstance(header, Header)
 
 

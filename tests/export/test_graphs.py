@@ -13,11 +13,11 @@ from small_model import SIZES, small_stored_model
 from service.codec.entropy_model import EntropyModel
 from service.errors import StoreError
 from service.export.graphs import build_graphs
-from service.runtime.analysis_onnx import analysis_weights, hyper_analysis_weights
-from service.runtime.entropy_onnx import entropy_weights
-from service.runtime.synthesis_onnx import OnnxSynthesis, synthesis_weights
 from service.store.model import GRAPHS, StoredModel
 from service.store.read import load_store
+from service.transforms.analysis_onnx import analysis_weights, hyper_analysis_weights
+from service.transforms.entropy_onnx import entropy_weights
+from service.transforms.synthesis_onnx import OnnxSynthesis, synthesis_weights
 
 SHALLOW = replace(SIZES, M=8, c8=12, c16=8, nd8=2)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from service.codec.container import read_stream
 from service.codec.entropy_model import GROUP_AT, LEVELS, STEPS, gather
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes
 from service.engine.engine import Engine
 from service.nets.backbone import ScaledLinear, folded, leaky, shifted_products
 from service.nets.model import (
@@ -51,7 +51,8 @@ def scaled_backbone(seed: int) -> Backbone:
     """A backbone as it is trained, with random weights and scale vectors."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        model = Backbone(Sizes(M=12, Cz=4, c8=8, c16=8, ne8=1, ne16=1, nd8=1, nd16=1, cp=8, cc=8))
+        sizes = ConvSizes(M=12, Cz=4, c8=8, c16=8, ne8=1, ne16=1, nd8=1, nd16=1, cp=8, cc=8)
+        model = Backbone(sizes)
         for tensor in model.state_dict().values():
             tensor.add_(0.1 * torch.randn_like(tensor))
         for module in model.modules():
@@ -190,7 +191,7 @@ def test_real_files_have_the_size_that_the_float_model_predicts() -> None:
     """0.5 % over several pictures, apart from the fixed costs: 22 bytes of container and at most
     64 bits of coder a picture. The channel counts are large enough for single roundings of a
     level or a mean to average out; PSNR agrees as well."""
-    sizes = Sizes(M=48, Cz=16, c8=32, c16=40, ne8=1, ne16=1, nd8=1, nd16=1, cp=32, cc=32)
+    sizes = ConvSizes(M=48, Cz=16, c8=32, c16=40, ne8=1, ne16=1, nd8=1, nd16=1, cp=32, cc=32)
     stored, _, model = small_stored_model(sizes, seed=3)
     engine = Engine(load_models((stored,), "cpu", torch.float32))
     estimated_bits = real_bits = 0.0

@@ -116,7 +116,7 @@ def test_an_eighth_is_cut_as_wide_as_blocks_see(
     part = loaded.synthesis.synthesise(y_hat, inner.relative(window))
     assert (np.abs(part - whole) > 0).mean() < 1e-3
     monkeypatch.setattr(
-        "service.runtime.synthesis_torch.visible_at_eighth",
+        "service.transforms.synthesis_torch.visible_at_eighth",
         lambda inner, window, blocks: visible_at_eighth(inner, window, blocks - 1),
     )
     part = loaded.synthesis.synthesise(y_hat, inner.relative(window))

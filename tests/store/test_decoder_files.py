@@ -15,7 +15,7 @@ from small_ladder import small_update, with_rates
 from small_model import photo_like
 
 from service.codec.lowrank import pack
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes, SwinSizes
 from service.engine.engine import Engine
 from service.picture import Picture
 from service.runtime.decode_only import load_decode_only
@@ -42,7 +42,7 @@ def test_every_file_is_named_by_its_hash_and_listed_with_its_size(ladder: Stored
         digest = hashlib.sha256(data).hexdigest()
         assert name.partition(".")[0] == digest == listed[name]["sha256"]
         assert listed[name]["bytes"] == len(data)
-    assert model["sha256"] == ladder.sha256 and Sizes(**model["sizes"]) == ladder.sizes
+    assert model["sha256"] == ladder.sha256 and ConvSizes(**model["sizes"]) == ladder.sizes
     assert [(r["rate"], r["file"] is None) for r in model["rates"]] == [
         (3, False), (4, True), (5, False)
     ]  # fmt: skip
@@ -56,6 +56,15 @@ def test_the_bytes_are_always_the_same(ladder: StoredModel) -> None:
     turned = replace(ladder, entropy=dict(reversed(ladder.entropy.items())))
     assert decoder_files((ladder,)).index == decoder_files((turned,)).index
     assert decoder_files(()).index == DecoderFiles().index
+
+
+def test_models_of_families_that_these_decoders_do_not_know_are_left_out(
+    ladder: StoredModel,
+) -> None:
+    other = replace(ladder, name="other", sizes=SwinSizes())
+    assert decoder_files((other, ladder, other)).index == decoder_files((ladder,)).index
+    assert decoder_files((other,)).index == DecoderFiles().index
+    assert not decoder_files((other,)).files
 
 
 def test_a_decoder_with_these_tensors_alone_decodes_every_rate(ladder: StoredModel) -> None:

@@ -20,7 +20,7 @@ from small_model import small_stored_model
 from service.codec.coder import Tables
 from service.codec.lowrank import LayerUpdate, Update
 from service.codec.model_stream import write_update
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes
 from service.engine.opening import open_engine
 from service.errors import BadParameter, StoreError, UnknownUpdate
 from service.picture import Picture
@@ -411,12 +411,12 @@ def test_wrong_sizes_are_refused(folder: Path, change: Manifest) -> None:
     with pytest.raises(StoreError, match="size"):
         load_model(folder)
     with pytest.raises(StoreError, match="sizes are"):
-        Sizes.from_dict({})
+        ConvSizes.from_dict({})
 
 
 def test_sizes_come_back_from_a_manifest() -> None:
-    sizes = Sizes(M=20, Cz=3, c16=17)
-    assert Sizes.from_dict(asdict(sizes)) == sizes
+    sizes = ConvSizes(M=20, Cz=3, c16=17)
+    assert ConvSizes.from_dict(asdict(sizes)) == sizes
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_the_halo_covers_the_wider_of_both_transforms(
     blocks: tuple[int, int, int, int], halo: int
 ) -> None:
     ne8, ne16, nd8, nd16 = blocks
-    assert Sizes(ne8=ne8, ne16=ne16, nd8=nd8, nd16=nd16).halo == halo
+    assert ConvSizes(ne8=ne8, ne16=ne16, nd8=nd8, nd16=nd16).halo == halo
 
 
 def previews(M: int, channels: int = 6, blocks: int = 1) -> dict[str, np.ndarray]:

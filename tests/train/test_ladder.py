@@ -9,7 +9,7 @@ from small_ladder import with_rates
 from small_model import SIZES, as_input, photo_like, random_backbone
 from torch import Tensor
 
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes
 from service.nets.backbone import ScaledLinear
 from service.nets.lora import RateAdapter
 from service.nets.model import Backbone, Estimate
@@ -123,7 +123,7 @@ def test_a_stored_ladder_comes_back_as_it_was_stored(small_model: StoredModel) -
 
 def test_a_rate_is_under_a_hundredth_of_the_backbone() -> None:
     with torch.device("meta"):
-        backbone = Backbone(Sizes())
+        backbone = Backbone(ConvSizes())
     numbers = sum(p.numel() for p in backbone.parameters())
     ladder = RateLadder(unfolded(random_backbone(SIZES)), RATES)
     assert ladder.factors.shape[1] == sum(ladder.layout.sizes)

@@ -17,7 +17,7 @@ import torch
 from small_model import SIZES, photo_like, random_backbone
 from torch import Tensor
 
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes
 from service.datasets.tile_file import TileRecord
 from service.engine.engine import Engine
 from service.errors import BadParameter
@@ -389,13 +389,13 @@ def test_moments_of_half_the_size_are_taken_up_again(tmp_path: Path) -> None:
 
 
 def test_the_transform_is_orthonormal() -> None:
-    assert torch.allclose(colour_dct() @ colour_dct().T, torch.eye(192), atol=1e-5)
+    assert torch.allclose(colour_dct(8) @ colour_dct(8).T, torch.eye(192), atol=1e-5)
 
 
 @pytest.mark.parametrize("c8, M, c16", [(192, 64, 64), (200, 68, 48)])
 def test_a_fresh_backbone_is_a_transform_codec(c8: int, M: int, c16: int) -> None:
     """The step's noise alone separates its output from the KLT's projection of the input."""
-    sizes = Sizes(M=M, Cz=8, c8=c8, c16=c16, ne8=1, ne16=1, nd8=1, nd16=1, cp=16, cc=16)
+    sizes = ConvSizes(M=M, Cz=8, c8=c8, c16=c16, ne8=1, ne16=1, nd8=1, nd16=1, cp=16, cc=16)
     recipe = replace(RECIPE, rates=(BASE,), groups=1, batch=64, downscaled=0.0, grain=0.0)
     torch.manual_seed(0)
     crops = Sampler([Source(TILES, 1.0, True)], recipe).draw()
@@ -503,9 +503,9 @@ def test_a_model_in_the_store_is_never_replaced_by_an_export(
 
 def test_the_recipe_is_the_ladders_middle_and_the_shipped_size_is_named() -> None:
     assert BackboneRecipe().rates == tuple(LADDER)
-    assert sizes_named("light") == Sizes() == load_store()[0].sizes
+    assert sizes_named("light") == ConvSizes() == load_store()[0].sizes
     assert NAMED_SIZES["base"].c8 == 256
-    with pytest.raises(BadParameter, match="expected light, base or a JSON file"):
+    with pytest.raises(BadParameter, match="expected light, base, swin or a JSON file"):
         sizes_named("huge")
 
 
@@ -513,7 +513,7 @@ def test_sizes_come_from_a_json_file_too(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     values = load_model_sizes()
     path.write_text(json.dumps(values | {"nd8": 5}))
-    assert sizes_named(str(path)) == Sizes(nd8=5)
+    assert sizes_named(str(path)) == ConvSizes(nd8=5)
     path.write_text("[1]")
     with pytest.raises(BadParameter, match="does not contain the sizes"):
         sizes_named(str(path))
@@ -522,4 +522,4 @@ def test_sizes_come_from_a_json_file_too(tmp_path: Path) -> None:
 def load_model_sizes() -> dict[str, int]:
     from dataclasses import asdict
 
-    return asdict(Sizes())
+    return asdict(ConvSizes())

@@ -9,7 +9,7 @@ import torch
 from small_model import SIZES, as_input, photo_like, random_backbone
 from torch import Tensor
 
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes
 from service.errors import BadParameter
 from service.nets.backbone import in_turn
 from service.train.ladder import RateLadder
@@ -79,7 +79,7 @@ def test_the_new_latents_bring_back_what_was_missed(
 
 def test_only_latents_may_be_added(ladders: tuple[RateLadder, RateLadder]) -> None:
     old, _ = ladders
-    for sizes in (replace(SIZES, cc=20), replace(NARROW, M=12, c16=12), Sizes()):
+    for sizes in (replace(SIZES, cc=20), replace(NARROW, M=12, c16=12), ConvSizes()):
         with pytest.raises(BadParameter, match="only M may grow"):
             widen_ladder(old, sizes, CROPS)
     assert widen_ladder(old, NARROW, CROPS) is old

@@ -1,6 +1,6 @@
 """g_a, h_a and g_s through ONNX Runtime in float32, for servers on which it is faster than torch.
 
-loading.py has the rule for when that is.
+runtime/loading.py has the rule for when that is.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from service.runtime.onnx_session import open_session
-from service.runtime.pipeline import whole_cells
-from service.runtime.synthesis_onnx import (
+from service.codec.sizes import conv_sizes
+from service.store.model import StoredModel
+from service.transforms.interfaces import whole_cells
+from service.transforms.onnx_session import open_session
+from service.transforms.synthesis_onnx import (
     CELL,
     INPUT,
     OUTPUT,
@@ -18,19 +20,31 @@ from service.runtime.synthesis_onnx import (
     OnnxSynthesis,
     conv_weights,
 )
-from service.store.model import StoredModel
 
 F32 = NDArray[np.float32]
 
 
-class OnnxTransforms(OnnxSynthesis):
+class OnnxHyperAnalysis:
+    """h_a of one model, of any family."""
+
+    def __init__(self, model: StoredModel, threads: int = 0) -> None:
+        """Open a session with the model's weights; see OnnxSynthesis."""
+        self._h_a = open_session(model, "h_a", hyper_analysis_weights(model), threads)
+
+    def hyper_analyse(self, y: F32) -> F32:
+        """y [B, h, w, M] -> z [B, ceil(h/4), ceil(w/4), Cz]; edges are repeated to whole cells."""
+        z: F32 = self._h_a.run([OUTPUT], {INPUT: np.ascontiguousarray(whole_cells(y))})[0]
+        return z
+
+
+class OnnxTransforms(OnnxSynthesis, OnnxHyperAnalysis):
     """All transforms of one model. Immutable; safe to share between threads."""
 
     def __init__(self, model: StoredModel, threads: int = 0) -> None:
         """Open sessions with the model's weights; see OnnxSynthesis."""
-        super().__init__(model, threads)
+        OnnxSynthesis.__init__(self, model, threads)
+        OnnxHyperAnalysis.__init__(self, model, threads)
         self._g_a = open_session(model, "g_a", analysis_weights(model), threads)
-        self._h_a = open_session(model, "h_a", hyper_analysis_weights(model), threads)
 
     def analyse(self, pixels: NDArray[np.uint8]) -> F32:
         """Pixels [H, W, 3], H and W multiples of 16 -> y [H/16, W/16, M]."""
@@ -40,11 +54,6 @@ class OnnxTransforms(OnnxSynthesis):
         batch: F32 = self._g_a.run([OUTPUT], {INPUT: cells})[0]
         y: F32 = batch[0]
         return y
-
-    def hyper_analyse(self, y: F32) -> F32:
-        """y [B, h, w, M] -> z [B, ceil(h/4), ceil(w/4), Cz]; edges are repeated to whole cells."""
-        z: F32 = self._h_a.run([OUTPUT], {INPUT: np.ascontiguousarray(whole_cells(y))})[0]
-        return z
 
 
 def analysis_weights(model: StoredModel) -> dict[str, F32]:
@@ -56,7 +65,7 @@ def analysis_weights(model: StoredModel) -> dict[str, F32]:
     weight, bias = out["g_a.0.l.weight"], out["g_a.0.l.bias"]
     out["g_a.0.l.bias"] = bias - weight.sum((1, 2, 3)) / np.float32(2)
     out["g_a.0.l.weight"] = weight / np.float32(255)
-    down = f"g_a.{1 + model.sizes.ne8}.l.weight"
+    down = f"g_a.{1 + conv_sizes(model.sizes).ne8}.l.weight"
     return out | {down: _over_cells(out[down])}
 
 

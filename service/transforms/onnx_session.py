@@ -17,8 +17,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from service.errors import StoreError
-from service.runtime.fork_safety import ForkSafeSession
 from service.store.model import StoredModel
+from service.transforms.fork_safety import ForkSafeSession
 
 Weights = Mapping[str, NDArray[np.float32]]
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from service.codec.entropy_model import Y_FRAC
 from service.codec.fixed_point import LEAK
+from service.codec.sizes import conv_sizes
 from service.codec.tiles import PATCH, Box, visible_at_eighth
 from service.store.model import StoredModel, Tensors
 from service.store.shapes import preview_blocks
@@ -27,11 +28,11 @@ class NumpySynthesis:
     def __init__(self, model: StoredModel) -> None:
         """Load weights."""
         self._layers = _Layers({n.removeprefix("g_s."): t for n, t in model.synthesis.items()})
-        self._sizes = model.sizes
+        self._sizes = conv_sizes(model.sizes)
 
     @np.errstate(over="ignore", invalid="ignore")  # a hostile update of the weights can cause both
     def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> NDArray[np.uint8]:
-        """See pipeline.SynthesisTransform."""
+        """See SynthesisTransform."""
         s, window, layers = self._sizes, Box(0, 0, *y_hat.shape[:2]), self._layers
         inner = inner or window
         visible = visible_at_eighth(inner, window, s.nd8)

@@ -18,13 +18,13 @@ from service.codec.container import read_stream
 from service.codec.tiles import Box
 from service.engine.engine import Engine
 from service.picture import Picture
-from service.runtime.analysis_onnx import OnnxTransforms
-from service.runtime.entropy_onnx import OnnxEntropyModel
 from service.runtime.loading import batch_for, load_models, transforms_of
 from service.runtime.pipeline import LoadedModel, decode_latents
-from service.runtime.synthesis_torch import TorchTransforms
 from service.store.model import StoredModel
 from service.store.read import load_store
+from service.transforms.analysis_onnx import OnnxTransforms
+from service.transforms.entropy_onnx import OnnxEntropyModel
+from service.transforms.synthesis_torch import TorchTransforms
 
 
 @pytest.fixture
@@ -83,8 +83,8 @@ def test_a_cpu_with_bfloat16_runs_torch_and_one_without_onnx_runtime(
 def test_without_onnx_runtime_torch_runs_in_float32(
     small_model: StoredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "service.runtime.analysis_onnx")
-    monkeypatch.setitem(sys.modules, "service.runtime.onnx_session", None)
+    monkeypatch.delitem(sys.modules, "service.transforms.analysis_onnx")
+    monkeypatch.setitem(sys.modules, "service.transforms.onnx_session", None)
     (model,) = load_models((small_model,), "cpu", None)
     assert transforms_of(model) == "torch.float32"
 

@@ -12,7 +12,7 @@ from service.engine.engine import Engine
 from service.engine.target import Target
 from service.errors import ForkedProcess
 from service.picture import Picture
-from service.runtime.fork_safety import ForkSafeSession
+from service.transforms.fork_safety import ForkSafeSession
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 import torch
 from small_model import photo_like
 
-from service.runtime import synthesis_torch
-from service.runtime.synthesis_torch import TorchTransforms
 from service.store.model import StoredModel
+from service.transforms import torch_layers
+from service.transforms.synthesis_torch import TorchTransforms
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def test_results_do_not_depend_on_onednn(
     small_model: StoredModel, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     packed = TorchTransforms(small_model, CPU, dtype)
-    monkeypatch.setattr(synthesis_torch, "_has_onednn", lambda _: False)
+    monkeypatch.setattr(torch_layers, "has_onednn", lambda _: False)
     plain = TorchTransforms(small_model, CPU, dtype)
     pixels = photo_like(80, 112, 3)
     y, expected = packed.analyse(pixels), plain.analyse(pixels)

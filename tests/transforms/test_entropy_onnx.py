@@ -13,9 +13,9 @@ from service.codec.entropy_model import STEPS, SYMBOL_MAX, Z_FRAC, EntropyModel
 from service.codec.fixed_point import ACTIVATION_MAX
 from service.errors import StoreError
 from service.runtime.decode_only import load_decode_only
-from service.runtime.entropy_onnx import OnnxEntropyModel
 from service.store.model import StoredModel
 from service.store.read import load_store
+from service.transforms.entropy_onnx import OnnxEntropyModel
 
 SHAPES = [(1, 1), (1, 2), (2, 1), (1, 7), (5, 1), (4, 4), (3, 5), (9, 13)]
 

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.codec.entropy_model import Y_FRAC
+from service.codec.sizes import conv_sizes
 from service.codec.tiles import PATCH, Box, visible_at_eighth
-from service.runtime.onnx_session import open_session
 from service.store.model import StoredModel, Tensors
+from service.transforms.onnx_session import open_session
 
 F32 = NDArray[np.float32]
 
@@ -37,11 +38,11 @@ class OnnxSynthesis:
         Raises:
             StoreError: the graph does not fit the model.
         """
-        self._blocks = model.sizes.nd8
+        self._blocks = conv_sizes(model.sizes).nd8
         self._session = open_session(model, "g_s", synthesis_weights(model), threads)
 
     def synthesise(self, y_hat: NDArray[np.int16], inner: Box | None = None) -> NDArray[np.uint8]:
-        """See pipeline.SynthesisTransform."""
+        """See SynthesisTransform."""
         window = Box(0, 0, *y_hat.shape[:2])
         inner = inner or window
         visible = visible_at_eighth(inner, window, self._blocks)
@@ -59,7 +60,7 @@ class OnnxSynthesis:
 
 def synthesis_weights(model: StoredModel) -> dict[str, F32]:
     """The weights of g_s for its graph, with the scales of input and output folded in."""
-    s = model.sizes
+    s = conv_sizes(model.sizes)
     out = conv_weights(model.transforms, "g_s")
     up, last = f"g_s.{1 + s.nd16}.l", f"g_s.{2 + s.nd16 + s.nd8}.l"
     out["g_s.0.weight"] = out["g_s.0.weight"] * np.float32(2.0**-Y_FRAC)

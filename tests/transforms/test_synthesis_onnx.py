@@ -17,10 +17,10 @@ from service.picture import Picture
 from service.runtime.decode_only import load_decode_only
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
-from service.runtime.synthesis_numpy import NumpySynthesis
-from service.runtime.synthesis_onnx import OnnxSynthesis
 from service.store.model import StoredModel
 from service.store.read import load_store
+from service.transforms.synthesis_numpy import NumpySynthesis
+from service.transforms.synthesis_onnx import OnnxSynthesis
 
 
 def latents(model: StoredModel, height: int, width: int, seed: int = 0) -> np.ndarray:

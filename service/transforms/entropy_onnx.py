@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from service.codec.entropy_model import CLASSES, EntropyModel, Step, StepNetworks
 from service.codec.fixed_point import IntBlock, IntLayer
-from service.runtime.fork_safety import ForkSafeSession
-from service.runtime.onnx_session import open_session
 from service.store.model import StoredModel
+from service.transforms.fork_safety import ForkSafeSession
+from service.transforms.onnx_session import open_session
 
 F32 = NDArray[np.float32]
 
