@@ -67,6 +67,10 @@ class RangeUnsatisfiable(BadParameter):
         self.size_bytes = size_bytes
 
 
+class ModelUnavailable(BadParameter):
+    """No model of the name that a request asks for is loaded."""
+
+
 class RateUnavailable(BadParameter):
     """The store holds no weights for the rate; `available` are the rates that it offers."""
 

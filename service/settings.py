@@ -39,7 +39,8 @@ class Settings(BaseSettings):
     """Folder of the model store; None takes the one that ships with the package."""
 
     model: str | None = Field(default=None, min_length=1)
-    """Name of the model that compresses; None takes the one that store.json of the store names."""
+    """Name of the model that compresses where a request names none; None takes the one that
+    store.json of the store names."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the networks; auto takes a CUDA device if there is one."""

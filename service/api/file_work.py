@@ -122,14 +122,18 @@ class ComparedFile:
 class CompressFile:
     """An image file to compress at a rate or to a target. Calling it does the work.
 
+    `model` is the name of the model that compresses; None takes the first.
+
     Raises:
-        BadImage, TooManyPixels, RateUnavailable, TargetUnreachable: as `read_image` and `Codec` do.
+        BadImage, TooManyPixels, ModelUnavailable, RateUnavailable, TargetUnreachable: as
+            `read_image` and `Codec` do.
     """
 
     codec: Codec
     data: bytes
     rate: float | Target
     tune: str
+    model: str | None
     metadata: Metadata
     frame: int | None
     max_pixels: int
@@ -137,7 +141,8 @@ class CompressFile:
     def __call__(self) -> StreamFile:
         """Read the file and compress it."""
         read = self.prepare()
-        return self.finish(read, self.codec.compress(read[0], self.rate, self.tune))
+        compressed = self.codec.compress(read[0], self.rate, self.tune, self.model)
+        return self.finish(read, compressed)
 
     def prepare(self) -> tuple[Picture, float]:
         """The picture, and the seconds that reading it took."""
@@ -152,7 +157,8 @@ class CompressFile:
     ) -> Sequence[Compressed | Exception]:
         """Compress the pictures of several requests of one group."""
         assert not isinstance(self.rate, Target)  # requests with a target have no group
-        return self.codec.compress_batch([picture for picture, _ in prepared], self.rate, self.tune)
+        pictures = [picture for picture, _ in prepared]
+        return self.codec.compress_batch(pictures, self.rate, self.tune, self.model)
 
     def finish(self, read: tuple[Picture, float], compressed: Compressed) -> StreamFile:
         """The result for a compressed picture."""
@@ -168,10 +174,10 @@ class CompressFile:
         The header describes only the first frame; pages of a TIFF may differ in size.
 
         Raises:
-            TooManyPixels: as `Codec.compress` does.
+            TooManyPixels, ModelUnavailable: as `Codec.compress` does.
         """
         size = None if self.frame else image_size(self.data)
-        return self.codec.picture_load(size, self.rate, self.tune)
+        return self.codec.picture_load(size, self.rate, self.tune, self.model)
 
 
 @dataclass(frozen=True, eq=False)

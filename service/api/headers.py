@@ -56,7 +56,9 @@ COMPLETE: Final = ResponseHeader(
 STEP: Final = ResponseHeader(
     "X-Rankpress-Step", "Steps of optimisation that made the stream.", "integer"
 )
-MODEL: Final = ResponseHeader("X-Rankpress-Model", "The model that made the stream.")
+MODEL: Final = ResponseHeader(
+    "X-Rankpress-Model", "The model that made the stream; `none` of a lossless stream."
+)
 SOURCE_BYTES: Final = ResponseHeader(
     "X-Rankpress-Source-Bytes", "Size of the image file.", "integer"
 )

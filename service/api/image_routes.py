@@ -1,4 +1,4 @@
-"""The endpoints `/compress`, `/decompress` and `/compare`, and the headers of their answers."""
+"""The endpoints `/compress`, `/decompress`, `/compare` and `/maps`, and their answers' headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from service.api.file_work import (
     StreamFile,
 )
 from service.api.headers import header_values, notes_text
-from service.api.schemas import CompareQuery, CompressQuery, DecompressQuery, PartialQuery
+from service.api.schemas import (
+    CompareQuery,
+    CompressQuery,
+    DecompressQuery,
+    MapsQuery,
+    PartialQuery,
+)
 from service.api.service import Service, ServiceArg, refuse_repeats
 from service.engine.admission import WorkResult
 from service.engine.target import Target, rate_text
@@ -28,12 +34,15 @@ from service.http.metrics import stage_seconds
 from service.http.negotiate import EXACT, Form, rank_formats
 from service.http.responses import bytes_response
 from service.images.write import MEDIA_TYPES, Format
+from service.maps.drawing import DrawMaps, begins_as_stream
+from service.maps.figure import MapFigure
 
 LOSSLESS_ONLY: frozenset[Format] = frozenset({"png"})
 """Formats that have no quality setting."""
 
 compress_router = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
 compare_router = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
+maps_router = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
 decompress_router = APIRouter(tags=["images"], dependencies=[Depends(refuse_repeats)])
 
 
@@ -42,7 +51,8 @@ async def compress(
     request: Request, service: ServiceArg, query: Annotated[CompressQuery, Query()]
 ) -> Response:
     """Turn an image file into a Rankpress stream."""
-    query.rate_or_target()  # a wrong one is refused before the body is read
+    query.rate_or_target()  # what is wrong is refused before the body is read
+    service.model_named(query.model)
     body = await service.read_body(request)
     done = await compress_file(request, service, query, body)
     return await bytes_response(
@@ -57,13 +67,15 @@ async def compress_file(
     rate, context = query.rate_or_target(), context_of(request.scope)
     context.rate = None if isinstance(rate, Target) else rate
     limit = service.settings.max_pixels
-    work = CompressFile(service.codec, body, rate, query.tune, query.metadata, query.frame, limit)
+    work = CompressFile(
+        service.codec, body, rate, query.tune, query.model, query.metadata, query.frame, limit
+    )
     # Reading a header is quick, but nobody has checked these bytes: keep them off the event loop.
     load = await service.header_calls(work.load, service.settings.request_timeout_s)
     done = await service.run(request, work, load)
     compressed = done.value.compressed
     context.rate, context.bpp = compressed.rate, compressed.bpp
-    context.pixels = compressed.width * compressed.height
+    context.model, context.pixels = compressed.model, compressed.width * compressed.height
     service.metrics.observe_work(done.queue_s, compressed.timings, done.value.read_s)
     service.metrics.count_stream(compressed, done.value.source_bytes)
     return done
@@ -98,6 +110,33 @@ async def compare(
     service.metrics.observe_work(done.queue_s, Timings(), compared.work_s)
     values = _compared_headers(done, len(body))
     return await bytes_response(request, compared.file.data, values, MEDIA_TYPES[query.format])
+
+
+@maps_router.post("/maps", response_class=Response, **openapi.MAPS)
+async def maps(
+    request: Request, service: ServiceArg, query: Annotated[MapsQuery, Query()]
+) -> Response:
+    """Draw where a stream, or a picture at several rates, spends its bits; or attention."""
+    asked = query.request()
+    body = await service.read_body(request)
+    is_stream = service.settings.decode_only or begins_as_stream(body)
+    work = DrawMaps(service.codec, body, is_stream, asked, service.settings.max_pixels)
+    done = await draw_maps(request, service, work)
+    return await bytes_response(request, done.value.data, maps_headers(done), MEDIA_TYPES["png"])
+
+
+async def draw_maps(request: Request, service: Service, work: DrawMaps) -> WorkResult[MapFigure]:
+    """Do the work of drawing a figure, and record it for the metrics."""
+    load = await service.header_calls(work.load, service.settings.request_timeout_s)
+    done = await service.run(request, work, load)
+    service.metrics.observe_work(done.queue_s, Timings(), done.value.work_s)
+    return done
+
+
+def maps_headers(done: WorkResult[MapFigure], **more_s: float) -> dict[str, str]:
+    """Headers of a figure; `more_s` are seconds of other parts of the work."""
+    timing = _server_timing(done.queue_s, Timings(), draw=done.value.work_s, **more_s)
+    return header_values({headers.TIMING: timing})
 
 
 async def decode(request: Request, service: Service, work: DecompressFile) -> WorkResult[ImageFile]:
@@ -139,6 +178,7 @@ def _stream_headers(done: WorkResult[StreamFile]) -> dict[str, str]:
             headers.ETAG: f'"{stream.sha256}"',
             headers.RATE: rate_text(compressed.rate),
             headers.TUNE: compressed.tune,
+            headers.MODEL: compressed.model,
             headers.BPP: compressed.bpp,
             headers.PSNR: compressed.psnr_db,
             headers.GRAPHICS: compressed.graphics_share or None,

@@ -21,8 +21,15 @@ from fastapi.responses import JSONResponse
 from service.api import headers, openapi
 from service.api.file_work import DecompressFile, ImageFile, Rendition
 from service.api.headers import header_values
-from service.api.image_routes import LOSSLESS_ONLY, decode, image_headers, rendition_of
-from service.api.schemas import DecompressQuery, StoredObject
+from service.api.image_routes import (
+    LOSSLESS_ONLY,
+    decode,
+    draw_maps,
+    image_headers,
+    maps_headers,
+    rendition_of,
+)
+from service.api.schemas import DecompressQuery, ObjectMapsQuery, StoredObject
 from service.api.service import Service, ServiceArg, refuse_query, refuse_repeats
 from service.blobs import Objects, digest_of, shared_key
 from service.engine.admission import WorkResult
@@ -41,6 +48,8 @@ from service.http.context import context_of
 from service.http.negotiate import SMALL, Form, rank_formats
 from service.http.responses import bytes_response, not_modified_response, requested_range
 from service.images.write import MEDIA_TYPES, Format
+from service.maps.drawing import DrawMaps
+from service.maps.request import MapRequest
 
 T = TypeVar("T")
 
@@ -85,6 +94,29 @@ async def get_object(
 async def get_stream(request: Request, service: ServiceArg, sha256: Digest) -> Response:
     """The bytes of a stored stream; those of a range are read alone, and so are not checked."""
     return await serve_stream(request, service, sha256, {headers.CACHE_CONTROL: IMMUTABLE})
+
+
+@read_router.get("/maps", response_class=Response, responses=openapi.GET_MAPS)
+async def get_maps(
+    request: Request, service: ServiceArg, query: Annotated[ObjectMapsQuery, Query()]
+) -> Response:
+    """Draw where a stored stream spends its bits."""
+    sha256, asked = query.object, MapRequest()
+    tag = request_tag(sha256, asked)
+    caching = header_values({headers.CACHE_CONTROL: IMMUTABLE})
+    started_s = time.perf_counter()
+    size = await stored_size(service, sha256)
+    if (known := not_modified_response(request, tag, caching)) is not None:
+        return known
+    stream = await read_stream(request, service, sha256, size)
+    fetch_s = time.perf_counter() - started_s
+    work = DrawMaps(service.codec, stream, True, asked, service.settings.max_pixels)
+    with translate_damage(sha256):
+        done = await draw_maps(request, service, work)
+    data = done.value.data
+    etag = header_values({headers.ETAG: f'"{tag}-{_short_hash(data)}"'})
+    values = etag | caching | maps_headers(done, fetch=fetch_s)
+    return await bytes_response(request, data, values, MEDIA_TYPES["png"])
 
 
 async def serve_picture(

@@ -117,7 +117,10 @@ def _with_body(body: Json, answers: Responses, *statuses: int) -> Json:
     return {"responses": responses, "openapi_extra": {"requestBody": body}}
 
 
-COMPRESS = _with_body(_IMAGE_BODY, {200: _stream(headers.TUNE, headers.GRAPHICS, headers.TIMING)})
+COMPRESS = _with_body(
+    _IMAGE_BODY,
+    {200: _stream(headers.TUNE, headers.MODEL, headers.GRAPHICS, headers.TIMING)},
+)
 DECOMPRESS = _with_body(
     _STREAM_BODY, {200: _picture("The picture as an image file.", headers.VARY, headers.MODEL)}, 406
 )
@@ -131,6 +134,14 @@ COMPARE = _with_body(
         )
     },
     406,
+)
+_FIGURE = _answer("The figure.", headers.TIMING, media_types=(MEDIA_TYPES["png"],))
+MAPS = _with_body(
+    _body(
+        (BINARY_TYPE, "image/*", STREAM_TYPE),
+        "An image file or a Rankpress stream. Its first bytes tell which.",
+    ),
+    {200: _FIGURE},
 )
 ADAPT = _with_body(
     _IMAGE_BODY,
@@ -202,6 +213,16 @@ GET_OBJECT = {
     ),
     304: _answer("The picture that If-None-Match names; nothing was decoded."),
     **problems(404, 406, 413, 416, 422),
+}
+
+GET_MAPS = {
+    200: _answer(
+        "The figure.",
+        *(headers.ETAG, headers.CACHE_CONTROL, headers.TIMING),
+        media_types=(MEDIA_TYPES["png"],),
+    ),
+    304: _answer("The figure that If-None-Match names; nothing was decoded."),
+    **problems(404, 413, 422),
 }
 
 _BYTES = (headers.ETAG, headers.CACHE_CONTROL, headers.ACCEPT_RANGES)

@@ -54,8 +54,9 @@ operations_router = APIRouter(tags=["operations"])
 
 @models_router.get("/models", responses=openapi.problems(422))
 async def models(service: ServiceArg) -> Models:
-    """Every model with its hash, its rates and how it was trained."""
-    return Models(models=service.codec.models())
+    """Every model with its hash, its family, its rates and how it was trained."""
+    loaded = service.codec.models()
+    return Models(default=loaded[0].name, models=loaded)
 
 
 @models_router.get("/rates", responses=openapi.problems(422))

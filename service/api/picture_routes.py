@@ -36,6 +36,7 @@ from service.engine.requests import check_pixels
 from service.engine.target import LOSSLESS, Target
 from service.engine.types import ModelInfo
 from service.errors import (
+    BadParameter,
     DamagedObject,
     NoSuchObject,
     NoSuchPicture,
@@ -108,9 +109,11 @@ async def put_picture(
     """
     check_name(name)
     query.check()
+    model = service.model_named(query.model)
+    if query.effort is not None:
+        _check_adaptable(service, model)
     recipients = () if query.effort is None else service.job_client.recipients(query.webhook)
     body = await service.read_body(request)
-    model = service.codec.models()[0]  # the one that compresses
     look_up = partial(_look_up, name=name, body=body, query=query, model=model)
     source, present, is_whole = await call_store(service, look_up)
     version, notes = present, tuple[str, ...]()
@@ -213,6 +216,13 @@ def _look_up(
     except (NoSuchObject, DamagedObject):
         return source, present, False
     return source, present, True
+
+
+def _check_adaptable(service: Service, model: ModelInfo) -> None:
+    """Raise BadParameter for a model that jobs do not adapt: any but the first."""
+    first = service.codec.models()[0]
+    if model.name != first.name:
+        raise BadParameter(f"model is {model.name}, jobs (effort) adapt {first.name} alone")
 
 
 def source_of(body: bytes, query: PictureQuery, model: ModelInfo) -> str:

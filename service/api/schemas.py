@@ -19,6 +19,7 @@ from service.http.problems import Document
 from service.images.read import Metadata
 from service.images.write import Format
 from service.jobs.job import DEFAULT_PRIORITY, Job, State
+from service.maps.request import MapRequest
 from service.picture import Region, View
 
 Tune = Literal["psnr", "ms-ssim"]
@@ -46,6 +47,9 @@ class CompressQuery(Query):
     tune: Tune = "psnr"
     """What the rate was trained for: `psnr` (least squared error) or `ms-ssim` (similar local
     structure: better skin, grass and skies at equal size, worse text, fewer dB)."""
+
+    model: str | None = Field(default=None, min_length=1, max_length=100, examples=["light"])
+    """Name of the model that compresses, one of `/models`; its `default` compresses without it."""
 
     metadata: Metadata = "icc"
     """What the stream keeps besides the pixels: the colour profile (`icc`), the profile and Exif,
@@ -128,6 +132,35 @@ class PartialQuery(DecompressQuery):
         return replace(super().view(), partial=self.partial)
 
 
+class MapsQuery(Query):
+    """Parameters of `POST /maps`; a stream takes none of them."""
+
+    rates: str | None = Field(default=None, max_length=100, examples=["1,4,8"])
+    """Rates to show side by side, up to eight numbers from 1 to 8. The default is the lowest rate,
+    the one nearest to 4 and the highest."""
+
+    model: str | None = Field(default=None, max_length=100)
+    """Name of the model that compresses the picture; the default is the first of `/models`."""
+
+    attention: bool = False
+    """Show what a token of the picture attends to in its window, in place of bits; for models of
+    window attention alone."""
+
+    at: str | None = Field(default=None, max_length=30, examples=["384,256"])
+    """With `attention`: the pixel whose token is shown, as `x,y`; the default is the middle."""
+
+    def request(self) -> MapRequest:
+        """What the figure is to show. Raises BadParameter: see `MapRequest.parse`."""
+        return MapRequest.parse(self.rates, self.model, self.attention, self.at)
+
+
+class ObjectMapsQuery(Query):
+    """Parameters of `GET /maps`."""
+
+    object: str = Field(pattern="^[0-9a-f]{64}$")
+    """SHA-256 of a stored stream in lower-case hex."""
+
+
 class AdapterQuery(Query):
     """Parameters of `POST /adapters`."""
 
@@ -163,6 +196,9 @@ class AdaptQuery(Query):
 class Models(Document):
     """Answer of `GET /models`: what is loaded."""
 
+    default: str
+    """Name of the model that compresses where a request names none: the first of them."""
+
     models: tuple[ModelInfo, ...]
 
 
@@ -180,7 +216,7 @@ class Rates(Document):
     """The rate of a request without one."""
 
     rates: tuple[ModelRate, ...]
-    """All rates, by tune and then from the smallest."""
+    """All rates of all models, by tune and then from the smallest."""
 
 
 class Adapters(Document):

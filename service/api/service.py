@@ -21,7 +21,8 @@ from service.api.job_client import JobClient
 from service.api.job_monitoring import JobMetrics, JobStorageMonitor
 from service.blobs import Objects
 from service.engine.admission import Admission, WorkResult
-from service.engine.types import Codec, Load, Timings
+from service.engine.requests import model_index
+from service.engine.types import Codec, Load, ModelInfo, Timings
 from service.errors import BadParameter, Saturated
 from service.http.bodies import read_body
 from service.http.call_pool import CallPool
@@ -79,6 +80,15 @@ class Service:
         calls = self.object_calls, self.header_calls, self.weight_calls, self.spool.calls
         parts = self.job_storage, self.job_client, *calls
         await asyncio.gather(*(part.close() for part in parts))
+
+    def model_named(self, name: str | None) -> ModelInfo:
+        """The model that compresses a request that names it, or none.
+
+        Raises:
+            ModelUnavailable: no model of that name is loaded.
+        """
+        models = self.codec.models()
+        return models[model_index(name, [model.name for model in models])]
 
     async def read_body(self, request: Request) -> bytes:
         """Read the body of a request, see `bodies.read_body`."""

@@ -19,8 +19,8 @@ BUDGET_S = 5.0
 def main(stream: str, store: str, threads: str) -> None:
     """Decode a file and print times and peak memory as JSON."""
     begin = time.perf_counter()
-    import service.runtime.entropy_onnx  # loading imports these two later
-    import service.runtime.synthesis_onnx  # noqa: F401
+    import service.transforms.entropy_onnx  # loading imports these two later
+    import service.transforms.synthesis_onnx  # noqa: F401
     from service.engine.engine import Engine
     from service.runtime.decode_only import load_decode_only
     from service.store.read import load_store

@@ -36,6 +36,7 @@ from service.eval.report import (
     parts_table,
     perceptual_table,
     rates_table,
+    ways_table,
 )
 from service.settings import Settings
 from service.store.read import default_model
@@ -60,10 +61,11 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "adaptation": ("adapted.json", adaptation_table),
     "adaptation-kodak": ("adapted-kodak.json", adaptation_table),
     "ready": ("ready.json", adaptation_table),
+    "variable-rate": ("variable-rate.json", ways_table),
 }
 """The file and the writer of each table that shows one whole file of results."""
 
-NAMES: Final = ("rates", "latency", "stages", "memory", "settings", *TABLES)
+NAMES: Final = ("rates", "rates-swin", "latency", "stages", "memory", "settings", *TABLES)
 NOT_MEASURED: Final = "_Not measured yet._"
 MARKED: Final = re.compile(r"(<!-- table:([a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -80,6 +82,9 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     manifest = None if shipped is None else _read(STORE / shipped / "manifest.json")
     if manifest is not None:
         texts["rates"] = rates_table(manifest)
+    swin = _read(STORE / "swin" / "manifest.json")
+    if swin is not None:
+        texts["rates-swin"] = rates_table(swin)
     texts |= bench_tables(_read(results / "bench.json") or {})
     for name, (file, write_table) in TABLES.items():
         result = _read(results / file)

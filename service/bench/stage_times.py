@@ -24,7 +24,8 @@ from service.codec.tiles import Box, Pieces
 from service.engine.engine import Engine
 from service.images.read import read_image
 from service.images.write import write_image
-from service.runtime.pipeline import AnalysisTransform, LoadedModel, SynthesisTransform
+from service.runtime.pipeline import LoadedModel
+from service.transforms.interfaces import AnalysisTransform, SynthesisTransform
 
 ROUNDS = 9
 BUDGET_S = 20.0

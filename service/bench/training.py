@@ -15,10 +15,10 @@ from time import perf_counter
 from typing import Final
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from service.codec.sizes import Sizes
 from service.nets.compiling import Compile
+from service.nets.counting import kmac
 from service.nets.model import add_noise
 from service.train.recipe import BackboneRecipe
 from service.train.sampler import Sampler, Source
@@ -92,14 +92,6 @@ def summarise(throughput: TrainingThroughput) -> str:
         f"of one large bfloat16 product: bound by {bound} (a copy moves "
         f"{throughput.copy_gb_s:.0f} GB/s)"
     )
-
-
-@torch.no_grad()
-def kmac(call: Callable[[], object]) -> float:
-    """Return the thousand multiply-adds of a call, counted while it runs once."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops()) / 2e3
 
 
 def _step_seconds(work: TrainingStep, device: torch.device, seconds: float) -> float:

@@ -33,6 +33,7 @@ class ConvertedFile:
     """The bytes of one result, to be written, and the size in pixels and rate of its picture.
 
     Attributes:
+        rate: None where the result has none.
         bpp: bits of the stream per pixel, None where a part of a stream was decoded.
         psnr_db: as measured by the codec, None where it was not measured.
         is_stream: whether `data` is a stream, which should be smaller than its source.
@@ -41,7 +42,7 @@ class ConvertedFile:
     data: bytes
     width: int
     height: int
-    rate: float
+    rate: float | None
     bpp: float | None
     psnr_db: float | None
     notes: tuple[str, ...]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli import options
-from service.cli.options import prepare, settings_of, write_results
+from service.cli.options import prepare, settings_of, training_device, write_results
 from service.cli.process import say
 from service.errors import BadParameter
 
@@ -219,6 +219,58 @@ def training(
         **asdict(throughput),
     }
     _publish(result, lambda _: summarise(throughput), record)
+
+
+@bench_app.command("variable-rate")
+def variable_rate(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of training pictures.")],
+    model: Annotated[Path, typer.Option(help="Folder of a model of the family swin.")],
+    measure: Annotated[Path, typer.Option(help="Folder of pictures to measure on.")],
+    scratch: Annotated[Path, typer.Option(help="Folder for checkpoints, to resume from.")],
+    rates: Annotated[
+        str, typer.Option(metavar="1,2,6,8", help="Rates to train besides the base's own.")
+    ] = "1,2,6,8",
+    end: Annotated[
+        int | None, typer.Option(help="One of the rates, as a second base; none by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps per way and rate.")] = 200,
+    batch: Annotated[int, typer.Option(min=1, help="Crops per step.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of crops and initial factors.")] = 0,
+    threads: options.Threads = None,
+    record: options.Record = None,
+) -> None:
+    """Train prompts, low-rank updates and all weights for each rate, and compare them."""
+    from dataclasses import asdict
+
+    from service.datasets.crops import Crops
+    from service.eval.machine import this_machine
+    from service.eval.report import ways_table
+    from service.rates.comparison import compare_ways
+    from service.rates.rate_training import RateProgress, RateRecipe
+    from service.store.read import load_model
+    from service.train.tunes import PSNR
+
+    chosen = options.whole_rates(rates, PSNR.order)
+    if end is not None and end not in chosen:
+        raise BadParameter(f"--end is {end}, expected one of the rates {rates}")
+    machine = this_machine(training_device(threads, "cpu").type)
+    stored, recipe = load_model(model), RateRecipe(steps=steps, batch=batch, crop=256, seed=seed)
+
+    def report(p: RateProgress) -> None:
+        say(f"rate {p.rate}  step {p.step}/{p.steps}  loss {p.loss:.4f}")
+
+    crops = Crops(data, recipe.crop, seed)
+    figures = compare_ways(stored, crops, measure, recipe, scratch, chosen, end, report)
+    result = {
+        "what": "bench variable-rate",
+        "model": stored.name,
+        "parameters": stored.parameters,
+        "steps": steps,
+        "pixels": steps * batch * recipe.crop**2,
+        "machine": asdict(machine),
+        "ways": [asdict(f) for f in figures],
+    }
+    _publish(result, ways_table, record)
 
 
 def _bench_settings(store: Path | None, device: str | None, threads: int | None) -> Settings:

@@ -255,7 +255,7 @@ def _refuse(given: Mapping[str, object], where: str) -> None:
 def _default_workers(settings: Settings) -> int:
     """Return one for a GPU, else as many as the cores allow."""
     if find_spec("torch") is not None:
-        from service.runtime.synthesis_torch import pick_device
+        from service.transforms.synthesis_torch import pick_device
 
         if pick_device(settings.device).type == "cuda":
             return 1

@@ -1,4 +1,4 @@
-"""`rankpress compress`, `decompress` and `adapt`: files and folders in, files out."""
+"""`rankpress compress`, `decompress`, `maps` and `adapt`: files and folders in, files out."""
 
 from __future__ import annotations
 
@@ -76,13 +76,14 @@ def compress(
     )
     plan = plan_batch(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
     if server:
-        local = {"--store": store, "--model": model, "--device": device, "--check": check}
+        local = {"--store": store, "--device": device, "--check": check}
         asked: CompressOptions = {
             "rate": None if isinstance(requested, Target) else _rate_option(requested),
             "target_bpp": target_bpp,
             "max_bytes": max_bytes,
             "target_psnr": target_psnr,
             "tune": tune,
+            "model": model,
             "metadata": metadata,
             "frame": frame,
         }
@@ -157,6 +158,49 @@ def decompress(
         return ConvertedFile(written.data, *size, decompressed.rate, bpp, None, notes)
 
     _run(plan, lambda data: data, convert, json=json, overwrite=overwrite)
+
+
+def maps(
+    sources: SourcesArgument,
+    out: OutArgument,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,R,...",
+            help="Rates to show; default: the lowest, the one nearest to 4 and the highest.",
+            show_default=False,
+        ),
+    ] = None,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Show what a token of a Swin model attends to.")
+    ] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y", help="Pixel of that token; default: the middle."),
+    ] = None,
+    store: options.Store = None,
+    model: options.Model = None,
+    device: options.Device = None,
+    json: options.Json = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Draw where streams, or pictures at several rates, spend their bits, as PNG files."""
+    from service.cli.batch import ConvertedFile, check_output
+    from service.cli.plan import plan_batch
+    from service.maps.drawing import DrawMaps, begins_as_stream
+    from service.maps.request import MapRequest
+
+    check_output(out, json)
+    request = MapRequest.parse(rates, model, attention, at)
+    plan = plan_batch(sources, out, IMAGE_SUFFIXES | {STREAM_SUFFIX}, ".png")
+    settings = settings_of(store=store, model=model, device=device)
+    codec = open_codec(settings)
+
+    def convert(data: bytes) -> ConvertedFile:
+        drawn = DrawMaps(codec, data, begins_as_stream(data), request, settings.max_pixels)()
+        return ConvertedFile(drawn.data, drawn.width, drawn.height, None, None, None, ())
+
+    _run(plan, bytes, convert, json=json, overwrite=overwrite)
 
 
 def adapt(

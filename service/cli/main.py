@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from service.cli import options
 from service.cli.bench import bench_app
 from service.cli.bulk import bulk
-from service.cli.codec import adapt, compress, decompress
+from service.cli.codec import adapt, compress, decompress, maps
 from service.cli.eval import evaluate, evaluate_adaptation, evaluate_parts
 from service.cli.jobs import jobs_app, worker
 from service.cli.options import open_codec, settings_of
@@ -157,7 +157,7 @@ def decoder_files(
 
     written = open_codec(settings_of(store=store, decode_only=True, check=False)).decoder_files()
     if not written.files:
-        raise BadParameter("streams of this model decode on the machine that made them only")
+        raise BadParameter("no model here makes streams that web pages can decode")
     for name, data in written.files.items():
         write_whole(folder / name, data)
     write_whole(folder / "index.json", written.index)  # last: it names only what is there
@@ -165,7 +165,7 @@ def decoder_files(
     typer.echo(f"{folder}: index.json and {len(written.files)} files, {total_mb:.1f} MB")
 
 
-for command in (compress, decompress, adapt, bulk, info, models, decoder_files, serve):
+for command in (compress, decompress, maps, adapt, bulk, info, models, decoder_files, serve):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("eval-adaptation")(evaluate_adaptation)

@@ -205,7 +205,7 @@ def training_device(threads: int | None, device: str | None = None) -> torch.dev
     """Set torch's threads and return the device to train on; the settings stand in for None."""
     import torch
 
-    from service.runtime.synthesis_torch import pick_device
+    from service.transforms.synthesis_torch import pick_device
 
     settings = settings_of(threads=threads, device=device)
     if settings.threads:

@@ -227,7 +227,8 @@ def print_model(model: ModelInfo) -> None:
         table.add_row(rate.tune, f"{rate.rate:g}", lmbda, bpp, psnr, ms_ssim, size)
     console = _answers()
     console.print(Text(model.name, "bold"))
-    console.print(f"{model.parameters:,} weights in {model.file_bytes:,} bytes")
+    size = f"{model.parameters:,} weights in {model.file_bytes:,} bytes"
+    console.print(f"family {model.family}, {size}")
     console.print(f"sha256 {model.sha256}")
     console.print(table)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -44,6 +44,10 @@ def rates(
     model: ModelFolderOption,
     scratch: ScratchOption,
     tune: options.Tune = "psnr",
+    by: Annotated[
+        Literal["lowrank", "prompts"],
+        typer.Option(help="Low-rank updates of all layers, or prompts of a Swin backbone."),
+    ] = "lowrank",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps per rate.")] = 600,
     start: Annotated[
         Path | None, typer.Option("--from", help="Start from the rates of this earlier model.")
@@ -54,15 +58,15 @@ def rates(
     device: options.Device = None,
     about: AboutOption = "",
 ) -> None:
-    """Train low-rank adapters of a frozen backbone, one per rate, and publish them in its store."""
+    """Train adapters of a frozen backbone, one per rate, and publish them in its store."""
     import torch
 
     from service.eval.machine import device_name
     from service.rates.ladder import train_ladder
-    from service.rates.rate_training import RECIPES
+    from service.rates.rate_training import recipe_by
     from service.store.read import load_model
 
-    recipe = replace(RECIPES[tune], steps=steps, seed=seed)
+    recipe = replace(recipe_by(by, tune), steps=steps, seed=seed)
     order = recipe.loss.order
     chosen = order if only is None else whole_rates(only, order)
     where = training_device(threads, device)

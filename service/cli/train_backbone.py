@@ -10,7 +10,7 @@ import typer
 from service.cli import options
 from service.cli.options import prepare, whole_rates
 from service.cli.process import say
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def base(
     def initial_ladder() -> RateLadder:
         sampler = Sampler(training_data.sources, recipe)
         if start is None:
-            return new_ladder(sampler, sizes or Sizes(), recipe)
+            return new_ladder(sampler, sizes or ConvSizes(), recipe)
         ladder = from_weights(start, sizes, recipe.rates)
         if sizes is None or sizes == ladder.base.sizes:
             return ladder
@@ -215,7 +215,7 @@ def export(
 def default(
     model: Annotated[Path, typer.Argument(help="The model's folder in a store.")],
 ) -> None:
-    """Make this the model that its store compresses with; the others still decode."""
+    """Make this the model that its store compresses with where a request names none."""
     from service.store.write import set_default
 
     set_default(model)

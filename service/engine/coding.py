@@ -16,7 +16,7 @@ from service.codec.container import PSNR
 from service.codec.lowrank import PARTS
 from service.engine.requests import DecodeRequest
 from service.engine.target_search import Goal
-from service.engine.types import Compressed, Decompressed, Timings
+from service.engine.types import NO_MODEL, Compressed, Decompressed, StreamBits, Timings
 from service.engine.weight_cache import RateKey, WeightCache
 from service.errors import CheckFailed, RankpressError
 from service.picture import Picture
@@ -31,6 +31,7 @@ from service.runtime.graphics_search import (
 from service.runtime.pipeline import (
     LoadedModel,
     decode_all,
+    decode_latents,
     encode,
     encode_all,
 )
@@ -82,7 +83,7 @@ class PictureCoder:
             plain = EncodedPicture(data, latents, errors=errors)
             best = self._with_layer(base, model, key, plain, layers)
         timings = _compress_timings(start, live, done, checked, latents.code_s)
-        return _compressed(picture, best, key, timings)
+        return _compressed(picture, best, (base, key), timings)
 
     def compress_lossless(self, layers: GraphicsSearch) -> Compressed:
         """A picture as a stream that holds every pixel exactly.
@@ -125,7 +126,7 @@ class PictureCoder:
         return [
             result
             if isinstance(result, RankpressError)
-            else _compressed(picture, result, key, timings)
+            else _compressed(picture, result, (base, key), timings)
             for picture, result in zip(pictures, results, strict=True)
         ]
 
@@ -155,6 +156,15 @@ class PictureCoder:
             latents = request.decode(model)
             rgb = request.paint(model, latents)
         return request.answer(rgb, _decompress_timings(start, live, latents.code_s))
+
+    def stream_bits(self, request: DecodeRequest) -> StreamBits:
+        """Where a stream spends its bits. Raises BadStream: its latents are damaged."""
+        if request.source is None:
+            return request.bits_answer(None)
+        with self._weights.lease(*request.source) as model:
+            return request.bits_answer(
+                decode_latents(model, request.stream, request.pixels, 0, with_bits=True)
+            )
 
     def decompress_group(
         self, requests: Sequence[DecodeRequest]
@@ -202,19 +212,29 @@ def _decompress_timings(start: float, live: float, code_s: float) -> Timings:
 
 
 def _compressed(
-    picture: Picture, encoded: EncodedPicture, key: RateKey | None, timings: Timings
+    picture: Picture,
+    encoded: EncodedPicture,
+    source: tuple[LoadedModel, RateKey] | None,
+    timings: Timings,
 ) -> Compressed:
-    """The facts about a stream; `key` is of its rate, None where it has none."""
+    """The facts about a stream; `source` is its model and rate, None where it has none."""
     data, layer = encoded.data, encoded.layer
+    rate, name, tune = container.LOSSLESS, NO_MODEL, PSNR
+    if source is not None:
+        base, key = source
+        tune = key.tune
+        if encoded.latents is not None:
+            rate, name = key.rate16 / PARTS, base.stored.name
     return Compressed(
         data,
         picture.width,
         picture.height,
-        container.LOSSLESS if key is None or encoded.latents is None else key.rate16 / PARTS,
+        rate,
         8 * len(data) / (picture.width * picture.height),
         encoded.psnr_db(picture),
         timings,
-        tune=PSNR if key is None else key.tune,
+        name,
+        tune=tune,
         graphics_share=0.0 if layer is None else layer.share,
     )
 

@@ -20,6 +20,7 @@ from service.adapt.task import AdaptationTask
 from service.codec import container
 from service.codec.container import LOSSLESS, PSNR
 from service.codec.lowrank import PARTS
+from service.codec.sizes import conv_sizes
 from service.codec.tiles import Box, latent_box, latents_under, work_pixels
 from service.engine.admission_queue import RequestGroup
 from service.engine.coding import PictureCoder, by_group
@@ -30,6 +31,7 @@ from service.engine.requests import (
     check_pixels,
     check_tune,
     decode_scale,
+    model_index,
     rate_key,
     requested_pixels,
 )
@@ -44,6 +46,7 @@ from service.engine.types import (
     Decompressed,
     Load,
     ModelInfo,
+    StreamBits,
     StreamPreview,
     StreamShape,
 )
@@ -55,11 +58,12 @@ from service.errors import (
     UnsupportedStream,
 )
 from service.picture import WHOLE, Picture, View
-from service.runtime.fork_safety import check_process
 from service.runtime.graphics_search import GraphicsSearch
 from service.runtime.pipeline import LoadedModel
 from service.store.adapters import AdapterFiles, StoredAdapter
 from service.store.decoder_files import DecoderFiles
+from service.store.model import StoredModel
+from service.transforms.fork_safety import check_process
 
 if TYPE_CHECKING:
     from service.adapt.adaptation import PictureAdaptation
@@ -91,7 +95,7 @@ class Engine:
         """Serve loaded models.
 
         Args:
-            models: at least one; the first compresses.
+            models: at least one; the first compresses where a request names none.
             check: decode every fresh stream and compare its latents.
             measure: decode the pixels of checked streams too, for their PSNR.
             max_pixels: larger pictures are refused, in both directions; see `check_pixels`.
@@ -112,7 +116,7 @@ class Engine:
 
     @property
     def _entries(self) -> tuple[RegisteredModel, ...]:
-        """The models that new requests get, the one that compresses first. A request reads it once.
+        """The models that new requests get, the default one first. A request reads it once.
 
         Raises ForkedProcess: this process was forked from the one that loaded them.
         """
@@ -121,8 +125,13 @@ class Engine:
 
     @property
     def _base(self) -> LoadedModel:
-        """The model that compresses, as `_entries` has it."""
+        """The model that compresses where a request names none, as `_entries` has it."""
         return self._entries[0].current
+
+    def _model(self, name: str | None) -> LoadedModel:
+        """The model that a request names, None for none. Raises ModelUnavailable: see `Codec`."""
+        entries = self._entries
+        return entries[model_index(name, [e.base.stored.name for e in entries])].current
 
     def models(self) -> tuple[ModelInfo, ...]:
         return tuple(entry.info() for entry in self._entries)
@@ -144,8 +153,14 @@ class Engine:
             before = self._weights.size_bytes
         return len(merged)
 
-    def compress(self, picture: Picture, rate: float | Target, tune: str = PSNR) -> Compressed:
-        base, layers = self._base, GraphicsSearch(picture)
+    def compress(
+        self,
+        picture: Picture,
+        rate: float | Target,
+        tune: str = PSNR,
+        model: str | None = None,
+    ) -> Compressed:
+        base, layers = self._model(model), GraphicsSearch(picture)
         if isinstance(rate, Target):
             return self._compress_to(base, layers, rate, tune)
         if rate == LOSSLESS:
@@ -177,9 +192,13 @@ class Engine:
         return search(goal, base.stored, attempt, tune, lossless)
 
     def compress_batch(
-        self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
+        self,
+        pictures: Sequence[Picture],
+        rate: float,
+        tune: str = PSNR,
+        model: str | None = None,
     ) -> list[Compressed | RankpressError]:
-        base = self._base
+        base = self._model(model)
         key = rate_key(rate, tune, base.stored)
 
         def prepare(picture: Picture) -> tuple[Box, Picture]:
@@ -207,6 +226,7 @@ class Engine:
 
         Raises:
             RateUnavailable, BadParameter, TooManyPixels: as `compress`.
+            BadParameter: the model is not of the family `conv`.
             MissingExtra: torch is not installed.
         """
         base = self._base
@@ -214,6 +234,7 @@ class Engine:
             raise BadParameter(f"max_seconds is {max_seconds:g}, expected more than 0")
         rate16 = rate_key(rate, PSNR, base.stored).rate16
         check_pixels(self._max_pixels, picture.width, picture.height)
+        conv_sizes(base.stored.sizes)
         if base.analysis is None or base.build is None:
             raise MissingExtra("adapting needs torch: pip install 'rankpress[server]'")
         from service.adapt.adaptation import PictureAdaptation
@@ -229,6 +250,13 @@ class Engine:
 
     def decompress(self, data: bytes, view: View = WHOLE) -> Decompressed:
         return self._coder.decompress(self._request(data, view))
+
+    def stream_bits(self, data: bytes) -> StreamBits:
+        return self._coder.stream_bits(self._request(data))
+
+    def stored_at(self, rate: float, model: str | None = None) -> StoredModel:
+        base = self._model(model)
+        return base.stored.at_rate(rate_key(rate, PSNR, base.stored).rate16)
 
     def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
         def prepare(data: bytes) -> tuple[Hashable, DecodeRequest]:
@@ -266,9 +294,13 @@ class Engine:
         view.part(header.width, header.height)
 
     def picture_load(
-        self, size: tuple[int, int] | None, rate: float | Target, tune: str = PSNR
+        self,
+        size: tuple[int, int] | None,
+        rate: float | Target,
+        tune: str = PSNR,
+        model: str | None = None,
     ) -> Load:
-        base, pixels = self._base, LEAST_WORK
+        base, pixels = self._model(model), LEAST_WORK
         if size is not None:
             check_pixels(self._max_pixels, *size)
             box = latent_box(*size)
@@ -279,7 +311,7 @@ class Engine:
             key = rate_key(rate, tune, base.stored)
         except BadParameter:  # compressing will tell
             return Load(pixels)
-        batch = None if size is None else batch_of("compress", *size)
+        batch = None if size is None else batch_of(("compress", base.stored.name), *size)
         return Load(pixels, RequestGroup((key.identity[:4].hex(), key.rate16), batch))
 
     def preview_stream(self, data: bytes, view: View = WHOLE) -> StreamPreview:
@@ -300,12 +332,21 @@ class Engine:
 
     def _decode_work(self, info: container.StreamInfo, box: Box, view: View, pixels: Box) -> int:
         """Work of decoding these pixels for a view of a stream with the latents in a box."""
-        base, need = self._base, latents_under(pixels)
+        base, need = self._source_of(info), latents_under(pixels)
         has_layer = "graphics" in dict(info.sections)
         scale = decode_scale(base, view, pixels, has_layer=has_layer, has_alpha=info.has_alpha)
         if scale == 1 or base.previews is None:
             return work_pixels(box, need, base.stored.sizes.halo)
         return max(LEAST_WORK, work_pixels(box, need, base.previews.halo) // SCALED_SPEED)
+
+    def _source_of(self, info: container.StreamInfo) -> LoadedModel:
+        """The model whose present weights made a stream; where there is none, the first."""
+        entries, rate16 = self._entries, round(PARTS * info.rate)
+        for model in (entry.current for entry in entries):
+            stored, rate = model.stored, (rate16, info.tune)
+            if stored.offers(*rate) and stored.identity_at(*rate)[:4].hex() == info.model:
+                return model
+        return entries[0].current
 
     def decoder_files(self) -> DecoderFiles:
         check_process(self._process)

@@ -103,7 +103,8 @@ class RegisteredModel:
                      r.digest.hex() or None, r.file_bytes)
             for r in m.rates
         )  # fmt: skip
-        return ModelInfo(m.name, m.sha256, m.parameters, m.file_bytes, rates, dict(m.training))
+        training, family = dict(m.training), m.sizes.family
+        return ModelInfo(m.name, m.sha256, m.parameters, m.file_bytes, rates, training, family)
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """Every adapter: those of the store, then the loaded ones, oldest first."""
@@ -143,7 +144,7 @@ def registered(base: LoadedModel, loaded: tuple[StoredRate, ...] = ()) -> Regist
 
 
 class ModelRegistry:
-    """All loaded models, the one that compresses first. They change in turn, as a whole."""
+    """All loaded models, the default one first. They change in turn, as a whole."""
 
     def __init__(self, models: Sequence[LoadedModel], files: AdapterFiles | None) -> None:
         """Register models as they were loaded, with the adapters that a folder keeps for them.

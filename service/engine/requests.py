@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,9 @@ from PIL import Image
 from service.codec import container
 from service.codec.tiles import PATCH, SCALES, Box, latent_box, padded_pixels, tile_count
 from service.engine.target import rate16_of, rate_unavailable
-from service.engine.types import Decompressed, Timings
+from service.engine.types import Decompressed, StreamBits, Timings
 from service.engine.weight_cache import RateKey
-from service.errors import BadParameter, TooManyPixels
+from service.errors import BadParameter, ModelUnavailable, TooManyPixels
 from service.images.resize import resample, shrink
 from service.picture import U8, Picture, View
 from service.runtime.pipeline import (
@@ -102,6 +103,18 @@ class DecodeRequest:
             shown = resample(picture, size, self._part())
         return Decompressed(shown, stream.header.rate, self.model, timings, stream.complete)
 
+    def bits_answer(self, latents: Latents | None) -> StreamBits:
+        """Where the stream spends its bits, given its latents with theirs, if it has any."""
+        stream, box = self.stream, self.stream.header.latents
+        bits = np.zeros((box.height, box.width), np.float32)
+        if latents is not None:
+            assert latents.bits is not None
+            bits = latents.bits
+        exact = np.zeros(bits.shape, bool) if stream.graphics is None else stream.graphics.marked
+        latent_bytes = sum(len(piece) for pieces in stream.tiles for piece in pieces)
+        header = stream.header
+        return StreamBits(header.width, header.height, header.rate, bits, exact, latent_bytes)
+
     def _alpha(self) -> U8 | None:
         """Alpha of the pixels at 1/scale: the mean of what each of them covers."""
         header = self.stream.header
@@ -159,6 +172,19 @@ def decode_scale(
     return 1 if whole else scale_of(view, pixels)
 
 
+def model_index(name: str | None, names: Sequence[str]) -> int:
+    """The place of the model that a request names among the names of all; None is the first.
+
+    Raises:
+        ModelUnavailable: no model has that name.
+    """
+    if name is None:
+        return 0
+    if name not in names:
+        raise ModelUnavailable(f"model is {name[:100]!r}, expected one of {', '.join(names)}")
+    return names.index(name)
+
+
 def rate_key(rate: float, tune: str, model: StoredModel) -> RateKey:
     """The key of a rate that was asked for.
 
@@ -170,7 +196,7 @@ def rate_key(rate: float, tune: str, model: StoredModel) -> RateKey:
         return RateKey.of(model, rate16, tune)
     except KeyError:
         check_tune(tune, model)
-        raise rate_unavailable(rate, [r.rate for r in model.ladder(tune)]) from None
+        raise rate_unavailable(model.name, rate, [r.rate for r in model.ladder(tune)]) from None
 
 
 def check_tune(tune: str, model: StoredModel) -> None:
@@ -196,7 +222,10 @@ def check_pixels(limit: int, width: int, height: int, cell: int = PATCH) -> None
         )
 
 
-def batch_of(direction: str, width: int, height: int) -> tuple[str, int, int] | None:
-    """Equal for pictures of one padded size; None for those of several tiles, worked on alone."""
+def batch_of(work: Hashable, width: int, height: int) -> tuple[Hashable, int, int] | None:
+    """Equal for pictures of one padded size and one kind of work.
+
+    None for pictures of several tiles, which are worked on alone.
+    """
     box = latent_box(width, height)
-    return (direction, box.height, box.width) if tile_count(box) == 1 else None
+    return (work, box.height, box.width) if tile_count(box) == 1 else None

@@ -6,7 +6,7 @@ import numpy as np
 
 from service.codec import container
 from service.codec.tiles import Box
-from service.errors import BadStream, SelfTestFailed
+from service.errors import BadStream, SelfTestFailed, UnsupportedStream
 from service.runtime.pipeline import LoadedModel, decode_latents, paint
 
 GOLDEN_TOLERANCE = 6
@@ -14,7 +14,10 @@ GOLDEN_TOLERANCE = 6
 
 
 def check_golden_stream(model: LoadedModel) -> None:
-    """Raise SelfTestFailed unless the golden stream decodes to equal latents and like pixels."""
+    """Raise SelfTestFailed unless the golden stream decodes to equal latents and like pixels.
+
+    Pixels are not compared where the synthesis of the model's family cannot run here.
+    """
     name = f"model {model.stored.name}"
     try:
         _check(model, name)
@@ -34,7 +37,10 @@ def _check(model: LoadedModel, name: str) -> None:
     latents = decode_latents(model, stream, everything)
     if not np.array_equal(latents.y_hat, golden.y_hat):
         raise SelfTestFailed(f"{name}: the golden latents differ on this machine")
-    rgb = paint(model, latents, everything, False).astype(np.int16)
+    try:
+        rgb = paint(model, latents, everything, False).astype(np.int16)
+    except UnsupportedStream:  # without ONNX Runtime: the other models serve
+        return
     if rgb.shape != golden.rgb.shape:
         raise SelfTestFailed(
             f"{name}: golden pixels are {golden.rgb.shape}, the stream gives {rgb.shape}"

@@ -97,11 +97,11 @@ def whole_rates(rate16: int) -> tuple[int, ...]:
     return (whole, whole + 1) if parts else (whole,)
 
 
-def rate_unavailable(rate: float, available: Iterable[float]) -> RateUnavailable:
-    """The error for a rate that the stored rates do not make."""
+def rate_unavailable(model: str, rate: float, available: Iterable[float]) -> RateUnavailable:
+    """The error for a rate that the stored rates of a model, given by its name, do not make."""
     rates = tuple(sorted(available))
     listed = ", ".join(f"{r:g}" for r in rates)
     return RateUnavailable(
-        f"rate {rate:g} is not in the store; it holds {listed} and what lies between neighbours",
+        f"model {model} has no rate {rate:g}; it has {listed} and what lies between neighbours",
         rates,
     )

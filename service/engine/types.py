@@ -9,13 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.codec.container import PSNR
+from service.codec.graphics import Mask
 from service.codec.tiles import TILE_PIXELS
 from service.engine.admission_queue import RequestGroup
 from service.engine.target import Target
 from service.errors import RankpressError
 from service.picture import WHOLE, Picture, View
 from service.store.decoder_files import DecoderFiles as DecoderFiles  # also for other codecs
+from service.store.model import StoredModel
 
 NO_MODEL: Final = "none"
 """Name of the model of a lossless stream."""
@@ -51,6 +56,7 @@ class Compressed:
         psnr_db: PSNR of the 8-bit RGB reconstruction, inf when exact, None when not measured;
             errors are weighted by alpha (picture.squared_error).
         timings: of all work for it.
+        model: name of the one that made it, NO_MODEL where decoding needs none.
         encodes: times that the picture was compressed; more than one where a target was searched.
         graphics_share: share of the picture's blocks that the graphics layer holds exactly, 0–1.
     """
@@ -62,6 +68,7 @@ class Compressed:
     bpp: float
     psnr_db: float | None
     timings: Timings
+    model: str = NO_MODEL
     encodes: int = 1
     tune: str = PSNR
     graphics_share: float = 0.0
@@ -82,6 +89,27 @@ class Decompressed:
     model: str
     timings: Timings
     complete: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class StreamBits:
+    """Where a stream spends its bits.
+
+    Attributes:
+        width, height: of the picture in pixels.
+        rate: of the stream, 1–8 or container.LOSSLESS.
+        bits: [ceil(H/16), ceil(W/16)] float32, ideal code length of the latents of each block of
+            16×16 pixels; 0 where nothing is coded.
+        exact: likewise, bool: the blocks that the graphics layer holds, whose bits are not told.
+        latent_bytes: size of the coded latents, to which `bits` sum up within some bytes.
+    """
+
+    width: int
+    height: int
+    rate: float
+    bits: NDArray[np.float32]
+    exact: Mask
+    latent_bytes: int
 
 
 @dataclass(frozen=True)
@@ -163,6 +191,7 @@ class ModelInfo:
         name: folder in the store. sha256: of its base weights, hex.
         parameters: number of weights. file_bytes: size of its files.
         training: record of its training from the manifest, as plain JSON values.
+        family: of its backbone: "conv" or "swin" (codec/sizes.py), or "compressai".
         same_machine: whether its streams decode only on the machine that made them.
     """
 
@@ -172,6 +201,7 @@ class ModelInfo:
     file_bytes: int
     rates: tuple[RateInfo, ...]
     training: dict[str, object]
+    family: str
     same_machine: bool = False
 
 
@@ -179,9 +209,15 @@ class Codec(Protocol):
     """Compresses and decompresses pictures. Thread-safe; each call is one whole unit of work."""
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """The models that are loaded; the first compresses."""
+        """The models that are loaded; the first compresses where a request names none."""
 
-    def compress(self, picture: Picture, rate: float | Target, tune: str = PSNR) -> Compressed:
+    def compress(
+        self,
+        picture: Picture,
+        rate: float | Target,
+        tune: str = PSNR,
+        model: str | None = None,
+    ) -> Compressed:
         """A picture as a stream.
 
         Args:
@@ -190,8 +226,10 @@ class Codec(Protocol):
                 and measures each PSNR where that is the target. A quality that no rate reaches is
                 met without loss.
             tune: the ladder that the rate belongs to, one of container.TUNES.
+            model: name of the model that compresses; None takes the first.
 
         Raises:
+            ModelUnavailable: no model of that name is loaded.
             RateUnavailable: no weights for that rate. BadParameter: no rate or tune at all.
             TargetUnreachable: no rate of the tune meets the target.
             TooManyPixels: over the limit. MissingExtra: torch is not installed.
@@ -212,14 +250,19 @@ class Codec(Protocol):
         """Pictures or streams to work on in one call: as many as make the device faster."""
 
     def compress_batch(
-        self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
+        self,
+        pictures: Sequence[Picture],
+        rate: float,
+        tune: str = PSNR,
+        model: str | None = None,
     ) -> list[Compressed | RankpressError]:
         """What `compress` returns or raises for each picture; the bytes are the same.
 
         Pictures of one padded size share the calls of the entropy networks.
 
         Raises:
-            RateUnavailable, BadParameter, MissingExtra: as `compress` does, for all of them.
+            ModelUnavailable, RateUnavailable, BadParameter, MissingExtra: as `compress` does, for
+                all of them.
         """
 
     def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
@@ -229,7 +272,11 @@ class Codec(Protocol):
         """
 
     def picture_load(
-        self, size: tuple[int, int] | None, rate: float | Target, tune: str = PSNR
+        self,
+        size: tuple[int, int] | None,
+        rate: float | Target,
+        tune: str = PSNR,
+        model: str | None = None,
     ) -> Load:
         """How much work compressing a picture is, and what it may share a call with.
 
@@ -238,7 +285,7 @@ class Codec(Protocol):
                 picture and is worked on alone.
 
         Raises:
-            TooManyPixels: over the limit.
+            TooManyPixels: over the limit. ModelUnavailable: no model of that name is loaded.
         """
 
     def preview_stream(self, data: bytes, view: View = WHOLE) -> StreamPreview:
@@ -248,10 +295,30 @@ class Codec(Protocol):
             BadStream, UnsupportedStream, TooManyPixels, BadParameter: as `decompress`.
         """
 
+    def stream_bits(self, data: bytes) -> StreamBits:
+        """Where a stream spends its bits; its pixels are not decoded.
+
+        Raises:
+            BadStream, UnsupportedStream, UnknownModel, TooManyPixels: as `decompress`.
+            BadParameter: the codec cannot tell.
+        """
+
+    def stored_at(self, rate: float, model: str | None = None) -> StoredModel:
+        """The weights of a model at a rate of tune PSNR, merged afresh.
+
+        Args:
+            rate: 1–8. model: name of the model, None for the first.
+
+        Raises:
+            RateUnavailable: no weights for that rate.
+            BadParameter: no rate at all, no such model, or the codec has no stored models.
+        """
+
     def decoder_files(self) -> DecoderFiles:
         """The files that decoders in other programs need of the models, such as web pages.
 
-        No file of a model whose streams decode on this machine only.
+        No file of a model whose streams decode on this machine only, or of a family that these
+        decoders do not know (store/decoder_files.py).
         """
 
     def adapters(self) -> tuple[AdapterInfo, ...]:

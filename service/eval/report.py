@@ -241,3 +241,33 @@ def _percent(entry: Result) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+WAYS: Final = {
+    "base": "the base itself",
+    "steps": "quantiser steps alone",
+    "prompts": "prompts",
+    "lowrank": "low rank",
+    "full": "all weights",
+}
+"""Ways to vary the rate by their names in results."""
+
+
+def ways_table(result: Result) -> str:
+    """Return ways to vary the rate of one backbone: size, cost and R-D loss at each rate."""
+    rates = sorted({w["rate"] for w in result["ways"]})
+    lines: dict[tuple[int, str], list[Result]] = {}
+    for way in result["ways"]:
+        lines.setdefault((way["own_rate"], way["way"]), []).append(way)
+    rows = []
+    for (own, name), ways in lines.items():
+        loss = {w["rate"]: f"{w['loss']:.4f}" for w in ways}
+        first = ways[0]
+        share = first["parameters"] / result["parameters"]
+        size = f"{first['parameters']:,} ({share:.1%})" if first["parameters"] else "-"
+        cost = f"{first['kmac_per_pixel']:.1f}", ms(first["milliseconds"])
+        rows.append([f"{WAYS[name]}, base of rate {own}", size, *cost,
+                     *(loss.get(r, "-") for r in rates)])  # fmt: skip
+    head = ["way", "parameters a rate", "kMAC/pixel", "ms", *(f"loss at rate {r}" for r in rates)]
+    steps = f"{result['steps']} steps, {result['pixels'] / 1e6:.0f} Mpixel for each way and rate."
+    return f"{table(head, rows)}\n\n{steps} {machine_words(result)}"

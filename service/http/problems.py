@@ -149,6 +149,7 @@ KINDS: Final = (
     Kind("unsupported-encoding", 415, "The body has a content coding"),
     Kind("range-unsatisfiable", 416, "The range lies beyond the end", errors.RangeUnsatisfiable),
     BAD_PARAMETER,
+    Kind("model-unavailable", 422, "No model of this name is loaded", errors.ModelUnavailable),
     Kind("rate-unavailable", 422, "There are no weights for this rate", errors.RateUnavailable),
     Kind(
         "target-unreachable", 422, "No rate or quality meets the target", errors.TargetUnreachable

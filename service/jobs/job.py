@@ -225,7 +225,7 @@ def model_identity(model: ModelInfo, rate16: int) -> str:
     ladder = {info.rate: info for info in model.rates if info.tune == TUNE}
     needed = whole_rates(rate16)
     if not ladder.keys() >= set(needed):
-        raise rate_unavailable(rate16 / RATE_UNIT, ladder)
+        raise rate_unavailable(model.name, rate16 / RATE_UNIT, ladder)
     digests = (model.sha256, *(ladder[rate].sha256 or "base" for rate in needed))
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 

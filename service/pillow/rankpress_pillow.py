@@ -205,7 +205,7 @@ def _saver(_process: int) -> ThreadPoolExecutor:
 
 @cache
 def engine_of(_process: int, *, decode_only: bool) -> Engine:
-    """Return the engine of a process, opened at its first use; see runtime/fork_safety.py."""
+    """Return the engine of a process, opened at its first use; see transforms/fork_safety.py."""
     from service.engine.opening import open_engine
     from service.settings import Settings
 

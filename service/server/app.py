@@ -17,7 +17,12 @@ from starlette.middleware.cors import CORSMiddleware
 from service.api import iiif_routes, object_routes, openapi, picture_routes
 from service.api.file_work import SMALL_WORK, run_batch
 from service.api.headers import EXPOSED
-from service.api.image_routes import compare_router, compress_router, decompress_router
+from service.api.image_routes import (
+    compare_router,
+    compress_router,
+    decompress_router,
+    maps_router,
+)
 from service.api.job_client import JobClient
 from service.api.job_monitoring import JobMetrics, JobStorageMonitor
 from service.api.job_routes import adapt_router, jobs_router
@@ -141,7 +146,7 @@ def create_app(codec: Codec, settings: Settings, tracing: Tracing | None = None)
 
 def _routers(settings: Settings) -> list[APIRouter]:
     """The routers of the endpoints that the settings offer."""
-    routers = [decompress_router, operations_router]
+    routers = [decompress_router, maps_router, operations_router]
     if settings.weights:
         routers.append(weights_router)
     if not settings.decode_only:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from service.codec import alpha, container
 from service.codec.container import PSNR
 from service.codec.tiles import PATCH, Box, padded_pixels
-from service.engine.requests import check_pixels, requested_pixels
+from service.engine.requests import check_pixels, model_index, requested_pixels
 from service.engine.target import Target, rate_text
 from service.engine.types import (
     AdapterInfo,
@@ -53,8 +53,8 @@ from service.errors import (
 )
 from service.images.resize import shrink
 from service.picture import U8, WHOLE, Picture, View, squared_error
-from service.runtime.fork_safety import check_process
 from service.runtime.pipeline import alpha_plane, pixels_under
+from service.transforms.fork_safety import check_process
 from service.zoo.adapters import digest, merged, prepare_coder, read_factors
 from service.zoo.signing import pack, sign, unpack, verified
 
@@ -114,6 +114,7 @@ class ZooCodec:
             file_bytes=4 * parameters,
             rates=tuple(entry.info for _, entry in sorted(self._rates.items())),
             training={"note": "CompressAI; see its documentation"},
+            family="compressai",
             same_machine=True,
         )
 
@@ -122,12 +123,19 @@ class ZooCodec:
         return (self._model,)
 
     @torch.inference_mode()
-    def compress(self, picture: Picture, rate: float | Target, tune: str = PSNR) -> Compressed:
+    def compress(
+        self,
+        picture: Picture,
+        rate: float | Target,
+        tune: str = PSNR,
+        model: str | None = None,
+    ) -> Compressed:
         """See `Codec`; a fresh stream is always decoded and measured.
 
         Raises:
             BadParameter: a target was given; there is no search over these models' rates.
         """
+        model_index(model, [self._name])
         if isinstance(rate, Target):
             raise BadParameter("a CompressAI model takes a rate, not a size or a PSNR")
         entry = self._at(rate, tune)
@@ -153,7 +161,7 @@ class ZooCodec:
         psnr_db = picture.psnr_db(squared_error(back, picture.rgb, picture.alpha))
         timings = Timings(net_s=net_s, check_s=perf_counter() - start)
         bpp = 8 * len(data) / (picture.width * picture.height)
-        return Compressed(data, *size, rate, bpp, psnr_db, timings)
+        return Compressed(data, *size, rate, bpp, psnr_db, timings, self._name)
 
     @torch.inference_mode()
     def decompress(self, data: bytes, view: View = WHOLE) -> Decompressed:
@@ -183,20 +191,29 @@ class ZooCodec:
     """There are no batches."""
 
     def compress_batch(
-        self, pictures: Sequence[Picture], rate: float, tune: str = PSNR
+        self,
+        pictures: Sequence[Picture],
+        rate: float,
+        tune: str = PSNR,
+        model: str | None = None,
     ) -> list[Compressed | RankpressError]:
         """See `Codec`; pictures are worked on one after the other."""
-        return [_outcome(self.compress, picture, rate, tune) for picture in pictures]
+        return [_outcome(self.compress, picture, rate, tune, model) for picture in pictures]
 
     def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
         """See `Codec`; streams are worked on one after the other."""
         return [_outcome(self.decompress, data) for data in streams]
 
     def picture_load(
-        self, size: tuple[int, int] | None, rate: float | Target, tune: str = PSNR
+        self,
+        size: tuple[int, int] | None,
+        rate: float | Target,
+        tune: str = PSNR,
+        model: str | None = None,
     ) -> Load:
         """See `Codec`; a picture counts with its sides rounded up to whole cells, and is alone."""
         del rate, tune  # every rate is ready: the order of requests does not matter
+        model_index(model, [self._name])
         if size is None:
             return Load()
         check_pixels(self._max_pixels, *size, CELL)
@@ -207,6 +224,16 @@ class ZooCodec:
         info = container.describe(data, partial(self._check_header, view=view))
         shape = StreamShape(info.width, info.height, info.has_alpha)
         return StreamPreview(shape, Load(padded_pixels(info.width, info.height, CELL)))
+
+    def stream_bits(self, data: bytes) -> NoReturn:
+        """Raises BadParameter: CompressAI's coders do not tell where bits are spent."""
+        del data
+        raise BadParameter("a CompressAI model does not tell where a stream spends its bits")
+
+    def stored_at(self, rate: float, model: str | None = None) -> NoReturn:
+        """Raises BadParameter: a CompressAI model is not one of the store."""
+        del rate, model
+        raise BadParameter("a CompressAI model has no weights in the store")
 
     def decoder_files(self) -> DecoderFiles:
         """See `Codec`; there are none, because streams decode on this machine only."""

@@ -9,10 +9,12 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 
 from service.engine.admission_queue import RequestGroup
+from service.engine.requests import model_index
 from service.engine.target import LOSSLESS, Target
 from service.engine.target_search import USUAL_ENCODES
 from service.engine.types import (
@@ -24,12 +26,14 @@ from service.engine.types import (
     Load,
     ModelInfo,
     RateInfo,
+    StreamBits,
     StreamPreview,
     StreamShape,
     Timings,
 )
 from service.errors import (
     BadAdapter,
+    BadParameter,
     BadStream,
     RankpressError,
     RateUnavailable,
@@ -95,11 +99,18 @@ class FakeCodec:
             RateInfo(4.0, "psnr", 0.013, 0.35, 32.5, 0.98),
             RateInfo(2.0, "psnr", 0.0035, None, None, None, "cd" * 32, 99),
         )
-        return (ModelInfo("fake", "ab" * 32, 10, 40, rates, {"steps": 3}),)
+        return (ModelInfo("fake", "ab" * 32, 10, 40, rates, {"steps": 3}, "conv"),)
 
-    def compress(self, picture: Picture, rate: float | Target, tune: str = "psnr") -> Compressed:
+    def compress(
+        self,
+        picture: Picture,
+        rate: float | Target,
+        tune: str = "psnr",
+        model: str | None = None,
+    ) -> Compressed:
+        name = self._name(model)
         if isinstance(rate, Target):
-            return self._compress_to(picture, rate, tune)
+            return self._compress_to(picture, rate, tune, model)
         self._work()
         self.tunes.append(tune)
         if rate not in (2.0, 4.0, LOSSLESS):
@@ -109,12 +120,14 @@ class FakeCodec:
         bpp = 8 * len(data) / (picture.width * picture.height)
         share = 1.0 if rate == LOSSLESS else self.graphics_share
         return Compressed(
-            data, picture.width, picture.height, rate, bpp, float("inf"), TIMINGS, tune=tune,
-            graphics_share=share,
+            data, picture.width, picture.height, rate, bpp, float("inf"), TIMINGS, name,
+            tune=tune, graphics_share=share,
         )  # fmt: skip
 
-    def _compress_to(self, picture: Picture, target: Target, tune: str) -> Compressed:
-        made = self.compress(picture, 2.0, tune)
+    def _compress_to(
+        self, picture: Picture, target: Target, tune: str, model: str | None
+    ) -> Compressed:
+        made = self.compress(picture, 2.0, tune, model)
         if target.max_bytes is not None and len(made.data) > target.max_bytes:
             found = len(made.data)
             raise TargetUnreachable(f"{found} bytes at least", found, target.max_bytes)
@@ -153,22 +166,31 @@ class FakeCodec:
         return self.batch
 
     def compress_batch(
-        self, pictures: Sequence[Picture], rate: float, tune: str = "psnr"
+        self,
+        pictures: Sequence[Picture],
+        rate: float,
+        tune: str = "psnr",
+        model: str | None = None,
     ) -> list[Compressed | RankpressError]:
         self.batches.append(len(pictures))
-        return [self.compress(picture, rate, tune) for picture in pictures]
+        return [self.compress(picture, rate, tune, model) for picture in pictures]
 
     def decompress_batch(self, streams: Sequence[bytes]) -> list[Decompressed | RankpressError]:
         self.batches.append(len(streams))
         return [_outcome(lambda data=data: self.decompress(data)) for data in streams]  # type: ignore[misc]
 
     def picture_load(
-        self, size: tuple[int, int] | None, rate: float | Target, tune: str = "psnr"
+        self,
+        size: tuple[int, int] | None,
+        rate: float | Target,
+        tune: str = "psnr",
+        model: str | None = None,
     ) -> Load:
+        name = self._name(model)
         pixels = LEAST_WORK if size is None else size[0] * size[1]
         if isinstance(rate, Target):
             return Load(USUAL_ENCODES * pixels)
-        return Load(pixels, RequestGroup((rate, tune), size and ("compress", size)))
+        return Load(pixels, RequestGroup((name, rate, tune), size and ("compress", size)))
 
     def preview_stream(self, data: bytes, view: View = WHOLE) -> StreamPreview:
         shape = self._shape(data)
@@ -185,6 +207,15 @@ class FakeCodec:
         if len(data) < 13 or data[:4] != MAGIC:
             raise BadStream("the first four bytes are not those of a stream")
         return StreamShape(*struct.unpack("<II", data[5:13]), self.alpha is not None)
+
+    def stream_bits(self, data: bytes) -> StreamBits:
+        shown = self.decompress(data)
+        width, height = shown.picture.width, shown.picture.height
+        bits = np.ones((-(-height // 16), -(-width // 16)), np.float32)
+        return StreamBits(width, height, shown.rate, bits, bits > 1, len(data))
+
+    def stored_at(self, rate: float, model: str | None = None) -> NoReturn:
+        raise BadParameter(f"model {model} has no weights at rate {rate:g}")
 
     def decoder_files(self) -> DecoderFiles:
         files = {"ab" * 32 + ".safetensors": b"weights" * 100_000, "cd" * 32 + ".rku": b"update"}
@@ -213,6 +244,10 @@ class FakeCodec:
         assert self.golden.wait(30)
         if not self.healthy:
             raise SelfTestFailed("symbol 0 is 1, expected 2")
+
+    def _name(self, model: str | None) -> str:
+        names = [info.name for info in self.models()]
+        return names[model_index(model, names)]
 
     def _work(self) -> None:
         self.calls += 1

@@ -41,6 +41,7 @@ STREAM = FakeCodec().compress(Picture(PIXELS), 2.0).data
 GOOD = {
     "/compress": PNG,
     "/compare": PNG,
+    "/maps": PNG,
     "/adapt": PNG,
     "/decompress": STREAM,
     "/objects": STREAM,
@@ -108,6 +109,8 @@ def test_what_is_answered_is_documented(tmp_path: Path) -> None:
             good: dict[str, Any] = {"path_parameters": {name: known[name] for name in names}}
             if operation.method in ("post", "put"):
                 good |= {"body": GOOD[operation.path], "media_type": "application/octet-stream"}
+            if operation.label == "GET /maps":
+                good |= {"query": {"object": known["sha256"]}}
             if operation.path == "/compare":
                 good |= {"query": {"format": "jpeg", "max_bytes": 10_000}}
             RUN(given(operation.as_strategy(**good))(check))()
@@ -119,4 +122,5 @@ def test_what_is_answered_is_documented(tmp_path: Path) -> None:
         "GET /objects/{sha256}", "GET /objects/{sha256}/stream", "GET /iiif/{sha256}/info.json",
         "GET /iiif/{sha256}/{region}/{size}/{rotation}/{quality}.{format}",
         "GET /jobs/{job_id}", "GET /adapters", "POST /compare", "GET /weights/{file}",
+        "POST /maps", "GET /maps",
     }, statuses  # fmt: skip

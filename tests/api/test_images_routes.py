@@ -375,9 +375,13 @@ async def test_a_picture_over_the_pixel_limit_is_refused_before_the_codec_sees_i
 async def test_a_picture_that_is_too_much_work_is_refused_before_it_waits() -> None:
     class Strict(FakeCodec):
         def picture_load(
-            self, size: tuple[int, int] | None, rate: float | Target, tune: str = "psnr"
+            self,
+            size: tuple[int, int] | None,
+            rate: float | Target,
+            tune: str = "psnr",
+            model: str | None = None,
         ) -> Load:
-            raise TooManyPixels(f"{size} for {rate}, {tune}, with sides rounded up to 16")
+            raise TooManyPixels(f"{size} for {rate}, {tune}, {model}, sides rounded up to 16")
 
         def preview_stream(self, data: bytes, view: View = WHOLE) -> StreamPreview:
             raise TooManyPixels(f"{len(data)} bytes, {view}, with sides rounded up to 16")

@@ -474,12 +474,12 @@ def paths(app: FastAPI) -> set[str]:
 
 
 def test_a_decoding_server_offers_decoding_alone(tmp_path: Path) -> None:
-    decoding = {"post /decompress", "get /livez", "get /readyz", "get /metrics"}
+    decoding = {"post /decompress", "post /maps", "get /livez", "get /readyz", "get /metrics"}
     decoding |= {"get /weights/index.json", "get /weights/{file}"}
     folder = str(tmp_path)
     assert paths(create_app(FakeCodec(), Settings(decode_only=True))) == decoding
     reading = Settings(decode_only=True, objects_url=folder)
-    objects = {"get /objects/{sha256}", "get /objects/{sha256}/stream"} | {
+    objects = {"get /maps", "get /objects/{sha256}", "get /objects/{sha256}/stream"} | {
         "get /iiif/{sha256}",
         "get /iiif/{sha256}/info.json",
         "get /iiif/{sha256}/{region}/{size}/{rotation}/{quality}.{format}",

@@ -352,6 +352,7 @@ async def test_the_openapi_document_is_complete(tmp_path: Path) -> None:
     assert {p["name"] for p in compress["parameters"]} == {
         "rate",
         "tune",
+        "model",
         "metadata",
         "frame",
         "target_bpp",
@@ -361,7 +362,10 @@ async def test_the_openapi_document_is_complete(tmp_path: Path) -> None:
     (rate,) = (p["schema"] for p in compress["parameters"] if p["name"] == "rate")
     number, name, _ = rate["anyOf"]
     assert (number["minimum"], number["maximum"], name["const"]) == (1, 8, "lossless")
-    assert "X-Rankpress-Graphics" in compress["responses"]["200"]["headers"]
+    answered = compress["responses"]["200"]["headers"]
+    assert {"X-Rankpress-Graphics", "X-Rankpress-Model"} <= set(answered)
+    refusals = compress["responses"]["422"]["content"]["application/problem+json"]["examples"]
+    assert {"model-unavailable", "rate-unavailable"} <= set(refusals)
     schemas = document["components"]["schemas"]
     assert {"Problem", "InvalidParameter", "Models", "Rates"} <= set(schemas)
     assert "HTTPValidationError" not in schemas

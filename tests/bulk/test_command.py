@@ -68,7 +68,7 @@ def test_a_trial_of_everything_estimates_what_a_run_writes_and_writes_nothing(
     ("arguments", "reason"),
     [
         (["--rate", "4", "--max-bytes", "9"], "expected only one of them"),
-        (["--rate", "7"], "rate 7 is not in the store"),
+        (["--rate", "7"], "has no rate 7"),
         (["--effort", "1", "--target-psnr", "30"], "--effort adapts at a rate"),
         (["--max-seconds", "9"], "expected --effort with it"),
         (["--quality", "50"], "no effect when compressing"),

@@ -107,6 +107,21 @@ def test_a_file_there_and_back(here: Path) -> None:
     assert tree(here) == ["a.png", "a.rkp", "b.png"]
 
 
+def test_a_map_is_drawn_of_each_file(photos: Path, codec: OpenedCodec) -> None:
+    result = rankpress("maps", "in", "out", "--rates", "2,4", "--model", "fake", "--json")
+    assert result.exit_code == 0 and codec.opened[0].model == "fake"
+    assert {line["rate"] for line in lines(result)} == {None}
+    for line in lines(result):
+        with Image.open(line["target"]) as image:
+            assert (image.format, image.size) == ("PNG", (line["width"], line["height"]))
+    assert tree(photos / "out") == ["a.png", "b.jpg.png", "b.png.png", "sub/c.png"]
+    codec.calls = 0
+    for wrong in (["--rates", "2,x"], ["--at", "1,1"], ["--attention", "--at", "1"]):
+        refused = rankpress("maps", "in/a.png", "map.png", *wrong)
+        assert refused.exit_code == 2 and not Path("map.png").exists()
+    assert codec.calls == 0
+
+
 def test_pipes_carry_data_and_nothing_else(codec: OpenedCodec) -> None:
     large = file_of(Image.fromarray(RGB), "BMP")
     compressed = rankpress("compress", "-", "-", "--rate", "2", input=large)
@@ -601,7 +616,7 @@ def test_decoder_files_are_those_that_a_server_offers(
     assert codec.opened[-1].decode_only
     monkeypatch.setattr(codec, "decoder_files", DecoderFiles)
     refused = rankpress("decoder-files", "none")
-    assert refused.exit_code == 2 and "this model" in refused.stderr
+    assert refused.exit_code == 2 and "web pages can decode" in refused.stderr
     assert not (here / "none").exists()
 
 

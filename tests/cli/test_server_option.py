@@ -18,7 +18,7 @@ from client.faulty_server import faulty_server, job_document
 from conftest import Small
 from jobs.machines import until
 from PIL import Image
-from small_model import photo_like
+from small_model import photo_like, small_stored_model
 from test_architecture import WITHOUT
 from typer.testing import CliRunner, Result
 
@@ -27,16 +27,19 @@ from service.engine.engine import Engine
 from service.engine.opening import open_engine
 from service.server.run import Server
 from service.settings import Settings
-from service.store.write import write_model
+from service.store.write import set_default, write_model
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
 def store(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of the small model."""
+    """A store of the small model, and of another one."""
     root = tmp_path_factory.mktemp("root") / "store"
     write_model(root / "small", small.stored, small.base)
+    other, base, _ = small_stored_model(seed=1)
+    write_model(root / "other", other, base)
+    set_default(root / "small")
     return root
 
 
@@ -97,6 +100,20 @@ def test_a_server_gives_the_same_streams_and_reports(store: Path, url: str) -> N
     assert ours[2]["error"] in theirs[2]["error"]
 
 
+def test_a_model_is_named_to_a_server_as_to_this_machine(store: Path, url: str) -> None:
+    words = ("compress", "in/a.png")
+    here = rankpress(*words, "here.rkp", "--model", "other", "--store", str(store))
+    there = rankpress(*words, "there.rkp", "--model", "other", "--server", url)
+    plain = rankpress(*words, "plain.rkp", "--server", url)
+    assert (here.exit_code, there.exit_code, plain.exit_code) == (0, 0, 0), there.stderr
+    made = [Path(f"{name}.rkp").read_bytes() for name in ("here", "there", "plain")]
+    assert made[0] == made[1] != made[2]
+    for where in (("--store", str(store)), ("--server", url)):
+        wrong = rankpress(*words, "none.rkp", "--model", "third", *where)
+        assert wrong.exit_code != 0 and not Path("none.rkp").exists()
+        assert all(name in wrong.stderr for name in ("'third'", "small", "other"))
+
+
 def test_lossless_and_targets_are_asked_for_by_the_same_options(url: str) -> None:
     exact = rankpress(
         "compress", "in/a.png", "a.rkp", "--rate", "lossless", "--server", url, "--json"
@@ -113,7 +130,7 @@ def test_lossless_and_targets_are_asked_for_by_the_same_options(url: str) -> Non
     "arguments",
     [
         ("compress", "--store", "store"),
-        ("compress", "--model", "small", "--device", "cpu"),
+        ("compress", "--device", "cpu"),
         ("compress", "--check"),
         ("adapt", "--seed", "3"),
         ("adapt", "--max-seconds", "9"),

@@ -12,7 +12,7 @@ from conftest import Small
 from small_model import SIZES, photo_like
 
 from cli.test_commands import rankpress
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes
 from service.engine.opening import open_engine
 from service.export.agreement import CodecAgreement
 from service.images.write import write_image
@@ -73,7 +73,7 @@ def test_what_cannot_be_trained_is_said_in_a_line(tmp_path: Path, pictures: Path
     run = ["--run", str(tmp_path / "run"), "--minutes", "1", "--device", "cpu"]
     for arguments, said in (
         (["nowhere"], "nowhere is not a folder"),
-        ([str(pictures), "--size", "huge"], "expected light, base or a JSON file"),
+        ([str(pictures), "--size", "huge"], "expected light, base, swin or a JSON file"),
         ([str(pictures), "--rates", "1,2"], "with 4 among them"),
         ([str(pictures), "--groups", "3"], "expected a multiple"),
         ([str(pictures), "--procedural", "1"], "expected less than 1"),
@@ -121,7 +121,7 @@ def test_training_takes_its_settings_from_the_environment(
 
 def test_a_training_step_is_measured(tmp_path: Path) -> None:
     sizes = tmp_path / "sizes.json"
-    values = {f: getattr(SIZES, f) for f in Sizes.__dataclass_fields__}
+    values = {f: getattr(SIZES, f) for f in ConvSizes.__dataclass_fields__}
     sizes.write_text(json.dumps(values | {"c8": 192}))
     record = tmp_path / "record.json"
     result = rankpress(

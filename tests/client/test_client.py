@@ -117,6 +117,7 @@ def test_a_picture_goes_there_and_back(url: str, tmp_path: Path) -> None:
         Image.new("CMYK", (8, 8)).save(cmyk, "JPEG")
         assert "CMYK" in client.compress(cmyk.getvalue(), rate=2).notes[0]
         assert client.compress(png(), rate="lossless").rate == "lossless"
+        assert client.compress(png(), model="fake", rate=2).model == "fake" == stream.model
         assert client.compress(png(), max_bytes=10**6).encodes == 5
         back = client.decompress(stream.data)
         assert (back.media_type, back.rate, back.model, back.complete) == (
@@ -135,12 +136,17 @@ def test_a_picture_goes_there_and_back(url: str, tmp_path: Path) -> None:
         assert accepted.media_type == "image/jpeg"
         peer = client.compare(png(), "webp", max_bytes=2000)
         assert peer.quality and peer.bpp and peer.psnr_db and peer.size_bytes <= 2000
+        figure = client.maps(png(), rates="2,4", model="fake")
+        assert figure.media_type == "image/png" and figure.timings_ms["draw"] > 0
+        with pytest.raises(problems.BadParameterError, match="at rate 2"):
+            client.maps(png(), attention=True, at=(3, 4))
 
 
 def test_what_a_server_offers_is_listed(url: str) -> None:
     with Rankpress(url) as client:
         (model,) = client.models()
-        assert model.name == "fake" and {rate.rate for rate in model.rates} == {2, 4}
+        assert (model.name, model.family) == ("fake", "conv")
+        assert {rate.rate for rate in model.rates} == {2, 4}
         assert {rate.model for rate in client.rates()} == {"fake"}
         health = client.health()
         assert health.ready and health.jobs in ("available", "unknown")
@@ -219,6 +225,8 @@ def test_refusals_are_exceptions_with_the_fields_of_the_answer(url: str) -> None
         with pytest.raises(problems.RateUnavailableError) as rate:
             client.compress(png(), rate=3)
         assert rate.value.available == (2, 4) and rate.value.instance.endswith(":mine")
+        with pytest.raises(problems.ModelUnavailableError, match="expected one of fake"):
+            client.compress(png(), model="none")
         with pytest.raises(problems.TargetUnreachableError) as target:
             client.compress(png(), max_bytes=1)
         assert target.value.asked == 1 and target.value.found
@@ -254,7 +262,7 @@ def test_asyncio_can_do_all_of_it(place: Place, url: str, tmp_path: Path) -> Non
         async with AsyncRankpress(url) as client:
             assert (await client.health()).ready
             assert len(await client.models()) == 1 and len(await client.rates()) == 3
-            stream = await client.compress(png(6), tmp_path / "stream", rate=2)
+            stream = await client.compress(png(6), tmp_path / "stream", rate=2, model="fake")
             stored = await client.objects.put(tmp_path / "stream")
             assert stored.sha256 == stream.sha256
             assert await client.objects.size_bytes(stored.sha256) == stream.size_bytes
@@ -262,6 +270,7 @@ def test_asyncio_can_do_all_of_it(place: Place, url: str, tmp_path: Path) -> Non
             shown = await client.objects.picture(stored.sha256, format="png")
             assert shown.data == (await client.decompress(tmp_path / "stream")).data
             assert (await client.compare(png(), "jpeg", target_psnr=10)).quality
+            assert (await client.maps(png())).data.startswith(b"\x89PNG")
             with pytest.raises(problems.BadStreamError):
                 await client.decompress(b"no stream")
             job = await client.adapt(png(5), effort=2)

@@ -73,6 +73,7 @@ def test_threads_and_asyncio_have_the_same_methods(pair: tuple[type, type]) -> N
         (options.DecompressOptions, schemas.PartialQuery, {"accept"}),
         (options.PictureOptions, schemas.DecompressQuery, {"accept"}),
         (options.CompareOptions, schemas.CompareQuery, set()),
+        (options.MapsOptions, schemas.MapsQuery, set()),
         (options.AdaptOptions, schemas.AdaptQuery, set()),
         (options.PutOptions, picture_schemas.PictureQuery, set()),
     ],

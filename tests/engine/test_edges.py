@@ -10,25 +10,21 @@ import pytest
 import torch
 from small_model import photo_like, small_stored_model
 
-from service.codec.sizes import Sizes
+from service.codec.sizes import ConvSizes
 from service.codec.tiles import PATCH, latent_box
 from service.nets.backbone import Depthwise
 from service.nets.model import Backbone
 from service.nets.twin import float_twin
 from service.picture import U8, Picture
-from service.runtime.analysis_onnx import OnnxTransforms
-from service.runtime.pipeline import (
-    AnalysisTransform,
-    SynthesisTransform,
-    pixels_under,
-    whole_cells,
-)
-from service.runtime.synthesis_numpy import NumpySynthesis
-from service.runtime.synthesis_onnx import CELL, OnnxSynthesis
-from service.runtime.synthesis_torch import TorchSynthesis, TorchTransforms
+from service.runtime.pipeline import pixels_under
 from service.store.model import StoredModel
+from service.transforms.analysis_onnx import OnnxTransforms
+from service.transforms.interfaces import AnalysisTransform, SynthesisTransform, whole_cells
+from service.transforms.synthesis_numpy import NumpySynthesis
+from service.transforms.synthesis_onnx import CELL, OnnxSynthesis
+from service.transforms.synthesis_torch import TorchSynthesis, TorchTransforms
 
-STRAIGHT = Sizes(M=28, Cz=8, c8=16, c16=20, ne8=2, ne16=2, nd8=2, nd16=1, cp=16, cc=16)
+STRAIGHT = ConvSizes(M=28, Cz=8, c8=16, c16=20, ne8=2, ne16=2, nd8=2, nd16=1, cp=16, cc=16)
 """With straight latents, and a number of channels that no blocked layout divides."""
 
 NONE = replace(STRAIGHT, M=20)
@@ -87,7 +83,7 @@ class Clamped(torch.nn.Module):
         return out
 
 
-def some_latents(sizes: Sizes, height: int, width: int) -> np.ndarray:
+def some_latents(sizes: ConvSizes, height: int, width: int) -> np.ndarray:
     """Random y_hat, [height, width, M]."""
     rng = np.random.default_rng(height * 10 + width)
     return rng.integers(-3 * UNIT, 3 * UNIT, (height, width, sizes.M), np.int16)

@@ -222,7 +222,7 @@ def test_a_side_that_the_format_cannot_hold_is_refused(engine: Engine) -> None:
 def test_a_missing_rate_lists_those_that_are_there(loaded: LoadedModel, photo: Picture) -> None:
     rates = tuple(StoredRate(r, 0.01, None, None) for r in (4, 6))
     engine = Engine((replace(loaded, stored=replace(loaded.stored, rates=rates)),))
-    with pytest.raises(RateUnavailable, match="rate 3 is not in the store; it holds 4, 6") as e:
+    with pytest.raises(RateUnavailable, match="model small has no rate 3; it has 4, 6") as e:
         engine.compress(photo, 3)
     assert e.value.available == (4, 6)
     with pytest.raises(RateUnavailable, match="rate 4.5"):

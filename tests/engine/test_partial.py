@@ -93,7 +93,7 @@ def test_a_region_of_a_cut_stream_is_that_of_its_picture(shipped: Engine, photo:
 def test_alpha_and_exact_blocks_are_there_from_the_first_segment(
     shipped: Engine, photo: Picture
 ) -> None:
-    (entry,) = load_models(load_store(), "cpu", None, 1)
+    entry = load_models(load_store(), "cpu", None, 1)[0]
     alpha = np.full(photo.rgb.shape[:2], 200, np.uint8)
     marked: NDArray[np.bool_] = np.zeros((33, 35), np.bool_)
     marked[3:9, 4:20] = True

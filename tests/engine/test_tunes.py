@@ -105,7 +105,7 @@ def test_the_flag_costs_no_byte_and_grey_stays_its_own(engine: Engine) -> None:
 
 
 def test_what_a_tune_does_not_offer_is_refused(small_model: StoredModel, engine: Engine) -> None:
-    with pytest.raises(RateUnavailable, match="rate 3 is not in the store") as error:
+    with pytest.raises(RateUnavailable, match="model small has no rate 3") as error:
         engine.compress(PHOTO, 3, MS_SSIM)
     assert error.value.available == (4, 5, 6)
     plain = Engine(load_models((small_model,), "cpu", torch.float32))

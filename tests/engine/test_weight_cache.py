@@ -20,8 +20,8 @@ from service.errors import StoreError
 from service.picture import Picture
 from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel, encode
-from service.runtime.synthesis_torch import TorchTransforms
 from service.store.model import StoredModel
+from service.transforms.synthesis_torch import TorchTransforms
 
 
 @pytest.fixture(scope="module")

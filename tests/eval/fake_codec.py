@@ -23,7 +23,7 @@ class CutBits:
 
     def models(self) -> tuple[ModelInfo, ...]:
         rates = tuple(RateInfo(float(r), "psnr", 0.01, None, None, None) for r in (4, 6))
-        return (ModelInfo("cut", "00" * 32, 1, 1, rates, {}),)
+        return (ModelInfo("cut", "00" * 32, 1, 1, rates, {}, "conv"),)
 
     def compress(self, picture: Picture, rate: float | Target, tune: str = "psnr") -> Compressed:
         if isinstance(rate, Target):

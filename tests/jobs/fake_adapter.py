@@ -26,7 +26,7 @@ def model_info(sha256: str = "ab" * 32) -> ModelInfo:
         RateInfo(2.0, "psnr", 0.0035, None, None, None, "cd" * 32, 99),
         RateInfo(3.0, "ms-ssim", 0.1, None, None, None, "ef" * 32, 99),
     )
-    return ModelInfo("fake", sha256, 10, 40, rates, {"steps": 3})
+    return ModelInfo("fake", sha256, 10, 40, rates, {"steps": 3}, "conv")
 
 
 class FakeAdaptation:

@@ -345,7 +345,7 @@ def test_a_rate_s_identity_is_that_of_the_weights_it_needs() -> None:
     model = model_info()
     assert model_identity(model, 64) != model_identity(model, 32)
     assert model_identity(model, 64) != model_identity(model_info("ef" * 32), 64)
-    with pytest.raises(RateUnavailable, match="rate 3 is not in the store; it holds 2, 4"):
+    with pytest.raises(RateUnavailable, match="model fake has no rate 3; it has 2, 4"):
         model_identity(model, 48)
     with pytest.raises(RateUnavailable):
         model_identity(model, 65)

@@ -254,6 +254,7 @@ def test_whatever_many_writers_do_each_version_follows_from_the_one_before(
     monkeypatch.setattr(picture_names, "HISTORY", 1000)
     monkeypatch.setattr(picture_names, "TRIES", 1000)
     put(names, bytes(200))
+    improve(names, names.present(NAME), bytes(199))  # later ones may all come too late
 
     def write(seed: int) -> None:
         chance, seen = random.Random(seed), names.history(NAME)[0]

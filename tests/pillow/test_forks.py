@@ -141,8 +141,8 @@ def test_a_forked_child_saves_loads_and_ends(
 
 def test_one_file_imports_onnxruntime_and_turns_its_telemetry_off() -> None:
     users = [module_of(f) for f in FILES if "onnxruntime" in set(imports(f))]
-    assert users == ["service.runtime.onnx_session"]
-    code = "import service.runtime.onnx_session, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    assert users == ["service.transforms.onnx_session"]
+    code = "import service.transforms.onnx_session, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
     )

@@ -141,6 +141,18 @@ def test_targets_are_asked_of_the_service(visitor: Visitor) -> None:
     visitor.wait_state(aim="max_bytes", max_bytes="600", tune="ms-ssim")
 
 
+def test_tunes_that_only_another_model_has_are_not_offered(visitor: Visitor) -> None:
+    """The page names no model, so the first one compresses."""
+    models = [{"rates": [{"tune": "psnr"}]}, {"rates": [{"tune": "psnr"}, {"tune": "ms-ssim"}]}]
+    page = visitor.page
+    page.route("**/models", lambda route: route.fulfill(json={"models": models}))
+    visitor.open()
+    page.wait_for_selector('input[name="tune"][value="ms-ssim"]:disabled')
+    assert page.is_enabled('input[name="tune"][value="psnr"]')
+    visitor.choose(("cup.png", photograph(64, 64)))
+    visitor.wait()
+
+
 def test_a_link_shows_the_same_view(visitor: Visitor) -> None:
     visitor.shrink_example(photograph())
     visitor.open("example=photograph&rate=2")

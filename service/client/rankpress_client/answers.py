@@ -19,6 +19,7 @@ from .errors import DamagedAnswerError, UnexpectedAnswerError
 from .options import Rate
 from .results import (
     ComparedResult,
+    FigureResult,
     NameVersion,
     OfferedModel,
     OfferedRate,
@@ -77,6 +78,7 @@ def stream_result(answer: ServerAnswer) -> StreamResult:
         **_file_fields(answer),
         rate=_rate_of(answer),
         tune=answer.headers.get("X-Rankpress-Tune"),
+        model=answer.headers.get("X-Rankpress-Model"),
         bpp=answer.number("X-Rankpress-Bpp"),
         psnr_db=answer.number("X-Rankpress-Psnr"),
         graphics_share=answer.number("X-Rankpress-Graphics") or 0.0,
@@ -107,6 +109,11 @@ def compared_result(answer: ServerAnswer) -> ComparedResult:
         source_bytes=_whole(answer.number("X-Rankpress-Source-Bytes")),
         encodes=_encodes_of(answer),
     )
+
+
+def figure_result(answer: ServerAnswer) -> FigureResult:
+    """Read a figure."""
+    return FigureResult(**_file_fields(answer))
 
 
 def stored_stream(answer: ServerAnswer) -> StoredStream:

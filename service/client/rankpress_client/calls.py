@@ -14,6 +14,7 @@ from . import answers
 from .answers import (
     ServerAnswer,
     compared_result,
+    figure_result,
     from_document,
     picture_result,
     stored_stream,
@@ -25,12 +26,14 @@ from .options import (
     CompareOptions,
     CompressOptions,
     DecompressOptions,
+    MapsOptions,
     PictureOptions,
     PutOptions,
     query_of,
 )
 from .results import (
     ComparedResult,
+    FigureResult,
     JobState,
     NameVersion,
     OfferedModel,
@@ -96,6 +99,12 @@ def compare(
     """The call that writes an image file in another format; it changes nothing on the server."""
     params = query_of(CompareOptions, options) | {"format": format}
     return Call("POST", "/compare", compared_result, params, body=source, into=into)
+
+
+def maps(source: BodySource, into: Destination | None, options: MapsOptions) -> Call[FigureResult]:
+    """The call that draws where bits are spent; it changes nothing on the server."""
+    params = query_of(MapsOptions, options)
+    return Call("POST", "/maps", figure_result, params, body=source, into=into)
 
 
 def adapt(source: BodySource, options: AdaptOptions) -> Call[JobState]:

@@ -24,10 +24,12 @@ from .options import (
     CompareOptions,
     CompressOptions,
     DecompressOptions,
+    MapsOptions,
 )
 from .pictures import AsyncNamedPictures, NamedPictures
 from .results import (
     ComparedResult,
+    FigureResult,
     OfferedModel,
     OfferedRate,
     PictureResult,
@@ -138,6 +140,21 @@ class Rankpress:
         """
         return self._sender.send(calls.compare(source, format, into, options))
 
+    def maps(
+        self,
+        source: BodySource,
+        into: Destination | None = None,
+        **options: Unpack[MapsOptions],
+    ) -> FigureResult:
+        """Draw where a stream, or an image file at several rates, spends its bits, as a PNG file.
+
+        Args:
+            source: a path, bytes or a file object.
+            into: a path or file object to write to; None for memory.
+            options: see `MapsOptions`.
+        """
+        return self._sender.send(calls.maps(source, into, options))
+
     def adapt(self, source: BodySource, **options: Unpack[AdaptOptions]) -> AdaptJob:
         """Start a job that adapts the codec to one image; the same call again is the same job.
 
@@ -159,7 +176,7 @@ class Rankpress:
         return AdaptJob(self._sender, self._sender.send(calls.job(job_id)))
 
     def models(self) -> tuple[OfferedModel, ...]:
-        """Return the models that are loaded; the first compresses."""
+        """Return the models that are loaded; the first compresses where no other is named."""
         return self._sender.send(calls.MODELS)
 
     def rates(self) -> tuple[OfferedRate, ...]:
@@ -273,6 +290,21 @@ class AsyncRankpress:
         """
         return await self._sender.send(calls.compare(source, format, into, options))
 
+    async def maps(
+        self,
+        source: BodySource,
+        into: Destination | None = None,
+        **options: Unpack[MapsOptions],
+    ) -> FigureResult:
+        """Draw where a stream, or an image file at several rates, spends its bits, as a PNG file.
+
+        Args:
+            source: a path, bytes or a file object.
+            into: a path or file object to write to; None for memory.
+            options: see `MapsOptions`.
+        """
+        return await self._sender.send(calls.maps(source, into, options))
+
     async def adapt(self, source: BodySource, **options: Unpack[AdaptOptions]) -> AsyncAdaptJob:
         """Start a job that adapts the codec to one image; the same call again is the same job.
 
@@ -294,7 +326,7 @@ class AsyncRankpress:
         return AsyncAdaptJob(self._sender, await self._sender.send(calls.job(job_id)))
 
     async def models(self) -> tuple[OfferedModel, ...]:
-        """Return the models that are loaded; the first compresses."""
+        """Return the models that are loaded; the first compresses where no other is named."""
         return await self._sender.send(calls.MODELS)
 
     async def rates(self) -> tuple[OfferedRate, ...]:

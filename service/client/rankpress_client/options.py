@@ -41,6 +41,9 @@ class CompressOptions(FrameOption, total=False):
     tune: Tune | None
     """What the rate was trained for."""
 
+    model: str | None
+    """Name of the model that compresses, of those that `models()` lists."""
+
     metadata: Literal["none", "icc", "all"] | None
     """What the stream keeps besides the pixels: "icc" the colour profile, "all" also Exif."""
 
@@ -82,6 +85,22 @@ class CompareOptions(FrameOption, total=False):
 
     target_psnr: float | None
     """PSNR in dB: the file of the lowest quality that reaches it."""
+
+
+class MapsOptions(TypedDict, total=False):
+    """Options of `maps`, for an image file; a stream takes none of them."""
+
+    rates: str | None
+    """Rates to show side by side, such as "1,4,8"."""
+
+    model: str | None
+    """Name of the model that compresses the picture."""
+
+    attention: bool | None
+    """Show what a token attends to in its window, in place of bits."""
+
+    at: tuple[int, int] | None
+    """Column and row of the pixel whose token is shown; without it the middle."""
 
 
 class PictureOptions(TypedDict, total=False):

@@ -183,6 +183,12 @@ class BadParameterError(ProblemError):
     slug = "bad-parameter"
 
 
+class ModelUnavailableError(ProblemError):
+    """422: No model of this name is loaded."""
+
+    slug = "model-unavailable"
+
+
 class RateUnavailableError(ProblemError):
     """422: There are no weights for this rate."""
 

@@ -49,6 +49,8 @@ class StreamResult(FileResult):
     Attributes:
         rate: that was used, or "lossless"; of a job, the rate that was requested.
         tune: what the rate was trained for.
+        model: name of the one that made the stream, "none" where decoding needs none; None where
+            the answer does not say, as that of a job.
         bpp: bits per pixel. psnr_db: PSNR in dB, inf where the picture is exact.
         graphics_share: share of the picture's blocks that are stored exactly, 0 to 1.
         source_bytes: size of the image file.
@@ -58,6 +60,7 @@ class StreamResult(FileResult):
 
     rate: Rate | None
     tune: str | None
+    model: str | None
     bpp: float | None
     psnr_db: float | None
     graphics_share: float
@@ -78,6 +81,11 @@ class PictureResult(FileResult):
     rate: Rate | None
     model: str | None
     complete: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureResult(FileResult):
+    """A figure, as a PNG file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +231,7 @@ class OfferedModel:
 
     Attributes:
         sha256: of its base weights. parameters: number of weights. training: record of it.
+        family: of its backbone, such as "conv" or "swin".
         same_machine: whether its streams decode only on the machine that made them.
     """
 
@@ -232,6 +241,7 @@ class OfferedModel:
     file_bytes: int
     rates: tuple[OfferedRate, ...]
     training: Mapping[str, Any]
+    family: str
     same_machine: bool
 
 

@@ -136,11 +136,11 @@ export async function jobStream(id: string, calling: Calling): Promise<Compresse
   return compressedOf(await ask(`jobs/${id}/stream`, {}, calling));
 }
 
-/** The tunes that the service has weights for. */
+/** The tunes of the model that compresses for the page, which is the first of the service. */
 export async function tunes(calling: Calling): Promise<Set<string>> {
-  const response = await ask("rates", {}, calling);
-  const { rates } = (await response.json()) as { rates: { tune: string }[] };
-  return new Set(rates.map((rate) => rate.tune));
+  const response = await ask("models", {}, calling);
+  const { models } = (await response.json()) as { models: { rates: { tune: string }[] }[] };
+  return new Set(models[0]?.rates.map((rate) => rate.tune));
 }
 
 /** Whether the service takes adaptation jobs. */

@@ -1,6 +1,6 @@
 /** Counting of the bits that each latent of a tile takes. */
 
-import { type TileMemory, Z_CELL } from "./tile-memory.js";
+import type { TileMemory } from "./tile-memory.js";
 import type { Wasm } from "./wasm.js";
 
 const SYMBOLS = 1023;
@@ -8,7 +8,7 @@ const SYMBOL_MAX = 511;
 
 /** Adds up ideal code lengths, group by group, while a tile is decoded. */
 export class BitCounter {
-  /** [h, w]; those of z are spread evenly over the latents. */
+  /** [h, w]; those of a hyper-latent are spread evenly over its latents that are coded. */
   readonly bits: Float32Array<ArrayBuffer>;
 
   /** `costs` are those of `Tables.costs`. */
@@ -35,13 +35,11 @@ export class BitCounter {
   /** Add the symbols of z, so many for each hyper-latent. */
   addHyper(channels: number): void {
     const { tile, bits } = this;
-    const sums = this.sums(channels);
-    const { width } = tile.extent;
-    for (let at = 0; at < bits.length; at++) {
-      const row = Math.floor(at / width / Z_CELL);
-      const cell = row * tile.hyper.columns + Math.floor((at % width) / Z_CELL);
-      bits[at] = (bits[at] ?? 0) + (sums[cell] ?? 0) / Z_CELL ** 2;
-    }
+    const { rows, columns } = tile.hyper;
+    this.sums(channels).subarray(0, rows * columns).forEach((sum, cell) => {
+      const places = tile.codedLatents(Math.floor(cell / columns), cell % columns);
+      for (const at of places) bits[at] = (bits[at] ?? 0) + sum / places.length;
+    });
   }
 
   /** Bits of the symbols at each place of the group that was decoded last. */

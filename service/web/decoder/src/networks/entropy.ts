@@ -54,7 +54,7 @@ interface Step {
 export interface DecodedTile {
   /** [h, w, M], in units of 1/64. */
   yHat: Int16Array<ArrayBuffer>;
-  /** [h, w], ideal code length in bits where it is counted; those of z are spread evenly. */
+  /** [h, w], ideal code length in bits where it is counted; see BitCounter. */
   bits: Float32Array<ArrayBuffer> | null;
 }
 

@@ -86,15 +86,19 @@ export class TileMemory {
 
   /** Whether a hyper-latent is coded: one of its latents is not marked. */
   isCoded(row: number, column: number): boolean {
-    if (this.marked === null) return true;
-    const bottom = Math.min(Z_CELL * row + Z_CELL, this.extent.height);
-    const right = Math.min(Z_CELL * column + Z_CELL, this.extent.width);
-    for (let r = Z_CELL * row; r < bottom; r++) {
-      for (let c = Z_CELL * column; c < right; c++) {
-        if (this.marked[r * this.extent.width + c] === 0) return true;
+    return this.marked === null || this.codedLatents(row, column).length > 0;
+  }
+
+  /** Places in [h, w] of the latents of a hyper-latent that are not marked. */
+  codedLatents(row: number, column: number): number[] {
+    const { height, width } = this.extent;
+    const places: number[] = [];
+    for (let r = Z_CELL * row; r < Math.min(Z_CELL * row + Z_CELL, height); r++) {
+      for (let c = Z_CELL * column; c < Math.min(Z_CELL * column + Z_CELL, width); c++) {
+        if (this.marked === null || this.marked[r * width + c] === 0) places.push(r * width + c);
       }
     }
-    return false;
+    return places;
   }
 
   /** Set the levels of marked latents to 0. */
