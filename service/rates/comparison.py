@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -95,42 +96,38 @@ def compare_ways(
     """
     pictures = [as_tensor(picture) for picture in pictures_in(measure)]
     out = [_measure(float_twin(stored), {}, "base", BASE, BASE, 0, 0.0, pictures)]
-    trained: dict[tuple[By, int], TrainedRate] = {}
-    for way, rate in ((w, r) for w in PEAKS for r in _outwards(rates, BASE)):
-        near = trained.get((way, _neighbour(rate, rates, BASE)))
-        own = replace(recipe, by=way, lr=_learning_rates(way))
-        path = scratch / f"{way}-{rate}.safetensors"
-        trained[way, rate] = train_rate(stored, crops, rate, near, own, path, report)
-        out.append(_measured(stored, own, trained[way, rate], None, pictures))
+    series = partial(_series, stored, crops, recipe, scratch, report)
+    ways = {way: series(way, rates, None) for way in PEAKS}
+    for way, trained in ways.items():
+        own = replace(recipe, by=way)
+        out += [_measured(stored, own, one, None, pictures) for one in trained.values()]
     if end is not None:
-        full = trained["full", end].adapter.merged()
+        full = ways["full"][end].adapter.merged()
         other = OtherBase(_changed(float_twin(stored), full), end)
-        out += _from_end(stored, crops, recipe, scratch, (*rates, BASE), other, report, pictures)
+        prompts = series("prompts", [r for r in (*rates, BASE) if r != end], other)
+        own = replace(recipe, by="prompts")
+        out += [_measured(stored, own, one, other, pictures) for one in prompts.values()]
     return out
 
 
-def _from_end(
+def _series(
     stored: StoredModel,
     crops: Crops,
     recipe: RateRecipe,
     scratch: Path,
-    rates: Sequence[int],
-    other: OtherBase,
     report: Callable[[RateProgress], None],
-    pictures: Sequence[Tensor],
-) -> list[WayFigures]:
-    """Train and measure prompts on a base of another rate."""
-    own = replace(recipe, by="prompts", lr=_learning_rates("prompts"))
-    trained: dict[int, TrainedRate] = {}
-    out = []
-    left = [r for r in rates if r != other.rate]
-    for rate in _outwards(left, other.rate):
-        near = trained.get(_neighbour(rate, left, other.rate))
-        path = scratch / f"end-{other.rate}-{rate}.safetensors"
-        trained[rate] = train_rate(
-            stored, crops, rate, near, own, path, report, None, torch.device("cpu"), other
-        )
-        out.append(_measured(stored, own, trained[rate], other, pictures))
+    way: By,
+    rates: Sequence[int],
+    other: OtherBase | None,
+) -> dict[int, TrainedRate]:
+    """Train one way at every rate, from its base outwards; returns them in that order."""
+    own = replace(recipe, by=way, lr=_learning_rates(way))
+    middle, name = (BASE, way) if other is None else (other.rate, f"end-{other.rate}")
+    out: dict[int, TrainedRate] = {}
+    for rate in _outwards(rates, middle):
+        near = out.get(_neighbour(rate, rates, middle))
+        path = scratch / f"{name}-{rate}.safetensors"
+        out[rate] = train_rate(stored, crops, rate, near, own, path, report, other=other)
     return out
 
 

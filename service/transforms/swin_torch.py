@@ -145,7 +145,8 @@ class _PreparedLayer:
     def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
         assert isinstance(layer, SwinLayer)
         self._dtype, self._shift = dtype, layer.shift
-        self._position = layer.position.detach().clone()
+        logits = layer.position.detach()[:, position_offsets().to(layer.position.device)]
+        self._logits = logits.reshape(-1, *(WINDOW,) * 4)  # by rows and columns of query and key
         layer = layer.to(dtype)
         self._qkv, self._out = PackedLinear(layer.qkv), PackedLinear(layer.out)
         self._f1, self._f2 = PackedLinear(layer.f1), PackedLinear(layer.f2)
@@ -192,10 +193,8 @@ class _PreparedLayer:
 
     def _bias(self, height: int, width: int) -> Tensor:
         """What is added to the attention's logits in windows of a size: [heads, tokens, tokens]."""
-        offsets = position_offsets().reshape((WINDOW,) * 4)[:height, :width, :height, :width]
         tokens = height * width
-        bias: Tensor = self._position[:, offsets.reshape(tokens, tokens).to(self._position.device)]
-        return bias
+        return self._logits[:, :height, :width, :height, :width].reshape(-1, tokens, tokens)
 
 
 def _prompts_of(generator: nn.Module | None, x: Tensor) -> Sequence[Prompt | None]:
