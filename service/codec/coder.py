@@ -17,9 +17,12 @@ what ANS decodes, encoding undoes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import constriction
 import numpy as np
@@ -36,6 +39,14 @@ TOTAL_BITS = 24
 
 RARE = 2**-13
 """Largest mass of the symbols beyond half the reach of a NearTable."""
+
+LAPLACE_LEVELS = 48
+"""Scales of a Laplace distribution: 2^(level / 4 - 4) for level 0 ... 47."""
+LAPLACE_SHIFTS = 5
+"""Distances of its mean from the nearest integer: 0 ... 4 eighths."""
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 Symbols = NDArray[np.int32]
 Levels = NDArray[np.uint8]
@@ -56,12 +67,36 @@ class NearTable:
     @classmethod
     def of(cls, mass: NDArray[np.int64]) -> NearTable:
         """Cut a table [2 · SYMBOL_MAX + 1] so far out that symbols beyond are very rare."""
-        beyond = 2 * np.cumsum(mass)[SYMBOL_MAX - 1 :: -1]  # of ±1 and more, ±2 and more, ...
+        below, above = np.cumsum(mass)[:SYMBOL_MAX], np.cumsum(mass[::-1])[:SYMBOL_MAX]
+        beyond = (below + above)[::-1]  # of ±1 and more, ±2 and more, ...
         half = int(np.argmax(beyond <= RARE * 2**TOTAL_BITS))
         reach = min(max(2 * half, 1), SYMBOL_MAX - 1)
         near = mass[SYMBOL_MAX - reach : SYMBOL_MAX + reach + 1]
-        tail = mass[: SYMBOL_MAX - reach].sum(keepdims=True)
-        return cls(reach, _model(np.concatenate([tail, near, tail])))
+        tails = mass[: SYMBOL_MAX - reach], mass[SYMBOL_MAX + reach + 1 :]
+        below, above = (tail.sum(keepdims=True) for tail in tails)
+        return cls(reach, symbol_model(np.concatenate([below, near, above])))
+
+
+class ByNumber(Protocol[T_co]):
+    """What has an item for each number, such as a list."""
+
+    def __getitem__(self, number: int, /) -> T_co:
+        """The item of a number."""
+        ...
+
+
+class CodingTables(Protocol):
+    """What Encoder and Decoder need of tables; see Tables."""
+
+    @property
+    def models(self) -> ByNumber[Any]:
+        """Constriction's model of each table."""
+        ...
+
+    @property
+    def near(self) -> ByNumber[NearTable]:
+        """What decodes most symbols of each table faster."""
+        ...
 
 
 class Tables:
@@ -90,7 +125,7 @@ class Tables:
         self.mass = mass
         self.bit_costs = (TOTAL_BITS - np.log2(mass)).astype(np.float32)
         self.bit_costs[0] = 0
-        self.models = [_model(m) for m in mass]
+        self.models = [symbol_model(m) for m in mass]
         self.near = [NearTable.of(m) for m in mass]
 
     def costs(self, symbols: Symbols, levels: Levels) -> NDArray[np.float64]:
@@ -99,10 +134,58 @@ class Tables:
         return out
 
 
+class OnDemand(dict[int, T]):
+    """Items by number, each made when it is first needed."""
+
+    def __init__(self, make: Callable[[int], T]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, number: int) -> T:
+        """Make an item."""
+        self[number] = self._make(number)
+        return self[number]
+
+
+@cache
+def laplace_masses(table: int) -> NDArray[np.int64]:
+    """Probabilities of -SYMBOL_MAX ... SYMBOL_MAX in units of 2^-24, which sum to 2^24.
+
+    Every product of two float64 is the same on all machines, and so are decimal's exponentials.
+
+    Args:
+        table: 1 + LAPLACE_SHIFTS · level + shift has scale 2^(level / 4 - 4) and mean shift / 8.
+    """
+    level, shift = divmod(table - 1, LAPLACE_SHIFTS)
+    scale = Decimal(2) ** (Decimal(level) / 4 - 4)
+    ratio = float((-1 / scale).exp())
+    powers = np.multiply.accumulate(np.r_[1.0, np.full(SYMBOL_MAX - 1, ratio)])
+    room = 2.0**TOTAL_BITS - (2 * SYMBOL_MAX + 1)
+    sides = []
+    for distance in (Decimal(4 - shift) / 8, Decimal(4 + shift) / 8):
+        tail = 0.5 * float((-distance / scale).exp())
+        sides.append(1 + np.floor(tail * (1 - ratio) * powers * room).astype(np.int64))
+    above, below = sides
+    centre = 2**TOTAL_BITS - above.sum() - below.sum()
+    masses: NDArray[np.int64] = np.r_[below[::-1], centre, above]
+    return masses
+
+
+class LaplaceTables:
+    """Tables of Laplace distributions, see `laplace_masses`; 0 stands for a value not coded.
+
+    Attributes:
+        models, near: see Tables.
+    """
+
+    models: ByNumber[Any] = OnDemand(lambda table: symbol_model(laplace_masses(table)))
+    near: ByNumber[NearTable] = OnDemand(lambda table: NearTable.of(laplace_masses(table)))
+
+
 class Encoder:
     """Encoder of one piece: collects groups of symbols in decoding order, then codes them."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: CodingTables) -> None:
         self._tables = tables
         self._groups: list[tuple[Symbols, list[tuple[int, int, int]]]] = []
 
@@ -124,7 +207,7 @@ class Encoder:
 class Decoder:
     """Decoder of one piece, group by group."""
 
-    def __init__(self, tables: Tables, data: bytes | memoryview) -> None:
+    def __init__(self, tables: CodingTables, data: bytes | memoryview) -> None:
         """Raises BadStream: the bytes end in a zero, as Encoder never ends."""
         if data and data[-1] == 0:
             raise BadStream("coded symbols end in a zero byte")
@@ -158,7 +241,7 @@ class Decoder:
             raise BadStream("coded bytes do not end where their symbols do")
 
 
-def _model(mass: NDArray[np.int64]) -> Any:
+def symbol_model(mass: NDArray[np.int64]) -> Any:
     """Constriction's model of a table that sums to 2^24, with exactly these probabilities."""
     return Categorical((mass - 1).astype(np.float64), perfect=False)
 

@@ -16,7 +16,7 @@ section needs an index of at least a byte for each piece but the last; metadata 
 inflate to known limits. Nothing is allocated from a length before the length is checked against the
 bytes that are there.
 
-This module does not decode payloads: see latents.py, alpha.py and model_stream.py.
+This module does not decode payloads: see latents.py, overfit.py, alpha.py and model_stream.py.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ READY_BYTES = 4
 """Bytes of a ready update's sha256 that name it in a stream."""
 PSNR, MS_SSIM = TUNES = ("psnr", "ms-ssim")
 """The ladders of rates, by the measure they are trained for."""
+MODEL, LATENT = "model", "latent"
+"""How a picture is coded: by a model of the store at a rate, or as the latents of an autoencoder,
+by small networks that were fitted to this one picture (overfit.py)."""
 
 
 class Flags(IntFlag):
@@ -76,8 +79,9 @@ class Flags(IntFlag):
 class Section(IntEnum):
     """Section types, in the order in which they stand. Readers may skip unknown odd ones.
 
-    Each but LATENTS is stored in the field of Stream that has its name. A complete graphics layer
-    stands alone: such a stream has no section of latents, of updates or of alpha.
+    Each but LATENTS is stored in the field of Stream that has its name. A stream has exactly one of
+    LATENTS, OVERFIT and a complete graphics layer. With such a layer it has no section of updates
+    or of alpha; with OVERFIT it has none of updates or of graphics.
     """
 
     ICC = 1
@@ -86,17 +90,27 @@ class Section(IntEnum):
     ALPHA = 4
     GRAPHICS = 10
     LATENTS = 2
+    OVERFIT = 12
     EXIF = 3
 
 
 METADATA = ("icc", "exif")
 """Sections that are zlib streams."""
 
-OPTIONAL = (*METADATA, "update", "ready", "alpha")
+OPTIONAL = (*METADATA, "update", "ready", "alpha", "overfit")
 """Sections that Stream holds as bytes."""
 
-WITHOUT_COMPLETE_LAYER = (Section.LATENTS, Section.UPDATE, Section.READY, Section.ALPHA)
+WITHOUT_COMPLETE_LAYER = (
+    Section.LATENTS,
+    Section.OVERFIT,
+    Section.UPDATE,
+    Section.READY,
+    Section.ALPHA,
+)
 """Sections that a stream with a complete graphics layer has not."""
+
+WITHOUT_OVERFIT = (Section.LATENTS, Section.UPDATE, Section.READY, Section.GRAPHICS)
+"""Sections that a latent stream has not."""
 
 HEADER: Mapping[str, tuple[int, int, int]] = {
     "rate16": (1, LOSSLESS16, 8 * RATE_UNIT),
@@ -116,7 +130,7 @@ class Header:
     model: bytes
     """First MODEL_BYTES of the identity of the weights (store/model.py)."""
     rate16: int
-    """Rate in sixteenths; LOSSLESS16 stands for none."""
+    """Rate in sixteenths, in a latent stream the quality; LOSSLESS16 stands for none."""
     flags: int
     """A combination of Flags."""
     width: int
@@ -144,8 +158,8 @@ class Stream:
 
     Attributes:
         tiles: coded latents of each tile, in the order of tiles.tiles, in pieces in the order of
-            tiles.SEGMENTS; none where the graphics layer is complete. In a stream that is cut,
-            pieces are missing at the end.
+            tiles.SEGMENTS; none where the graphics layer is complete, or in a latent stream. In a
+            stream that is cut, pieces are missing at the end.
         alpha: packed alpha plane (alpha.py), None for an opaque picture.
         icc: ICC profile, None for sRGB.
         exif: Exif block, None without one.
@@ -155,6 +169,8 @@ class Stream:
         graphics: blocks that are stored exactly (graphics.py), None without any.
         complete: share of the coded latents' bytes that is there, 0–1; below 1 in a stream that is
             cut.
+        overfit: networks and grids that were fitted to the picture (overfit.py), in a latent
+            stream; None in every other one.
     """
 
     header: Header
@@ -166,6 +182,7 @@ class Stream:
     ready: bytes | None = None
     graphics: GraphicsLayer | None = None
     complete: float = 1.0
+    overfit: bytes | None = None
 
     @property
     def has_alpha(self) -> bool:
@@ -183,7 +200,8 @@ class StreamInfo:
     """What `rankpress info` shows of a stream; `model` and `ready` are in hex.
 
     Attributes:
-        tiles: number of tiles.
+        method: MODEL, or LATENT: then `model` names the autoencoder, and `rate` is the quality.
+        tiles: number of tiles; 0 in a latent stream.
         sections: (name, payload bytes) in stored order.
         marks: (segment, bytes of the stream up to the end of its last piece), in stored order: with
             so many bytes, a picture has all that the segment adds.
@@ -191,6 +209,7 @@ class StreamInfo:
     """
 
     version: int
+    method: str
     model: str
     rate: float
     tune: str
@@ -247,7 +266,8 @@ def write_stream(stream: Stream) -> bytes:
 def _payload(stream: Stream, kind: Section) -> bytes | None:
     """The payload of a section, None where the stream has none."""
     if kind is Section.LATENTS:
-        return None if stream.is_lossless else _write_latents(stream)
+        alone = stream.is_lossless or stream.overfit is not None
+        return None if alone else _write_latents(stream)
     if kind is Section.GRAPHICS:
         return None if stream.graphics is None else write_layer(stream.graphics)
     name = _section_name(kind)
@@ -280,7 +300,7 @@ def read_stream(
 
     Raises:
         BadStream: the bytes are damaged or no stream, or cut: with `partial`, before the latents
-            begin, or in a graphics layer that holds every pixel.
+            begin, in a graphics layer that holds every pixel, or in a latent stream.
         UnsupportedStream: the stream needs a newer decoder.
     """
     sections = _read_sections(data, check_header, partial)
@@ -312,9 +332,10 @@ def describe(
     """Describe a stream without decoding it; arguments and errors as of `read_stream`."""
     sections = _read_sections(data, check_header, partial)
     header, layer = sections.header, _read_layer(sections)
-    ready = sections.payload(Section.READY)
+    ready, is_latent = sections.payload(Section.READY), Section.OVERFIT in sections.spans
     return StreamInfo(
         version=VERSION,
+        method=LATENT if is_latent else MODEL,
         model=header.model.hex(),
         rate=header.rate,
         tune=header.tune,
@@ -322,7 +343,7 @@ def describe(
         height=header.height,
         grey=bool(header.flags & Flags.GREY),
         has_alpha=Section.ALPHA in sections.spans or (layer is not None and layer.has_alpha),
-        tiles=tile_count(header.latents),
+        tiles=0 if is_latent else tile_count(header.latents),
         total_bytes=len(data),
         sections=tuple((_section_name(kind), len(at)) for kind, at in sections.spans.items()),
         marks=_marks(sections),
@@ -364,6 +385,8 @@ def _read_sections(
         kind = reader.varint("section type")
         if len(spans) == MAX_SECTIONS:
             raise BadStream(f"more than {MAX_SECTIONS} sections, the next at offset {reader.at}")
+        if is_cut and kind == Section.OVERFIT:
+            raise BadStream(f"{fault}; a latent stream cannot be decoded in part")
         length, at = reader.varint("section length"), reader.at
         is_last = is_cut and kind == Section.LATENTS  # what follows it may be cut
         payload = b"" if is_last else reader.take(length, "section")
@@ -450,11 +473,22 @@ def _read_layer(sections: _Sections) -> GraphicsLayer | None:
         if header.rate16 != LOSSLESS16 or header.model != NO_MODEL:
             raise BadStream("a stream whose graphics layer holds every pixel has a rate or a model")
         return layer
-    if Section.LATENTS not in sections.spans:
+    if Section.OVERFIT in sections.spans:
+        _check_latent_stream(sections)
+    elif Section.LATENTS not in sections.spans:
         raise BadStream("the stream has no latents section")
     if header.rate16 < RATE_UNIT:
         raise BadStream(f"rate16 is {header.rate16}, expected {RATE_UNIT} to {8 * RATE_UNIT}")
     return layer
+
+
+def _check_latent_stream(sections: _Sections) -> None:
+    """Raise BadStream where a latent stream has what belongs to models and their rates."""
+    surplus = [_section_name(kind) for kind in WITHOUT_OVERFIT if kind in sections.spans]
+    if surplus:
+        raise BadStream(f"section {surplus[0]} in a latent stream")
+    if sections.header.flags & ~Flags.GREY:
+        raise BadStream(f"flags are {sections.header.flags}, a latent stream is grey (1) or not")
 
 
 def _section_name(kind: int) -> str:

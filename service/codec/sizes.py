@@ -176,3 +176,23 @@ def read_sizes(family: object, values: Mapping[str, object]) -> Sizes:
     if not isinstance(family, str) or family not in FAMILIES:
         raise StoreError(f"family is {str(family)[:100]!r}, expected one of {', '.join(FAMILIES)}")
     return FAMILIES[family].from_dict(values)
+
+
+AUTOENCODER_CELL = 8
+"""Pixels along the side of what one latent of the KL autoencoder stands for."""
+
+
+@dataclass(frozen=True)
+class AutoencoderSizes:
+    """Sizes of a KL autoencoder (nets/autoencoder.py).
+
+    Attributes:
+        channels: of the latents.
+        width: channels between the layers.
+        encoder_blocks, decoder_blocks: residual blocks.
+    """
+
+    channels: int = 16
+    width: int = 192
+    encoder_blocks: int = 3
+    decoder_blocks: int = 5

@@ -93,7 +93,7 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     raise Malformed("long varint")
 
 
-ORDER = [1, 6, 8, 4, 10, 2, 3]
+ORDER = [1, 6, 8, 4, 10, 2, 12, 3]
 """Sections, as they stand."""
 
 
@@ -130,8 +130,11 @@ def parse(data: bytes) -> Parsed:
         raise Malformed("ready update")
     layer = read_layer(sections[10], width, height) if 10 in sections else None
     if layer is not None and layer.marked.all():
-        if {2, 4, 6, 8} & sections.keys() or any(data[4:9]):
+        if {2, 4, 6, 8, 12} & sections.keys() or any(data[4:9]):
             raise Malformed("not lossless")
+    elif 12 in sections:
+        if {2, 6, 8, 10} & sections.keys() or data[8] < 16 or data[9] > 1:
+            raise Malformed("not a latent stream")
     elif 2 not in sections or data[8] < 16:
         raise Malformed("latents or rate")
     metadata = {kind: inflate_metadata(sections[kind]) for kind in (1, 3) if kind in sections}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from itertools import accumulate, chain, combinations
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -157,7 +158,7 @@ def test_behind_a_valid_checksum_every_change_is_refused_or_read_sanely() -> Non
                 outcomes["refused"] += 1
                 continue
             outcomes["read"] += 1
-            if not stream.header.flags & Flags.SAME_MACHINE:
+            if stream.overfit is None and not stream.header.flags & Flags.SAME_MACHINE:
                 boxes = tiles(stream.header.latents)
                 assert list(map(len, stream.tiles)) == list(map(piece_count, boxes))
             assert sum(map(len, chain.from_iterable(stream.tiles))) <= len(body)
@@ -194,7 +195,7 @@ def test_unknown_sections_are_skipped_when_optional_and_refused_when_critical() 
     for kind in (7, 101, 2**14 + 1):
         stream = read_stream(stream_of((kind, b"whatever"), LATENTS, (kind + 2, b"")))
         assert stream.tiles == (PIECES,)
-    for kind in (0, 12, 2**14):
+    for kind in (0, 14, 2**14):
         with pytest.raises(UnsupportedStream, match=f"critical section {kind}"):
             read_stream(stream_of(LATENTS, (kind, b"")))
 
@@ -218,7 +219,8 @@ def test_a_ready_update_is_named_by_four_bytes() -> None:
 
 def test_sections_stand_in_one_order_and_once() -> None:
     """What the latents need stands before them, so that a cut stream can be decoded."""
-    optional = {kind: (int(kind), b"abcd") for kind in Section if kind != Section.GRAPHICS}
+    layers = (Section.GRAPHICS, Section.OVERFIT)  # the latents do not stand with these
+    optional = {kind: (int(kind), b"abcd") for kind in Section if kind not in layers}
     optional |= {kind: (int(kind), zlib.compress(b"p")) for kind in (Section.ICC, Section.EXIF)}
     optional[Section.LATENTS] = LATENTS
     assert read_stream(stream_of(*optional.values())).exif == b"p"
@@ -384,6 +386,53 @@ def test_describe_says_what_is_in_the_stream() -> None:
     unknown = describe(stream_of((Section.LATENTS, b""), (77, b"xyz"), width=SMALL, height=SMALL))
     assert unknown.sections == (("latents", 0), ("type-77", 3))
     assert not unknown.grey and not unknown.has_alpha
+
+
+OVERFIT = replace(STREAM, tiles=(), overfit=b"networks and grids")
+
+
+def test_a_latent_stream_comes_back_and_is_described() -> None:
+    for latent in (OVERFIT, replace(PLAIN, tiles=(), overfit=b"")):
+        assert same(read_stream(write_stream(latent)), latent)
+    by_hand = stream_of((Section.OVERFIT, b"networks and grids"))
+    assert write_stream(replace(PLAIN, tiles=(), overfit=b"networks and grids")) == by_hand
+    info = describe(write_stream(OVERFIT))
+    assert (info.method, info.tiles, info.rate, info.marks) == ("latent", 0, 4, ())
+    assert [name for name, _ in info.sections] == ["icc", "alpha", "overfit", "exif"]
+    assert describe(write_stream(STREAM)).method == "model"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"sections": (LATENTS, (Section.OVERFIT, b"x"))},
+        {"sections": ((Section.OVERFIT, b"x"), LATENTS)},
+        {"sections": ((Section.UPDATE, b"u"), (Section.OVERFIT, b"x"))},
+        {"sections": ((Section.READY, b"abcd"), (Section.OVERFIT, b"x"))},
+        {"sections": ((Section.OVERFIT, b"x"), (Section.OVERFIT, b"x"))},
+        {"sections": ((Section.EXIF, b""), (Section.OVERFIT, b"x"))},
+        {"flags": Flags.MS_SSIM},
+        {"flags": Flags.SAME_MACHINE},
+        {"rate16": 0},
+    ],
+)
+def test_a_latent_stream_has_nothing_that_belongs_to_models(other: dict[str, Any]) -> None:
+    if "sections" in other:
+        data = stream_of(*other["sections"])
+    else:
+        data = write_stream(replace(OVERFIT, header=replace(HEADER, **other)))
+    for read in (read_stream, describe):
+        with pytest.raises(BadStream):
+            read(data)
+
+
+def test_a_latent_stream_is_refused_where_it_is_cut() -> None:
+    data = write_stream(OVERFIT)
+    for n in range(len(data)):
+        for read in (read_stream, describe):
+            with pytest.raises(BadStream):
+                read(data[:n], partial=True)
+    assert same(read_stream(data, partial=True), OVERFIT)
 
 
 def test_marks_are_where_each_segment_of_all_tiles_ends() -> None:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from codec import independent_decoder as page
-from service.codec import container
-from service.codec.coder import Encoder, Tables
+from service.codec import container, overfit
+from service.codec.coder import LAPLACE_LEVELS, LAPLACE_SHIFTS, Encoder, Tables
 from service.codec.container import Header, Stream
 from service.codec.model_stream import read_update
 from service.codec.tiles import piece_count, tiles
@@ -100,6 +100,19 @@ def test_the_page_lists_sections_flags_and_limits_of_the_code() -> None:
         assert f"| {bit} | {flag.value} |" in text
     limits = (container.MAX_SIDE, container.MAX_METADATA_BYTES, container.MAX_PACKED_BYTES)
     assert all(f"{limit:,}" in text for limit in limits)
+
+
+def test_the_page_has_the_constants_and_tensors_of_latent_streams() -> None:
+    text = (ROOT / "service" / "docs" / "format.md").read_text()
+    section = text.partition("## Latent streams")[2].partition("## Updates of the synthesis")[0]
+    assert all(f"`{name}`" in section for name in overfit.TENSORS)
+    assert f"level 0…{LAPLACE_LEVELS - 1} and shift 0…{LAPLACE_SHIFTS - 1}" in section
+    assert f"{len(overfit.TENSORS)} bytes: one for each tensor" in section
+    assert f"e is at most {overfit.PARAMETER_STEPS - 1}" in section
+    assert f"±{overfit.VALUE_MAX}" in section and f"F ≤ {overfit.MAX_GRIDS}" in section
+    assert f"gains at most {overfit.GAIN_MAX}" in section
+    offsets = ", ".join(f"({r}, {c})" for r, c in overfit.CONTEXT).replace("-", "−")
+    assert offsets in " ".join(section.split())
 
 
 def outcome(data: bytes) -> tuple[object, ...]:
