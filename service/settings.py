@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     """Name of the model that compresses where a request names none; None takes the one that
     store.json of the store names."""
 
+    autoencoders: tuple[str, ...] = ()
+    """Autoencoders of the package diffusers that latent streams may use, besides those of the
+    store: folders, or ids of the Hugging Face hub."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the networks; auto takes a CUDA device if there is one."""
 

@@ -27,7 +27,7 @@ class NumpySynthesis:
 
     def __init__(self, model: StoredModel) -> None:
         """Load weights."""
-        self._layers = _Layers({n.removeprefix("g_s."): t for n, t in model.synthesis.items()})
+        self._layers = NumpyLayers({n.removeprefix("g_s."): t for n, t in model.synthesis.items()})
         self._sizes = conv_sizes(model.sizes)
 
     @np.errstate(over="ignore", invalid="ignore")  # a hostile update of the weights can cause both
@@ -41,12 +41,12 @@ class NumpySynthesis:
         for i in range(s.nd16):
             x = layers.block(f"{1 + i}", x)
         x = np.concatenate([x, y[..., s.c16 :]], -1)
-        x = _shuffle(layers.linear(f"{1 + s.nd16}.l", x), 2)
+        x = shuffle(layers.linear(f"{1 + s.nd16}.l", x), 2)
         x = x[visible.slices]
         for i in range(s.nd8):
             x = layers.block(f"{2 + s.nd16 + i}", x)
         x = x[inner.scaled(2).relative(visible).slices]
-        return _pixels(_shuffle(layers.linear(f"{2 + s.nd16 + s.nd8}.l", x), 8))
+        return pixels_of(shuffle(layers.linear(f"{2 + s.nd16 + s.nd8}.l", x), 8))
 
 
 class NumpyPreviews:
@@ -58,7 +58,7 @@ class NumpyPreviews:
 
     def __init__(self, tensors: Tensors) -> None:
         """Load weights that `store.shapes.check_previews` has accepted."""
-        self._layers = _Layers(tensors)
+        self._layers = NumpyLayers(tensors)
         self.halo = preview_blocks(tensors)
 
     @np.errstate(over="ignore", invalid="ignore")  # hostile weights can cause both
@@ -71,12 +71,12 @@ class NumpyPreviews:
         x = self._layers.linear("trunk.0", _real(y_hat))
         for i in range(self.halo):
             x = self._layers.block(f"trunk.{1 + i}", x)
-        return _pixels(
-            _shuffle(self._layers.linear(f"head.{scale}.l", x[inner.slices]), PATCH // scale)
+        return pixels_of(
+            shuffle(self._layers.linear(f"head.{scale}.l", x[inner.slices]), PATCH // scale)
         )
 
 
-class _Layers:
+class NumpyLayers:
     """Layers of networks by name."""
 
     def __init__(self, tensors: Tensors) -> None:
@@ -87,12 +87,14 @@ class _Layers:
         }
 
     def linear(self, name: str, x: F32) -> F32:
+        """[..., inputs] -> [..., outputs]."""
         weight = self._tensors[f"{name}.weight"]
         out: F32 = x.reshape(-1, x.shape[-1]) @ weight  # one product: numpy would take row by row
         out += self._tensors[f"{name}.bias"]
         return out.reshape(*x.shape[:-1], -1)
 
     def block(self, name: str, x: F32) -> F32:
+        """A residual block (nets/backbone.py), [H, W, C] -> [H, W, C]."""
         t = self._depthwise(f"{name}.dw", _leaky(self.linear(f"{name}.pw1", x)))
         x = x + self.linear(f"{name}.pw2", t)
         x += self.linear(f"{name}.f2", _leaky(self.linear(f"{name}.f1", x)))
@@ -116,7 +118,7 @@ def _real(y_hat: NDArray[np.int16]) -> F32:
     return y_hat.astype(np.float32) * np.float32(2.0**-Y_FRAC)
 
 
-def _pixels(x: F32) -> NDArray[np.uint8]:
+def pixels_of(x: F32) -> NDArray[np.uint8]:
     """Samples from -0.5 to 0.5 as 0 to 255, NaN as 0; changes its argument."""
     x += np.float32(0.5)
     x *= np.float32(255)
@@ -128,7 +130,8 @@ def _leaky(x: F32) -> F32:
     return out
 
 
-def _shuffle(x: Any, r: int) -> F32:
+def shuffle(x: Any, r: int) -> F32:
+    """Channels of [H, W, r·r·C] as cells of r×r, [rH, rW, C]."""
     h, w, c = x.shape
     cells = x.reshape(h, w, r, r, c // (r * r)).swapaxes(1, 2)
     out: F32 = cells.reshape(h * r, w * r, c // (r * r))
