@@ -13,10 +13,10 @@ import torch
 from safetensors.numpy import save
 
 from service.codec.lowrank import Update, pack
+from service.nets.adapters import domains, quantise_adapter
 from service.nets.lora import RateAdapter
 from service.nets.twin import float_twin
 from service.store.model import StoredModel, StoredRate, layer_shapes
-from service.train.adapters import domains, quantise_adapter
 from service.train.tunes import BASE, LADDER
 
 RANKS = {"g_a": 2, "g_s": 2, "h_a": 1, "entropy": 1}
@@ -40,9 +40,7 @@ def small_update(stored: StoredModel, rate: int, seed: int = 0) -> Update:
     return quantise_adapter(stored, small_adapter(stored, rate, seed))
 
 
-def with_update(
-    stored: StoredModel, rate: int, update: Update, tune: str = "psnr"
-) -> StoredModel:
+def with_update(stored: StoredModel, rate: int, update: Update, tune: str = "psnr") -> StoredModel:
     """The model with an update as one of its rates, another of that rate and tune replaced."""
     data = save(pack(update, layer_shapes(stored.transforms, stored.entropy)))
     digest = hashlib.sha256(data).digest()

@@ -21,9 +21,9 @@ COMMON = {"picture"}
 
 LAYERS: tuple[str, ...] = (
     "errors", "picture", "ms_ssim", "settings", "files", "logs", "blobs", "codec", "images",
-    "tracing", "client", "store", "nets", "transforms", "runtime", "adapt", "engine", "maps",
-    "bulk", "names", "webhooks", "jobs", "http", "web", "api", "server", "pillow", "datasets",
-    "zoo", "eval", "train", "rates", "export", "bench", "cli", "__main__",
+    "tracing", "client", "store", "nets", "transforms", "runtime", "autoencoders", "adapt",
+    "engine", "maps", "bulk", "names", "webhooks", "jobs", "http", "web", "api", "server",
+    "pillow", "datasets", "zoo", "eval", "train", "rates", "export", "bench", "cli", "__main__",
 )  # fmt: skip
 """The parts of service/, each after all that it may import."""
 
@@ -45,8 +45,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nets": {"codec", "store"},
     "transforms": COMMON | {"codec", "nets", "store"},
     "runtime": COMMON | {"ms_ssim", "codec", "store", "transforms"},
-    "adapt": COMMON | {"codec", "nets", "store", "transforms", "runtime"},
-    "engine": COMMON | {"codec", "images", "store", "transforms", "runtime", "adapt", "settings"},
+    "autoencoders": COMMON | {"codec", "store", "nets", "transforms", "runtime", "files"},
+    "adapt": COMMON | {"codec", "nets", "store", "transforms", "runtime", "autoencoders"},
+    "engine": COMMON
+    | {"codec", "images", "store", "transforms", "runtime", "autoencoders", "adapt", "settings"},
     "maps": COMMON | {"engine", "runtime", "nets", "codec", "images", "store"},
     "bulk": COMMON | {"engine", "images", "codec", "store", "blobs", "files", "settings"},
     "names": {"blobs", "settings"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -56,7 +57,8 @@ class AdaptProgress:
         step: steps done. total: steps planned; fewer may be done.
         bytes: size of the best stream so far. bpp: its bits per pixel.
         psnr_db: PSNR in dB of its 8-bit picture.
-        first_bytes, first_bpp, first_psnr_db: of the plain stream, without adaptation.
+        first_bytes, first_bpp, first_psnr_db: of the plain stream, without adaptation; of latents
+            that are fitted, which have no plain stream, of the first stream that was measured.
     """
 
     phase: str
@@ -68,3 +70,24 @@ class AdaptProgress:
     first_bytes: int
     first_bpp: float
     first_psnr_db: float
+
+
+class Adaptation(Protocol):
+    """The adaptation of one picture in progress. Not safe to share between threads."""
+
+    @property
+    def progress(self) -> AdaptProgress:
+        """How far the adaptation is."""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+
+    def best(self) -> bytes:
+        """The best stream so far; always a valid .rkp."""
+
+    def advance(self, seconds: float) -> AdaptProgress:
+        """Optimise for about that long: at least one step, and what is due after the last one."""
+
+    def checkpoint(self) -> bytes:
+        """Everything that is needed to go on."""

@@ -20,12 +20,20 @@ from service.api.service import Service, ServiceArg, refuse_query, refuse_repeat
 from service.engine.admission import Phase
 from service.engine.requests import check_pixels
 from service.engine.target import rate_text
-from service.engine.types import ModelInfo
+from service.engine.types import Codec, ModelInfo
 from service.errors import RankpressError, Saturated
 from service.http.context import context_of
 from service.http.responses import bytes_response
 from service.images.read import read_image
-from service.jobs.job import ENDED, Job, JobSpec, check_rate, spec_of
+from service.jobs.job import (
+    ENDED,
+    Job,
+    JobSpec,
+    autoencoder_named,
+    check_rate,
+    latent_spec_of,
+    spec_of,
+)
 from service.jobs.jobs import Jobs
 
 POLL_S: Final = 1.0
@@ -63,13 +71,15 @@ async def adapt(
     """Queue a job that fits a stream to one picture; the same picture is the same job."""
     client = service.job_client
     client.check()
-    check_rate(query.rate, client.models)
+    level = query.level()
+    if query.method == "model":
+        check_rate(level, client.models)
     recipients = client.recipients(query.webhook)
     context = context_of(request.scope)
-    context.rate = query.rate
+    context.rate = level
     body = await service.read_body(request)
     limit = min(service.settings.max_pixels, service.settings.job_max_pixels)
-    work = partial(spec_of_body, body, query, client.models, limit)
+    work = partial(spec_of_body, body, query, service.codec, client.models, limit)
     spec = (await service.run(request, work)).value
     context.pixels = spec.width * spec.height
 
@@ -131,7 +141,7 @@ async def cancel(service: ServiceArg, job_id: JobId) -> Response:
 
 
 def spec_of_body(
-    body: bytes, query: AdaptQuery, models: tuple[ModelInfo, ...], max_pixels: int
+    body: bytes, query: AdaptQuery, codec: Codec, models: tuple[ModelInfo, ...], max_pixels: int
 ) -> JobSpec:
     """The job for a request; the whole picture is read, so that no job fails because of it.
 
@@ -139,11 +149,16 @@ def spec_of_body(
         BadImage, BadParameter: as `read_image`.
         TooManyPixels: as `check_pixels`.
         RateUnavailable: as `spec_of`.
+        ModelUnavailable: there is no such autoencoder.
     """
     picture = read_image(body, max_pixels=max_pixels, frame=query.frame)
     size = picture.width, picture.height
     check_pixels(max_pixels, *size)
-    return spec_of(body, *size, query.rate, query.effort, models, query.frame)
+    level, effort, frame = query.level(), query.effort, query.frame
+    if query.method == "latent":
+        autoencoder = autoencoder_named(query.autoencoder, codec.autoencoders())
+        return latent_spec_of(body, *size, level, effort, autoencoder, frame)
+    return spec_of(body, *size, level, effort, models, frame)
 
 
 async def job_events(service: Service, job_id: str, last_id: str | None) -> AsyncIterator[bytes]:
@@ -204,10 +219,10 @@ def _job_response(service: Service, job: Job, status: int, values: dict[str, str
 
 async def _stream_response(request: Request, job: Job, data: bytes) -> Response:
     context = context_of(request.scope)
-    context.rate, context.pixels = job.spec.rate, job.spec.width * job.spec.height
+    context.rate, context.pixels = job.spec.level, job.spec.width * job.spec.height
     values: dict[headers.ResponseHeader, object] = {
         headers.ETAG: f'"{hashlib.sha256(data).hexdigest()}"',
-        headers.RATE: rate_text(job.spec.rate),
+        headers.RATE: rate_text(job.spec.level),
     }
     if job.record is not None:
         progress = job.record.progress

@@ -54,9 +54,15 @@ operations_router = APIRouter(tags=["operations"])
 
 @models_router.get("/models", responses=openapi.problems(422))
 async def models(service: ServiceArg) -> Models:
-    """Every model with its hash, its family, its rates and how it was trained."""
+    """Every model with its hash, its family, its rates and how it was trained.
+
+    And every autoencoder, whose latents can be fitted to a picture, with its hash.
+    """
     loaded = service.codec.models()
-    return Models(default=loaded[0].name, models=loaded)
+    autoencoders = await service.weight_calls(
+        service.codec.autoencoders, service.settings.request_timeout_s
+    )
+    return Models(default=loaded[0].name, models=loaded, autoencoders=autoencoders)
 
 
 @models_router.get("/rates", responses=openapi.problems(422))

@@ -12,8 +12,14 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.engine.comparison import PeerFormat
-from service.engine.target import DEFAULT_RATE, Target, rate_or_target
-from service.engine.types import AdapterInfo, ModelInfo, RateInfo
+from service.engine.target import (
+    DEFAULT_RATE,
+    Method,
+    Target,
+    adaptation_level,
+    rate_or_target,
+)
+from service.engine.types import AdapterInfo, AutoencoderInfo, ModelInfo, RateInfo
 from service.errors import BadParameter
 from service.http.problems import Document
 from service.images.read import Metadata
@@ -177,11 +183,23 @@ class AdapterQuery(Query):
 class AdaptQuery(Query):
     """Parameters of `POST /adapt`."""
 
-    rate: RateNumber = DEFAULT_RATE
-    """Quality and size, from 1 (smallest) to 8 (best), in steps of a sixteenth."""
+    method: Method = "model"
+    """How the picture is coded: by the default model at a rate (`model`), or by small networks that
+    are fitted to its latents in an autoencoder (`latent`), at any quality from one model."""
+
+    rate: RateNumber | None = None
+    """Quality and size, from 1 (smallest) to 8 (best), in steps of a sixteenth. The default is 4;
+    the method `latent` takes none."""
+
+    quality: RateNumber | None = None
+    """The same of the method `latent`, which needs it: from 1 (smallest) to 8 (best)."""
+
+    autoencoder: str | None = Field(default=None, min_length=1, max_length=100, examples=["kl"])
+    """Name of the autoencoder of the method `latent`, one of `/models`; without it the first."""
 
     effort: int = Field(default=2, ge=0, le=4)
-    """How much work is done, from 0 (seconds: a ready update is chosen) to 4 (many minutes)."""
+    """How much work is done, from 0 (seconds; of a model, a ready update is chosen) to 4 (many
+    minutes)."""
 
     frame: int | None = Field(default=None, ge=0, le=2**31)
     """Frame or page of an animated or multi-page file, from 0; without it the file is refused."""
@@ -192,6 +210,10 @@ class AdaptQuery(Query):
     webhook: str | None = Field(default=None, max_length=2000, examples=["https://example.org/"])
     """URL, http or https, that gets a signed POST when the job has ended, in whatever way."""
 
+    def level(self) -> float:
+        """The rate or the quality. Raises BadParameter: see `adaptation_level`."""
+        return adaptation_level(self.method, self.rate, self.quality, self.autoencoder)
+
 
 class Models(Document):
     """Answer of `GET /models`: what is loaded."""
@@ -200,6 +222,9 @@ class Models(Document):
     """Name of the model that compresses where a request names none: the first of them."""
 
     models: tuple[ModelInfo, ...]
+
+    autoencoders: tuple[AutoencoderInfo, ...]
+    """Those that the method `latent` of `/adapt` can use; the first is the default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +285,16 @@ class JobDocument(Document):
     """Its name: a hash of the image and of all parameters."""
 
     status: State
-    rate: float
+    method: Method
+    rate: float | None
+    """Of the method `model`; null otherwise."""
+
+    quality: float | None
+    """Of the method `latent`; null otherwise."""
+
+    autoencoder: str | None
+    """Name of the autoencoder of the method `latent`; null otherwise."""
+
     effort: int
     priority: int
     """Its priority when it was first posted."""
@@ -292,13 +326,13 @@ class JobDocument(Document):
     """PSNR in dB of the 8-bit picture of the best stream; null when exact."""
 
     first_bytes: int | None = None
-    """Size of the stream without adaptation."""
+    """Size of the stream without adaptation; of the method `latent`, of the first stream."""
 
     first_bpp: float | None = None
-    """Bits per pixel of the stream without adaptation."""
+    """Bits per pixel of that stream."""
 
     first_psnr_db: float | None = None
-    """PSNR in dB of the 8-bit picture without adaptation; null when exact."""
+    """PSNR in dB of its 8-bit picture; null when exact."""
 
     seconds: float
     """Seconds of work so far."""
@@ -333,7 +367,10 @@ def document_of(job: Job, root_path: str) -> JobDocument:
         **record.to_json()["progress"] if record else {},
         id=job.id,
         status=job.state,
+        method=spec.method,
         rate=spec.rate,
+        quality=spec.quality,
+        autoencoder=spec.autoencoder,
         effort=spec.effort,
         priority=job.priority,
         width=spec.width,

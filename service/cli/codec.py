@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rankpress_client import Rankpress
     from rankpress_client.options import AdaptOptions, CompressOptions, Rate
 
+    from service.adapt.task import Adaptation
     from service.cli.batch import ConvertedFile
     from service.cli.plan import BatchPlan
     from service.picture import Picture
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Loaded = TypeVar("Loaded")
 
 Format = Literal["png", "webp", "jpeg", "avif"]
+Method = Literal["model", "latent"]
 FORMAT_OF_SUFFIX: Final[dict[str, Format]] = {
     ".png": "png",
     ".webp": "webp",
@@ -206,7 +208,21 @@ def maps(
 def adapt(
     sources: SourcesArgument,
     out: OutArgument,
-    rate: options.Rate = 4.0,
+    method: Annotated[
+        Method,
+        typer.Option(help="Adapt a model at a rate, or fit the latents of an autoencoder."),
+    ] = "model",
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1, max=8, show_default="4", help="1 is smallest, 8 is best."),
+    ] = None,
+    quality: Annotated[
+        float | None,
+        typer.Option(min=1, max=8, help="In place of a rate with --method latent."),
+    ] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="Of --method latent; default: the first.")
+    ] = None,
     effort: Annotated[
         int,
         typer.Option(min=0, max=4, help="0: a ready update; 1 to 4: 100 to 2000 steps a phase."),
@@ -227,9 +243,11 @@ def adapt(
     from service.cli.batch import check_output
     from service.cli.output import run_adaptation
     from service.cli.plan import plan_batch
+    from service.engine.target import adaptation_level
     from service.images.read import read_image
 
     check_output(out, json)
+    level = adaptation_level(method, rate, quality, autoencoder, spelling=lambda name: f"--{name}")
     plan = plan_batch(sources, out, IMAGE_SUFFIXES, STREAM_SUFFIX)
     quiet = json or len(plan.tasks) > 1
     if server:
@@ -240,7 +258,14 @@ def adapt(
             "--store": store,
             "--device": device,
         }
-        asked: AdaptOptions = {"rate": rate, "effort": effort, "frame": frame}
+        asked: AdaptOptions = {
+            "method": method,
+            "rate": level if method == "model" else None,
+            "quality": quality,
+            "autoencoder": autoencoder,
+            "effort": effort,
+            "frame": frame,
+        }
         with open_server(server, local) as remote:
             convert_there = partial(_adapt_on, remote, asked, quiet)
             _run(plan, bytes, convert_there, json=json, overwrite=overwrite)
@@ -250,8 +275,12 @@ def adapt(
     settings = settings_of(store=store, device=device)
     engine = open_engine(settings)
 
+    begin: Callable[..., Adaptation] = engine.adapt
+    if method == "latent":
+        begin = partial(engine.fit_latents, autoencoder=autoencoder)
+
     def convert(picture: Picture) -> ConvertedFile:
-        adaptation = engine.adapt(picture, rate, effort=effort, seed=seed, max_seconds=max_seconds)
+        adaptation = begin(picture, level, effort=effort, seed=seed, max_seconds=max_seconds)
         return run_adaptation(adaptation, picture, quiet)
 
     limit = settings.max_pixels

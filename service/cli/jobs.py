@@ -22,7 +22,7 @@ from service.errors import MissingExtra
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from service.jobs.job import Job
+    from service.jobs.job import Job, JobSpec
     from service.jobs.jobs import Jobs
 
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -155,7 +155,7 @@ def _table(jobs: list[Job]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("submitted", no_wrap=True)
     for job in jobs:
-        cells = [f"{job.spec.rate:g}", str(job.spec.effort), str(job.priority), *[""] * 6]
+        cells = [_level(job.spec), str(job.spec.effort), str(job.priority), *[""] * 6]
         if job.record is not None:
             p = job.record.progress
             cells[3:] = [f"{p.step}/{p.total}", f"{p.bpp:.3f}", f"{p.first_bpp:.3f}"]
@@ -175,7 +175,7 @@ def _details(job: Job) -> Table:
         "status": job.state,
         "picture": f"{spec.width}x{spec.height}, sha256 {spec.image}",
         "source": f"{spec.image_bytes:,} bytes{frame}",
-        "options": f"rate {spec.rate:g}, effort {spec.effort}, priority {job.priority}",
+        "options": f"{_method(spec)}, effort {spec.effort}, priority {job.priority}",
         "submitted": _date(job.created_s),
         "worker": f"{job.worker or 'none yet'}, started {job.attempts} times",
     }
@@ -199,6 +199,17 @@ def _details(job: Job) -> Table:
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _level(spec: JobSpec) -> str:
+    """Return the rate, or the quality with the method."""
+    return f"{spec.level:g}" if spec.method == "model" else f"{spec.method} {spec.level:g}"
+
+
+def _method(spec: JobSpec) -> str:
+    if spec.method == "model":
+        return f"rate {spec.level:g}"
+    return f"method {spec.method}, quality {spec.level:g}, autoencoder {spec.autoencoder}"
 
 
 def _db(value: float) -> str:

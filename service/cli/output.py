@@ -27,8 +27,7 @@ from service.cli.process import say
 if TYPE_CHECKING:
     from rankpress_client import AdaptJob, JobState
 
-    from service.adapt.adaptation import PictureAdaptation
-    from service.adapt.task import AdaptProgress
+    from service.adapt.task import Adaptation, AdaptProgress
     from service.codec.container import StreamInfo
     from service.engine.types import ModelInfo
     from service.picture import Picture
@@ -187,11 +186,14 @@ def stream_json(source: str, info: StreamInfo) -> str:
 def print_stream(source: str, info: StreamInfo) -> None:
     """Print the description of a stream."""
     channels = "grey" if info.grey else "colour"
-    tiles = f"{info.tiles} tile{'s' if info.tiles > 1 else ''}"
+    tiles = f", {info.tiles} tile{'s' if info.tiles > 1 else ''}" if info.tiles else ""
     table = Table(box=None, show_header=False, pad_edge=False)
     alpha = " with alpha" if info.has_alpha else ""
     table.add_row("picture", f"{info.width}x{info.height} {channels}{alpha}")
-    if math.isinf(info.rate):
+    if info.method == "latent":
+        table.add_row("quality", f"{info.rate:g}, method latent")
+        table.add_row("autoencoder", info.model)
+    elif math.isinf(info.rate):
         table.add_row("rate", "lossless, needs no model")
     else:
         table.add_row("rate", f"{info.rate:g}, tune {info.tune}")
@@ -200,7 +202,7 @@ def print_stream(source: str, info: StreamInfo) -> None:
         table.add_row("graphics", f"{info.graphics_share:.1%} of the blocks are exact")
     if info.ready is not None:
         table.add_row("ready update", info.ready)
-    table.add_row("format", f"version {info.version}, {tiles}")
+    table.add_row("format", f"version {info.version}{tiles}")
     table.add_row("size", f"{info.total_bytes:,} bytes, {_bpp(info):.3f} bits per pixel")
     for name, length in info.sections:
         table.add_row(f"  {name}", f"{length:,} bytes")
@@ -233,7 +235,7 @@ def print_model(model: ModelInfo) -> None:
     console.print(table)
 
 
-def run_adaptation(adaptation: PictureAdaptation, picture: Picture, quiet: bool) -> ConvertedFile:
+def run_adaptation(adaptation: Adaptation, picture: Picture, quiet: bool) -> ConvertedFile:
     """Run an adaptation to its end, with a progress line on standard error unless it is quiet."""
     from service.codec.container import describe
 

@@ -13,14 +13,19 @@ import typer
 
 from service.cli import options
 from service.cli.options import training_device, whole_rates
-from service.cli.train_backbone import base, default, export
+from service.cli.process import say
+from service.cli.train_backbone import TILES, base, default, export, say_tiles, tiles_of
+from service.cli.train_backbone import DataArgument as TilesArgument
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
     from service.datasets.crops import Crops
+    from service.rates.default_networks import NetworkProgress
     from service.rates.previews import PreviewProgress
     from service.rates.rate_training import RateProgress
     from service.rates.updates import UpdateProgress
+    from service.train.autoencoder import AutoencoderProgress
+    from service.train.sampler import Sampler
 
 train_app = typer.Typer(no_args_is_help=True, help="Train backbones and rates, export backbones.")
 for command in (base, export, default):
@@ -199,6 +204,116 @@ def zoo(
     write_whole(out, train_adapter(pretrained(name, quality), crops, recipe, report))
 
 
+@train_app.command()
+def autoencoder(
+    data: TilesArgument,
+    run: Annotated[Path, typer.Option(help="Folder of the run; a run in it is resumed.")],
+    minutes: Annotated[float, typer.Option(min=0, help="Length of this session of the run.")],
+    decay: Annotated[
+        float, typer.Option(min=0, help="Last minutes of the session; they are the final decay.")
+    ] = 0.0,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Model whose layers a new run starts from; default: light."),
+    ] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 4e-4,
+    batch: Annotated[int, typer.Option(min=1, help="Crops per step.")] = 8,
+    crop: Annotated[int, typer.Option(help="Side of the crops in pixels, over 160.")] = 192,
+    seed: SeedOption = 0,
+    threads: options.Threads = None,
+) -> None:
+    """Train the KL autoencoder of latent streams for some minutes, on the CPU."""
+    from service.codec.sizes import AutoencoderSizes, conv_sizes
+    from service.store.read import default_path, load_model
+    from service.train.autoencoder import AutoencoderRun, from_backbone
+
+    training_device(threads, "cpu")
+    sampler = _sampler(data, run / TILES, batch, crop)
+    model = load_model(start or default_path() / "light")
+    sizes = AutoencoderSizes(width=conv_sizes(model.sizes).c8)
+    work = AutoencoderRun(run, sampler, lambda: from_backbone(model, sampler, sizes), lr, seed)
+    work.train(minutes, decay, _print_autoencoder)
+    say(f"{run} holds step {work.step}")
+
+
+@train_app.command("export-autoencoder")
+def export_autoencoder(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    out: Annotated[Path, typer.Argument(help="The autoencoder's folder in a store.")],
+) -> None:
+    """Write a trained autoencoder, with default networks that `train networks` replaces."""
+    from service.export import autoencoder as export_run
+
+    export_run.export_autoencoder(run, out)
+    say(f"{out} holds the autoencoder {out.name}")
+
+
+@train_app.command()
+def networks(
+    data: TilesArgument,
+    out: Annotated[Path, typer.Argument(help="File of the default networks.")],
+    name: Annotated[str, typer.Option("--autoencoder", help="Name of the autoencoder.")] = "kl",
+    levels: Annotated[
+        str, typer.Option(metavar="16,4,3,2", help="Grids at 1:1, 1:2, 1:4 ... of the latents.")
+    ] = "16,4,3,2",
+    widths: Annotated[
+        str, typer.Option(metavar="8,16", help="Channels of the two small networks.")
+    ] = "8,16",
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2400,
+    rounds: Annotated[int, typer.Option(min=1, help="Groups of crops for each quality.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Crops in a group.")] = 8,
+    crop: Annotated[int, typer.Option(help="Side of the crops in pixels.")] = 256,
+    store: options.Store = None,
+    seed: SeedOption = 0,
+    threads: options.Threads = None,
+) -> None:
+    """Fit the default networks of an autoencoder; streams that were made with others need those."""
+    from service.adapt.overfit import differentiable
+    from service.autoencoders.registry import open_autoencoders
+    from service.export.autoencoder import export_networks
+    from service.rates.default_networks import crop_groups, fit_default_networks
+    from service.runtime.loading import load_models
+    from service.store.read import load_store
+
+    training_device(threads, "cpu")
+    models = load_models(load_store(store)[:1], "cpu", None, threads or 0)
+    chosen = open_autoencoders(store, models, "cpu", decode_only=False).named(name)
+    sampler = _sampler(data, out.with_suffix(".tiles.safetensors"), batch, crop)
+    groups = crop_groups(differentiable(chosen), sampler, rounds, seed)
+    narrow, wide = numbers(widths, "widths", 2)
+    fitted = fit_default_networks(
+        groups, numbers(levels, "levels"), steps, _print_networks, (narrow, wide), seed
+    )
+    export_networks(fitted, out)
+    say(f"{out} holds the default networks of {name}")
+
+
+def numbers(text: str, name: str, count: int | None = None) -> tuple[int, ...]:
+    """Whole numbers from 1 on that commas separate. Raises BadParameter: it is something else."""
+    try:
+        values = tuple(map(int, text.split(",")))
+    except ValueError:
+        values = ()
+    if not values or min(values) < 1 or count not in (None, len(values)):
+        expected = "whole numbers" if count is None else f"{count} whole numbers"
+        raise BadParameter(f"{name} is {text[:100]!r}, expected {expected} with commas")
+    return values
+
+
+def _sampler(data: list[Path], path: Path, batch: int, crop: int) -> Sampler:
+    """Crops of tiles, cut into the file `path` where folders are given."""
+    import torch
+
+    from service.train.recipe import BackboneRecipe
+    from service.train.sampler import Sampler, gather_data
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record, tiles = tiles_of(data, path)
+    say_tiles(record, tiles)
+    recipe = BackboneRecipe(batch=batch, crop=crop, groups=1)
+    return Sampler(gather_data((record, tiles), {}, recipe, torch.device("cpu")).sources, recipe)
+
+
 def _read_crops(data: Path, size: int, seed: int) -> Crops:
     """Read the training pictures, and report how many files are left out."""
     from service.datasets.crops import Crops
@@ -226,3 +341,15 @@ def _print(p: RateProgress) -> None:
         f"rate {p.rate}  step {p.step}/{p.steps}  lmbda {p.lmbda:.5g}  loss {p.loss:.4f}  "
         f"{p.bpp:.4f} bpp  error {p.error:.5g}  {p.pixels_per_s / 1e6:.2f} Mpixel/s"
     )
+
+
+def _print_autoencoder(p: AutoencoderProgress) -> None:
+    typer.echo(
+        f"{p.minutes:.1f} min  step {p.step}  loss {p.loss:.4f}  KL {p.kl_bpp:.4f} bpp  "
+        f"{p.psnr_db:.2f} dB  MS-SSIM {p.ms_ssim:.4f}  lr {p.lr:.2e}"
+    )
+
+
+def _print_networks(p: NetworkProgress) -> None:
+    losses = "  ".join(f"{quality}: {loss:.4f}" for quality, loss in p.losses.items())
+    typer.echo(f"step {p.step} of {p.steps}  loss by quality  {losses}")

@@ -20,16 +20,20 @@ if TYPE_CHECKING:
     from service.train.ladder import RateLadder
     from service.train.progress import BackboneProgress
 
+TILES = "tiles.safetensors"
+"""File in a run's folder of the tiles that its pictures are cut into."""
+
+DataArgument = Annotated[
+    list[Path],
+    typer.Argument(metavar="DATA...", help="Folders of pictures, or one file of tiles."),
+]
 SizeOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Size: light, base, or a JSON file of sizes.")
 ]
 
 
 def base(
-    data: Annotated[
-        list[Path],
-        typer.Argument(metavar="DATA...", help="Folders of pictures, or one file of tiles."),
-    ],
+    data: DataArgument,
     run: Annotated[Path, typer.Option(help="Folder of the run; a run in it is resumed.")],
     minutes: Annotated[float, typer.Option(min=0, help="Length of this session of the run.")],
     decay: Annotated[
@@ -133,17 +137,13 @@ def base(
         frozen=finish or None,
     )
     sizes = None if size is None else sizes_named(size)
-    sources = [(data, run / "tiles.safetensors")]
+    sources = [(data, run / TILES)]
     sources += [([path], run / f"tiles-{path.name}.safetensors") for path in folders]
     if world.first:
         for pictures, path in sources:
-            record, tiles = _tiles(pictures, path, tile, halve)
-            say(
-                f"{len(tiles)} tiles of {record.size}x{record.size} from {record.pictures} "
-                f"pictures, {record.left_out} files left out"
-            )
+            say_tiles(*tiles_of(pictures, path, tile, halve))
     world.agree("the first process has cut the tiles")
-    photographs, *others = (_tiles(pictures, path, tile, halve) for pictures, path in sources)
+    photographs, *others = (tiles_of(pictures, path, tile, halve) for pictures, path in sources)
     mixed = dict(zip((path.name for path in folders), others, strict=True))
     training_data = gather_data(photographs, mixed, recipe, where)
 
@@ -230,7 +230,9 @@ def _share_of(text: str) -> tuple[Path, float]:
         raise BadParameter(f"--mix is {text!r}, expected FOLDER=SHARE") from None
 
 
-def _tiles(data: list[Path], path: Path, size: int, halve: bool) -> tuple[TileRecord, Tensor]:
+def tiles_of(
+    data: list[Path], path: Path, size: int = 512, halve: bool = True
+) -> tuple[TileRecord, Tensor]:
     """Read a file of tiles, or cut folders into the file `path` if it is not up to date."""
     from service.datasets.tile_file import cut_tiles, is_current, read_tiles
 
@@ -239,6 +241,14 @@ def _tiles(data: list[Path], path: Path, size: int, halve: bool) -> tuple[TileRe
     if not path.is_file() or not is_current(read_tiles(path)[0], data, size, halve):
         cut_tiles(data, path, size, halve, say)
     return read_tiles(path)
+
+
+def say_tiles(record: TileRecord, tiles: Tensor) -> None:
+    """Report how many tiles there are, and of how many pictures."""
+    say(
+        f"{len(tiles)} tiles of {record.size}x{record.size} from {record.pictures} "
+        f"pictures, {record.left_out} files left out"
+    )
 
 
 def _print_progress(p: BackboneProgress) -> None:

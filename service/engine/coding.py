@@ -147,10 +147,9 @@ class PictureCoder:
 
     def decompress(self, request: DecodeRequest) -> Decompressed:
         """A stream as a picture. Raises BadStream: its latents, alpha or update are damaged."""
-        start = perf_counter()
         if request.source is None:
-            rgb = request.paint_layer()
-            return request.answer(rgb, Timings(net_s=perf_counter() - start))
+            return request.decompress_alone()
+        start = perf_counter()
         with self._weights.lease(*request.source) as model:
             live = perf_counter()
             latents = request.decode(model)

@@ -21,27 +21,31 @@ from service.codec import container
 from service.codec.container import LOSSLESS, PSNR
 from service.codec.lowrank import PARTS
 from service.codec.sizes import conv_sizes
-from service.codec.tiles import Box, latent_box, latents_under, work_pixels
+from service.codec.tiles import Box, latent_box, work_pixels
 from service.engine.admission_queue import RequestGroup
 from service.engine.coding import PictureCoder, by_group
 from service.engine.registry import ModelRegistry, RegisteredModel
 from service.engine.requests import (
     DecodeRequest,
     batch_of,
+    check_adaptable,
     check_pixels,
+    check_seconds,
     check_tune,
     decode_scale,
+    decode_work,
     model_index,
     rate_key,
     requested_pixels,
 )
 from service.engine.self_test import check_golden_stream
-from service.engine.target import Target
+from service.engine.target import Target, rate16_of
 from service.engine.target_search import USUAL_ENCODES, goal_of, search
 from service.engine.types import (
     LEAST_WORK,
     NO_MODEL,
     AdapterInfo,
+    AutoencoderInfo,
     Compressed,
     Decompressed,
     Load,
@@ -53,8 +57,9 @@ from service.engine.types import (
 from service.engine.weight_cache import RateKey, WeightCache
 from service.errors import (
     BadParameter,
-    MissingExtra,
+    ModelUnavailable,
     RankpressError,
+    UnknownModel,
     UnsupportedStream,
 )
 from service.picture import WHOLE, Picture, View
@@ -67,14 +72,13 @@ from service.transforms.fork_safety import check_process
 
 if TYPE_CHECKING:
     from service.adapt.adaptation import PictureAdaptation
+    from service.adapt.overfit import LatentAdaptation
+    from service.autoencoders.interfaces import Autoencoder
+    from service.autoencoders.registry import Autoencoders
 
 
 LOSSLESS_SPEED = 16
 """How many times as fast as the networks libwebp is, at least, counted in pixels decoded."""
-
-
-SCALED_SPEED = 2
-"""How many times as fast decoding at a smaller scale is, at least."""
 
 
 class Engine:
@@ -91,6 +95,7 @@ class Engine:
         max_batch: int = 1,
         adapters: Path | None = None,
         graphics: bool = False,
+        autoencoders: Autoencoders | None = None,
     ) -> None:
         """Serve loaded models.
 
@@ -102,6 +107,7 @@ class Engine:
             cache_bytes: bytes of merged weights that are kept besides the bases.
             adapters: folder that keeps the adapters loaded at run time; None forgets them.
             graphics: give streams a graphics layer where that pays.
+            autoencoders: of latent streams; None knows none.
 
         Raises:
             StoreError: a kept adapter is damaged or does not fit.
@@ -112,6 +118,7 @@ class Engine:
         self._graphics = graphics
         self._weights = WeightCache(cache_bytes)
         self._coder = PictureCoder(self._weights, check, check and measure, graphics)
+        self._autoencoders = autoencoders
         self._process = os.getpid()
 
     @property
@@ -135,6 +142,14 @@ class Engine:
 
     def models(self) -> tuple[ModelInfo, ...]:
         return tuple(entry.info() for entry in self._entries)
+
+    def autoencoders(self) -> tuple[AutoencoderInfo, ...]:
+        check_process(self._process)
+        known = self._autoencoders
+        if known is None:
+            return ()
+        loaded = [known.named(name) for name in known.names()]
+        return tuple(AutoencoderInfo(one.name, one.identity.hex()) for one in loaded)
 
     def warm(self) -> int:
         """Merge whole rates of the first model until the cache is full, one ladder after the other.
@@ -230,29 +245,70 @@ class Engine:
             MissingExtra: torch is not installed.
         """
         base = self._base
-        if not (max_seconds is None or max_seconds > 0):
-            raise BadParameter(f"max_seconds is {max_seconds:g}, expected more than 0")
+        check_seconds(max_seconds)
         rate16 = rate_key(rate, PSNR, base.stored).rate16
         check_pixels(self._max_pixels, picture.width, picture.height)
         conv_sizes(base.stored.sizes)
-        if base.analysis is None or base.build is None:
-            raise MissingExtra("adapting needs torch: pip install 'rankpress[server]'")
+        check_adaptable(base)
         from service.adapt.adaptation import PictureAdaptation
 
         lmbda = base.stored.lmbda_at(rate16)
         if lmbda is None:
             raise BadParameter(f"the adapter of rate {rate:g} does not say its lmbda")
         at_rate = base.stored.at_rate(rate16)
+        assert base.build is not None
         model = base if at_rate is base.stored else base.build(at_rate)
         plan = effort if isinstance(effort, AdaptationPlan) else plan_of(effort)
         task = AdaptationTask(picture, rate16, lmbda, plan, seed, max_seconds, self._graphics)
         return PictureAdaptation(model, task, checkpoint)
 
+    def fit_latents(
+        self,
+        picture: Picture,
+        quality: float,
+        *,
+        effort: int,
+        autoencoder: str | None = None,
+        seed: int = 0,
+        max_seconds: float | None = None,
+        checkpoint: bytes | None = None,
+    ) -> LatentAdaptation:
+        """Begin to fit networks and grids to the latents of a picture, or go on from a checkpoint.
+
+        Args:
+            picture: to fit to. quality: 1–8, which weighs bytes against errors.
+            effort: 0–4, see adapt/overfit.py. autoencoder: its name, None for the first.
+            seed, max_seconds, checkpoint: as of `adapt`.
+
+        Raises:
+            BadParameter, TooManyPixels, MissingExtra: as `adapt`.
+            ModelUnavailable: no autoencoder of that name is loaded.
+            StoreError: it is damaged.
+        """
+        base = self._base
+        check_seconds(max_seconds)
+        quality16 = rate16_of(quality, "quality")
+        check_pixels(self._max_pixels, picture.width, picture.height)
+        if self._autoencoders is None:
+            raise ModelUnavailable("no autoencoder is loaded")
+        chosen = self._autoencoders.named(autoencoder)
+        check_pixels(self._max_pixels, picture.width, picture.height, chosen.cell)
+        check_adaptable(base)
+        from service.adapt.overfit import STEPS, LatentAdaptation, LatentTask
+
+        if effort not in STEPS:
+            raise BadParameter(f"effort is {effort}, expected one of {', '.join(map(str, STEPS))}")
+        task = LatentTask(picture, quality16, STEPS[effort], seed, max_seconds)
+        return LatentAdaptation(chosen, task, checkpoint)
+
     def decompress(self, data: bytes, view: View = WHOLE) -> Decompressed:
         return self._coder.decompress(self._request(data, view))
 
     def stream_bits(self, data: bytes) -> StreamBits:
-        return self._coder.stream_bits(self._request(data))
+        request = self._request(data)
+        if request.autoencoder is not None:
+            raise BadParameter("a latent stream does not tell which part of a picture its bits are")
+        return self._coder.stream_bits(request)
 
     def stored_at(self, rate: float, model: str | None = None) -> StoredModel:
         base = self._model(model)
@@ -275,6 +331,11 @@ class Engine:
         pixels = requested_pixels(header.width, header.height, view)
         if stream.is_lossless:
             return DecodeRequest(None, NO_MODEL, stream, pixels, view)
+        if stream.overfit is not None:
+            autoencoder = self._autoencoder_of(header)
+            return DecodeRequest(
+                None, autoencoder.name, stream, pixels, view, autoencoder=autoencoder
+            )
         base, key = self._registry.model_of(header)
         covered = stream.graphics is not None and stream.graphics.covers(pixels)
         if covered:
@@ -282,6 +343,18 @@ class Engine:
         has_layer = stream.graphics is not None
         scale = decode_scale(base, view, pixels, has_layer=has_layer, has_alpha=stream.has_alpha)
         return DecodeRequest((base, key), base.stored.name, stream, pixels, view, scale)
+
+    def _autoencoder_of(self, header: container.Header) -> Autoencoder:
+        """The autoencoder that a latent stream names; its cells may be larger than those of models.
+
+        Raises:
+            UnknownModel: it is not loaded. TooManyPixels: over the limit, in its cells.
+        """
+        if self._autoencoders is None:
+            raise UnknownModel(f"autoencoder {header.model.hex()} is not loaded, nor any other")
+        autoencoder = self._autoencoders.of_stream(header.model)
+        check_pixels(self._max_pixels, header.width, header.height, autoencoder.cell)
+        return autoencoder
 
     def _check_header(self, header: container.Header, view: View) -> None:
         """Refuse a stream that this decoder does not take, before more of it is read."""
@@ -322,31 +395,13 @@ class Engine:
         if info.rate == LOSSLESS:
             pixels = info.width * info.height // LOSSLESS_SPEED
             return StreamPreview(shape, Load(LEAST_WORK + pixels))
-        box = latent_box(info.width, info.height)
         need = requested_pixels(info.width, info.height, view)
-        batch = None if view != WHOLE else batch_of("decompress", info.width, info.height)
-        work = self._decode_work(info, box, view, need)
+        alone = view != WHOLE or info.method == container.LATENT
+        batch = None if alone else batch_of("decompress", info.width, info.height)
+        work = decode_work([e.current for e in self._entries], info, view, need)
         return StreamPreview(
             shape, Load(work, RequestGroup((info.model, round(PARTS * info.rate)), batch))
         )
-
-    def _decode_work(self, info: container.StreamInfo, box: Box, view: View, pixels: Box) -> int:
-        """Work of decoding these pixels for a view of a stream with the latents in a box."""
-        base, need = self._source_of(info), latents_under(pixels)
-        has_layer = "graphics" in dict(info.sections)
-        scale = decode_scale(base, view, pixels, has_layer=has_layer, has_alpha=info.has_alpha)
-        if scale == 1 or base.previews is None:
-            return work_pixels(box, need, base.stored.sizes.halo)
-        return max(LEAST_WORK, work_pixels(box, need, base.previews.halo) // SCALED_SPEED)
-
-    def _source_of(self, info: container.StreamInfo) -> LoadedModel:
-        """The model whose present weights made a stream; where there is none, the first."""
-        entries, rate16 = self._entries, round(PARTS * info.rate)
-        for model in (entry.current for entry in entries):
-            stored, rate = model.stored, (rate16, info.tune)
-            if stored.offers(*rate) and stored.identity_at(*rate)[:4].hex() == info.model:
-                return model
-        return entries[0].current
 
     def decoder_files(self) -> DecoderFiles:
         check_process(self._process)

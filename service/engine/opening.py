@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
+from service.autoencoders.registry import open_autoencoders
 from service.engine.engine import Engine
 from service.errors import MissingExtra
 from service.runtime.decode_only import load_decode_only
@@ -25,7 +26,8 @@ def open_engine(settings: Settings, *, warm: bool = False) -> Engine:
         MissingExtra: a GPU was asked for and torch is not installed.
     """
     stored = load_store(settings.store, settings.model)
-    if settings.decode_only or importlib.util.find_spec("torch") is None:
+    decode_only = settings.decode_only or importlib.util.find_spec("torch") is None
+    if decode_only:
         if settings.device == "cuda":
             raise MissingExtra(
                 "device cuda needs torch: pip install 'rankpress[server]', and no decode_only"
@@ -42,6 +44,9 @@ def open_engine(settings: Settings, *, warm: bool = False) -> Engine:
         max_batch=settings.max_batch or batch_for(models[0]),
         adapters=settings.adapters,
         graphics=settings.graphics,
+        autoencoders=open_autoencoders(
+            settings.store, models, settings.device, decode_only, settings.autoencoders
+        ),
     )
     if warm:
         engine.warm()

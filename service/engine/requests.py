@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from service.codec import container
-from service.codec.tiles import PATCH, SCALES, Box, latent_box, padded_pixels, tile_count
+from service.autoencoders import interfaces as autoencoders
+from service.autoencoders.interfaces import Autoencoder
+from service.codec import container, overfit
+from service.codec.lowrank import PARTS
+from service.codec.tiles import (
+    PATCH,
+    SCALES,
+    Box,
+    latent_box,
+    latents_under,
+    padded_pixels,
+    tile_count,
+    work_pixels,
+)
 from service.engine.target import rate16_of, rate_unavailable
-from service.engine.types import Decompressed, StreamBits, Timings
+from service.engine.types import LEAST_WORK, Decompressed, StreamBits, Timings
 from service.engine.weight_cache import RateKey
-from service.errors import BadParameter, ModelUnavailable, TooManyPixels
+from service.errors import BadParameter, MissingExtra, ModelUnavailable, TooManyPixels
 from service.images.resize import resample, shrink
 from service.picture import U8, Picture, View
 from service.runtime.pipeline import (
@@ -27,6 +41,9 @@ from service.runtime.pipeline import (
 )
 from service.store.model import StoredModel
 
+SCALED_SPEED = 2
+"""How many times as fast decoding at a smaller scale is, at least."""
+
 
 @dataclass(frozen=True, eq=False)
 class DecodeRequest:
@@ -34,10 +51,12 @@ class DecodeRequest:
 
     Attributes:
         source: the model that made it, resident at its own rate, and the key of the stream's rate;
-            None where the graphics layer holds all pixels that are asked for.
-        model: name of the model.
+            None where the graphics layer holds all pixels that are asked for, and for a latent
+            stream.
+        model: name of the model, or of the autoencoder.
         pixels: of the whole picture that the view shows.
         scale: 1, or one of SCALES: the preview network decodes the picture at 1/scale of its size.
+        autoencoder: of a latent stream, None for every other one.
     """
 
     source: tuple[LoadedModel, RateKey] | None
@@ -46,6 +65,7 @@ class DecodeRequest:
     pixels: Box
     view: View
     scale: int = 1
+    autoencoder: Autoencoder | None = None
 
     @property
     def group(self) -> object:
@@ -85,7 +105,26 @@ class DecodeRequest:
             self.stream.graphics.lay_over(rgb, self.pixels)
         return rgb
 
-    def paint_layer(self) -> U8:
+    def decompress_alone(self) -> Decompressed:
+        """The picture where no model decodes it. Raises BadStream: its latents are damaged."""
+        start = perf_counter()
+        if self.autoencoder is None:
+            return self.answer(self._paint_layer(), Timings(net_s=perf_counter() - start))
+        latents = self._decode_latents(self.autoencoder)
+        decoded = perf_counter()
+        rgb = autoencoders.paint(self.autoencoder, latents, self.pixels, self._grey)
+        return self.answer(rgb, Timings(net_s=perf_counter() - decoded, code_s=decoded - start))
+
+    def _decode_latents(self, autoencoder: Autoencoder) -> NDArray[np.float32]:
+        """All latents of a latent stream, [rows, columns, channels]."""
+        header, payload = self.stream.header, self.stream.overfit
+        assert payload is not None
+        rows, columns = (-(-side // autoencoder.cell) for side in (header.height, header.width))
+        return overfit.decode_latents(
+            payload, rows, columns, autoencoder.channels, autoencoder.networks
+        )
+
+    def _paint_layer(self) -> U8:
         """The pixels where the graphics layer holds them all."""
         assert self.stream.graphics is not None
         rgb = np.zeros((self.pixels.height, self.pixels.width, 3), np.uint8)
@@ -172,6 +211,35 @@ def decode_scale(
     return 1 if whole else scale_of(view, pixels)
 
 
+def decode_work(
+    models: Sequence[LoadedModel], info: container.StreamInfo, view: View, pixels: Box
+) -> int:
+    """Work of decoding these pixels for a view of a stream, in the pixels of `Load`.
+
+    Args:
+        models: those that are loaded. The one whose present weights made the stream counts; where
+            there is none, the first.
+    """
+    box, need = latent_box(info.width, info.height), latents_under(pixels)
+    if info.method == container.LATENT:  # all latents are decoded, whatever the view
+        return work_pixels(box, box, 0)
+    base = _source_of(models, info)
+    has_layer = "graphics" in dict(info.sections)
+    scale = decode_scale(base, view, pixels, has_layer=has_layer, has_alpha=info.has_alpha)
+    if scale == 1 or base.previews is None:
+        return work_pixels(box, need, base.stored.sizes.halo)
+    return max(LEAST_WORK, work_pixels(box, need, base.previews.halo) // SCALED_SPEED)
+
+
+def _source_of(models: Sequence[LoadedModel], info: container.StreamInfo) -> LoadedModel:
+    rate = round(PARTS * info.rate), info.tune
+    for model in models:
+        stored = model.stored
+        if stored.offers(*rate) and stored.identity_at(*rate)[:4].hex() == info.model:
+            return model
+    return models[0]
+
+
 def model_index(name: str | None, names: Sequence[str]) -> int:
     """The place of the model that a request names among the names of all; None is the first.
 
@@ -220,6 +288,18 @@ def check_pixels(limit: int, width: int, height: int, cell: int = PATCH) -> None
             f"the picture is {width}x{height}, with sides rounded up to {cell}: "
             f"{padded_pixels(width, height, cell)} pixels, the limit is {limit}"
         )
+
+
+def check_seconds(max_seconds: float | None) -> None:
+    """Raise BadParameter for a time limit that is not above 0."""
+    if not (max_seconds is None or max_seconds > 0):
+        raise BadParameter(f"max_seconds is {max_seconds:g}, expected more than 0")
+
+
+def check_adaptable(model: LoadedModel) -> None:
+    """Raise MissingExtra where a model was loaded without torch, which adapting needs."""
+    if model.analysis is None or model.build is None:
+        raise MissingExtra("adapting needs torch: pip install 'rankpress[server]'")
 
 
 def batch_of(work: Hashable, width: int, height: int) -> tuple[Hashable, int, int] | None:

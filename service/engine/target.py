@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from service.codec.container import LOSSLESS as LOSSLESS  # also for those who may not import it
 from service.codec.container import RATE_UNIT as RATE_UNIT  # also for those who may not import it
 from service.errors import BadParameter, RateUnavailable
+
+Method = Literal["model", "latent"]
+"""How an adaptation codes a picture: container.MODEL or container.LATENT."""
 
 LOSSLESS_NAME: Final = "lossless"
 """What users write in place of a rate for a stream that holds every pixel exactly."""
@@ -84,11 +87,45 @@ def rate_text(rate: float) -> str:
     return LOSSLESS_NAME if rate == LOSSLESS else f"{rate:g}"
 
 
-def rate16_of(rate: float) -> int:
-    """A rate in sixteenths. Raises BadParameter: it is no number from 1 to 8."""
+def rate16_of(rate: float, name: str = "rate") -> int:
+    """A rate in sixteenths, or a quality; `name` says which in errors.
+
+    Raises:
+        BadParameter: it is no number from 1 to 8.
+    """
     if not (math.isfinite(rate) and 1 <= rate <= 8):
-        raise BadParameter(f"rate is {rate:g}, expected a number from 1 to 8")
+        raise BadParameter(f"{name} is {rate:g}, expected a number from 1 to 8")
     return round(rate * RATE_UNIT)
+
+
+def adaptation_level(
+    method: Method,
+    rate: float | None,
+    quality: float | None,
+    autoencoder: str | None,
+    *,
+    spelling: Callable[[str], str] = str,
+) -> float:
+    """The rate or the quality of an adaptation; DEFAULT_RATE where a rate is left out.
+
+    `spelling` gives the name that the user knows an option by, from the name used here.
+
+    Raises:
+        BadParameter: an option belongs to the other method, or the quality is missing.
+    """
+    others = {"quality": quality, "autoencoder": autoencoder}
+    if method == "latent":
+        others = {"rate": rate}
+    wrong = [spelling(name) for name, value in others.items() if value is not None]
+    if wrong:
+        raise BadParameter(
+            f"{' and '.join(wrong)} would have no effect with {spelling('method')} {method}"
+        )
+    if method == "latent":
+        if quality is None:
+            raise BadParameter(f"{spelling('method')} latent needs {spelling('quality')}, 1 to 8")
+        return quality
+    return DEFAULT_RATE if rate is None else rate
 
 
 def whole_rates(rate16: int) -> tuple[int, ...]:

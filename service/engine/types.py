@@ -79,8 +79,9 @@ class Decompressed:
     """A decoded picture, or the view of it that was asked for.
 
     Attributes:
-        rate: of the stream, 1–8 or container.LOSSLESS.
-        model: name of the one that made the stream, NO_MODEL where it needs none.
+        rate: of the stream, 1–8 or container.LOSSLESS; the quality of a latent stream.
+        model: name of the one that made the stream, NO_MODEL where it needs none; of a latent
+            stream, name of the autoencoder.
         complete: share of the coded picture that was there, 0–1; below 1 where the stream was cut.
     """
 
@@ -205,11 +206,33 @@ class ModelInfo:
     same_machine: bool = False
 
 
+@dataclass(frozen=True)
+class AutoencoderInfo:
+    """An autoencoder whose latents can be fitted to a picture.
+
+    Attributes:
+        name: by which a request asks for it. sha256: its identity, over its weights and the
+            networks that a picture's networks start from, hex.
+    """
+
+    name: str
+    sha256: str
+
+
 class Codec(Protocol):
     """Compresses and decompresses pictures. Thread-safe; each call is one whole unit of work."""
 
     def models(self) -> tuple[ModelInfo, ...]:
         """The models that are loaded; the first compresses where a request names none."""
+
+    def autoencoders(self) -> tuple[AutoencoderInfo, ...]:
+        """The autoencoders of latent streams; the first is used where a request names none.
+
+        The first call loads them, so it may take seconds.
+
+        Raises:
+            StoreError: one of them is damaged.
+        """
 
     def compress(
         self,
@@ -241,7 +264,8 @@ class Codec(Protocol):
 
         Raises:
             BadStream: damaged. UnsupportedStream: needs a newer decoder.
-            UnknownModel: its weights are not in the store. TooManyPixels: over the limit.
+            UnknownModel: its weights, or those of its autoencoder, are not in the store.
+            TooManyPixels: over the limit.
             BadParameter: there is no such view of the picture.
         """
 
@@ -300,7 +324,7 @@ class Codec(Protocol):
 
         Raises:
             BadStream, UnsupportedStream, UnknownModel, TooManyPixels: as `decompress`.
-            BadParameter: the codec cannot tell.
+            BadParameter: the codec cannot tell, or the stream is a latent one.
         """
 
     def stored_at(self, rate: float, model: str | None = None) -> StoredModel:

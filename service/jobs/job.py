@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from service.adapt.task import AdaptProgress
-from service.engine.target import RATE_UNIT, rate16_of, rate_unavailable, whole_rates
-from service.engine.types import ModelInfo
+from service.engine.target import RATE_UNIT, Method, rate16_of, rate_unavailable, whole_rates
+from service.engine.types import AutoencoderInfo, ModelInfo
+from service.errors import ModelUnavailable
 from service.picture import larger_note
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -41,10 +42,11 @@ class JobSpec:
 
     Attributes:
         image: SHA-256 of the image file, hex. image_bytes: its size.
-        rate16: the rate in sixteenths. effort: 0 to 4.
-        model: `model_identity` of the weights.
+        rate16: the rate in sixteenths, or the quality with the method "latent". effort: 0 to 4.
+        model: `model_identity` of the weights, or `autoencoder_identity`.
         frame: frame or page of the file, None if it has only one.
         seed: of everything random. format: `STREAM_FORMAT`.
+        method: how the picture is coded. autoencoder: its name, None with the method "model".
     """
 
     image: str
@@ -57,11 +59,23 @@ class JobSpec:
     frame: int | None = None
     seed: int = 0
     format: int = STREAM_FORMAT
+    method: Method = "model"
+    autoencoder: str | None = None
 
     @property
-    def rate(self) -> float:
-        """The rate, 1 to 8."""
+    def level(self) -> float:
+        """The rate or the quality, 1 to 8."""
         return self.rate16 / RATE_UNIT
+
+    @property
+    def rate(self) -> float | None:
+        """The rate, 1 to 8; None with the method "latent"."""
+        return None if self.method == "latent" else self.level
+
+    @property
+    def quality(self) -> float | None:
+        """The quality, 1 to 8; None with the method "model"."""
+        return self.level if self.method == "latent" else None
 
     @property
     def id(self) -> str:
@@ -175,7 +189,10 @@ def summary_of(job: Job) -> dict[str, Any]:
     return {
         "job": job.id,
         "status": job.state,
+        "method": spec.method,
         "rate": spec.rate,
+        "quality": spec.quality,
+        "autoencoder": spec.autoencoder,
         "effort": spec.effort,
         "source_sha256": spec.image,
         "source_bytes": spec.image_bytes,
@@ -211,6 +228,52 @@ def spec_of(
         image_bytes=len(image),
         frame=frame,
     )
+
+
+def latent_spec_of(
+    image: bytes,
+    width: int,
+    height: int,
+    quality: float,
+    effort: int,
+    autoencoder: AutoencoderInfo,
+    frame: int | None = None,
+) -> JobSpec:
+    """The job that fits latents of an autoencoder to an image file.
+
+    Raises:
+        BadParameter: the quality is no number from 1 to 8.
+    """
+    return JobSpec(
+        image=hashlib.sha256(image).hexdigest(),
+        rate16=rate16_of(quality, "quality"),
+        effort=effort,
+        model=autoencoder_identity(autoencoder),
+        width=width,
+        height=height,
+        image_bytes=len(image),
+        frame=frame,
+        method="latent",
+        autoencoder=autoencoder.name,
+    )
+
+
+def autoencoder_named(
+    name: str | None, autoencoders: tuple[AutoencoderInfo, ...]
+) -> AutoencoderInfo:
+    """The autoencoder of that name, the first for None. Raises ModelUnavailable: there is none."""
+    for autoencoder in autoencoders:
+        if name in (None, autoencoder.name):
+            return autoencoder
+    names = ", ".join(one.name for one in autoencoders)
+    if not names:
+        raise ModelUnavailable("no autoencoder is loaded")
+    raise ModelUnavailable(f"autoencoder is {str(name)[:100]!r}, expected one of {names}")
+
+
+def autoencoder_identity(autoencoder: AutoencoderInfo) -> str:
+    """SHA-256 over an autoencoder's identity, hex."""
+    return hashlib.sha256(autoencoder.sha256.encode()).hexdigest()
 
 
 def check_rate(rate: float, models: tuple[ModelInfo, ...]) -> int:

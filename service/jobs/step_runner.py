@@ -21,18 +21,27 @@ from service.blobs import Objects, digest_of
 from service.errors import (
     BadImage,
     DamagedObject,
+    ModelUnavailable,
     NoSuchObject,
     ObjectsUnavailable,
     RankpressError,
 )
 from service.images.read import read_image
-from service.jobs.job import JobFailed, JobSpec, StepRecord, model_identity
+from service.jobs.job import (
+    JobFailed,
+    JobSpec,
+    StepRecord,
+    autoencoder_identity,
+    autoencoder_named,
+    model_identity,
+)
 from service.jobs.storage_outages import growing_pauses, is_outage, lacks_room
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.adapt.adaptation import PictureAdaptation
+    from service.adapt.task import Adaptation
     from service.engine.engine import Engine
+    from service.picture import Picture
 
 T = TypeVar("T")
 
@@ -46,7 +55,7 @@ class WrongModel(RankpressError):
     """The worker has other weights than those that the job was posted for."""
 
 
-PUBLIC: Final = (BadImage, NoSuchObject, WrongModel)
+PUBLIC: Final = (BadImage, ModelUnavailable, NoSuchObject, WrongModel)
 """Errors whose message may be shown to users, and which another attempt would meet again. Messages
 of other errors may name paths, hosts and libraries."""
 
@@ -75,7 +84,7 @@ class StepRunner:
     ) -> None:
         self._engine, self._objects, self._settings = engine, objects, settings
         self._wait_policy = wait_policy or WaitPolicy()
-        self._in_memory: dict[str, tuple[StepRecord, PictureAdaptation]] = {}
+        self._in_memory: dict[str, tuple[StepRecord, Adaptation]] = {}
         self._lock = threading.Lock()
 
     def try_step(
@@ -175,7 +184,7 @@ class StepRunner:
                 self._in_memory = {spec.id: (record, adaptation)}
         return record
 
-    def _take(self, spec: JobSpec, before: StepRecord | None) -> PictureAdaptation | None:
+    def _take(self, spec: JobSpec, before: StepRecord | None) -> Adaptation | None:
         """Take the adaptation out of memory if it is there as `before` left it, else None.
 
         A job that was cancelled and posted again may run in two threads until the first notices.
@@ -192,8 +201,8 @@ class StepRunner:
             raise NoSuchObject("the job's picture is no longer stored: post it again") from error
         return image, self._checkpoint(spec, before)
 
-    def _open(self, spec: JobSpec, image: bytes, checkpoint: bytes | None) -> PictureAdaptation:
-        model = model_identity(self._engine.models()[0], spec.rate16)
+    def _open(self, spec: JobSpec, image: bytes, checkpoint: bytes | None) -> Adaptation:
+        model = self._identity(spec)
         if model != spec.model:
             raise WrongModel(
                 f"the job needs weights {spec.model[:8]}, this worker has {model[:8]}; "
@@ -202,20 +211,34 @@ class StepRunner:
         if digest_of(image) != spec.image:
             raise BadImage("the stored picture is damaged: post it again")
         picture = read_image(image, max_pixels=self._settings.max_pixels, frame=spec.frame)
-        begin = partial(
-            self._engine.adapt,
-            picture,
-            spec.rate,
-            effort=spec.effort,
-            seed=spec.seed,
-            max_seconds=OPTIMISING * self._settings.job_max_s,
-        )
+        begin = self._beginning(spec, picture)
         if checkpoint is not None:
             try:
                 return begin(checkpoint=checkpoint)
             except RankpressError:  # of another version: begin anew rather than fail
                 log.warning("checkpoint refused: from the start", job=spec.id, exc_info=True)
         return begin()
+
+    def _identity(self, spec: JobSpec) -> str:
+        """What this worker has in place of the weights that the job needs."""
+        if spec.method == "latent":
+            known = self._engine.autoencoders()
+            return autoencoder_identity(autoencoder_named(spec.autoencoder, known))
+        return model_identity(self._engine.models()[0], spec.rate16)
+
+    def _beginning(self, spec: JobSpec, picture: Picture) -> Callable[..., Adaptation]:
+        """Begins the job's adaptation, or goes on from the `checkpoint` that it is given."""
+        begin: Callable[..., Adaptation] = self._engine.adapt
+        if spec.method == "latent":
+            begin = partial(self._engine.fit_latents, autoencoder=spec.autoencoder)
+        return partial(
+            begin,
+            picture,
+            spec.level,
+            effort=spec.effort,
+            seed=spec.seed,
+            max_seconds=OPTIMISING * self._settings.job_max_s,
+        )
 
     def _checkpoint(self, spec: JobSpec, before: StepRecord | None) -> bytes | None:
         if before is None or before.checkpoint is None:

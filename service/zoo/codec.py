@@ -32,6 +32,7 @@ from service.engine.requests import check_pixels, model_index, requested_pixels
 from service.engine.target import Target, rate_text
 from service.engine.types import (
     AdapterInfo,
+    AutoencoderInfo,
     Compressed,
     DecoderFiles,
     Decompressed,
@@ -117,6 +118,10 @@ class ZooCodec:
             family="compressai",
             same_machine=True,
         )
+
+    def autoencoders(self) -> tuple[AutoencoderInfo, ...]:
+        """See `Codec`; there are none."""
+        return ()
 
     def models(self) -> tuple[ModelInfo, ...]:
         """See `Codec`; the model is marked as usable on this machine only."""

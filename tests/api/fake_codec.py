@@ -20,6 +20,7 @@ from service.engine.target_search import USUAL_ENCODES
 from service.engine.types import (
     LEAST_WORK,
     AdapterInfo,
+    AutoencoderInfo,
     Compressed,
     DecoderFiles,
     Decompressed,
@@ -92,6 +93,9 @@ class FakeCodec:
         self.exif: bytes | None = None
         self.graphics_share = 0.0
         self.max_pixels = max_pixels
+
+    def autoencoders(self) -> tuple[AutoencoderInfo, ...]:
+        return tuple(AutoencoderInfo(name, 32 * name[0].encode().hex()) for name in ("kl", "own"))
 
     def models(self) -> tuple[ModelInfo, ...]:
         rates = (

@@ -61,6 +61,30 @@ def test_adapt_writes_a_stream_that_decompress_reads(store: Path) -> None:
     assert describe(Path("a.rkp").read_bytes()).rate == 4
 
 
+def test_latents_are_fitted_and_decompress_reads_them(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.adapt.overfit.STEPS", {2: 3})
+    options = ("--store", str(store), "--json")
+    latent = ("--method", "latent", "--autoencoder", "own")
+    result = rankpress("adapt", "in/flat-0.png", "a.rkp", *latent, "--quality", "3", *options)
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["output_bytes"] == Path("a.rkp").stat().st_size and answer["rate"] == 3
+    assert rankpress("decompress", "a.rkp", "a.png", *options).exit_code == 0
+    with Image.open("a.png") as image:
+        assert image.size == (48, 40)
+    told = json.loads(rankpress("info", "a.rkp", "--json").stdout)
+    assert (told["method"], told["rate"], told["tiles"]) == ("latent", 3, 0)
+    shown = rankpress("info", "a.rkp").stdout
+    assert "3, method latent" in shown and told["model"] in shown and "tile" not in shown
+    for wrong, said in (((), "needs --quality"), (("--rate", "2"), "--rate would have no effect")):
+        refused = rankpress("adapt", "in/flat-0.png", "b.rkp", *latent, *wrong, *options)
+        assert refused.exit_code == 2 and said in refused.stderr
+    refused = rankpress("adapt", "in/flat-0.png", "b.rkp", "--quality", "3", *options)
+    assert refused.exit_code == 2 and "--method model" in refused.stderr
+
+
 def test_lossless_streams_are_exact_and_decode_beside_any_store(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,8 @@ SHARE = 0.3
 def job_document(job_id: str, step: int, status: str) -> dict[str, Any]:
     """A job as a server describes it."""
     return {
-        "id": job_id, "status": status, "rate": 4.0, "effort": 2, "priority": 5, "width": 8,
+        "id": job_id, "status": status, "method": "model", "rate": 4.0, "quality": None,
+        "autoencoder": None, "effort": 2, "priority": 5, "width": 8,
         "height": 8, "frame": None, "source_bytes": 3, "phase": "latents", "step": step,
         "total": 9, "bytes": 100 - step, "bpp": 1.0, "psnr_db": None, "first_bytes": 100,
         "first_bpp": 1.0, "first_psnr_db": 30.0, "seconds": 0.5, "notes": ["a note"],

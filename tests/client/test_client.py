@@ -75,6 +75,9 @@ def test_a_job_is_posted_watched_and_fetched(place: Place, url: str, tmp_path: P
         job, states = client.adapt(png(), rate=4, effort=2, priority=1), list[JobState]()
         assert (job.state.status, job.state.rate, job.state.effort) == ("queued", 4, 2)
         assert client.adapt(png(), rate=4, effort=2).id == job.id
+        latent = client.adapt(png(), method="latent", quality=3, autoencoder="own").state
+        assert (latent.method, latent.quality, latent.autoencoder) == ("latent", 3, "own")
+        assert (latent.rate, job.state.rate, job.state.quality) == (None, 4, None)
         for early in (job.result, job.best):
             with pytest.raises(problems.JobUnfinishedError) as unfinished:
                 early()

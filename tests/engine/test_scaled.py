@@ -16,8 +16,8 @@ from service.codec import container
 from service.codec.tiles import SCALES, TILE_PIXELS, Box, piece_count, tiles
 from service.datasets.colours import Rng
 from service.datasets.pages import page
-from service.engine.engine import SCALED_SPEED, Engine
-from service.engine.requests import scale_of
+from service.engine.engine import Engine
+from service.engine.requests import SCALED_SPEED, scale_of
 from service.errors import BadStream
 from service.images.resize import shrink
 from service.nets.previews import PreviewNetwork

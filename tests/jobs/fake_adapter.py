@@ -11,9 +11,10 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from service.adapt.task import AdaptProgress
-from service.engine.types import ModelInfo, RateInfo
+from service.engine.types import AutoencoderInfo, ModelInfo, RateInfo
 from service.errors import BadParameter
 from service.picture import Picture
 
@@ -90,6 +91,22 @@ class FakeAdapter:
     def models(self) -> tuple[ModelInfo, ...]:
         return (model_info(self.model),)
 
+    def autoencoders(self) -> tuple[AutoencoderInfo, ...]:
+        """As the fake codec of the server has them, with another identity for another model."""
+        other = self.model.replace("ab", "")
+        return tuple(
+            AutoencoderInfo(name, other or 32 * name[0].encode().hex()) for name in ("kl", "own")
+        )
+
+    def fit_latents(
+        self, picture: Picture, quality: float, *, autoencoder: str | None, **options: Any
+    ) -> FakeAdaptation:
+        """`adapt`, which goes on from a start of its own."""
+        adaptation = self.adapt(picture, quality, **options)
+        if adaptation.step == 0:
+            adaptation.state = f"{adaptation.state} {autoencoder}"
+        return adaptation
+
     def adapt(
         self,
         picture: Picture,
@@ -130,9 +147,12 @@ def name_of(picture: Picture) -> str:
     return hashlib.sha256(picture.rgb.tobytes()).hexdigest()[:8]
 
 
-def expected_result(picture: Picture, rate: float, effort: int, steps: int = 20) -> bytes:
+def expected_result(
+    picture: Picture, rate: float, effort: int, steps: int = 20, autoencoder: str = ""
+) -> bytes:
     """The result that the job must have, however often it was interrupted."""
     state = f"{hashlib.sha256(picture.rgb.tobytes()).hexdigest()} {rate} {effort} 0"
+    state += f" {autoencoder}" * bool(autoencoder)
     for _ in range(steps * effort):
         state = hashlib.sha256(state.encode()).hexdigest()
     return f"rkp {steps * effort} {state}".encode()

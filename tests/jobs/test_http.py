@@ -127,6 +127,47 @@ def test_a_picture_is_posted_watched_and_fetched(place: Place) -> None:
         assert (ended.status_code, problem(ended)) == (409, "job-ended")
 
 
+def test_latents_are_fitted_at_a_quality_and_survive_a_killed_worker(place: Place) -> None:
+    with served(place) as client:
+        posted = client.post("/adapt?method=latent&quality=2.5&effort=1", content=png())
+        assert posted.status_code == 202, posted.text
+        job, path = posted.json(), posted.headers["location"]
+        values = [job[name] for name in ("method", "rate", "quality", "autoencoder")]
+        assert values == ["latent", None, 2.5, "kl"]
+        again = "/adapt?method=latent&quality=2.5&autoencoder=kl&effort=1"
+        assert client.post(again, content=png()).json()["id"] == job["id"]
+        first = place.worker(hasty=True, poison="kill")
+        until(lambda: "poison" in "".join(place.log()))
+        first.end()
+        place.worker(hasty=True)
+        place.wait(job["id"], lambda job: job.state == "succeeded")
+        result = client.get(f"{path}/result")
+        assert result.content == expected_result(picture(png()), 2.5, 1, autoencoder="kl")
+        assert result.headers["x-rankpress-rate"] == "2.5"
+        other = client.post("/adapt?rate=2&effort=1", content=png()).json()
+        values = [other[name] for name in ("method", "rate", "quality", "autoencoder")]
+        assert values == ["model", 2, None, None]
+        listed = client.get("/models").json()["autoencoders"]
+        assert [one["name"] for one in listed] == ["kl", "own"]
+
+
+def test_what_belongs_to_another_method_is_refused(place: Place) -> None:
+    bad, unavailable = "bad-parameter", "model-unavailable"
+    cases = {
+        "method=latent": (bad, "method latent needs quality, 1 to 8"),
+        "method=latent&quality=2&rate=3": (bad, "rate would have no effect"),
+        "method=latent&quality=9": (bad, ""),
+        "quality=2": (bad, "quality would have no effect with method model"),
+        "autoencoder=kl": (bad, "autoencoder would have no effect"),
+        "method=latent&quality=2&autoencoder=x": (unavailable, "expected one of kl, own"),
+    }
+    with served(place) as client:
+        for query, (kind, detail) in cases.items():
+            refused = client.post(f"/adapt?{query}", content=png())
+            assert (refused.status_code, problem(refused)) == (422, kind), query
+            assert detail in refused.json()["detail"]
+
+
 def test_a_frame_is_a_job_of_its_own_and_larger_streams_are_told(place: Place) -> None:
     gif = io.BytesIO()
     frames = [Image.new("RGB", (20, 12), colour) for colour in ("red", "blue")]

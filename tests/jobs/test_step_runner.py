@@ -20,8 +20,10 @@ from jobs.machines import picture, png
 from service.adapt.task import AdaptProgress
 from service.blobs import Objects, open_objects
 from service.codec import container
+from service.engine.types import AutoencoderInfo
 from service.errors import (
     BadParameter,
+    ModelUnavailable,
     ObjectsFull,
     ObjectsUnavailable,
     RangeUnsatisfiable,
@@ -36,7 +38,9 @@ from service.jobs.job import (
     JobFailed,
     JobSpec,
     StepRecord,
+    autoencoder_named,
     is_job_id,
+    latent_spec_of,
     model_identity,
     spec_of,
 )
@@ -106,6 +110,42 @@ def test_every_step_by_another_process_gives_the_same_result(
         record, stale = work.try_step(SPEC, record, stale), record
     assert opened(tmp_path) == ["new"] + ["again"] * 4
     assert objects.get(record.stream) == expected_result(picture(png()), 4.0, 1, steps=5)
+
+
+def test_a_latent_job_goes_on_in_other_processes_to_the_same_result(
+    tmp_path: Path, objects: Objects
+) -> None:
+    spec = latent_spec_of(png(), 20, 12, 2.5, 1, AutoencoderInfo("kl", 32 * "6b"))
+    assert (spec.rate, spec.quality, spec.rate16) == (None, 2.5, 40)
+    assert JobSpec(**vars(spec)).id == spec.id != replace(spec, autoencoder="own").id
+    objects.put_named(spec.image_key, png())
+    record: StepRecord | None = None
+    while record is None or not record.done:
+        record = StepRunner(adapter(tmp_path), objects, LIMITS).try_step(spec, record, None)
+    assert opened(tmp_path) == ["new"] + ["again"] * 4
+    expected = expected_result(picture(png()), 2.5, 1, steps=5, autoencoder="kl")
+    assert objects.get(record.stream) == expected
+
+
+def test_a_latent_job_needs_the_autoencoder_that_it_was_posted_for(
+    tmp_path: Path, objects: Objects
+) -> None:
+    known = AutoencoderInfo("kl", 32 * "6b")
+    spec = latent_spec_of(png(), 20, 12, 2.5, 1, known)
+    objects.put_named(spec.image_key, png())
+    retrained = FakeAdapter(tmp_path, steps=5, step_s=0.0, model="ab" * 31 + "cd")
+    with pytest.raises(JobFailed, match="needs weights"):
+        StepRunner(retrained, objects, LIMITS).try_step(spec, None, None)  # type: ignore[arg-type]
+    elsewhere = replace(spec, autoencoder="elsewhere")
+    objects.put_named(elsewhere.image_key, png())
+    with pytest.raises(JobFailed, match="'elsewhere', expected one of kl, own"):
+        StepRunner(adapter(tmp_path), objects, LIMITS).try_step(elsewhere, None, None)
+    assert autoencoder_named(None, (known,)) == known
+    for autoencoders, message in (((known,), "expected one of kl"), ((), "no autoencoder")):
+        with pytest.raises(ModelUnavailable, match=message):
+            autoencoder_named("own", autoencoders)
+    with pytest.raises(BadParameter, match="quality is 9"):
+        latent_spec_of(png(), 20, 12, 9, 1, known)
 
 
 def test_a_step_done_again_from_an_older_record_ignores_what_is_in_memory(

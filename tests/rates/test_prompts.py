@@ -23,6 +23,7 @@ from service.images.write import write_image
 from service.maps.drawing import DrawMaps
 from service.maps.request import MapRequest
 from service.maps.swin_attention import window_attention
+from service.nets.adapters import load_update, quantise_adapter
 from service.nets.backbone import Block
 from service.nets.lora import FullAdapter, PromptAdapter, RateAdapter
 from service.nets.twin import float_twin
@@ -35,7 +36,6 @@ from service.runtime.loading import load_models
 from service.store.model import StoredModel, check_adapter
 from service.store.read import load_model, load_store
 from service.store.write import write_model
-from service.train.adapters import load_update, quantise_adapter
 
 RECIPE = replace(recipe_by("prompts"), steps=3, batch=2, crop=64, warmup=1, checkpoint_s=0.0)
 RATES = (5, 6)

@@ -27,6 +27,7 @@ from service.datasets.crops import Crops
 from service.engine.engine import Engine
 from service.errors import BadParameter, StoreError
 from service.images.write import write_image
+from service.nets.adapters import domains, load_update, quantise_adapter
 from service.nets.backbone import Block
 from service.nets.lora import AdapterLearningRates, RateAdapter
 from service.nets.twin import float_twin
@@ -46,7 +47,6 @@ from service.store import write as publish_module
 from service.store.model import StoredModel, StoredRate
 from service.store.read import load_model, load_store
 from service.store.write import publish_rate, write_model
-from service.train.adapters import domains, load_update, quantise_adapter
 from service.train.tunes import BASE, LADDER, PSNR
 
 RECIPE = RateRecipe(steps=6, batch=2, crop=64, warmup=2, ranks=RANKS, checkpoint_s=0.0)

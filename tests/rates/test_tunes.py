@@ -20,6 +20,7 @@ from service.engine.engine import Engine
 from service.errors import BadParameter
 from service.images.write import write_image
 from service.ms_ssim import ms_ssim
+from service.nets.adapters import domains, quantise_adapter
 from service.nets.backbone import Block
 from service.nets.lora import RateAdapter
 from service.nets.model import add_noise
@@ -32,7 +33,6 @@ from service.runtime.loading import load_models
 from service.store.model import StoredModel, StoredRate
 from service.store.read import load_model
 from service.store.write import publish_rate, write_model
-from service.train.adapters import domains, quantise_adapter
 from service.train.tunes import LADDER, MS_SSIM, PSNR, BppTarget, Tune, estimated_bpp
 
 RECIPE = replace(RECIPES["ms-ssim"], steps=2, batch=1, crop=192, warmup=1, ranks=RANKS)

@@ -39,8 +39,10 @@ def drawing(seed: int) -> np.ndarray:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Pictures of two kinds; one drawing lies among the photographs."""
     root = tmp_path_factory.mktemp("pictures")
-    for name, made in (("drawings", (drawing(1), drawing(2))),
-                       ("photos", (photo_like(80, 90, 1), photo_like(70, 90, 2), drawing(3)))):
+    for name, made in (
+        ("drawings", (drawing(1), drawing(2))),
+        ("photos", (photo_like(80, 90, 1), photo_like(70, 90, 2), drawing(3))),
+    ):
         (root / name).mkdir()  # fmt: skip
         for number, rgb in enumerate(made):
             Image.fromarray(rgb).save(root / name / f"{number}.png")

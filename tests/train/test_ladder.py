@@ -10,13 +10,13 @@ from small_model import SIZES, as_input, photo_like, random_backbone
 from torch import Tensor
 
 from service.codec.sizes import ConvSizes
+from service.nets.adapters import domains
 from service.nets.backbone import ScaledLinear
 from service.nets.lora import RateAdapter
 from service.nets.model import Backbone, Estimate
 from service.nets.twin import float_twin
 from service.store.model import StoredModel
-from service.train.adapters import domains, read_adapter, write_adapter
-from service.train.ladder import RANKS, RateLadder
+from service.train.ladder import RANKS, RateLadder, read_adapter, write_adapter
 from service.train.start import from_stored, unfolded
 from service.train.tunes import BASE, LADDER
 

@@ -21,11 +21,12 @@ from service.transforms.fork_safety import ForkSafeSession
         lambda engine, picture, _: engine.compress(picture, 4),
         lambda engine, picture, _: engine.compress(picture, Target(None, 9000, None)),
         lambda engine, picture, _: engine.adapt(picture, 4, effort=1),
+        lambda engine, picture, _: engine.fit_latents(picture, 4, effort=1),
         lambda engine, _, data: engine.decompress(data),
         lambda engine, _, __: engine.self_test(),
         lambda engine, _, __: engine.warm(),
     ],
-    ids=["compress", "compress_to", "adapt", "decompress", "self_test", "warm"],
+    ids=["compress", "compress_to", "adapt", "fit_latents", "decompress", "self_test", "warm"],
 )
 def test_an_engine_refuses_in_another_process_than_its_own(
     work: Callable[[Engine, Picture, bytes], object],

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 
 Rate = float | Literal["lossless"]
 Tune = Literal["psnr", "ms-ssim"]
+Method = Literal["model", "latent"]
 PictureFormat = Literal["png", "webp", "jpeg", "avif"]
 ComparedFormat = Literal["jpeg", "webp", "avif"]
 Rectangle = tuple[int, int, int, int]
@@ -51,8 +52,18 @@ class CompressOptions(FrameOption, total=False):
 class AdaptOptions(FrameOption, total=False):
     """Options of `adapt`."""
 
+    method: Method | None
+    """How the picture is coded: by the default model at a rate ("model"), or by small networks that
+    are fitted to its latents in an autoencoder ("latent")."""
+
     rate: float | None
-    """1 (smallest) to 8 (best), in steps of a sixteenth."""
+    """1 (smallest) to 8 (best), in steps of a sixteenth; not with the method "latent"."""
+
+    quality: float | None
+    """The same of the method "latent", which needs it."""
+
+    autoencoder: str | None
+    """Name of the autoencoder of the method "latent"."""
 
     effort: int | None
     """How much work is done, from 0 (seconds) to 4 (many minutes)."""

@@ -167,17 +167,23 @@ class JobState:
 
     Attributes:
         id: a hash of the image and of everything that the result depends on.
+        method: "model" or "latent". rate: of the first, otherwise None.
+        quality, autoencoder: of the second, otherwise None.
         frame: of the file. source_bytes: size of the image file.
         phase: present part of the work. step, total: steps of optimisation, done and planned.
         bytes, bpp, psnr_db: of the best stream so far; psnr_db is None where it is exact.
-        first_bytes, first_bpp, first_psnr_db: of the stream without adaptation.
+        first_bytes, first_bpp, first_psnr_db: of the stream without adaptation, or of the first
+            one with the method "latent".
         seconds: of work so far. expires_at: when the job and its streams are deleted.
         notes: warnings about the best stream. error: why the job failed.
     """
 
     id: str
     status: JobStatus
-    rate: float
+    method: str
+    rate: float | None
+    quality: float | None
+    autoencoder: str | None
     effort: int
     priority: int
     width: int
