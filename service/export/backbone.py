@@ -34,6 +34,7 @@ from service.errors import BadParameter
 from service.export.agreement import CodecAgreement, ExportFailed, measure_agreement
 from service.export.graphs import build_graphs
 from service.export.quantise import MARGIN, calibrate, quantise
+from service.nets.adapters import domains
 from service.nets.backbone import folded
 from service.nets.lora import RateAdapter
 from service.nets.model import Backbone
@@ -52,10 +53,9 @@ from service.store.model import (
     identity,
 )
 from service.store.write import write_model
-from service.train.adapters import domains, write_adapter
 from service.train.checkpoint import has_state, read_about, training_record
 from service.train.evaluate import as_tensor, pictures_in
-from service.train.ladder import RANKS, RateLadder, divide_latents
+from service.train.ladder import RANKS, RateLadder, divide_latents, write_adapter
 from service.train.start import from_weights
 from service.train.tunes import BASE, LADDER, PSNR
 

@@ -19,6 +19,7 @@ import torch
 from service.datasets.crops import Crops
 from service.engine.engine import Engine
 from service.errors import BadParameter
+from service.nets.adapters import load_update, quantise_adapter
 from service.rates.figures import measure_rate
 from service.rates.rate_training import (
     CPU,
@@ -34,7 +35,6 @@ from service.runtime.loading import load_models
 from service.store.model import StoredModel, StoredRate
 from service.store.read import load_model
 from service.store.write import candidate, publish_rate
-from service.train.adapters import load_update, quantise_adapter
 from service.train.evaluate import as_tensor, pictures_in
 from service.train.tunes import PSNR, BppTarget
 

@@ -27,12 +27,12 @@ from torch import Tensor
 from service.datasets.crops import Crops
 from service.errors import BadParameter
 from service.files import write_whole
+from service.nets.adapters import domains
 from service.nets.compiling import choose_compile, compile_blocks
 from service.nets.lora import AdapterLearningRates, FullAdapter, PromptAdapter, RateAdapter
 from service.nets.model import Backbone, add_noise
 from service.nets.twin import float_twin
 from service.store.model import StoredModel
-from service.train.adapters import domains
 from service.train.progress import Meter
 from service.train.tunes import BASE, MS_SSIM, PSNR, TUNES, BppTarget, Tune
 

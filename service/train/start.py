@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from service.codec.entropy_model import LEVELS
 from service.codec.sizes import Sizes, SwinSizes, conv_sizes, read_sizes
 from service.errors import BadParameter
+from service.nets.adapters import domains, load_update
 from service.nets.backbone import Down, ScaledLinear, Unshuffle, Up
 from service.nets.families import latent_layers
 from service.nets.lora import RateAdapter
@@ -29,9 +30,8 @@ from service.nets.model import LOG_STEP, SIGMA_MIN, Backbone
 from service.nets.twin import float_twin
 from service.store.model import StoredModel
 from service.store.read import load_model
-from service.train.adapters import domains, load_update, read_adapter
 from service.train.checkpoint import has_state, read_about, read_tensors
-from service.train.ladder import RANKS, RateLadder, divide_latents
+from service.train.ladder import RANKS, RateLadder, divide_latents, read_adapter
 from service.train.recipe import START_CROPS, BackboneRecipe
 from service.train.sampler import Sampler
 from service.train.tunes import BASE, LADDER, PSNR

@@ -1,29 +1,25 @@
 """Conversions between trained adapters and what is stored of them.
 
 This module sets the units in which adapters of a stored model are trained, quantises a trained
-adapter to an 8-bit update, loads an update into an adapter, and copies adapters into rows of a
-RateLadder and out of them.
+adapter to an 8-bit update, and loads an update into an adapter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from service.codec.entropy_model import LEVELS, STEP_FRAC, STEP_MAX, Y_FRAC, Z_FRAC
 from service.codec.lowrank import OFFSET_FRAC, LayerUpdate, Update, scales
-from service.nets.backbone import ScaledLinear
 from service.nets.lora import Domain, PromptAdapter, RateAdapter
 from service.nets.model import LOG_STEP
 from service.nets.twin import entropy_layers, tap_scale, torch_name, units
 from service.store.model import StoredModel
-from service.train.ladder import RateLadder
 
 F64 = NDArray[np.float64]
 
@@ -137,55 +133,6 @@ def load_update(adapter: RateAdapter, stored: StoredModel, update: Update) -> No
     adapter.log_y_step.copy_(_t(np.log(vectors["y.step"] / stored.entropy["y.step"])))
     adapter.log_z_step.copy_(_t(np.log(vectors["z.step"] / 2.0 ** (Z_FRAC + STEP_FRAC))))
     adapter.z_idx.copy_(_t(vectors["z.level"] / 8.0))
-
-
-@torch.no_grad()
-def read_adapter(ladder: RateLadder, at: int, adapter: RateAdapter) -> None:
-    """Copy an adapter of a ladder's base into row `at` of the ladder's changes."""
-    for row, row_unit, factor, unit in _shared_tensors(ladder, at, adapter):
-        row.copy_(factor * unit / row_unit)
-    vectors = adapter.log_y_step, adapter.log_z_step, adapter.z_idx - ladder.base.z_idx
-    ladder.vectors.data[at].copy_(torch.cat(vectors))
-
-
-@torch.no_grad()
-def write_adapter(ladder: RateLadder, at: int, adapter: RateAdapter) -> None:
-    """Copy row `at` of a ladder's changes into an adapter of the ladder's base."""
-    for row, row_unit, factor, unit in _shared_tensors(ladder, at, adapter):
-        factor.copy_(row * row_unit / unit)
-    M, Cz = ladder.base.sizes.M, ladder.base.sizes.Cz
-    log_y_step, log_z_step, z_idx = ladder.vectors.data[at].split([M, Cz, Cz])
-    adapter.log_y_step.copy_(log_y_step)
-    adapter.log_z_step.copy_(log_z_step)
-    adapter.z_idx.copy_(ladder.base.z_idx + z_idx)
-
-
-def _shared_tensors(
-    ladder: RateLadder, at: int, adapter: RateAdapter
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Factors and biases of a ladder's row and of an adapter, in pairs.
-
-    Yields:
-        A view of the row and its unit; the adapter's tensor of the same shape and its unit.
-    """
-    row = ladder.layout.changes(ladder.factors.data[at : at + 1])
-    for name, domain in adapter.domains.items():
-        rows, columns, bias = _row_units(ladder.base.get_submodule(name))
-        key = name.replace(".", "/")
-        if domain.rank:
-            yield row.a[name][0], columns, adapter.a[key], domain.columns
-            yield row.b[name][0], rows[:, None], adapter.b[key], domain.rows[:, None]
-        yield row.d[name][0], bias, adapter.d[key], domain.bias
-
-
-def _row_units(module: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """Units of a ladder's factors of a layer: of its rows [N], columns [K] and biases [N]."""
-    assert isinstance(module, (nn.Linear, nn.Conv2d))
-    rows, columns = len(module.weight), module.weight[0].numel()
-    scale = columns**-0.5
-    if isinstance(module, ScaledLinear):
-        return module.so * scale, module.si, module.so
-    return torch.full((rows,), scale), torch.ones(columns), torch.ones(rows)
 
 
 def _mean_response(stored: StoredModel, adapter: RateAdapter, name: str) -> F64:
