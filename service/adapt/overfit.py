@@ -266,22 +266,28 @@ class LatentAdaptation:
         taps = networks.weight("up").detach()
         whole_grids = pyramid(features.permute(2, 0, 1)[None], levels, networks.gain, taps)
         used = used_grids(whole_grids, levels)
-        tiles = []
         whole = Box(0, 0, self._rows, self._columns)
-        for top in range(0, self._rows, TILE):
-            for left in range(0, self._columns, TILE):
-                box = Box(top, left, top + TILE, left + TILE).cut(whole)
-                grids = []
-                for level, (grid, shape) in enumerate(
-                    zip(whole_grids, level_shapes(levels, box.height, box.width), strict=True)
-                ):
-                    top, left = box.top >> level, box.left >> level
-                    start = sum(levels[:level])
-                    own = [place - start for place in used.levels[level]]
-                    part = grid[:, own, top : top + shape[0], left : left + shape[1]]
-                    grids.append(part.clamp(-VALUE_MAX, VALUE_MAX).clone().requires_grad_())
-                tiles.append(FitTile(box, target[box.slices].contiguous(), tuple(grids)))
+        boxes = [
+            Box(top, left, top + TILE, left + TILE).cut(whole)
+            for top in range(0, self._rows, TILE)
+            for left in range(0, self._columns, TILE)
+        ]
+        tiles = [
+            FitTile(box, target[box.slices].contiguous(), self._part(whole_grids, used, box))
+            for box in boxes
+        ]
         return tiles, used
+
+    def _part(self, grids: Sequence[Tensor], used: UsedGrids, box: Box) -> tuple[Tensor, ...]:
+        """The used grids in a box of latents, as variables."""
+        levels, parts = self._start.levels, []
+        shapes = level_shapes(levels, box.height, box.width)
+        for level, (grid, (rows, columns)) in enumerate(zip(grids, shapes, strict=True)):
+            top, left, first = box.top >> level, box.left >> level, sum(levels[:level])
+            own = [place - first for place in used.levels[level]]
+            part = grid[:, own, top : top + rows, left : left + columns]
+            parts.append(part.clamp(-VALUE_MAX, VALUE_MAX).clone().requires_grad_())
+        return tuple(parts)
 
     def _begin(self) -> None:
         s = self._state

@@ -114,6 +114,21 @@ def test_every_size_is_fitted(size: tuple[int, int]) -> None:
     assert (header.width, header.height, header.rate) == (*size, 5)
 
 
+def test_every_tile_of_a_picture_is_coded() -> None:
+    rows, columns = TILE + 40, TILE + 5
+    small = photo_like(rows, columns)
+    picture = Picture(small.repeat(8, 0).repeat(8, 1))
+    todo = task(picture=picture, quality16=128, steps=0)
+    fit = LatentAdaptation(AUTOENCODER, todo)
+    payload = read_stream(fit.best()).overfit
+    assert payload is not None
+    latents = decode_latents(payload, rows, columns, 3, AUTOENCODER.networks)
+    errors = np.square(latents - AUTOENCODER.encode(picture.rgb)).mean(-1)
+    places = [slice(0, TILE), slice(TILE, None)]
+    tiles = [errors[down, across].mean() for down in places for across in places]
+    assert max(tiles) < 0.1 * np.square(AUTOENCODER.encode(picture.rgb)).mean()
+
+
 def test_grey_pictures_alpha_and_metadata_are_kept() -> None:
     plain = task(steps=0).picture
     alpha = np.zeros(plain.rgb.shape[:2], np.uint8)
