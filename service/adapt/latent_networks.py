@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.codec.coder import LAPLACE_LEVELS
+from service.codec.fixed_point import LEAK
 from service.codec.overfit import (
     CONTEXT,
     MARGIN,
@@ -28,6 +30,12 @@ from service.codec.overfit import (
 
 LEAST_MASS = 2.0**-24
 """Smallest probability of a value."""
+
+
+TEMPERATURES: Final = (0.2, 0.05)
+"""Temperature of soft rounding at the start and before the last steps."""
+HARD: Final = 0.1
+"""Share of the steps, at the end, with really rounded grids."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +126,11 @@ class LatentNetworksTorch(nn.Module):
                 features.append(grid)
         u = torch.cat(features, 1).permute(0, 2, 3, 1)
         hidden = F.linear(u, self.weight("syn.w1")[:, places], self.weight("syn.b1"))
-        hidden = F.leaky_relu(hidden, 0.125)
+        hidden = F.leaky_relu(hidden, LEAK)
         for name in ("syn.dw1", "syn.dw2"):
             padded = F.pad(hidden.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="replicate")
             filtered = F.conv2d(padded, self.weight(name)[:, None], groups=hidden.shape[-1])
-            hidden = hidden + F.leaky_relu(filtered.permute(0, 2, 3, 1), 0.125)
+            hidden = hidden + F.leaky_relu(filtered.permute(0, 2, 3, 1), LEAK)
         straight = F.linear(u, self.weight("syn.skip")[:, places])
         return straight + F.linear(hidden, self.weight("syn.w2"), self.weight("syn.b2"))
 
@@ -241,6 +249,21 @@ def relax(values: Tensor, temperature: float, generator: torch.Generator | None)
     """Values softly rounded, with noise, and softly rounded again."""
     noise = torch.rand(values.shape, generator=generator, device=values.device) - 0.5
     return soft_round(soft_round(values, temperature) + noise, temperature)
+
+
+def rounded(
+    grids: Sequence[Tensor], share: float, generator: torch.Generator | None
+) -> list[Tensor]:
+    """Grids of a step, softly rounded, and really rounded in the last steps.
+
+    Args:
+        share: of all steps that are done, 0-1.
+    """
+    if share >= 1 - HARD:
+        return [hard_round(grid) for grid in grids]
+    high, low = TEMPERATURES
+    temperature = high + (low - high) * share / (1 - HARD)
+    return [relax(grid, temperature, generator) for grid in grids]
 
 
 def soft_round(x: Tensor, temperature: float) -> Tensor:

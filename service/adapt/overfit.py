@@ -40,9 +40,8 @@ from service.adapt.checkpoint import (
 from service.adapt.latent_networks import (
     LatentNetworksTorch,
     UsedGrids,
-    hard_round,
     pyramid,
-    relax,
+    rounded,
 )
 from service.adapt.latent_start import (
     lmbda_of_quality,
@@ -76,15 +75,11 @@ from service.codec.overfit import (
 )
 from service.codec.tiles import Box
 from service.errors import CheckFailed, MissingExtra
-from service.picture import Picture
+from service.picture import Picture, squared_error
 
 GRID_LR: Final = 0.03
 NETWORK_LR: Final = 0.003
 """Learning rates of Adam, at the start."""
-TEMPERATURES: Final = (0.2, 0.05)
-"""Temperature of soft rounding at the start and before the last steps."""
-HARD: Final = 0.1
-"""Share of the steps, at the end, with really rounded grids."""
 MAX_FITTED: Final = 1024
 """Largest number of weights of a tensor that is fitted. Larger ones, of autoencoders with hundreds
 of channels, would take more bytes than they save."""
@@ -326,12 +321,7 @@ class LatentAdaptation:
         if task.max_seconds is not None:
             share = max(share, s.elapsed_s / task.max_seconds)
         generator = torch.Generator().manual_seed(1000003 * task.seed + s.step)
-        if share < 1 - HARD:
-            low, high = TEMPERATURES[1], TEMPERATURES[0]
-            temperature = high + (low - high) * share / (1 - HARD)
-            grids = [relax(grid, temperature, generator) for grid in tile.grids]
-        else:
-            grids = [hard_round(grid) for grid in tile.grids]
+        grids = rounded(tile.grids, share, generator)
         loss = self._loss(tile, grids, generator) + self._network_bits() / task.pixels
         for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
             group["lr"] = peak * max(decayed(share), 0.05)
@@ -407,13 +397,13 @@ class LatentAdaptation:
         """Each tensor at the step that pays, or as it is by default, one after the other."""
         floats, defaults = self._networks.integers(), self._autoencoder.networks.tensors
         backup = {name: self._networks.weight(name).clone() for name in self._fitted_names}
-        rounded = [
+        whole = [
             (tile, [grid.round() for grid in tile.grids])
             for tile in self._tiles[:: max(1, len(self._tiles) // 2)]
         ]
 
         def cost(bits: float) -> float:
-            losses = [float(self._loss(tile, grids, None)) for tile, grids in rounded]
+            losses = [float(self._loss(tile, grids, None)) for tile, grids in whole]
             return float(np.mean(losses)) + bits / self._task.pixels
 
         for name in self._fitted_names:
@@ -443,8 +433,8 @@ class LatentAdaptation:
                 while exponent < PARAMETER_STEPS - 1 and not fits(difference, exponent):
                     exponent += 1
                 step = 2 ** (2 + exponent)
-                rounded = quantised_difference(difference.astype(np.float64), exponent) * step
-                tensors[name] = (default + rounded).astype(np.int32)
+                whole = quantised_difference(difference.astype(np.float64), exponent) * step
+                tensors[name] = (default + whole).astype(np.int32)
         return LatentNetworks(networks.levels, tensors)
 
     def _values(self) -> tuple[np.ndarray | None, ...]:
@@ -477,10 +467,7 @@ class LatentAdaptation:
         data = container.write_stream(latent_stream(autoencoder, task, payload))
         box = Box(0, 0, picture.height, picture.width)
         rgb = paint(autoencoder, latents, box, picture.grey)
-        squares = np.square(rgb.astype(np.float32) - picture.rgb)
-        if picture.alpha is not None:
-            squares *= picture.alpha[..., None] / np.float32(255)
-        squared = float(squares.sum(dtype=np.float64))
+        squared = squared_error(rgb, picture.rgb, picture.alpha)
         bpp = 8 * len(data) / task.pixels
         loss = bpp + task.lmbda * squared / picture.rgb.size
         return data, picture.psnr_db(squared), loss

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codec import alpha
 from service.codec.overfit import LatentNetworks
 from service.codec.tiles import Box, windows
 from service.errors import TooManyPixels
 from service.picture import U8, Picture
 from service.runtime.interruption import allow_interruption
-from service.runtime.pipeline import greyed
+from service.runtime.pipeline import greyed, pixels_under
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,13 +104,7 @@ def encode_picture(autoencoder: Autoencoder, picture: Picture) -> F32:
     for inner in _windows(autoencoder, whole):
         allow_interruption()
         window = inner.grown(autoencoder.halo or 0, whole)
-        px = window.scaled(cell)
-        place = px.cut(Box(0, 0, picture.height, picture.width)).slices
-        rgb = picture.rgb[place]
-        if picture.alpha is not None:
-            rgb = alpha.fill_hidden(rgb, picture.alpha[place])
-        pad = (px.height - rgb.shape[0], px.width - rgb.shape[1])
-        rgb = np.pad(rgb, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
+        rgb = pixels_under(picture, window, cell)
         out[inner.slices] = autoencoder.encode(rgb)[inner.relative(window).slices]
     return out
 

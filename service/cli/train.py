@@ -14,7 +14,17 @@ import typer
 from service.cli import options
 from service.cli.options import training_device, whole_rates
 from service.cli.process import say
-from service.cli.train_backbone import TILES, base, default, export, say_tiles, tiles_of
+from service.cli.train_backbone import (
+    TILES,
+    DecayOption,
+    MinutesOption,
+    RunOption,
+    base,
+    default,
+    export,
+    say_tiles,
+    tiles_of,
+)
 from service.cli.train_backbone import DataArgument as TilesArgument
 from service.errors import BadParameter
 
@@ -207,11 +217,9 @@ def zoo(
 @train_app.command()
 def autoencoder(
     data: TilesArgument,
-    run: Annotated[Path, typer.Option(help="Folder of the run; a run in it is resumed.")],
-    minutes: Annotated[float, typer.Option(min=0, help="Length of this session of the run.")],
-    decay: Annotated[
-        float, typer.Option(min=0, help="Last minutes of the session; they are the final decay.")
-    ] = 0.0,
+    run: RunOption,
+    minutes: MinutesOption,
+    decay: DecayOption = 0.0,
     start: Annotated[
         Path | None,
         typer.Option("--from", help="Model whose layers a new run starts from; default: light."),

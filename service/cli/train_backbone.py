@@ -27,6 +27,11 @@ DataArgument = Annotated[
     list[Path],
     typer.Argument(metavar="DATA...", help="Folders of pictures, or one file of tiles."),
 ]
+RunOption = Annotated[Path, typer.Option(help="Folder of the run; a run in it is resumed.")]
+MinutesOption = Annotated[float, typer.Option(min=0, help="Length of this session of the run.")]
+DecayOption = Annotated[
+    float, typer.Option(min=0, help="Last minutes of the session; they are the final decay.")
+]
 SizeOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Size: light, base, or a JSON file of sizes.")
 ]
@@ -34,11 +39,9 @@ SizeOption = Annotated[
 
 def base(
     data: DataArgument,
-    run: Annotated[Path, typer.Option(help="Folder of the run; a run in it is resumed.")],
-    minutes: Annotated[float, typer.Option(min=0, help="Length of this session of the run.")],
-    decay: Annotated[
-        float, typer.Option(min=0, help="Last minutes of the session; they are the final decay.")
-    ] = 0.0,
+    run: RunOption,
+    minutes: MinutesOption,
+    decay: DecayOption = 0.0,
     start: Annotated[
         Path | None, typer.Option("--from", help="Start from this run, model or state dict.")
     ] = None,

@@ -57,6 +57,7 @@ from service.codec.coder import (
     laplace_masses,
 )
 from service.codec.entropy_model import SYMBOL_MAX
+from service.codec.fixed_point import LEAK
 from service.errors import BadStream
 
 I32 = NDArray[np.int32]
@@ -224,7 +225,6 @@ class PyramidLevel:
     """The used grids of one pyramid level while they are coded.
 
     Attributes:
-        places: which grids of all they are.
         groups: flat positions in wavefronts, in coding order.
     """
 
@@ -235,7 +235,6 @@ class PyramidLevel:
             coarser: values of the next coarser level [n, ceil(rows / 2), ceil(columns / 2)]; n is 0
                 where there is none.
         """
-        self.places, self._shape = places, (rows, columns)
         count, m = len(places), MARGIN
         self._stack = np.zeros((count + 2, rows + m, columns + 2 * m))
         grid, row, column = np.indices((count, rows, columns)).reshape(3, -1)
@@ -246,7 +245,6 @@ class PyramidLevel:
         self._at = (grid + 2) * plane + (row + m) * width + column + m
         offsets = [r * width + c for r, c in CONTEXT] + [-plane, -2 * plane]
         self._offsets = np.array(offsets)
-        self._grid = grid
         self._parent = np.zeros(len(order))
         if len(coarser):
             parent = np.minimum(grid, len(coarser) - 1)
@@ -305,7 +303,7 @@ def encode_latents(
     """Code fitted networks and grids, as `decode_latents` reads them.
 
     Args:
-        networks: those that `quantised_networks` returns for the defaults.
+        networks: whose tensors differ from the defaults by whole steps, at most SYMBOL_MAX.
         values: see FittedLatents; at least one grid is used.
     """
     used = np.array([v is not None for v in values])
@@ -470,7 +468,7 @@ def upsample(grid: F32, taps: F32, shape: tuple[int, int]) -> F32:
 
 
 def _leaky(x: F32) -> F32:
-    out: F32 = np.maximum(x, np.float32(0.125) * x)
+    out: F32 = np.maximum(x, np.float32(LEAK) * x)
     return out
 
 

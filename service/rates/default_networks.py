@@ -8,7 +8,7 @@ group is divided by its running mean, so that all qualities count the same.
 
 Grids stand for the directions of the latents in which most error, as the decoder shows it, can be
 saved: eigenvectors of M^(1/2) S M^(1/2), with S the covariance of the latents and M their
-sensitivity (adapt.overfit.measure_sensitivity). They are scaled so that one step is the right one
+sensitivity (adapt.latent_start.measure_sensitivity). They are scaled so that one step is right
 for quality 5 by the high-rate rule D'(R) = -2 ln 2 · D.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.adapt.latent_networks import LatentNetworksTorch, UsedGrids, hard_round, pyramid, relax
+from service.adapt.latent_networks import LatentNetworksTorch, UsedGrids, pyramid, rounded
 from service.adapt.latent_start import (
     PATTERN_QUALITY,
     gain_of_quality,
@@ -32,14 +32,10 @@ from service.adapt.latent_start import (
     used_grids,
     weighted_inverse,
 )
-from service.adapt.overfit import (
-    GRID_LR,
-    HARD,
-    TEMPERATURES,
-)
+from service.adapt.overfit import GRID_LR
 from service.autoencoders.interfaces import DifferentiableAutoencoder
 from service.codec.container import RATE_UNIT
-from service.codec.overfit import COARSE_GAIN, WEIGHT_FRAC, LatentNetworks, plain_networks
+from service.codec.overfit import WEIGHT_FRAC, LatentNetworks, plain_networks
 from service.train.sampler import Sampler
 
 QUALITIES: Final = range(1, 9)
@@ -47,7 +43,7 @@ LR: Final = 0.004
 """Learning rate of the networks at the start."""
 CLIP: Final = 1.0
 """Largest norm of their gradient."""
-RESTART: Final = 0.05
+LR_END: Final = 0.05
 """Share of the learning rates that is left at the end."""
 MEMORY: Final = 0.8
 """Share of the old mean of a quality's loss that each step keeps."""
@@ -132,9 +128,9 @@ def fit_default_networks(
         share = step / steps
         for optimiser, peak in ((adam, LR), (fit.adam, GRID_LR)):
             for group in optimiser.param_groups:
-                group["lr"] = peak * max(RESTART, 1 - share)
+                group["lr"] = peak * max(LR_END, 1 - share)
         generator = torch.Generator().manual_seed(1000003 * seed + step)
-        loss = _loss(networks, fit, _rounded(fit, share, generator))
+        loss = _loss(networks, fit, rounded(fit.grids, share, generator))
         quality, value = fit.group.quality, float(loss.detach())
         means[quality] = MEMORY * means.get(quality, value) + (1 - MEMORY) * value
         adam.zero_grad()
@@ -172,9 +168,8 @@ def starting_point(
     skip = np.zeros_like(tensors["syn.skip"])
     skip[:, :count] = np.rint((basis * step).numpy() * unit)
     place = levels[0]
-    for level, own in enumerate(levels[1:], 1):
+    for own in levels[1:]:
         skip[:, place : place + own] = skip[:, :own]
-        tensors["gain"][place : place + own] = COARSE_GAIN * level
         place += own
     tensors["syn.skip"] = skip
     tensors["syn.b2"] = np.rint(mean.numpy() * unit).astype(np.int32)
@@ -197,15 +192,6 @@ def _group_fit(group: CropGroup, networks: LatentNetworksTorch, start: LatentNet
     ]
     variables = tuple(grid.clone().requires_grad_() for grid in grids)
     return GroupFit(group, variables, used, gain, torch.optim.Adam(variables, lr=GRID_LR))
-
-
-def _rounded(fit: GroupFit, share: float, generator: torch.Generator) -> list[Tensor]:
-    """The grids of a group, softly rounded, and really rounded in the last steps."""
-    if share >= 1 - HARD:
-        return [hard_round(grid) for grid in fit.grids]
-    high, low = TEMPERATURES
-    temperature = high + (low - high) * share / (1 - HARD)
-    return [relax(grid, temperature, generator) for grid in fit.grids]
 
 
 def _loss(networks: LatentNetworksTorch, fit: GroupFit, grids: list[Tensor]) -> Tensor:

@@ -182,13 +182,13 @@ def lossless_stream(picture: Picture, layer: GraphicsLayer) -> container.Stream:
     return container.Stream(header, (), icc=picture.icc, exif=picture.exif, graphics=layer)
 
 
-def pixels_under(picture: Picture, window: Box) -> U8:
-    """The pixels under a window of latents, for analysis: [16 window.height, 16 window.width, 3].
+def pixels_under(picture: Picture, window: Box, cell: int = PATCH) -> U8:
+    """The pixels under a window of latents, for analysis: [cell height, cell width, 3].
 
     Colours under alpha 0 are replaced (`alpha.fill_hidden`), and edge pixels are repeated beyond
     the picture.
     """
-    px = window.scaled(PATCH)
+    px = window.scaled(cell)
     place = px.cut(Box(0, 0, picture.height, picture.width)).slices
     inside = picture.rgb[place]
     if picture.alpha is not None:

@@ -27,7 +27,7 @@ from service.codec.container import read_stream
 from service.codec.overfit import decode_fitted, decode_latents, plain_networks
 from service.codec.tiles import Box
 from service.errors import BadParameter, MissingExtra
-from service.picture import Picture
+from service.picture import Picture, squared_error
 
 AUTOENCODER = CellMeans("means")
 
@@ -134,7 +134,13 @@ def test_grey_pictures_alpha_and_metadata_are_kept() -> None:
     alpha = np.zeros(plain.rgb.shape[:2], np.uint8)
     alpha[20:] = 200
     picture = replace(plain, alpha=alpha, icc=b"profile", exif=b"exif")
-    stream = read_stream(run(LatentAdaptation(AUTOENCODER, task(picture=picture, steps=0))))
+    fit = LatentAdaptation(AUTOENCODER, task(picture=picture, steps=0))
+    stream = read_stream(run(fit))
+    assert stream.overfit is not None
+    latents = decode_latents(stream.overfit, 7, 9, 3, AUTOENCODER.networks)
+    rgb = paint(AUTOENCODER, latents, Box(0, 0, 56, 72), grey=False)
+    error = squared_error(rgb, picture.rgb, alpha)
+    assert fit.progress.psnr_db == pytest.approx(picture.psnr_db(error))
     assert stream.has_alpha and (stream.icc, stream.exif) == (b"profile", b"exif")
     hidden = picture.rgb.copy()
     hidden[:20] = 255 - hidden[:20]
