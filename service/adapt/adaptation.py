@@ -23,7 +23,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ from service.adapt.measurement import MeasuredStream, code_latents, measure_stre
 from service.adapt.objective import Objective
 from service.adapt.optimiser import AdaptationOptimiser
 from service.adapt.schedule import StepSchedule
-from service.adapt.task import AdaptationTask, AdaptProgress
+from service.adapt.task import Adaptation, AdaptationTask
 from service.codec import container, webp
 from service.codec.entropy_model import Y_FRAC
 from service.codec.graphics import GraphicsLayer, make_layer
@@ -68,11 +67,8 @@ from service.store.model import layer_shapes
 from service.transforms.synthesis_torch import device_and_dtype
 
 
-class PictureAdaptation:
-    """An adaptation in progress. Not safe to share between threads.
-
-    With one seed on one machine, its results are always the same.
-    """
+class PictureAdaptation(Adaptation):
+    """An adaptation of the latents and of g_s in progress."""
 
     def __init__(
         self, model: LoadedModel, task: AdaptationTask, checkpoint: bytes | None = None
@@ -87,6 +83,7 @@ class PictureAdaptation:
             BadParameter: the checkpoint is damaged or of another task.
         """
         assert model.analysis is not None
+        super().__init__(task.pixels)
         self._model, self._task = model, task
         self._device, _ = device_and_dtype(model.analysis)
         self._digest = task.digest(model.stored.identity)
@@ -109,44 +106,6 @@ class PictureAdaptation:
         else:
             self._begin()
 
-    @property
-    def progress(self) -> AdaptProgress:
-        """How far the adaptation is."""
-        s, pixels = self._state, self._task.pixels
-        phase = "done" if s.done else "decoder" if self._schedule.fitting else "latents"
-        return AdaptProgress(
-            phase,
-            s.step,
-            self._schedule.total,
-            len(self._best),
-            8 * len(self._best) / pixels,
-            s.psnr_best,
-            s.bytes_before,
-            8 * s.bytes_before / pixels,
-            s.psnr_before,
-        )
-
-    @property
-    def done(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self._state.done
-
-    def best(self) -> bytes:
-        """The best stream so far; always a valid .rkp."""
-        return self._best
-
-    def advance(self, seconds: float) -> AdaptProgress:
-        """Optimise for about that long: at least one step, and what is due after the last one."""
-        start = last = perf_counter()
-        while not self._state.done:
-            self._advance_one()
-            now = perf_counter()
-            self._state.elapsed_s += now - last
-            last = now
-            if now - start >= seconds:
-                break
-        return self.progress
-
     def checkpoint(self) -> bytes:
         """Everything that is needed to go on, as safetensors."""
         with_canvas = len(self._tiles) > 1 or self._schedule.fitting
@@ -155,6 +114,14 @@ class PictureAdaptation:
         return write_checkpoint(
             self._digest, self._state, self._best, tensors, self._optimiser.adam, has_update
         )
+
+    @property
+    def _phase(self) -> str:
+        return "decoder" if self._schedule.fitting else "latents"
+
+    @property
+    def _planned(self) -> int:
+        return self._schedule.total
 
     def _set_state(self, state: AdaptationState) -> None:
         task = self._task

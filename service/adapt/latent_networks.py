@@ -105,7 +105,7 @@ class LatentNetworksTorch(nn.Module):
 
     def _level_bits(self, values: Tensor, places: list[int], coarser: Tensor | None) -> Tensor:
         inputs = contexts(values, coarser)
-        a = inputs @ self.weight("ar.w1").T + self.weight("ar.b1")[places][:, None, None]
+        a = inputs.abs() @ self.weight("ar.w1").T + self.weight("ar.b1")[places][:, None, None]
         a = F.relu(a)
         a = F.relu(F.linear(a, self.weight("ar.w2"), self.weight("ar.b2")))
         out = F.linear(a, self.weight("ar.w3")) + self.weight("ar.b3")[places][:, None, None]

@@ -3,8 +3,9 @@
 The loss is R + lmbda·D: the bits of the grids by the autoregressive network and about those of the
 networks, and the error of the latents as the decoder would show it, or that of decoded pixels
 (`LatentTask.distortion`). For the first, D is the sum of e' M e over positions, with e the error of
-a latent [C] and M [C, C] the mean of J'J, where J has the derivatives of all pixels by the latent
-(`measure_sensitivity`). This takes no pass of the decoder in a step.
+a latent [C] and M [C, C] the mean of J'J, where J has the derivatives of all pixels by the latent,
+scaled to what errors of a quality's size show (`measure_sensitivity`). This takes no pass of the
+decoder in a step.
 
 As in adaptation.py, a stream is judged by measurement: halfway and at the end all is rounded,
 coded by the exact path, decoded, and kept if R + lmbda·D over real bytes and real 8-bit pixels is
@@ -19,7 +20,6 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -51,7 +51,7 @@ from service.adapt.latent_start import (
     weighted_inverse,
 )
 from service.adapt.plan import decayed
-from service.adapt.task import AdaptProgress
+from service.adapt.task import Adaptation
 from service.autoencoders.interfaces import (
     Autoencoder,
     DifferentiableAutoencoder,
@@ -151,11 +151,8 @@ class FitTile:
     grids: tuple[Tensor, ...]
 
 
-class LatentAdaptation:
-    """A fit in progress. Not safe to share between threads.
-
-    With one seed on one machine, its results are always the same.
-    """
+class LatentAdaptation(Adaptation):
+    """A fit in progress."""
 
     def __init__(
         self, autoencoder: Autoencoder, task: LatentTask, checkpoint: bytes | None = None
@@ -170,13 +167,16 @@ class LatentAdaptation:
             BadParameter: the checkpoint is damaged or of another task.
             MissingExtra: the autoencoder has no gradients, because torch is not installed.
         """
+        super().__init__(task.pixels)
         self._autoencoder = differentiable(autoencoder)
         self._task = task
         self._digest = task.digest(autoencoder.identity)
         saved = None if checkpoint is None else read_checkpoint(checkpoint, self._digest)
         target = torch.from_numpy(encode_picture(autoencoder, task.picture))
         self._rows, self._columns = target.shape[:2]
-        self._sensitivity = measure_sensitivity(self._autoencoder, target, task.seed)
+        self._sensitivity = measure_sensitivity(
+            self._autoencoder, target, task.quality16, task.seed
+        )
         self._start = starting_networks(
             autoencoder.networks, target, self._sensitivity, task.quality16
         )
@@ -199,58 +199,24 @@ class LatentAdaptation:
         self._adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self._peaks = [group["lr"] for group in self._adam.param_groups]
         self._state = AdaptationState()
-        self._best = b""
         if saved is None:
             self._begin()
         else:
             self._resume(saved)
-
-    @property
-    def progress(self) -> AdaptProgress:
-        """How far the fit is."""
-        s, pixels = self._state, self._task.pixels
-        return AdaptProgress(
-            "done" if s.done else "latents",
-            s.step,
-            self._total,
-            len(self._best),
-            8 * len(self._best) / pixels,
-            s.psnr_best,
-            s.bytes_before,
-            8 * s.bytes_before / pixels,
-            s.psnr_before,
-        )
-
-    @property
-    def done(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self._state.done
-
-    @property
-    def _total(self) -> int:
-        return self._task.steps * len(self._tiles)
-
-    def best(self) -> bytes:
-        """The best stream so far; always a valid .rkp."""
-        return self._best
-
-    def advance(self, seconds: float) -> AdaptProgress:
-        """Optimise for about that long: at least one step, and what is due after the last one."""
-        start = last = perf_counter()
-        while not self._state.done:
-            self._advance_one()
-            now = perf_counter()
-            self._state.elapsed_s += now - last
-            last = now
-            if now - start >= seconds:
-                break
-        return self.progress
 
     def checkpoint(self) -> bytes:
         """Everything that is needed to go on, as safetensors."""
         return write_checkpoint(
             self._digest, self._state, self._best, self._variables(), self._adam, with_update=False
         )
+
+    @property
+    def _phase(self) -> str:
+        return "latents"
+
+    @property
+    def _planned(self) -> int:
+        return self._task.steps * len(self._tiles)
 
     def _first_tiles(self, target: Tensor) -> tuple[list[FitTile], UsedGrids]:
         """A pyramid of grids that makes the latents as well as it can."""
@@ -290,7 +256,7 @@ class LatentAdaptation:
         self._best, s.bytes_before = data, len(data)
         s.psnr_before = s.psnr_best = psnr_db
         s.first_loss = s.loss_best = loss
-        s.done = self._total == 0
+        s.done = self._planned == 0
 
     def _resume(self, saved: Checkpoint) -> None:
         self._state, self._best = saved.state, saved.best
@@ -317,7 +283,7 @@ class LatentAdaptation:
         """One step on one tile, and what is due after it."""
         s, task = self._state, self._task
         tile = self._tiles[s.step % len(self._tiles)]
-        share = s.step / self._total
+        share = s.step / self._planned
         if task.max_seconds is not None:
             share = max(share, s.elapsed_s / task.max_seconds)
         generator = torch.Generator().manual_seed(1000003 * task.seed + s.step)
@@ -329,9 +295,9 @@ class LatentAdaptation:
         loss.backward()
         self._adam.step()
         s.step += 1
-        if s.step == self._total // 2:
+        if s.step == self._planned // 2:
             self._keep_if_best()
-        if s.step >= self._total or share >= 1:
+        if s.step >= self._planned or share >= 1:
             self._keep_if_best()
             s.done = True
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from service.adapt.plan import AdaptationPlan
 from service.picture import Picture
+
+if TYPE_CHECKING:
+    from service.adapt.checkpoint import AdaptationState
 
 
 @dataclass(frozen=True)
@@ -72,22 +77,70 @@ class AdaptProgress:
     first_psnr_db: float
 
 
-class Adaptation(Protocol):
-    """The adaptation of one picture in progress. Not safe to share between threads."""
+class Adaptation(ABC):
+    """The adaptation of one picture in progress. Not safe to share between threads.
+
+    With one seed on one machine, its results are always the same.
+    """
+
+    _state: AdaptationState
+    _best = b""
+
+    def __init__(self, pixels: int) -> None:
+        """An adaptation of a picture of some pixels; subclasses set the state and the best."""
+        self._pixels = pixels
 
     @property
     def progress(self) -> AdaptProgress:
         """How far the adaptation is."""
+        s, pixels = self._state, self._pixels
+        return AdaptProgress(
+            "done" if s.done else self._phase,
+            s.step,
+            self._planned,
+            len(self._best),
+            8 * len(self._best) / pixels,
+            s.psnr_best,
+            s.bytes_before,
+            8 * s.bytes_before / pixels,
+            s.psnr_before,
+        )
 
     @property
     def done(self) -> bool:
         """Whether there is nothing left to do."""
+        return self._state.done
 
     def best(self) -> bytes:
         """The best stream so far; always a valid .rkp."""
+        return self._best
 
     def advance(self, seconds: float) -> AdaptProgress:
         """Optimise for about that long: at least one step, and what is due after the last one."""
+        start = last = perf_counter()
+        while not self._state.done:
+            self._advance_one()
+            now = perf_counter()
+            self._state.elapsed_s += now - last
+            last = now
+            if now - start >= seconds:
+                break
+        return self.progress
 
+    @abstractmethod
     def checkpoint(self) -> bytes:
         """Everything that is needed to go on."""
+
+    @property
+    @abstractmethod
+    def _phase(self) -> str:
+        """What is optimised now: "decoder" or "latents"."""
+
+    @property
+    @abstractmethod
+    def _planned(self) -> int:
+        """Steps that are planned in all."""
+
+    @abstractmethod
+    def _advance_one(self) -> None:
+        """One step, and what is due after it."""

@@ -1,6 +1,6 @@
-"""A model's transforms g_a and g_s, at its base rate, as an autoencoder.
+"""A model's transforms g_a and g_s, at its lowest rate, as an autoencoder.
 
-Its entropy model and rates are not used. Latents are float32 in their own unit; the decoder rounds
+Its entropy model is not used. Latents are float32 in their own unit; the decoder rounds
 them to units of 2^-Y_FRAC, as g_s takes them.
 """
 
@@ -29,7 +29,7 @@ LATENT_MAX = 2.0**9
 """Largest absolute latent that g_s gets."""
 
 DIGITS = 16
-"""Digits of the base's sha256 in the name of its networks' file."""
+"""Digits of the transforms' identity in the name of their networks' file."""
 
 
 class OwnAutoencoder:
@@ -51,8 +51,7 @@ class OwnAutoencoder:
         self.networks: LatentNetworks = (
             plain_networks(sizes.M) if networks is None else read_networks(networks, sizes.M)
         )
-        base = bytes.fromhex(model.stored.sha256)
-        self.identity = hashlib.sha256(b"own" + base + (networks or b"")).digest()
+        self.identity = hashlib.sha256(b"own" + model.stored.identity + (networks or b"")).digest()
 
     def encode(self, pixels: U8) -> F32:
         """See Autoencoder."""

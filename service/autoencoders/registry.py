@@ -10,7 +10,7 @@ from threading import Lock
 from service.autoencoders.interfaces import Autoencoder
 from service.autoencoders.own import DIGITS, OwnAutoencoder
 from service.autoencoders.stored import FOLDER, NumpyAutoencoder, read_autoencoder, read_file
-from service.codec.container import MODEL_BYTES
+from service.codec.container import MODEL_BYTES, PSNR, RATE_UNIT
 from service.codec.sizes import ConvSizes
 from service.errors import BadParameter, MissingExtra, ModelUnavailable, UnknownModel
 from service.runtime.pipeline import LoadedModel
@@ -78,7 +78,7 @@ def open_autoencoders(
     decode_only: bool,
     sources: Sequence[str] = (),
 ) -> Autoencoders:
-    """The autoencoders of a store, the transforms of its default model, and those of diffusers.
+    """The transforms of a store's default model, its autoencoders, and those of diffusers.
 
     Args:
         store: its folder, None for the built-in one. models: loaded from it, the default one first.
@@ -91,18 +91,27 @@ def open_autoencoders(
     """
     root = (store or default_path()) / FOLDER
     openers: dict[str, Open] = {}
-    for weights in sorted(root.glob("*/weights.safetensors")):
-        openers[weights.parent.name] = partial(_open_stored, weights.parent, device, decode_only)
     base = models[0]
     if isinstance(base.stored.sizes, ConvSizes):
-        own = root / "own" / f"{base.stored.sha256[:DIGITS]}.safetensors"
-        openers["own"] = lambda: OwnAutoencoder(base, read_file(own) if own.is_file() else None)
+        openers["own"] = partial(_open_own, root / "own", base)
+    for weights in sorted(root.glob("*/weights.safetensors")):
+        openers[weights.parent.name] = partial(_open_stored, weights.parent, device, decode_only)
     for source in sources:
         name = PurePath(source).name
         if name in openers:
             raise BadParameter(f"two autoencoders have the name {name!r}")
         openers[name] = partial(_open_diffusers, source, device, decode_only)
     return Autoencoders(openers)
+
+
+def _open_own(folder: Path, base: LoadedModel) -> Autoencoder:
+    ladder = base.stored.ladder(PSNR)
+    model = base
+    if ladder and base.build is not None:
+        stored = base.stored.at_rate(round(RATE_UNIT * ladder[0].rate))
+        model = base if stored is base.stored else base.build(stored)
+    networks = folder / f"{model.stored.identity.hex()[:DIGITS]}.safetensors"
+    return OwnAutoencoder(model, read_file(networks) if networks.is_file() else None)
 
 
 def _open_stored(folder: Path, device: str, decode_only: bool) -> Autoencoder:

@@ -2,8 +2,9 @@
 
 model_store/autoencoders/kl/weights.safetensors     float16, see nets/autoencoder.py
 model_store/autoencoders/kl/networks.safetensors    default networks (codec/overfit.py)
-model_store/autoencoders/own/SHA.safetensors        default networks of the transforms g_a and
-                                                    g_s of a base, by its sha256's first digits
+model_store/autoencoders/own/IDENTITY.safetensors   default networks of the transforms g_a and
+                                                    g_s of a model at its lowest rate, by the first
+                                                    digits of their identity
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ a small autoregressive network; learned upsampling and a synthesis network make 
 
     used grids | gain | step and level of each tensor | coded symbols
 
+A stream names the grids that it uses by the gaps between them, so that an autoencoder of hundreds
+of channels can have a grid for each.
+
 Networks. Streams store how the networks differ from the autoencoder's default ones
 (`LatentNetworks`), which are fitted to many pictures; a tensor that does not differ costs a byte.
 All weights are integers in units of 2^-10.
@@ -18,9 +21,10 @@ F grids in all, N channels of the autoregressive network, H of the synthesis net
 
 The autoregressive network is exact, so that any machine decodes any stream. It predicts each value
 from 8 values of its grid that are known, the values of the two grids before it at the same
-position, and that of the next coarser pyramid level (CONTEXT). Its sums are integers in float64:
+position, and that of the next coarser pyramid level (CONTEXT): the mean follows their signs, the
+scale their magnitudes. Its sums are integers in float64:
 
-    a1 = max(0, floor((w1 c + b1) / 4))              c in ±255, a1 in units of 2^-8 up to 2^16
+    a1 = max(0, floor((w1 |c| + b1) / 4))            c in ±255, a1 in units of 2^-8 up to 2^16
     a2 = max(0, floor((w2 a1 + 2^8 b2) / 2^10))      likewise
     mean, scale = floor((w3 a2 + 2^8 (b3 + skip c)) / 2^10)    skip for the mean only; units of 2^-8
 
@@ -42,11 +46,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codec.byte_reader import ByteReader
+from service.codec.byte_reader import ByteReader, varint
 from service.codec.coder import (
     LAPLACE_LEVELS,
     LAPLACE_SHIFTS,
@@ -87,7 +92,7 @@ PARAMETER_STEPS = 5
 """A tensor differs from its default by multiples of 2^(2 + e) units, e < PARAMETER_STEPS."""
 COARSE_GAIN = -1
 """Quarter octaves by which the steps of a level are finer than those of the next finer level."""
-MAX_GRIDS = 64
+MAX_GRIDS = SYMBOL_MAX
 MAX_WIDTH = 64
 """Most grids, and most channels of the small networks."""
 
@@ -202,10 +207,10 @@ class Predictor:
         self._b2, self._w3, self._skip = unit * t["ar.b2"], t["ar.w3"].T, unit * t["ar.skip"]
         self._b3, self._gain = unit * t["ar.b3"], t["gain"] * 64
 
-    def __call__(self, inputs: F64, grids: NDArray[np.intp]) -> Prediction:
+    def __call__(self, inputs: F64, grids: NDArray[np.int16]) -> Prediction:
         """Predict values of grids [m] from their inputs [m, INPUTS]."""
         to_activation = 2.0 ** (ACTIVATION_FRAC - WEIGHT_FRAC)
-        a = np.floor((inputs @ self._w1 + self._b1[grids]) * to_activation)
+        a = np.floor((np.abs(inputs) @ self._w1 + self._b1[grids]) * to_activation)
         a = np.clip(a, 0, ACTIVATION_MAX)
         a = np.floor((a @ self._w2 + self._b2) * 2.0**-WEIGHT_FRAC)
         a = np.clip(a, 0, ACTIVATION_MAX)
@@ -236,8 +241,10 @@ class PyramidLevel:
                 where there is none.
         """
         count, m = len(places), MARGIN
-        self._stack = np.zeros((count + 2, rows + m, columns + 2 * m))
-        grid, row, column = np.indices((count, rows, columns)).reshape(3, -1)
+        self._stack = np.zeros((count + 2, rows + m, columns + 2 * m), np.int16)
+        kind = np.int32 if self._stack.size < 2**31 else np.int64
+        cells: NDArray[Any] = np.indices((count, rows, columns), kind)
+        grid, row, column = cells.reshape(3, -1)
         time = column + 2 * row + grid
         order = np.argsort(time, kind="stable")
         grid, row, column = grid[order], row[order], column[order]
@@ -245,11 +252,11 @@ class PyramidLevel:
         self._at = (grid + 2) * plane + (row + m) * width + column + m
         offsets = [r * width + c for r, c in CONTEXT] + [-plane, -2 * plane]
         self._offsets = np.array(offsets)
-        self._parent = np.zeros(len(order))
+        self._parent = np.zeros(len(order), np.int16)
         if len(coarser):
             parent = np.minimum(grid, len(coarser) - 1)
-            self._parent = coarser[parent, row // 2, column // 2].astype(np.float64)
-        self._numbers = np.array(places, np.intp)[grid]
+            self._parent = coarser.astype(np.int16)[parent, row // 2, column // 2]
+        self._numbers = np.array(places, np.int16)[grid]
         ends = np.cumsum(np.bincount(time, minlength=1))
         self.groups = [slice(a, b) for a, b in pairwise([0, *ends.tolist()]) if b > a]
 
@@ -267,7 +274,7 @@ class PyramidLevel:
 
     def get(self, group: slice) -> F64:
         """The values of a group."""
-        out: F64 = self._stack.reshape(-1)[self._at[group]]
+        out: F64 = self._stack.reshape(-1)[self._at[group]].astype(np.float64)
         return out
 
     def fill(self, values: I32) -> None:
@@ -306,16 +313,18 @@ def encode_latents(
         networks: whose tensors differ from the defaults by whole steps, at most SYMBOL_MAX.
         values: see FittedLatents; at least one grid is used.
     """
-    used = np.array([v is not None for v in values])
+    places = np.flatnonzero([v is not None for v in values])
+    gaps = np.diff(places) - 1
+    level, _ = best_level(gaps)
     gain = int((networks.tensors["gain"] - defaults.tensors["gain"])[0])
-    head = [np.packbits(used).tobytes(), bytes([gain + 128])]
+    head = [varint(len(places)), bytes([level, gain + 128])]
     encoder = Encoder(LaplaceTables())
+    encoder.push(gaps.astype(np.int32), _tables_of(level, len(gaps)))
     for name in TENSORS:
         byte, symbols = _coded_tensor(name, networks, defaults, gain)
         head.append(bytes([byte]))
         if byte:
-            level = (byte - 1) % LAPLACE_LEVELS
-            encoder.push(symbols, np.full(len(symbols), 1 + LAPLACE_SHIFTS * level, np.uint8))
+            encoder.push(symbols, _tables_of((byte - 1) % LAPLACE_LEVELS, len(symbols)))
     _push_grids(encoder, networks, values)
     return b"".join(head) + encoder.finish()
 
@@ -358,19 +367,30 @@ def decode_fitted(
         BadStream: the payload is damaged.
     """
     reader = ByteReader(payload)
-    count = defaults.grids
-    mask = np.frombuffer(reader.take(-(-count // 8), "used grids"), np.uint8)
-    bits = np.unpackbits(mask)
-    used = bits[:count].astype(bool)
-    if bits[count:].any() or not used[0]:
-        raise BadStream(f"grids {bits.tolist()} are marked as used, expected the first of {count}")
-    gain = reader.take(1, "gain")[0] - 128
+    count = reader.varint("number of used grids")
+    if not 1 <= count <= defaults.grids:
+        raise BadStream(f"{count} grids are used, expected 1 to {defaults.grids}")
+    level, gain = reader.take(2, "level of gaps and gain")
+    if level >= LAPLACE_LEVELS:
+        raise BadStream(f"level of gaps is {level}, expected 0 to {LAPLACE_LEVELS - 1}")
     heads = reader.take(len(TENSORS), "steps and levels of tensors")
     decoder = Decoder(LaplaceTables(), payload[reader.at :])
-    networks = _pull_networks(decoder, heads, gain, defaults)
+    used = _pull_used(decoder, level, count, defaults.grids)
+    networks = _pull_networks(decoder, heads, gain - 128, defaults)
     values = _pull_grids(decoder, networks, used, rows, columns)
     decoder.finish()
     return FittedLatents(networks, values)
+
+
+def _pull_used(decoder: Decoder, level: int, count: int, grids: int) -> NDArray[np.bool_]:
+    """Which of some grids are used: the first, and those behind the gaps."""
+    gaps = decoder.pull(_tables_of(level, count - 1))
+    places = np.cumsum([0, *(gaps + 1)])
+    if gaps.min(initial=0) < 0 or places[-1] >= grids:
+        raise BadStream(f"gaps between used grids are {gaps.tolist()}, of {grids} grids")
+    used = np.zeros(grids, bool)
+    used[places] = True
+    return used
 
 
 def _pull_networks(
@@ -533,13 +553,21 @@ def _decoded_tensor(name: str, byte: int, shape: tuple[int, ...], decoder: Decod
     if exponent >= PARAMETER_STEPS or (name == "gain" and exponent):
         raise BadStream(f"tensor {name} of a latent stream has step and level {byte}")
     count = int(np.prod(shape))
-    symbols = decoder.pull(np.full(count, 1 + LAPLACE_SHIFTS * level, np.uint8))
+    symbols = decoder.pull(_tables_of(level, count))
     unit = 1 if name == "gain" else 2 ** (2 + exponent)
     return (symbols * unit).reshape(shape)
 
 
+def _tables_of(level: int, count: int) -> NDArray[np.uint8]:
+    """The tables of symbols of one level about 0."""
+    return np.full(count, 1 + LAPLACE_SHIFTS * level, np.uint8)
+
+
 def multiply_adds(networks: LatentNetworks, used: int, used_cells: float, cell: int) -> float:
     """Multiply-adds per pixel of decoding a latent stream, without the autoencoder.
+
+    Those by weights of `syn.skip` that are 0 are not counted: where a grid stands for a channel,
+    there is one other for each grid.
 
     Args:
         used: grids that are used. used_cells: values of these grids per latent position.
@@ -547,6 +575,7 @@ def multiply_adds(networks: LatentNetworks, used: int, used_cells: float, cell: 
     """
     n, h, c = (len(networks.tensors[name]) for name in ("ar.b2", "syn.b1", "syn.b2"))
     autoregressive = INPUTS * n + n * n + 2 * n + INPUTS
-    synthesis = used * (h + c) + 18 * h + h * c
+    straight = np.count_nonzero(networks.tensors["syn.skip"]) / networks.grids
+    synthesis = used * (h + straight) + 18 * h + h * c
     upsampling = 16 * (used - networks.levels[0]) if used > networks.levels[0] else 0
     return (autoregressive * used_cells + synthesis + upsampling) / cell**2

@@ -2,10 +2,11 @@
 
     rankpress train autoencoder DATA --run runs/kl --minutes 60 --decay 20
 
-The loss is KL + lmbda · 255² · MSE / 2 + lmbda_ms_ssim · (1 - MS-SSIM) / 2, with the KL divergence
-from the normal distribution in bits per pixel and the lmbdas of one rate of the two ladders
-(train/tunes.py). The latents get the noise of their variance; in half of the crops it is enlarged
-up to NOISE_MAX times, so that the decoder is used to latents coded with few bits.
+The loss is R + lmbda · 255² · MSE / 2 + lmbda_ms_ssim · (1 - MS-SSIM) / 2, with the lmbdas of one
+rate of the two ladders (train/tunes.py). In half of the crops the latents get the noise of their
+variance, and R is the KL divergence from the normal distribution in bits per pixel. In the other
+half they are coded as coarsely as latent streams code them (`coarsely_coded`), R is about their
+bits, and the lmbdas are smaller by the square of the factor of the step.
 
 A new run starts from the layers at 1/8 resolution of a backbone of convolutions. The product of
 rank C that best predicts the features of its g_s from those of its g_a, by least squares, joins
@@ -37,8 +38,14 @@ from service.train.tunes import LADDER, MS_SSIM, ms_ssim_error, squared_error
 RATE = 6
 """Rate of the ladders whose lmbdas weigh the errors."""
 
-NOISE_MAX = 4.0
-"""Largest factor of the latents' noise."""
+FACTORS = (1.5, 16.0)
+"""Factors of the steps of coarse codes: qualities 8 and 1 of latent streams, about."""
+
+BLOCK = 8
+"""Side of the blocks of latents that are transformed."""
+
+BITS = 2.0
+"""Bits of a coefficient c, in steps, divided by log2(1 + |c|), about."""
 
 CLIP = 1.0
 """Largest norm of the gradient."""
@@ -64,6 +71,7 @@ class AutoencoderProgress:
 
     Attributes:
         step: of the run, from 0. minutes: since the session began.
+        loss: of all crops; all else is of those that are not coded coarsely.
         kl_bpp: KL divergence in bits per pixel. psnr_db: of the mean squared error.
         lr: learning rate of the last step.
     """
@@ -192,17 +200,62 @@ class AutoencoderRun:
 
 
 def _errors(net: KlAutoencoder, x: Tensor) -> Tensor:
-    """Loss, KL in bits per pixel, 255² · MSE and 1 - MS-SSIM of crops [B, H, W, 3], as [4]."""
+    """Loss of crops [B, H, W, 3], and of the first half KL, 255² · MSE and 1 - MS-SSIM, as [4]."""
+    half = max(1, len(x) // 2)
+    low, high = (math.log(f) for f in FACTORS)
+    factor = math.exp(low + (high - low) * float(torch.rand(())))
     with torch.autocast("cpu", torch.bfloat16):
         mean, log_variance = net.encode(x - 0.5)
-        factor = torch.exp(math.log(NOISE_MAX) * (2 * torch.rand(len(x)) - 1).clamp_min(0))
-        noise = torch.randn_like(mean) * factor[:, None, None, None]
-        x_hat = net.decode(mean + noise * torch.exp(log_variance / 2)) + 0.5
-    kl = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / (2 * LN2)
-    kl = kl / (x.numel() / 3)
-    mse, error = squared_error(x_hat, x), ms_ssim_error(x_hat.clamp(0, 1), x)
-    loss = kl + LADDER[RATE] * mse / 2 + MS_SSIM.lmbdas[RATE] * error / 2
+    noisy = mean[:half] + torch.randn_like(mean[:half]) * torch.exp(log_variance[:half] / 2)
+    deviation = torch.exp(log_variance.detach() / 2).mean((0, 1, 2))
+    coded, bits = coarsely_coded(mean[half:], factor * deviation)
+    with torch.autocast("cpu", torch.bfloat16):
+        x_hat = net.decode(torch.cat([noisy, coded])) + 0.5
+    kl = (mean.square() + log_variance.exp() - 1 - log_variance)[:half].sum() / (2 * LN2)
+    kl = kl / (x[:half].numel() / 3)
+    fine, mse, error = _weighed(x_hat[:half], x[:half])
+    loss = kl + fine
+    if half < len(x):
+        coarse, _, _ = _weighed(x_hat[half:], x[half:])
+        # Multiplied by the factor, so that coarse codes count about as much as fine ones.
+        loss = (loss + factor * bits / (x[half:].numel() / 3) + coarse / factor) / 2
     return torch.stack([loss, kl, mse, error])
+
+
+def _weighed(x_hat: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted error of crops, 255² · MSE and 1 - MS-SSIM."""
+    mse, error = squared_error(x_hat, x), ms_ssim_error(x_hat.clamp(0, 1), x)
+    return LADDER[RATE] * mse / 2 + MS_SSIM.lmbdas[RATE] * error / 2, mse, error
+
+
+def coarsely_coded(latents: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents as a code of few bits keeps them, and about the bits of all of them.
+
+    Blocks of a channel are transformed (DCT-II) and rounded to steps whose uniform noise has the
+    given deviation, values below 0.6 steps to 0. Gradients are those of latents that are not
+    rounded. Blocks begin at a random place.
+
+    Args:
+        latents: [B, rows, columns, C]. deviation: [C].
+    """
+    _, rows, columns, _ = latents.shape
+    top, left = (int(n) for n in torch.randint(BLOCK, (2,)))
+    bottom, right = ((-a - b) % BLOCK for a, b in ((rows, top), (columns, left)))
+    planes = latents.float().permute(0, 3, 1, 2)
+    planes = nn.functional.pad(planes, (left, right, top, bottom), mode="replicate")
+    blocks = planes.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+    step = (math.sqrt(12) * deviation)[:, None, None, None, None]
+    places = torch.arange(BLOCK)
+    basis = torch.cos(math.pi / BLOCK * (places + 0.5) * places[:, None])
+    basis = basis * torch.where(places > 0, 2, 1)[:, None].sqrt() / math.sqrt(BLOCK)
+    values = torch.einsum("bcyixj,ki,lj->bcykxl", blocks, basis, basis) / step
+    whole = values.sign() * (values.abs() + 0.4).floor()
+    inside = rows * columns / (planes.shape[2] * planes.shape[3])
+    bits = BITS * torch.log2(1 + values.abs()).sum() * inside
+    values = values + (whole - values).detach()
+    blocks = torch.einsum("bcykxl,ki,lj->bcyixj", values * step, basis, basis)
+    planes = blocks.flatten(4, 5).flatten(2, 3)
+    return planes[:, :, top : top + rows, left : left + columns].permute(0, 2, 3, 1), bits
 
 
 def _progress(step: int, minutes: float, steps: list[Tensor], lr: float) -> AutoencoderProgress:

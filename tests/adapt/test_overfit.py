@@ -165,10 +165,25 @@ def test_an_autoencoder_without_gradients_cannot_be_fitted_to() -> None:
 def test_the_sensitivity_is_that_of_a_linear_decoder() -> None:
     """A latent of 8×8 equal pixels in units of 32 steps changes them by (32 / 255)² · 64 in all."""
     latents = torch.zeros(20, 30, 3)
-    matrix = measure_sensitivity(AUTOENCODER, latents)
+    matrix = measure_sensitivity(AUTOENCODER, latents, 80)
     expected = 64 * (32 / 255) ** 2 * torch.eye(3)
     assert torch.allclose(matrix.diagonal(), expected.diagonal(), rtol=0.2)
     assert torch.allclose(matrix, expected, atol=0.1 * float(expected[0, 0]))
+
+
+def test_the_sensitivity_is_scaled_to_what_coarse_latents_show() -> None:
+    """Of a square root, the local slope at z says a quarter of what an error of -z shows."""
+
+    class Root(CellMeans):
+        def decode_tensor(self, latents: torch.Tensor) -> torch.Tensor:
+            return super().decode_tensor(latents.sign() * latents.abs().sqrt())
+
+    latents = torch.full((20, 30, 3), 0.25)
+    latents[::2] = -0.25
+    matrix = measure_sensitivity(Root("root"), latents, 16)
+    # The slope at 0.25 is 1; at quality 1 all latents are rounded to their mean, 0.
+    expected = 4 * 64 * (32 / 255) ** 2
+    assert torch.allclose(matrix.diagonal(), torch.tensor(expected), rtol=0.2)
 
 
 def test_plain_networks_take_the_steps_that_the_high_rate_rule_says() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import Small
 from safetensors.numpy import load, save
+from small_ladder import with_rates
 from small_model import photo_like
 
 from service.autoencoders.interfaces import (
@@ -42,8 +43,11 @@ from service.errors import (
 )
 from service.nets.autoencoder import KlAutoencoder
 from service.picture import Picture
+from service.runtime.decode_only import load_decode_only
+from service.runtime.loading import load_models
 from service.runtime.pipeline import LoadedModel
 from service.store.latent_networks import write_networks
+from service.store.model import StoredModel
 
 SIZES = AutoencoderSizes(channels=4, width=12, encoder_blocks=1, decoder_blocks=2)
 CPU = torch.device("cpu")
@@ -176,17 +180,42 @@ def test_a_model_s_transforms_are_an_autoencoder(loaded: LoadedModel, small: Sma
     assert own.decode(hostile).shape == (48, 48, 3)
 
 
+def test_a_model_s_own_autoencoder_is_that_of_its_lowest_rate(
+    small_model: StoredModel, tmp_path: Path
+) -> None:
+    """With torch and without; its networks are found by the identity at that rate."""
+    ladder = with_rates(small_model, (3, 6))
+    identity = ladder.at_rate(3 * 16).identity
+    file = tmp_path / "autoencoders" / "own" / f"{identity.hex()[:16]}.safetensors"
+    file.parent.mkdir(parents=True)
+    networks = plain_networks(small_model.sizes.M, n=5)
+    file.write_bytes(write_networks(networks))
+    with_torch = load_models((ladder,), "cpu", torch.float32)
+    full = open_autoencoders(tmp_path, with_torch, "cpu", decode_only=False)
+    light = open_autoencoders(tmp_path, load_decode_only((ladder,)), "cpu", decode_only=True)
+    own = full.named("own")
+    assert own.identity == light.named("own").identity
+    assert own.networks.tensors["ar.b2"].shape == networks.tensors["ar.b2"].shape
+    image = picture(40, 33)
+    latents = encode_picture(own, image)
+    box = Box(0, 0, image.height, image.width)
+    shown = [paint(one, latents, box, False).astype(int) for one in (own, light.named("own"))]
+    assert np.abs(shown[0] - shown[1]).max() <= 1
+    base = OwnAutoencoder(load_models((small_model,), "cpu", torch.float32)[0], None)
+    assert np.abs(shown[0] - paint(base, latents, box, False)).max() > 1, "other weights"
+
+
 def test_autoencoders_are_found_by_name_and_by_identity(
     loaded: LoadedModel, tmp_path: Path
 ) -> None:
     write_small(tmp_path / "autoencoders" / "kl")
     known = open_autoencoders(tmp_path, (loaded,), "cpu", decode_only=False)
-    assert known.names() == ("kl", "own")
-    assert known.named(None) is known.named("kl")
+    assert known.names() == ("own", "kl")
+    assert known.named(None) is known.named("own")
     for name in known.names():
         one = known.named(name)
         assert known.of_stream(one.identity[:4]) is one
-    with pytest.raises(ModelUnavailable, match="'x', expected one of kl, own"):
+    with pytest.raises(ModelUnavailable, match="'x', expected one of own, kl"):
         known.named("x")
     with pytest.raises(UnknownModel, match="needs autoencoder 01020304"):
         known.of_stream(bytes([1, 2, 3, 4]))

@@ -93,7 +93,8 @@ def predict(inputs: list[int], grid: int, t: dict[str, list]) -> tuple[int, int,
     def dot(row: list[int], values: list[int]) -> int:
         return sum(a * b for a, b in zip(row, values, strict=True))
 
-    a1 = [min(max((dot(w, inputs) + b) >> 2, 0), 65536) for w, b in zip(w1, b1[grid], strict=True)]
+    sizes = [abs(x) for x in inputs]
+    a1 = [min(max((dot(w, sizes) + b) >> 2, 0), 65536) for w, b in zip(w1, b1[grid], strict=True)]
     a2 = [min(max((dot(w, a1) + 256 * b) >> 10, 0), 65536) for w, b in zip(w2, b2, strict=True)]
     mean = (dot(w3[0], a2) + 256 * (b3[grid][0] + dot(skip, inputs))) >> 10
     log_scale = ((dot(w3[1], a2) + 256 * b3[grid][1]) >> 10) - 64 * t["gain"][grid]
@@ -132,20 +133,25 @@ def decode(
     payload: bytes, rows: int, columns: int, levels: list[int], defaults: dict[str, Ints]
 ) -> tuple[dict[str, Ints], dict[int, Grid]]:
     """The networks, and the used grids by their numbers."""
-    count = sum(levels)
-    mask = (count + 7) // 8
-    bits = [payload[i // 8] >> (7 - i % 8) & 1 for i in range(8 * mask)]
-    if not bits[0] or any(bits[count:]):
-        raise Malformed("mask")
-    symbols = Symbols(payload[mask + 1 + len(ORDER) :])
-    heads = payload[mask + 1 : mask + 1 + len(ORDER)]
-    tensors = read_tensors(heads, payload[mask] - 128, defaults, symbols)
+    count, at = payload[0] & 127, 1
+    if payload[0] > 127:
+        count, at = count + 128 * payload[1], 2
+    level, gain, heads = payload[at], payload[at + 1], payload[at + 2 : at + 2 + len(ORDER)]
+    if not 1 <= count <= sum(levels) or level > 47:
+        raise Malformed("used grids")
+    symbols = Symbols(payload[at + 2 + len(ORDER) :])
+    used = [0]
+    for gap in symbols.group([1 + 5 * level] * (count - 1)):
+        used.append(used[-1] + 1 + gap)
+        if gap < 0 or used[-1] >= sum(levels):
+            raise Malformed("gap")
+    tensors = read_tensors(heads, gain - 128, defaults, symbols)
     plain = {name: tensor.tolist() for name, tensor in tensors.items()}
     grids: dict[int, Grid] = {}
     coarser: list[Grid] = []
     for level in reversed(range(len(levels))):
         first = sum(levels[:level])
-        places = [g for g in range(first, first + levels[level]) if bits[g]]
+        places = [g for g in range(first, first + levels[level]) if g in used]
         h, w = ceil(rows / 2**level), ceil(columns / 2**level)
         coarser = decode_level(places, h, w, coarser, plain, symbols)
         grids |= dict(zip(places, coarser, strict=True))

@@ -14,7 +14,13 @@ from safetensors.numpy import save
 
 from codec import independent_overfit as page
 from service.adapt.latent_networks import LatentNetworksTorch, UsedGrids
-from service.codec.coder import LAPLACE_LEVELS, LAPLACE_SHIFTS, laplace_masses
+from service.codec.coder import (
+    LAPLACE_LEVELS,
+    LAPLACE_SHIFTS,
+    Encoder,
+    LaplaceTables,
+    laplace_masses,
+)
 from service.codec.overfit import (
     PARAMETER_STEPS,
     VALUE_MAX,
@@ -106,7 +112,7 @@ def test_a_payload_has_the_bytes_that_it_always_had() -> None:
     assert hashlib.sha256(payload).hexdigest() == PINNED
 
 
-PINNED = "73e5067ea1f9b87bb1e93ce43ddeb21d6cc27627e3e9a684ebab3cffb17955c8"
+PINNED = "24af93c592f693d13dccc3fb2dae5ba6e785fea330e435636156ce70fa405aa7"
 
 
 def test_tables_are_laplace_distributions() -> None:
@@ -162,11 +168,29 @@ def test_any_damage_is_refused_or_decodes() -> None:
     assert refused > len(payload)
 
 
-@pytest.mark.parametrize("head", [b"\x00", b"\x40", b"\x81", b""])
-def test_masks_are_refused_that_lack_the_first_grid_or_have_others(head: bytes) -> None:
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"\x00\x00", "0 grids are used"),
+        (b"\x08\x00", "8 grids are used"),
+        (b"\x01\x30", "level of gaps is 48"),
+        (b"\x80\x00", "padded"),
+        (b"", "needs"),
+    ],
+)
+def test_heads_are_refused_with_too_many_grids_or_none(head: bytes, said: str) -> None:
     payload = encode_latents(DEFAULTS, DEFAULTS, drawn(2, 3, [0]))
-    with pytest.raises(BadStream, match="grids"):
-        decode_fitted(head + payload[1:] if head else b"", 2, 3, DEFAULTS)
+    with pytest.raises(BadStream, match=said):
+        decode_fitted(head + payload[2:] if head else b"", 2, 3, DEFAULTS)
+
+
+@pytest.mark.parametrize("gaps", [[7], [-1], [2, 3]], ids=str)
+def test_gaps_are_refused_that_lead_back_or_beyond_the_last_grid(gaps: list[int]) -> None:
+    encoder = Encoder(LaplaceTables())
+    encoder.push(np.array(gaps, np.int32), np.full(len(gaps), 1 + 5 * 20, np.uint8))
+    payload = bytes([len(gaps) + 1, 20, 128, *bytes(16)]) + encoder.finish()
+    with pytest.raises(BadStream, match="gaps between used grids"):
+        decode_fitted(payload, 2, 3, DEFAULTS)
 
 
 def test_networks_files_come_back() -> None:

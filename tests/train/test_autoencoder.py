@@ -16,7 +16,7 @@ from service.export.autoencoder import export_autoencoder
 from service.nets.autoencoder import KlAutoencoder
 from service.store.model import StoredModel
 from service.store.read import default_path, load_model
-from service.train.autoencoder import AutoencoderRun, from_backbone
+from service.train.autoencoder import AutoencoderRun, coarsely_coded, from_backbone
 from service.train.evaluate import psnr_db
 from service.train.recipe import BackboneRecipe
 from service.train.sampler import Sampler, Source
@@ -24,9 +24,9 @@ from service.train.sampler import Sampler, Source
 SIZES = AutoencoderSizes(channels=4, width=8, encoder_blocks=1, decoder_blocks=1)
 
 
-def sampler(crop: int = 192) -> Sampler:
+def sampler(crop: int = 192, batch: int = 2) -> Sampler:
     tiles = torch.from_numpy(np.stack([photo_like(crop, crop, seed=seed) for seed in range(3)]))
-    recipe = BackboneRecipe(batch=1, crop=crop, groups=1, downscaled=0, grain=0, procedural=0)
+    recipe = BackboneRecipe(batch=batch, crop=crop, groups=1, downscaled=0, grain=0, procedural=0)
     return Sampler([Source(tiles, 1.0, True)], recipe)
 
 
@@ -46,6 +46,31 @@ def steps(run: AutoencoderRun, count: int) -> list[float]:
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     losses = steps(AutoencoderRun(tmp_path, sampler(), new, 4e-3), 24)
     assert np.median(losses[-8:]) < 0.8 * np.median(losses[:8])
+
+
+def test_a_batch_may_be_a_single_crop(tmp_path: Path) -> None:
+    assert np.isfinite(steps(AutoencoderRun(tmp_path, sampler(batch=1), new, 1e-3), 1)).all()
+
+
+def test_coarse_codes_keep_what_their_steps_allow() -> None:
+    torch.manual_seed(0)
+    latents = torch.randn(2, 19, 30, 3, requires_grad=True)
+    fine, many = coarsely_coded(latents, torch.full((3,), 0.01))
+    assert fine.shape == latents.shape
+    assert float((fine - latents).detach().std()) == pytest.approx(0.01, rel=0.15)
+    coarse, few = coarsely_coded(latents, torch.tensor([0.01, 0.3, 100.0]))
+    assert 0 < float(few.detach()) < float(many.detach())
+    errors = (coarse - latents).detach().square().mean((0, 1, 2)).sqrt()
+    assert float(errors[0]) < 0.02 and 0.25 < float(errors[1]) < 0.5
+    assert not coarse[..., 2].any(), "nothing of the third channel is left"
+    coarse.sum().backward()
+    assert latents.grad is not None
+    assert torch.allclose(latents.grad, torch.ones(()), atol=1e-4), "as if nothing were rounded"
+
+
+def test_coarse_codes_cost_nothing_for_flat_latents_but_their_mean() -> None:
+    flat, bits = coarsely_coded(torch.full((1, 16, 16, 1), 2.0), torch.full((1,), 0.1))
+    assert float((flat - 2).abs().max()) < 0.05 and float(bits) < 60
 
 
 def test_a_run_goes_on_from_its_state_as_if_nothing_had_happened(tmp_path: Path) -> None:
