@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"engine", "jobs", "http", "web", "api", "blobs", "settings", "logs", "tracing"},
     "pillow": COMMON | {"codec", "engine", "images", "settings"},
     "datasets": COMMON | {"images", "files"},
-    "eval": COMMON | {"ms_ssim", "images", "codec", "adapt", "engine", "files"},
+    "eval": COMMON | {"ms_ssim", "images", "codec", "autoencoders", "adapt", "engine", "files"},
     "bench": set(LAYERS) - SERVING - {"cli"},
     "train": COMMON | {"images", "files", "codec", "nets", "store", "datasets", "eval"},
     "rates": set(LAYERS) - SERVING - {"cli", "bench", "export", "zoo"},

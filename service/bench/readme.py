@@ -33,6 +33,8 @@ from service.eval.report import (
     adaptation_table,
     eval_table,
     ladder_table,
+    latent_costs,
+    latent_tables,
     parts_table,
     perceptual_table,
     rates_table,
@@ -62,6 +64,8 @@ TABLES: Final[Mapping[str, tuple[str, Callable[[Result], str]]]] = {
     "adaptation-kodak": ("adapted-kodak.json", adaptation_table),
     "ready": ("ready.json", adaptation_table),
     "variable-rate": ("variable-rate.json", ways_table),
+    "latent": ("latent.json", latent_tables),
+    "latent-efforts": ("latent-efforts.json", latent_costs),
 }
 """The file and the writer of each table that shows one whole file of results."""
 

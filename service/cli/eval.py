@@ -1,7 +1,8 @@
-"""`rankpress eval`, `eval-adaptation` and `eval-parts`, which need the `eval` extra."""
+"""`rankpress eval` and its relatives, which need the `eval` extra."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -161,6 +162,100 @@ def evaluate_parts(
     write_rows(out / "parts.csv", PartMeasurement, rows)
     summary = summarise_parts(rows, codec, this_machine(settings.device))
     typer.echo(parts_table(write_results(summary, out / "parts.json", record)))
+
+
+def evaluate_latent(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Pictures, by folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results, figures and crops.")],
+    autoencoders: Annotated[str, typer.Option(help="Names of autoencoders.")] = "kl,own",
+    qualities: Annotated[str, typer.Option(help="Qualities, 1 to 8.")] = "1,2.5,4,5.5,7",
+    efforts: Annotated[str, typer.Option(help="Efforts, 0 to 4.")] = "1",
+    rates: RatesOption = "1,2",
+    sheets: Annotated[str, typer.Option(help="Bits per pixel of sheets of crops.")] = "0.05,0.1",
+    record: options.Record = None,
+    store: options.Store = None,
+    threads: options.Threads = None,
+) -> None:
+    """Measure latent streams beside our lowest rates, AVIF and WebP at their smallest.
+
+    OUT/latent.csv and OUT/images.csv keep all measurements, so an interrupted run continues.
+    """
+    from service.engine.opening import open_engine
+    from service.errors import BadParameter
+    from service.eval import contact_sheet, latent_streams
+    from service.eval.adaptation import parse_efforts
+    from service.eval.evaluation import EvaluationPlan, parse_rates
+    from service.eval.latent_streams import LatentMeasurement
+    from service.eval.machine import this_machine
+    from service.eval.measurements import Measurement, read_rows, write_rows
+    from service.eval.pictures import read_folder
+    from service.eval.report import latent_tables
+
+    settings = settings_of(store=store, device="cpu", threads=threads, check=False, graphics=False)
+    names = tuple(autoencoders.split(","))
+    plan = latent_streams.LatentPlan(names, parse_rates(qualities), parse_efforts(efforts))
+    peers = latent_streams.low_rate_peers()
+    groups = {folder.name: read_folder(folder) for folder in folders}
+    if len(groups) < len(folders):
+        raise BadParameter("two folders have one name, expected a name for each table")
+    pictures = [picture for group in groups.values() for picture in group]
+    engine = open_engine(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    machine = this_machine(settings.device)
+    latent, images = out / "latent.csv", out / "images.csv"
+    known = read_rows(latent, LatentMeasurement) if latent.is_file() else ()
+    rows: list[LatentMeasurement] = []
+
+    def keep(row: LatentMeasurement) -> None:
+        rows.append(row)
+        if row in known:
+            return
+        kept = {r.fit for r in rows}
+        write_rows(latent, LatentMeasurement, [*rows, *(r for r in known if r.fit not in kept)])
+        name = f"{row.image} {row.codec} {row.setting} effort {row.effort}"
+        say(f"{name}: {row.bpp:.4f} bpp, {row.psnr_db:.2f} dB, {row.encode_ms / 1000:.0f} s")
+
+    latent_streams.measure_latents(pictures, engine, plan, known, keep)
+    known_files = read_rows(images, Measurement) if images.is_file() else ()
+    files = EvaluationPlan(parse_rates(rates), peers, perceptual=True)
+    others = _evaluate_with_progress(pictures, engine, files, known_files, images)
+    write_rows(images, Measurement, others)
+    summary = latent_streams.summarise_latents(groups, rows, others, engine, machine)
+    rounded = write_results(summary, out / "latent.json", record)
+    for name, group in groups.items():
+        hashes = {picture.sha256 for picture in group}
+        points = [r for r in rows if r.setting != latent_streams.CEILING]
+        drawn = [r for r in (*points, *others) if r.sha256 in hashes]
+        _draw_low_rates(drawn, out, name)
+        for bpp in parse_bpp(sheets):
+            chosen = contact_sheet.choose_pictures(group, 3)
+            sheet = contact_sheet.draw_latent_sheet(chosen, engine, rows, bpp)
+            sheet.save(out / f"crops-{name}-{bpp:g}.png", optimize=True)
+    typer.echo(latent_tables(rounded))
+
+
+def parse_bpp(text: str) -> tuple[float, ...]:
+    """Bits per pixel that commas separate. Raises BadParameter: one is not a positive number."""
+    from service.errors import BadParameter
+
+    try:
+        values = tuple(float(part) for part in text.split(",") if part)
+    except ValueError:
+        values = (0.0,)
+    if not all(0 < value < math.inf for value in values):
+        raise BadParameter(f"bits per pixel are {text!r}, expected such as 0.05,0.1")
+    return values
+
+
+def _draw_low_rates(rows: Sequence[Measurement], out: Path, name: str) -> None:
+    """Draw a figure for each metric, from the lowest bits per pixel on."""
+    from service.eval import curves, plots
+
+    measured = curves.average(rows)
+    for metric in curves.METRICS:
+        path = out / f"{name}-{metric.replace('_', '-')}.png"
+        shown = [c for c in measured if c.has(metric)]
+        plots.draw(shown, metric, f"{name}: mean of the pictures", path, plots.LOW_SPAN)
 
 
 def _evaluate_with_progress(

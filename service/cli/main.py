@@ -20,7 +20,7 @@ from service.cli import options
 from service.cli.bench import bench_app
 from service.cli.bulk import bulk
 from service.cli.codec import adapt, compress, decompress, maps
-from service.cli.eval import evaluate, evaluate_adaptation, evaluate_parts
+from service.cli.eval import evaluate, evaluate_adaptation, evaluate_latent, evaluate_parts
 from service.cli.jobs import jobs_app, worker
 from service.cli.options import open_codec, settings_of
 from service.cli.process import (
@@ -169,6 +169,7 @@ for command in (compress, decompress, maps, adapt, bulk, info, models, decoder_f
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("eval-adaptation")(evaluate_adaptation)
+app.command("eval-latent")(evaluate_latent)
 app.command("eval-parts")(evaluate_parts)
 app.command()(worker)
 app.add_typer(jobs_app, name="jobs")

@@ -151,6 +151,16 @@ class Engine:
         loaded = [known.named(name) for name in known.names()]
         return tuple(AutoencoderInfo(one.name, one.identity.hex()) for one in loaded)
 
+    def autoencoder(self, name: str | None) -> Autoencoder:
+        """An autoencoder by its name, None for the first.
+
+        Raises:
+            ModelUnavailable: no autoencoder of that name is loaded. StoreError: it is damaged.
+        """
+        if self._autoencoders is None:
+            raise ModelUnavailable("no autoencoder is loaded")
+        return self._autoencoders.named(name)
+
     def warm(self) -> int:
         """Merge whole rates of the first model until the cache is full, one ladder after the other.
 
@@ -289,9 +299,7 @@ class Engine:
         check_seconds(max_seconds)
         quality16 = rate16_of(quality, "quality")
         check_pixels(self._max_pixels, picture.width, picture.height)
-        if self._autoencoders is None:
-            raise ModelUnavailable("no autoencoder is loaded")
-        chosen = self._autoencoders.named(autoencoder)
+        chosen = self.autoencoder(autoencoder)
         check_pixels(self._max_pixels, picture.width, picture.height, chosen.cell)
         check_adaptable(base)
         from service.adapt.overfit import STEPS, LatentAdaptation, LatentTask

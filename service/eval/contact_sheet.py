@@ -14,8 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from service.codec.container import TUNES
 from service.engine.comparison import decode_peer
+from service.engine.engine import Engine
 from service.engine.target import Target
 from service.engine.types import Codec
+from service.eval import latent_streams
+from service.eval.latent_streams import LatentMeasurement
 from service.eval.metrics import psnr_db
 from service.eval.peer_codecs import fit_bytes, peer_named
 from service.eval.pictures import NamedPicture, decode_on_white
@@ -68,6 +71,41 @@ def draw_tunes_sheet(pictures: Sequence[NamedPicture], codec: Codec, rate: float
     Both tunes get at most the bytes of the larger of their two streams at the rate.
     """
     return _stack([_tunes_row(p, codec, rate) for p in pictures])
+
+
+def draw_latent_sheet(
+    pictures: Sequence[NamedPicture],
+    engine: Engine,
+    rows: Sequence[LatentMeasurement],
+    bpp: float,
+) -> Image.Image:
+    """Draw a row for each picture: latent streams of about some bits per pixel, peers, original.
+
+    Args:
+        rows: of the pictures, in which the quality that takes these bits is looked up. Peers get at
+            least as many bytes as the largest latent stream.
+    """
+    return _stack([_latent_row(p, engine, rows, bpp) for p in pictures])
+
+
+def _latent_row(
+    named: NamedPicture, engine: Engine, rows: Sequence[LatentMeasurement], bpp: float
+) -> Image.Image:
+    own = [r for r in rows if r.sha256 == named.sha256 and r.setting != latent_streams.CEILING]
+    effort = max(r.effort for r in own)
+    cells = []
+    for codec in dict.fromkeys(r.codec for r in own):
+        points = [r for r in own if r.codec == codec and r.effort == effort]
+        quality = latent_streams.quality_at(points, bpp)
+        name = codec.removeprefix(latent_streams.latent_name(""))
+        data = latent_streams.fit(engine, named.picture, name, quality, effort)
+        cells.append((f"{name} {quality:.3g}", data, decode_on_white(engine, data)))
+    most = max(len(data) for _, data, _ in cells)
+    size = named.picture.width, named.picture.height
+    for peer in latent_streams.PEERS:
+        quality, file = fit_bytes(peer, named.picture, most)
+        cells.append((f"{peer.name} {quality}", file, peer.decode(file, size)))
+    return _side_by_side(named, cells)
 
 
 def find_crop(rgb: U8) -> tuple[int, int]:

@@ -162,32 +162,34 @@ def bpp_at(curve: Curve, psnr_db: float) -> float | None:
     return _rate_at(_rising(curve, "psnr_db"), psnr_db)
 
 
-def at_equal(rows: Sequence[Measurement], metric: str) -> tuple[AtEqual, ...]:
+def at_equal(
+    rows: Sequence[Measurement], metric: str, name: str | None = None
+) -> tuple[AtEqual, ...]:
     """Return our bytes against the peer's at our quality, for each of our settings and each peer.
 
-    Our bytes are those of the tune for the metric if that was measured, else of tune PSNR; our
-    other tune counts as a peer.
+    Our bytes are those of the codec `name`, by default those of the tune for the metric if that was
+    measured, else of tune PSNR. All others count as peers.
     """
     tuned = our_name(MS_SSIM)
-    name = tuned if metric == "ms_ssim" and tuned in {r.codec for r in rows} else OURS
+    if name is None:
+        name = tuned if metric == "ms_ssim" and tuned in {r.codec for r in rows} else OURS
     ours = [r for r in rows if r.codec == name]
     results = []
     for setting in dict.fromkeys(r.setting for r in ours):
         for peer in dict.fromkeys(r.codec for r in rows if r.codec != name):
-            all_ratios = [_ratio(r, rows, peer, metric) for r in ours if r.setting == setting]
-            ratios = [ratio for ratio in all_ratios if ratio is not None]
+            all_ratios = [ratio(r, rows, peer, metric) for r in ours if r.setting == setting]
+            ratios = [known for known in all_ratios if known is not None]
             if ratios:
                 mean, best, worst = (
-                    100 * (ratio - 1)
-                    for ratio in (geometric_mean(ratios), min(ratios), max(ratios))
+                    100 * (one - 1) for one in (geometric_mean(ratios), min(ratios), max(ratios))
                 )
                 counts = len(ratios), len(all_ratios)
                 results.append(AtEqual(name, setting, peer, mean, best, worst, *counts))
     return tuple(results)
 
 
-def _ratio(ours: Measurement, rows: Sequence[Measurement], peer: str, metric: str) -> float | None:
-    """Return our bytes over the peer's at our quality, for one picture."""
+def ratio(ours: Measurement, rows: Sequence[Measurement], peer: str, metric: str) -> float | None:
+    """Return our bytes over the peer's at our quality, for one picture; None where it has none."""
     value = _scaled(metric, ours.value(metric))
     theirs = [r for r in rows if r.codec == peer and r.sha256 == ours.sha256]
     pairs = [(q, r.bytes) for r in theirs if (q := _scaled(metric, r.value(metric))) is not None]

@@ -17,7 +17,6 @@ from time import perf_counter
 from typing import Any, Final
 
 from service.codec.container import PSNR, TUNES
-from service.engine.comparison import decode_peer
 from service.engine.types import Codec
 from service.errors import BadParameter
 from service.eval import curves, metrics
@@ -107,10 +106,10 @@ def evaluate(
     known_by_key = {m.key: m for m in known if m.codec not in OUR_NAMES}
     results = []
     for named in pictures:
-        for codec_name, setting, compress, decode in _codecs(codec, plan):
+        for codec_name, setting, compress, decode in _codecs(codec, plan, named.picture):
             result = known_by_key.get((named.sha256, codec_name, setting))
             if result is None or (plan.perceptual and result.ssimulacra2 is None):
-                result = _measure(named, codec_name, setting, compress, decode, plan.perceptual)
+                result = measure_file(named, codec_name, setting, compress, decode, plan.perceptual)
             results.append(result)
             on_result(result)
     return tuple(results)
@@ -158,9 +157,10 @@ def to_json(result: Mapping[str, Any]) -> str:
 
 
 def _codecs(
-    codec: Codec, plan: EvaluationPlan
+    codec: Codec, plan: EvaluationPlan, picture: Picture
 ) -> Iterator[tuple[str, str, Callable[[Picture], bytes], Callable[[bytes], U8]]]:
-    """Yield codec, setting, compress and decompress of every file to make of a picture."""
+    """Yield codec, setting, compress and decompress of every file to make of the picture."""
+    size = picture.width, picture.height
     for tune, rate in product(plan.tunes, plan.rates):
 
         def compress(picture: Picture, rate: float = rate, tune: str = tune) -> bytes:
@@ -169,10 +169,11 @@ def _codecs(
         yield our_name(tune), f"rate {rate:g}", compress, partial(decode_on_white, codec)
     for peer in plan.peers:
         for quality in peer.qualities:
-            yield peer.name, f"q{quality}", partial(peer.compress, quality=quality), decode_peer
+            compress_peer = partial(peer.compress, quality=quality)
+            yield peer.name, f"q{quality}", compress_peer, partial(peer.decode, size=size)
 
 
-def _measure(
+def measure_file(
     named: NamedPicture,
     codec: str,
     setting: str,
@@ -180,6 +181,7 @@ def _measure(
     decode: Callable[[bytes], U8],
     perceptual: bool,
 ) -> Measurement:
+    """Compress a picture, decode the file, and measure both."""
     start = perf_counter()
     data = compress(named.picture)
     encoded = perf_counter()

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final
 
+import numpy as np
 from PIL import Image, features
 
 from service.engine.comparison import BEST, decode_peer, lowest_quality
 from service.errors import BadParameter, MissingExtra
 from service.eval import metrics
-from service.picture import Picture
+from service.picture import U8, Picture
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class PeerCodec:
         name: in tables and on the command line.
         format: Pillow's name of it. options: of Pillow's writer.
         qualities: the points of its curve, lowest first.
+        divisor: of the picture's sides; a smaller picture is shown at the original's size.
     """
 
     name: str
     format: str
     options: Mapping[str, Any] = field(hash=False)
     qualities: tuple[int, ...]
+    divisor: int = 1
 
     @property
     def family(self) -> str:
@@ -49,8 +52,18 @@ class PeerCodec:
             picture = picture.on_white()
         out = io.BytesIO()
         image = Image.fromarray(picture.samples())
+        if self.divisor > 1:
+            width, height = (-(-side // self.divisor) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
         image.save(out, format=self.format, quality=quality, **self.options)
         return out.getvalue()
+
+    def decode(self, data: bytes, size: tuple[int, int]) -> U8:
+        """Return the picture in such a file, laid on white, of a width and height."""
+        rgb = decode_peer(data)
+        if self.divisor == 1:
+            return rgb
+        return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
 
 
 _JPEG: Final = {"optimize": True, "progressive": True}
@@ -90,7 +103,7 @@ def choose_peers(names: Sequence[str]) -> tuple[PeerCodec, ...]:
         raise BadParameter(f"codec is {unknown[0]!r}, expected one of {', '.join(sorted(known))}")
     chosen = tuple(p for p in PEERS if p.name in names or p.family in names)
     for family in {p.family for p in chosen}:
-        _check_installed(family)
+        check_installed(family)
     return chosen
 
 
@@ -147,7 +160,8 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def _check_installed(family: str) -> None:
+def check_installed(family: str) -> None:
+    """Raise MissingExtra if files of a family cannot be written here."""
     if family == "jxl":
         if not importlib.util.find_spec("pillow_jxl"):
             raise MissingExtra("JPEG XL needs pip install 'rankpress[eval]'")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from service.codec.container import MS_SSIM
 from service.errors import MissingExtra
 from service.eval.curves import Curve
-from service.eval.measurements import OUR_NAMES, OURS, our_name
+from service.eval.measurements import OURS, our_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,8 @@ COLOURS: Final = {
     "jxl": "#ff7f0e",
     OURS: "#d62728",
     our_name(MS_SSIM): "#7f0000",
+    f"{OURS}-latent-kl": "#e377c2",
+    f"{OURS}-latent-own": "#8c564b",
 }
 MARKERS: Final = ("o", "s", "^", "x")
 """Markers of the peers of one family."""
@@ -39,17 +41,25 @@ PUBLISHED_COLOURS: Final = (
 MARGIN: Final = 1.6
 """The figure shows from our least bits per pixel divided by this to our most multiplied by it."""
 
-TICKS: Final = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2, 3)
+TICKS: Final = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2, 3)
 SPAN: Final = (0.1, 1.6)
-"""Bits per pixel that the figure shows in any case."""
+LOW_SPAN: Final = (0.02, 0.4)
+"""Bits per pixel that figures show in any case, and those of latent streams."""
 
 
-def draw(curves: Sequence[Curve], metric: str, title: str, path: Path) -> None:
+def draw(
+    curves: Sequence[Curve],
+    metric: str,
+    title: str,
+    path: Path,
+    span: tuple[float, float] = SPAN,
+) -> None:
     """Draw the figure of a metric as a PNG file.
 
     Args:
         curves: measured and published ones (those with a `source`).
         metric: "psnr_db", "ms_ssim" or "ssimulacra2".
+        span: bits per pixel that the figure shows in any case.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -61,15 +71,15 @@ def draw(curves: Sequence[Curve], metric: str, title: str, path: Path) -> None:
 
     figure = Figure(figsize=(11.5, 6.2), layout="constrained")
     axes = figure.add_subplot()
-    ours = [p.bpp for c in curves if c.name in OUR_NAMES for p in c.points]
-    low = min([SPAN[0], *(bpp / MARGIN for bpp in ours)])
-    high = max([SPAN[1], *(bpp * MARGIN for bpp in ours)])
+    ours = [p.bpp for c in curves if c.name.startswith(OURS) for p in c.points]
+    low = min([span[0], *(bpp / MARGIN for bpp in ours)])
+    high = max([span[1], *(bpp * MARGIN for bpp in ours)])
     inside: list[float] = []
     for curve, colour, marker in _styled([c for c in curves if c.has(metric)]):
         bpp = [p.bpp for p in curve.points]
         values = [p.value(metric) or 0.0 for p in curve.points]
         inside += [v for b, v in zip(bpp, values, strict=True) if low <= b <= high]
-        is_ours, measured = curve.name in OUR_NAMES, curve.source is None
+        is_ours, measured = curve.name.startswith(OURS), curve.source is None
         axes.plot(
             bpp,
             values,

@@ -150,6 +150,61 @@ def _points_of(summary: Result, name: str) -> list[Any]:
     return [p for c in summary["curves"] if c["name"] == name for p in c["points"]]
 
 
+def latent_tables(result: Result) -> str:
+    """Latent streams: points of all codecs by folder, bytes at equal quality, and costs."""
+    parts = []
+    for group in result["groups"]:
+        parts += [f"{group['group']}, mean of {group['images']} pictures:", _latent_points(group)]
+    parts += ["Bytes at equal quality:", _latent_domains(result), latent_costs(result)]
+    return "\n\n".join(parts)
+
+
+def _latent_points(group: Result) -> str:
+    rows = []
+    for curve in group["curves"]:
+        points = [*curve["points"]]
+        if ceiling := group["ceilings"].get(curve["name"]):
+            points.append(ceiling)
+        for p in points:
+            bpp = f"{p['bpp']:.3f}" if p["bytes"] else "-"
+            numbers = [_number(p["psnr_db"], 2), _number(p["ms_ssim"], 4)]
+            row = [f"{curve['name']}, {p['setting']}", bpp, *numbers]
+            rows.append([*row, _number(p["ssimulacra2"], 1)])
+    return table(["codec", "bpp", *(f"{t}{' dB' * (t == 'PSNR')}" for t in TITLES.values())], rows)
+
+
+def _latent_domains(result: Result) -> str:
+    """Our bytes against each peer's, a row for each kind of picture and metric."""
+    cells = {
+        (f"{e['domain']}, {TITLES[e['metric']]}", f"{_short(e['codec'])} / {e['peer']}"):
+        _compared_percent(e)
+        for e in result["domains"]
+    }  # fmt: skip
+    return pivot("pictures", sorted({column for _, column in cells}), cells)
+
+
+def latent_costs(result: Result) -> str:
+    """What latent streams cost, a row for each autoencoder, quality and effort."""
+    rows = [
+        [
+            f"{_short(c['codec'])}, {c['setting']}, effort {c['effort']}",
+            f"{c['bpp']:.3f}",
+            f"{c['loss_percent']:+.1f} %",
+            f"{100 * c['network_share']:.0f} %",
+            f"{c['multiply_adds']:.0f}, at most {c['most_multiply_adds']:.0f}",
+            f"{c['fit_s']:.1f}",
+            ms(c["decode_ms"]),
+        ]
+        for c in result["costs"]
+    ]
+    head = ["latent stream", "bpp", "R + lmbda·D", "networks, of bytes", "multiply-adds a pixel"]
+    return f"{table([*head, 's to fit', 'ms to decode'], rows)}\n\n{machine_words(result)}"
+
+
+def _short(codec: str) -> str:
+    return codec.rpartition("-")[2]
+
+
 def parts_table(summary: Result) -> str:
     """What parts of streams show: a row for each rate and part."""
     rows = [
