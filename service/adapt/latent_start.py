@@ -1,8 +1,9 @@
 """Where the fit of a latent stream starts: the weight of the error, steps, and grids that are used.
 
 The steps of the grids follow from how much the decoder changes pixels where latents change: the
-sensitivity, a matrix [C, C]. It is local, and errors of coarse latents show more than it says, in
-smooth pictures above all: two to three times as much. So it is scaled to what they really show.
+sensitivity, a matrix [C, C]. It predicts the error of small changes only. Coarsely rounded latents
+have one to three times the predicted error, the most in smooth pictures, so the sensitivity is
+multiplied by this ratio, which is measured.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ PATTERN_QUALITY: Final = 5
 """Quality at which steps of grids are the default ones."""
 
 LEAST_ENERGY: Final = 0.004
-"""Mean square of a grid, in its steps, from which on it is used. Grids with few values that are not
-0 hold much of what the eye sees: 0.05 took 1 dB at quality 5."""
-LEAST_SCALE, MOST_SCALE = 0.25, 8.0
-"""Bounds of what errors show to what the local sensitivity says."""
+"""Mean square of a grid, in its steps, from which on it is used. Grids with few values other than 0
+matter too: a threshold of 0.05 loses about 1 dB at quality 5."""
+LEAST_RATIO, MOST_RATIO = 0.25, 8.0
+"""Bounds of the ratio of the measured error to the predicted one."""
 PROBES: Final = 2
 WINDOWS: Final = 6
 WINDOW: Final = 64
@@ -101,8 +102,8 @@ def measure_sensitivity(
     """The mean of J'J over positions, [C, C]; J has derivatives of pixels in [0, 1] by a latent.
 
     Random signs v of all pixels give J'v, and the mean of (J'v)(J'v)' is J'J: Hutchinson, "A
-    stochastic estimator of the trace of the influence matrix". It is scaled so that it tells what
-    latents show that are rounded to the steps of a quality.
+    stochastic estimator of the trace of the influence matrix". It is multiplied by a number so that
+    it predicts the error of latents that are rounded to the steps of a quality.
 
     Args:
         latents: [rows, columns, C]; of large ones, random windows are looked at.
@@ -121,7 +122,7 @@ def measure_sensitivity(
             total += vectors.T @ vectors
             count += len(vectors)
     local = total / count
-    return local * _shown_to_said(autoencoder, chosen, local, high_rate_step(quality16))
+    return local * _error_ratio(autoencoder, chosen, local, high_rate_step(quality16))
 
 
 def _windows(latents: Tensor, generator: torch.Generator) -> list[Tensor]:
@@ -139,21 +140,28 @@ def _windows(latents: Tensor, generator: torch.Generator) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _shown_to_said(
+def _error_ratio(
     autoencoder: DifferentiableAutoencoder, windows: list[Tensor], local: Tensor, step: float
 ) -> float:
-    """What rounding errors of each channel show, divided by what the local sensitivity says."""
+    """The squared error of rounded latents' pixels, divided by the predicted one.
+
+    Args:
+        windows: latents to round and decode. local: the sensitivity that predicts.
+        step: of a variable whose unit changes the pixels by 1 in all.
+    """
     diagonal = local.diagonal()
     steps = step / diagonal.clamp_min(1e-6 * float(diagonal.max()) + 1e-30).sqrt()
     mean = torch.cat([window.flatten(0, 1) for window in windows]).mean(0)
-    shown = said = 0.0
+    measured = predicted = 0.0
     for window in windows:
         coarse = mean + ((window - mean) / steps).round() * steps
         pair = autoencoder.decode_tensor(torch.stack([window, coarse]))
-        shown += float((pair[1] - pair[0]).square().sum())
+        measured += float((pair[1] - pair[0]).square().sum())
         error = (coarse - window).flatten(0, 1)
-        said += float(((error @ local) * error).sum())
-    return min(max(shown / said, LEAST_SCALE), MOST_SCALE) if said > 0 else 1.0
+        predicted += float(((error @ local) * error).sum())
+    if predicted == 0:
+        return 1.0
+    return min(max(measured / predicted, LEAST_RATIO), MOST_RATIO)
 
 
 def weighted_inverse(matrix: Tensor, sensitivity: Tensor) -> Tensor:

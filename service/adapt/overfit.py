@@ -4,8 +4,7 @@ The loss is R + lmbda·D: the bits of the grids by the autoregressive network an
 networks, and the error of the latents as the decoder would show it, or that of decoded pixels
 (`LatentTask.distortion`). For the first, D is the sum of e' M e over positions, with e the error of
 a latent [C] and M [C, C] the mean of J'J, where J has the derivatives of all pixels by the latent,
-scaled to what errors of a quality's size show (`measure_sensitivity`). This takes no pass of the
-decoder in a step.
+multiplied by a measured ratio (`measure_sensitivity`). This takes no pass of the decoder in a step.
 
 As in adaptation.py, a stream is judged by measurement: halfway and at the end all is rounded,
 coded by the exact path, decoded, and kept if R + lmbda·D over real bytes and real 8-bit pixels is
@@ -16,7 +15,6 @@ Pictures larger than a tile are worked on tile by tile, in turn, so a step's mem
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +49,7 @@ from service.adapt.latent_start import (
     weighted_inverse,
 )
 from service.adapt.plan import decayed
-from service.adapt.task import Adaptation
+from service.adapt.task import Adaptation, digest_of
 from service.autoencoders.interfaces import (
     Autoencoder,
     DifferentiableAutoencoder,
@@ -130,10 +128,7 @@ class LatentTask:
         """SHA-256 in hex of all that a checkpoint must agree with, and of the autoencoder's."""
         p = self.picture
         values = ["latent", p.width, p.height, p.grey, self.quality16, self.seed, self.steps]
-        data = hashlib.sha256(identity + repr((values, self.distortion)).encode())
-        for plane in (p.rgb, p.alpha):
-            data.update(b"" if plane is None else np.ascontiguousarray(plane).data)
-        return data.hexdigest()
+        return digest_of(identity, (values, self.distortion), p)
 
 
 @dataclass(frozen=True, eq=False)

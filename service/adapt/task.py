@@ -47,10 +47,15 @@ class AdaptationTask:
         """SHA-256 in hex of all that a checkpoint must agree with, and of the weights' identity."""
         p = self.picture
         values = [p.width, p.height, p.grey, self.rate16, self.seed, self.plan, self.graphics]
-        data = hashlib.sha256(identity + repr(values).encode())
-        for plane in (p.rgb, p.alpha):
-            data.update(b"" if plane is None else np.ascontiguousarray(plane).data)
-        return data.hexdigest()
+        return digest_of(identity, values, p)
+
+
+def digest_of(identity: bytes, values: object, picture: Picture) -> str:
+    """SHA-256 in hex of the weights' identity, the `repr` of some values, and the samples."""
+    data = hashlib.sha256(identity + repr(values).encode())
+    for plane in (picture.rgb, picture.alpha):
+        data.update(b"" if plane is None else np.ascontiguousarray(plane).data)
+    return data.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def evaluate_latent(
     store: options.Store = None,
     threads: options.Threads = None,
 ) -> None:
-    """Measure latent streams beside our lowest rates, AVIF and WebP at their smallest.
+    """Compare latent streams with our lowest rates and with AVIF and WebP at their smallest.
 
     OUT/latent.csv and OUT/images.csv keep all measurements, so an interrupted run continues.
     """
@@ -188,13 +188,16 @@ def evaluate_latent(
     from service.eval.latent_streams import LatentMeasurement
     from service.eval.machine import this_machine
     from service.eval.measurements import Measurement, read_rows, write_rows
+    from service.eval.peer_codecs import installed
     from service.eval.pictures import read_folder
     from service.eval.report import latent_tables
 
     settings = settings_of(store=store, device="cpu", threads=threads, check=False, graphics=False)
     names = tuple(autoencoders.split(","))
-    plan = latent_streams.LatentPlan(names, parse_rates(qualities), parse_efforts(efforts))
-    peers = latent_streams.low_rate_peers()
+    plan = latent_streams.LatentPlan(
+        names, parse_rates(qualities, "qualities"), parse_efforts(efforts)
+    )
+    peers = installed(latent_streams.PEERS)
     groups = {folder.name: read_folder(folder) for folder in folders}
     if len(groups) < len(folders):
         raise BadParameter("two folders have one name, expected a name for each table")

@@ -228,7 +228,7 @@ def _loss_percent(row: AdaptationMeasurement, lmbda: float | None) -> float | No
         return None
     points = ((row.plain_bytes, row.plain_psnr_db), (row.bytes, row.psnr_db))
     plain, adapted = (
-        8 * size / row.pixels + lmbda * 255**2 / 10 ** (psnr_db / 10) for size, psnr_db in points
+        metrics.loss(8 * size / row.pixels, psnr_db, lmbda) for size, psnr_db in points
     )
     return 100 * (adapted / plain - 1)
 

@@ -162,17 +162,14 @@ def bpp_at(curve: Curve, psnr_db: float) -> float | None:
     return _rate_at(_rising(curve, "psnr_db"), psnr_db)
 
 
-def at_equal(
-    rows: Sequence[Measurement], metric: str, name: str | None = None
-) -> tuple[AtEqual, ...]:
+def at_equal(rows: Sequence[Measurement], metric: str) -> tuple[AtEqual, ...]:
     """Return our bytes against the peer's at our quality, for each of our settings and each peer.
 
-    Our bytes are those of the codec `name`, by default those of the tune for the metric if that was
-    measured, else of tune PSNR. All others count as peers.
+    Our bytes are those of the tune for the metric if that was measured, else of tune PSNR; our
+    other tune counts as a peer.
     """
     tuned = our_name(MS_SSIM)
-    if name is None:
-        name = tuned if metric == "ms_ssim" and tuned in {r.codec for r in rows} else OURS
+    name = tuned if metric == "ms_ssim" and tuned in {r.codec for r in rows} else OURS
     ours = [r for r in rows if r.codec == name]
     results = []
     for setting in dict.fromkeys(r.setting for r in ours):

@@ -52,8 +52,8 @@ class EvaluationPlan:
         return len(self.rates) * len(self.tunes) + sum(len(p.qualities) for p in self.peers)
 
 
-def parse_rates(text: str) -> tuple[float, ...]:
-    """Read rates from a text such as "4", "1-8" or "2,4,6.5".
+def parse_rates(text: str, name: str = "rates") -> tuple[float, ...]:
+    """Read rates, or what `name` says, from a text such as "4", "1-8" or "2,4,6.5".
 
     Raises:
         BadParameter: the text is neither numbers nor a range of whole numbers.
@@ -67,7 +67,7 @@ def parse_rates(text: str) -> tuple[float, ...]:
     except ValueError:
         rates = ()
     if not rates:
-        raise BadParameter(f"rates are {text!r}, expected 4, or 1-8, or 2,4,6.5")
+        raise BadParameter(f"{name} are {text!r}, expected 4, or 1-8, or 2,4,6.5")
     return rates
 
 

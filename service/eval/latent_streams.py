@@ -1,4 +1,4 @@
-"""Latent streams beside our lowest rates and other formats at their smallest.
+"""Latent streams, compared with our lowest rates and with other formats at their smallest.
 
 Every picture is fitted for every autoencoder, quality and effort. Its ceiling is what the
 autoencoder shows of its own latents, to which no stream of it can come closer than rounding.
@@ -22,11 +22,11 @@ from service.codec.container import RATE_UNIT, read_stream
 from service.codec.overfit import FittedLatents, decode_fitted, encode_latents, multiply_adds
 from service.codec.tiles import Box
 from service.engine.engine import Engine
-from service.eval import curves
+from service.eval import curves, metrics
 from service.eval.evaluation import measure_file
 from service.eval.machine import Machine
 from service.eval.measurements import OURS, Measurement
-from service.eval.peer_codecs import PeerCodec, check_installed, library_versions, peer_named
+from service.eval.peer_codecs import library_versions, peer_named
 from service.eval.pictures import NamedPicture, decode_on_white, group_of
 from service.picture import U8, Picture
 
@@ -100,15 +100,9 @@ def measure_latents(
     results = []
     for named, name in product(pictures, plan.autoencoders):
         autoencoder = engine.autoencoder(name)
-        identity = autoencoder.identity.hex()[:16]
-        fits = [(f"quality {q:g}", effort) for q in plan.qualities for effort in plan.efforts]
-        for setting, effort in [(CEILING, 0), *fits]:
-            row = known_fits.get((named.sha256, identity, setting, effort))
-            if row is None and setting == CEILING:
-                row = _measure_ceiling(named, autoencoder)
-            elif row is None:
-                quality = float(setting.removeprefix("quality "))
-                row = _measure_fit(named, engine, autoencoder, quality, effort)
+        for quality, effort in [(None, 0), *product(plan.qualities, plan.efforts)]:
+            key = named.sha256, _identity(autoencoder), _setting(quality), effort
+            row = known_fits.get(key) or _measure(named, engine, autoencoder, quality, effort)
             results.append(row)
             on_result(row)
     return tuple(results)
@@ -122,47 +116,49 @@ def fit(engine: Engine, picture: Picture, name: str, quality: float, effort: int
     return adaptation.best()
 
 
-def _measure_fit(
-    named: NamedPicture, engine: Engine, autoencoder: Autoencoder, quality: float, effort: int
+def _measure(
+    named: NamedPicture,
+    engine: Engine,
+    autoencoder: Autoencoder,
+    quality: float | None,
+    effort: int,
 ) -> LatentMeasurement:
-    name, picture = autoencoder.name, named.picture
-    start = perf_counter()
-    data = fit(engine, picture, name, quality, effort)
+    """Fit and measure a picture at a quality, or measure the ceiling, whose quality is None."""
+    picture, start = named.picture, perf_counter()
+    data = b"" if quality is None else fit(engine, picture, autoencoder.name, quality, effort)
     seconds = perf_counter() - start
+    fitted = _fitted(data, picture, autoencoder) if data else None
 
     def decode(data: bytes) -> U8:
-        return decode_on_white(engine, data)
+        return decode_on_white(engine, data) if data else _shown(picture, autoencoder)
 
-    file = measure_file(
-        named, latent_name(name), f"quality {quality:g}", lambda _: data, decode, perceptual=True
-    )
-    fitted = _fitted(data, picture, autoencoder)
+    codec = latent_name(autoencoder.name)
+    file = measure_file(named, codec, _setting(quality), lambda _: data, decode, perceptual=True)
     row = asdict(file) | {"encode_ms": 1000 * seconds}
     return LatentMeasurement(
         **row,
-        identity=autoencoder.identity.hex()[:16],
+        identity=_identity(autoencoder),
         effort=effort,
-        network_bytes=_network_bytes(fitted, autoencoder),
-        multiply_adds=_multiply_adds(fitted, autoencoder),
+        network_bytes=_network_bytes(fitted, autoencoder) if fitted else 0,
+        multiply_adds=_multiply_adds(fitted, autoencoder) if fitted else 0.0,
     )
 
 
-def _measure_ceiling(named: NamedPicture, autoencoder: Autoencoder) -> LatentMeasurement:
-    picture = named.picture
-    rgb = paint(
-        autoencoder,
-        encode_picture(autoencoder, picture),
-        Box(0, 0, picture.height, picture.width),
-        picture.grey,
-    )
-    shown = Picture(rgb, picture.alpha).on_white().rgb
-    file = measure_file(
-        named, latent_name(autoencoder.name), CEILING, lambda _: b"", lambda _: shown, True
-    )
-    identity = autoencoder.identity.hex()[:16]
-    return LatentMeasurement(
-        **asdict(file), identity=identity, effort=0, network_bytes=0, multiply_adds=0.0
-    )
+def _setting(quality: float | None) -> str:
+    return CEILING if quality is None else f"quality {quality:g}"
+
+
+def _identity(autoencoder: Autoencoder) -> str:
+    """First 16 hex digits of an autoencoder's identity."""
+    return autoencoder.identity.hex()[:16]
+
+
+def _shown(picture: Picture, autoencoder: Autoencoder) -> U8:
+    """What an autoencoder shows of the latents of a picture, laid on white."""
+    latents = encode_picture(autoencoder, picture)
+    box = Box(0, 0, picture.height, picture.width)
+    rgb = paint(autoencoder, latents, box, picture.grey)
+    return Picture(rgb, picture.alpha).on_white().rgb
 
 
 def _fitted(data: bytes, picture: Picture, autoencoder: Autoencoder) -> FittedLatents:
@@ -237,14 +233,6 @@ def _group(
             for curve in curves.average(own)
         ],
         "ceilings": {curve.name: asdict(curve.points[0]) for curve in curves.average(ceilings)},
-        "at_equal": {
-            metric: [
-                asdict(entry)
-                for codec in dict.fromkeys(row.codec for row in ceilings)
-                for entry in curves.at_equal(own, metric, codec)
-            ]
-            for metric in curves.METRICS
-        },
     }
 
 
@@ -296,9 +284,8 @@ def _costs(fits: Sequence[LatentMeasurement]) -> Iterator[dict[str, Any]]:
 
 
 def _loss(row: LatentMeasurement) -> float:
-    """R + lmbda·D of a stream, in bits per pixel."""
     lmbda = lmbda_of_quality(round(row.quality * RATE_UNIT))
-    return float(row.bpp + lmbda * 255**2 * 10 ** (-row.psnr_db / 10))
+    return metrics.loss(row.bpp, row.psnr_db, lmbda)
 
 
 def quality_at(rows: Sequence[LatentMeasurement], bpp: float) -> float:
@@ -310,10 +297,3 @@ def quality_at(rows: Sequence[LatentMeasurement], bpp: float) -> float:
     points = sorted((row.bpp, row.quality) for row in rows)
     rates, qualities = np.log([p[0] for p in points]), [p[1] for p in points]
     return round(float(np.interp(np.log(bpp), rates, qualities)) * RATE_UNIT) / RATE_UNIT
-
-
-def low_rate_peers() -> tuple[PeerCodec, ...]:
-    """PEERS, after a look whether this Pillow can write them. Raises MissingExtra: it cannot."""
-    for family in {peer.family for peer in PEERS}:
-        check_installed(family)
-    return PEERS

@@ -31,6 +31,11 @@ def ms_ssim_db(value: float) -> float:
     return -10 * math.log10(1 - value) if value < 1 else math.inf
 
 
+def loss(bpp: float, psnr_db: float, lmbda: float) -> float:
+    """Return R + lmbda·D in bits per pixel, with D the mean squared error in 8-bit steps."""
+    return float(bpp + lmbda * 255**2 / 10 ** (psnr_db / 10))
+
+
 def ssimulacra2(original: U8, other: U8) -> float:
     """Return the SSIMULACRA 2 score: 100 equal, 90 visually lossless, 50 low quality.
 

@@ -101,10 +101,14 @@ def choose_peers(names: Sequence[str]) -> tuple[PeerCodec, ...]:
     unknown = [n for n in names if n not in known]
     if unknown:
         raise BadParameter(f"codec is {unknown[0]!r}, expected one of {', '.join(sorted(known))}")
-    chosen = tuple(p for p in PEERS if p.name in names or p.family in names)
-    for family in {p.family for p in chosen}:
-        check_installed(family)
-    return chosen
+    return installed(tuple(p for p in PEERS if p.name in names or p.family in names))
+
+
+def installed(peers: tuple[PeerCodec, ...]) -> tuple[PeerCodec, ...]:
+    """Return the peers. Raises MissingExtra: files of one cannot be written here."""
+    for family in {p.family for p in peers}:
+        _check_installed(family)
+    return peers
 
 
 def peer_named(name: str) -> PeerCodec:
@@ -160,8 +164,7 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def check_installed(family: str) -> None:
-    """Raise MissingExtra if files of a family cannot be written here."""
+def _check_installed(family: str) -> None:
     if family == "jxl":
         if not importlib.util.find_spec("pillow_jxl"):
             raise MissingExtra("JPEG XL needs pip install 'rankpress[eval]'")
